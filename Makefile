@@ -1,0 +1,38 @@
+# `make help` lists the targets. Everything runs in .venv, which `make setup` builds.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+CACHE ?= $(or $(FINETUNE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator)
+export FINETUNE_CACHE := $(CACHE)
+BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format crds clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## python environment and control plane, cached outside the tree
+	@$(PYTHON) hack/setup.py
+	@$(BIN)/python -m finetune_local build
+
+demo: setup ## fine-tune a real 135M model through a real API server (KEEP=1 leaves the cluster up)
+	@$(BIN)/python -m finetune_local demo $(if $(KEEP),--keep)
+
+test: setup ## everything, as CI runs it
+	@$(BIN)/python hack/lint.py
+	@$(BIN)/python -m pytest
+
+check: setup ## the inner loop: lint, types, fast tests, under 90 s
+	@$(BIN)/python hack/lint.py
+	@$(BIN)/python -m pytest -m "not slow" -q
+
+format: ## ruff format and fixable lints
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+crds: ## write crds/ from the models
+	@$(BIN)/python -m finetune_api.crd > crds/finetune.dev_finetunejobs.yaml
+
+clean: ## remove what this tree built; caches outside it stay
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,110 @@
+"""Make .venv: a thin environment of this tree on top of a cached one with the dependencies.
+
+The dependencies are gigabytes, the tree is not. They are installed once into the cache folder, in
+an environment whose name is a hash of what pyproject.toml asks for and of the interpreter; every
+clone of this repository shares it. `.venv` holds the tree itself (editable) and sees the cached
+packages through one .pth file. Standard library only: this runs before anything is installed.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parent.parent
+DISK_BYTES = 25 * 1000**3  # environment 6 GB, pip's download 4 GB, Go modules and build 8 GB, room to run
+OWN = "finetune-operator["
+
+
+def main() -> int:
+    if sys.version_info < (3, 11):
+        return fail(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try make PYTHON=python3.12 ...")
+    try:
+        import ensurepip  # noqa: F401 - Debian ships Python without it
+        import venv  # noqa: F401
+    except ImportError:
+        return fail("Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv")
+    cache = Path(os.environ["FINETUNE_CACHE"]).expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    requirements = dependencies(tomllib.loads((TREE / "pyproject.toml").read_text()))
+    key = hashlib.sha256("\n".join([sys.version, sys.base_prefix, *requirements]).encode()).hexdigest()[:16]
+    shared = cache / f"venv-{key}"
+    with lock(cache / "venv.lock"):
+        if not (shared / ".complete").exists():
+            free = shutil.disk_usage(cache).free
+            if free < DISK_BYTES:
+                return fail(f"{free / 1e9:.0f} GB free in {cache}, {DISK_BYTES / 1e9:.0f} GB are needed; "
+                            "set FINETUNE_CACHE to a folder with room")
+            install(shared, requirements)
+    link(shared)
+    return 0
+
+
+def dependencies(project: dict) -> list[str]:
+    """Everything any part needs, without the self-reference of the dev extra."""
+    table = project["project"]
+    groups = [table["dependencies"], *table["optional-dependencies"].values()]
+    return sorted({r for group in groups for r in group if not r.startswith(OWN)} | set(project["build-system"]["requires"]))
+
+
+def install(shared: Path, requirements: list[str]) -> None:
+    print(f"Python packages -> {shared} (about 6 GB, a few minutes, once)", flush=True)
+    shutil.rmtree(shared, ignore_errors=True)
+    run(sys.executable, "-m", "venv", str(shared))
+    # DS_BUILD_OPS=0: no op is compiled, neither now nor at run time. editables: hatchling's, for `link`.
+    run(str(shared / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "on",
+        "--no-warn-script-location", "editables", *requirements, env={**os.environ, "DS_BUILD_OPS": "0"})
+    (shared / ".complete").touch()
+
+
+def link(shared: Path) -> None:
+    """Build or mend .venv; cheap when nothing changed."""
+    venv_dir, stamp = TREE / ".venv", TREE / ".venv" / ".made-from"
+    made_from = f"{shared}\n{TREE}\n{hashlib.sha256((TREE / 'pyproject.toml').read_bytes()).hexdigest()}"
+    if stamp.exists() and stamp.read_text() == made_from:
+        return
+    shutil.rmtree(venv_dir, ignore_errors=True)
+    run(sys.executable, "-m", "venv", str(venv_dir))
+    minor = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    site = venv_dir / "lib" / minor / "site-packages"
+    (site / "_dependencies.pth").write_text(f"{shared / 'lib' / minor / 'site-packages'}\n")
+    run(str(venv_dir / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "-q", "--no-deps",
+        "--no-build-isolation", "-e", str(TREE))
+    for tool in ("ruff", "lint-imports", "ninja"):
+        source, target = shared / "bin" / tool, venv_dir / "bin" / tool
+        if source.exists() and not target.exists():
+            target.symlink_to(source)
+    stamp.write_text(made_from)
+
+
+def run(*command: str, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, env=env, check=False)
+    if done.returncode:
+        sys.exit(fail(f"failed ({done.returncode}): {' '.join(command)}; run the same target again to go on"))
+
+
+class lock:
+    """Two clones setting up at once take turns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        self.file = self.path.open("w")
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def fail(message: str) -> int:
+    print(f"setup: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
