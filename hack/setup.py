@@ -12,33 +12,46 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent
-DISK_BYTES = 25 * 1000**3  # environment 6 GB, pip's download 4 GB, Go modules and build 8 GB, room to run
+DISK_BYTES = (
+    25 * 1000**3
+)  # environment 6 GB, pip's download 4 GB, Go modules and build 8 GB, room to run
+MINIMUM_PYTHON = (3, 11)
 OWN = "finetune-operator["
 
 
 def main() -> int:
-    if sys.version_info < (3, 11):
-        return fail(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; try make PYTHON=python3.12 ...")
+    if sys.version_info < MINIMUM_PYTHON:
+        return fail(
+            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; "
+            "name another one: make PYTHON=python3.12 ..."
+        )
+    import tomllib
+
     try:
         import ensurepip  # noqa: F401 - Debian ships Python without it
         import venv  # noqa: F401
     except ImportError:
-        return fail("Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv")
+        return fail(
+            "Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"
+        )
     cache = Path(os.environ["FINETUNE_CACHE"]).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     requirements = dependencies(tomllib.loads((TREE / "pyproject.toml").read_text()))
-    key = hashlib.sha256("\n".join([sys.version, sys.base_prefix, *requirements]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        "\n".join([sys.version, sys.base_prefix, *requirements]).encode()
+    ).hexdigest()[:16]
     shared = cache / f"venv-{key}"
-    with lock(cache / "venv.lock"):
+    with Lock(cache / "venv.lock"):
         if not (shared / ".complete").exists():
             free = shutil.disk_usage(cache).free
             if free < DISK_BYTES:
-                return fail(f"{free / 1e9:.0f} GB free in {cache}, {DISK_BYTES / 1e9:.0f} GB are needed; "
-                            "set FINETUNE_CACHE to a folder with room")
+                return fail(
+                    f"{free / 1e9:.0f} GB free in {cache}, {DISK_BYTES / 1e9:.0f} GB are needed; "
+                    "set FINETUNE_CACHE to a folder with room"
+                )
             install(shared, requirements)
     link(shared)
     return 0
@@ -48,23 +61,39 @@ def dependencies(project: dict) -> list[str]:
     """Everything any part needs, without the self-reference of the dev extra."""
     table = project["project"]
     groups = [table["dependencies"], *table["optional-dependencies"].values()]
-    return sorted({r for group in groups for r in group if not r.startswith(OWN)} | set(project["build-system"]["requires"]))
+    return sorted(
+        {r for group in groups for r in group if not r.startswith(OWN)}
+        | set(project["build-system"]["requires"])
+    )
 
 
 def install(shared: Path, requirements: list[str]) -> None:
     print(f"Python packages -> {shared} (about 6 GB, a few minutes, once)", flush=True)
     shutil.rmtree(shared, ignore_errors=True)
     run(sys.executable, "-m", "venv", str(shared))
-    # DS_BUILD_OPS=0: no op is compiled, neither now nor at run time. editables: hatchling's, for `link`.
-    run(str(shared / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "on",
-        "--no-warn-script-location", "editables", *requirements, env={**os.environ, "DS_BUILD_OPS": "0"})
+    # DS_BUILD_OPS=0: no op is compiled. editables: hatchling needs it in `link`.
+    run(
+        str(shared / "bin/python"),
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--progress-bar",
+        "on",
+        "--no-warn-script-location",
+        "editables",
+        *requirements,
+        env={**os.environ, "DS_BUILD_OPS": "0"},
+    )
     (shared / ".complete").touch()
 
 
 def link(shared: Path) -> None:
     """Build or mend .venv; cheap when nothing changed."""
     venv_dir, stamp = TREE / ".venv", TREE / ".venv" / ".made-from"
-    made_from = f"{shared}\n{TREE}\n{hashlib.sha256((TREE / 'pyproject.toml').read_bytes()).hexdigest()}"
+    made_from = (
+        f"{shared}\n{TREE}\n{hashlib.sha256((TREE / 'pyproject.toml').read_bytes()).hexdigest()}"
+    )
     if stamp.exists() and stamp.read_text() == made_from:
         return
     shutil.rmtree(venv_dir, ignore_errors=True)
@@ -72,8 +101,18 @@ def link(shared: Path) -> None:
     minor = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = venv_dir / "lib" / minor / "site-packages"
     (site / "_dependencies.pth").write_text(f"{shared / 'lib' / minor / 'site-packages'}\n")
-    run(str(venv_dir / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "-q", "--no-deps",
-        "--no-build-isolation", "-e", str(TREE))
+    run(
+        str(venv_dir / "bin/python"),
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-e",
+        str(TREE),
+    )
     for tool in ("ruff", "lint-imports", "ninja"):
         source, target = shared / "bin" / tool, venv_dir / "bin" / tool
         if source.exists() and not target.exists():
@@ -84,10 +123,12 @@ def link(shared: Path) -> None:
 def run(*command: str, env: dict[str, str] | None = None) -> None:
     done = subprocess.run(command, env=env, check=False)
     if done.returncode:
-        sys.exit(fail(f"failed ({done.returncode}): {' '.join(command)}; run the same target again to go on"))
+        sys.exit(
+            fail(f"failed ({done.returncode}): {' '.join(command)}; run the target again to go on")
+        )
 
 
-class lock:
+class Lock:
     """Two clones setting up at once take turns."""
 
     def __init__(self, path: Path) -> None:

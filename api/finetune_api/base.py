@@ -1,0 +1,58 @@
+"""Base classes of every message: camelCase on the wire, frozen in memory."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic.alias_generators import to_camel
+
+API_GROUP = "finetune.dev"
+API_VERSION = "finetune.dev/v1alpha1"
+
+
+class Message(BaseModel):
+    """A versioned message. Readers ignore unknown fields: the other side may be newer."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        # Infinity and NaN are no JSON: one of them makes the API server refuse a whole patch.
+        allow_inf_nan=False,
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready dict in wire names; absent means absent, never null."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_json(self) -> str:
+        """Compact JSON in wire names."""
+        return self.model_dump_json(exclude_none=True)
+
+    def replace(self, **changes: Any) -> Self:
+        """A validated copy with some fields changed (python names)."""
+        return type(self).model_validate(dict(self) | changes)
+
+
+def _parse_time(value: object) -> object:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).replace(microsecond=0)
+    return value
+
+
+def format_time(value: datetime) -> str:
+    """RFC 3339 in UTC with second precision, as Kubernetes writes times."""
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+Time = Annotated[
+    datetime,
+    BeforeValidator(_parse_time),
+    PlainSerializer(format_time, return_type=str, when_used="always"),
+]
+"""A moment in UTC, whole seconds, RFC 3339 on the wire."""

@@ -1,0 +1,122 @@
+"""Facts that the trainer measures and the status shows: the same models on both sides."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from finetune_api.base import Message, Time
+
+Stage = Literal[
+    "PreparingData", "LoadingModel", "Training", "Evaluating", "Checkpointing", "Exporting"
+]
+
+
+class SourceSummary(Message):
+    """One training source after preparation."""
+
+    source: str = Field(max_length=512)
+    rows: int
+    examples: int
+    passes: float | None = Field(default=None, description="How often it is seen in the whole run.")
+
+
+class DataSummary(Message):
+    """What preparation made of the training data."""
+
+    examples: int = Field(description="Examples that are trained on.")
+    rows: int = Field(description="Packed rows.")
+    tokens: int = Field(description="Tokens in all rows.")
+    trained_tokens: int = Field(description="Tokens that carry loss.")
+    packing_efficiency: float = Field(description="Tokens / (rows x sequenceLength).")
+    dropped_overlong: int = Field(default=0, description="Examples longer than sequenceLength.")
+    dropped_useless: int = Field(
+        default=0, description="Empty examples, or none of their tokens is trained."
+    )
+    validation_examples: int = Field(default=0, description="Held-out examples.")
+    validation_rows: int = Field(default=0, description="Held-out rows.")
+    validation_trained_tokens: int = Field(
+        default=0, description="Held-out tokens that carry loss."
+    )
+    steps_per_epoch: int | None = Field(default=None, description="Optimizer steps per pass.")
+    sources: list[SourceSummary] = Field(default_factory=list, max_length=16)
+
+
+class Plan(Message):
+    """What was chosen where the spec left it open. Frozen with the first attempt."""
+
+    zero_stage: int = Field(description="ZeRO stage.")
+    micro_batch_size: int = Field(description="Rows per device and forward pass.")
+    gradient_accumulation_steps: int = Field(description="Forward passes per optimizer step.")
+    global_batch_size: int = Field(description="Rows per optimizer step.")
+    learning_rate: float = Field(description="Peak learning rate.")
+    total_steps: int = Field(description="Optimizer steps of the whole run.")
+    warmup_steps: int = Field(description="Steps of warm-up.")
+    checkpoint_bytes: int = Field(description="Size of one checkpoint: 12 bytes a parameter.")
+
+
+class Progress(Message):
+    """Where training stands after the last finished step."""
+
+    step: int = Field(description="Finished optimizer steps.")
+    total_steps: int = Field(description="Steps of the whole run.")
+    epoch: float | None = Field(default=None, description="Passes over the data so far.")
+    train_loss: float | None = Field(
+        default=None, description="Loss of the last step, nats per trained token."
+    )
+    learning_rate: float | None = Field(default=None, description="Learning rate of the last step.")
+    grad_norm: float | None = Field(default=None, description="Global L2 norm before clipping.")
+    tokens_seen: int = Field(default=0, description="Tokens of all finished steps of the run.")
+    skipped_steps: int = Field(
+        default=0, description="Steps that were not applied: non-finite gradients."
+    )
+    tokens_per_second: float | None = Field(
+        default=None, description="Packed tokens, all devices, last minute."
+    )
+    trained_tokens_per_second: float | None = Field(
+        default=None, description="Tokens with loss, last minute."
+    )
+    eta_seconds: int | None = Field(default=None, description="Estimated seconds of training left.")
+    last_update_time: Time | None = Field(default=None, description="When the last step ended.")
+
+
+class Evaluation(Message):
+    """Validation loss in nats per trained token."""
+
+    baseline: float | None = Field(default=None, description="Before the first step.")
+    last: float | None = Field(default=None, description="Newest.")
+    last_step: int | None = Field(default=None, description="Step of the newest.")
+    best: float | None = Field(default=None, description="Lowest, the baseline included.")
+    best_step: int | None = Field(default=None, description="Step of the lowest.")
+
+
+class CheckpointRecord(Message):
+    """One published checkpoint on storage."""
+
+    step: int
+    location: str = Field(max_length=700)
+    creation_time: Time
+    size_bytes: int
+    verified: bool = Field(description="Read back from storage and equal to its checksums.")
+    world_size: int
+    validation_loss: float | None = None
+
+
+class Output(Message):
+    """The finished model folder."""
+
+    location: str = Field(max_length=700)
+    size_bytes: int
+    verified: bool = Field(description="Loaded back with transformers and compared.")
+
+
+class StepLedger(Message):
+    """What an attempt spent its time on, in seconds of one device (all devices run in step)."""
+
+    productive_seconds: float = Field(
+        default=0.0, description="Steps no earlier attempt had reached."
+    )
+    redone_seconds: float = Field(
+        default=0.0, description="Steps an earlier attempt had already reached."
+    )
+    first_step: int | None = Field(default=None, description="Step the attempt started from.")
+    highest_step: int | None = Field(default=None, description="Highest finished step.")

@@ -1,0 +1,119 @@
+"""What passes between the operator and a pod: configuration in, report and result out."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from finetune_api.base import API_VERSION, Message, Time
+from finetune_api.names import RESULT_MAX_BYTES
+from finetune_api.progress import (
+    CheckpointRecord,
+    DataSummary,
+    Evaluation,
+    Output,
+    Plan,
+    Progress,
+    Stage,
+    StepLedger,
+)
+from finetune_api.spec import Checkpoints, Dataset, Model, Training
+
+Role = Literal["prepare", "worker"]
+
+
+class RunConfig(Message):
+    """The environment variable FINETUNE_RUN of every pod. Never holds a secret."""
+
+    api_version: str = API_VERSION
+    job_name: str
+    job_namespace: str
+    job_uid: str
+    role: Role
+    attempt: int = Field(default=0, description="0 for the prepare pod.")
+    highest_step: int = Field(default=0, description="Highest step any earlier attempt finished.")
+    model: Model
+    dataset: Dataset
+    training: Training
+    checkpoints: Checkpoints
+    cache: str | None = Field(default=None, description="pvc:// folder; absent: <storage>/cache.")
+    mounts: dict[str, str] = Field(description="Claim name -> path in the pod.")
+    plan: Plan | None = Field(default=None, description="Workers only.")
+    prepared_digest: str | None = Field(default=None, description="Workers only.")
+    run_digest: str | None = Field(default=None, description="Workers only.")
+    termination_grace_period_seconds: int = 300
+
+
+class RankHeartbeat(Message):
+    """How long ago a local rank last said something."""
+
+    rank: int
+    age_seconds: float
+
+
+class Report(Message):
+    """Answer of GET http://<pod ip>:29600/v1/report, served by every worker."""
+
+    api_version: str = API_VERSION
+    job_uid: str = Field(max_length=64)
+    attempt: int
+    worker_index: int
+    sequence: int = Field(description="Grows with every change; an older one is ignored.")
+    stage: Stage
+    stage_since: Time
+    activity: int = Field(description="Completed work of any kind; grows in every stage.")
+    activity_age_seconds: float = Field(description="Seconds since activity last grew.")
+    ranks: list[RankHeartbeat] = Field(default_factory=list, max_length=64)
+    # The rest comes from worker 0 only.
+    progress: Progress | None = None
+    evaluation: Evaluation | None = None
+    ledger: StepLedger | None = None
+    checkpoints: list[CheckpointRecord] = Field(default_factory=list, max_length=10)
+
+
+class PrepareResult(Message):
+    """What only the prepare pod can find out."""
+
+    prepared_digest: str
+    run_digest: str
+    model_revision: str
+    parameter_count: int
+    data: DataSummary
+    finished: Output | None = Field(
+        default=None, description="Storage already holds the verified model of this very run."
+    )
+
+
+Outcome = Literal["Succeeded", "Stopped", "Failed"]
+
+
+class Result(Message):
+    """The container's termination message: what it says about its own end."""
+
+    api_version: str = API_VERSION
+    outcome: Outcome
+    reason: str = Field(max_length=64, description="CamelCase.")
+    message: str = Field(
+        default="", max_length=1024, description="For people: what, where, what to do."
+    )
+    failed_rank: int | None = None
+    progress: Progress | None = None
+    evaluation: Evaluation | None = None
+    ledger: StepLedger | None = None
+    checkpoints: list[CheckpointRecord] = Field(default_factory=list, max_length=10)
+    output: Output | None = None
+    prepared: PrepareResult | None = None
+
+    def to_termination_message(self) -> str:
+        """JSON within the kubelet's limit: old checkpoints, then sources, then text are cut."""
+        result = self
+        while len(encoded := result.to_json()) > RESULT_MAX_BYTES:
+            if len(result.checkpoints) > 1:
+                result = result.replace(checkpoints=result.checkpoints[:-1])
+            elif result.prepared and result.prepared.data.sources:
+                data = result.prepared.data.replace(sources=[])
+                result = result.replace(prepared=result.prepared.replace(data=data))
+            elif len(result.message) > 64:
+                result = result.replace(message=result.message[: len(result.message) // 2])
+            else:
+                result = Result(outcome=self.outcome, reason=self.reason)
+        return encoded

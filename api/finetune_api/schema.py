@@ -1,0 +1,36 @@
+"""Small builders for what pydantic cannot say: CEL rules and open objects."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One CEL rule: what must hold, and the sentence a user reads when it does not."""
+
+    rule: str
+    message: str
+    field_path: str | None = None
+    optional_old_self: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `x-kubernetes-validations` wants it."""
+        entry: dict[str, Any] = {"rule": self.rule, "message": self.message}
+        if self.field_path:
+            entry["fieldPath"] = self.field_path
+        if self.optional_old_self:
+            entry["optionalOldSelf"] = True
+        return entry
+
+
+def rules(*entries: Rule) -> dict[str, Any]:
+    """`json_schema_extra` that attaches rules to a field or a model."""
+    return {"x-kubernetes-validations": [entry.to_dict() for entry in entries]}
+
+
+def opaque(**declared: dict[str, Any]) -> dict[str, Any]:
+    """An object that keeps whatever it is given; CEL sees only the declared properties."""
+    schema: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    if declared:
+        schema["properties"] = declared
+    return schema

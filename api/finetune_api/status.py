@@ -1,0 +1,175 @@
+"""FineTuneJobStatus: what the operator says about a job."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from finetune_api.base import Message, Time
+from finetune_api.progress import (
+    CheckpointRecord,
+    DataSummary,
+    Evaluation,
+    Output,
+    Plan,
+    Progress,
+    Stage,
+)
+
+Phase = Literal[
+    "Pending",
+    "Preparing",
+    "Starting",
+    "Running",
+    "Restarting",
+    "Succeeded",
+    "Failed",
+]
+Sentence = Annotated[str, Field(max_length=1024)]
+Word = Annotated[str, Field(max_length=64)]
+
+
+class Resolved(Message):
+    """Chosen once, at the first commit, and kept for the life of the job."""
+
+    image: str = Field(max_length=512, description="Trainer image.")
+    model_revision: str = Field(
+        max_length=128, description="Digest of the model folder's contents."
+    )
+    prepared_digest: str = Field(max_length=128, description="Digest of the prepared data.")
+    run_digest: str = Field(max_length=128, description="What a resume must match.")
+    parameter_count: int = Field(description="Parameters of the model.")
+
+
+class WorkerCounts(Message):
+    """Pods of the current attempt."""
+
+    desired: int = 0
+    running: int = 0
+    pending: int = 0
+    failed: int = 0
+
+
+class Usage(Message):
+    """Device time from bound to a node until the trainer container ended, x devices, all attempts.
+
+    The three parts always add up to deviceSeconds: productive and lost are measured in steps,
+    overhead is the rest.
+    """
+
+    device_seconds: int = Field(default=0, description="Seconds x devices, all attempts.")
+    productive_device_seconds: int = Field(default=0, description="Spent on steps that were new.")
+    lost_device_seconds: int = Field(default=0, description="Spent on steps done before.")
+    overhead_device_seconds: int = Field(
+        default=0, description="Everything else: start, loading, saving, waiting."
+    )
+    gpu_hours: str = Field(default="0.00", max_length=32, description="deviceSeconds / 3600.")
+    estimated: bool = Field(
+        default=False,
+        description="True when a pod vanished unobserved: charged up to its last proof of life.",
+    )
+
+
+class Attempt(Message):
+    """One gang from its commit to its end."""
+
+    number: int
+    start_time: Time
+    completion_time: Time | None = None
+    outcome: Word | None = Field(
+        default=None, description="Succeeded, Failed, Preempted; absent while it runs."
+    )
+    reason: Word | None = None
+    worker: int | None = Field(default=None, description="Index of the worker that failed first.")
+    exit_code: int | None = None
+    message: Sentence | None = None
+    counted: bool | None = Field(
+        default=None, description="Whether its end counts against maxRestarts."
+    )
+    device_seconds: int = 0
+    productive_device_seconds: int = 0
+    lost_device_seconds: int = 0
+    estimated: bool = False
+    first_step: int | None = None
+    last_step: int | None = None
+    checkpoint_step: int | None = None
+    accounted_until: Time | None = Field(
+        default=None, description="Moment up to which deviceSeconds counts running pods."
+    )
+    vanished_workers: int = Field(
+        default=0, description="Pods that vanished before their end was seen."
+    )
+    vanished_device_seconds: int = Field(
+        default=0, description="Their part of deviceSeconds, up to the last proof of life."
+    )
+
+
+class Display(Message):
+    """Ready strings for printer columns, which cannot format."""
+
+    progress: Word | None = None
+    step: Word | None = None
+    loss: Word | None = None
+    eta: Word | None = None
+    gpu_hours: Word | None = None
+    checkpoint: Word | None = None
+    workers: Word | None = None
+
+
+class Condition(Message):
+    """A standard Kubernetes condition."""
+
+    type: Word
+    status: Literal["True", "False", "Unknown"]
+    reason: Word
+    message: Sentence = ""
+    observed_generation: int | None = None
+    last_transition_time: Time
+
+
+class FineTuneJobStatus(Message):
+    """Observed state; written by the operator only."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    observed_generation: int | None = None
+    phase: Phase | None = None
+    stage: Stage | None = None
+    reason: Word | None = None
+    message: Sentence | None = None
+    start_time: Time | None = Field(default=None, description="First time all workers ran.")
+    completion_time: Time | None = None
+    attempt: int | None = Field(default=None, description="Number of the newest committed attempt.")
+    restarts: int = Field(default=0, description="All restarts; never decreases.")
+    counted_restarts: int = Field(
+        default=0, description="Compared with runPolicy.maxRestarts; clears with progress."
+    )
+    prepare_failures: int = Field(default=0, description="Retries of the prepare pod so far.")
+    last_failure_step: int | None = Field(
+        default=None, description="A verified checkpoint beyond it clears countedRestarts."
+    )
+    next_attempt_time: Time | None = Field(default=None, description="Not before this moment.")
+    resolved: Resolved | None = None
+    plan: Plan | None = None
+    data: DataSummary | None = None
+    workers: WorkerCounts | None = None
+    progress: Progress | None = None
+    evaluation: Evaluation | None = None
+    usage: Usage | None = None
+    checkpoints: list[CheckpointRecord] = Field(default_factory=list, max_length=10)
+    latest_checkpoint: CheckpointRecord | None = None
+    output: Output | None = None
+    attempts: list[Attempt] = Field(default_factory=list, max_length=10)
+    folded_attempts: Attempt | None = Field(
+        default=None, description="Sums of attempts older than the list."
+    )
+    display: Display | None = None
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        max_length=16,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+
+    @property
+    def finished(self) -> bool:
+        """A finished job's outcome never changes."""
+        return self.phase in ("Succeeded", "Failed")

@@ -1,0 +1,66 @@
+"""Files on a run's storage that more than one process reads. See docs/run-contract.md."""
+
+from pydantic import Field
+
+from finetune_api.base import API_VERSION, Message, Time
+from finetune_api.progress import StepLedger
+
+
+class RunFile(Message):
+    """`run.json`: whose storage this is. Created exclusively, never overwritten."""
+
+    api_version: str = API_VERSION
+    job_uid: str
+    job_name: str
+    job_namespace: str
+    model_revision: str
+    run_digest: str
+
+
+class FenceFile(Message):
+    """`fence.<epoch>`: who may write; the largest epoch wins."""
+
+    api_version: str = API_VERSION
+    epoch: int
+    job_uid: str
+    attempt: int
+
+
+class AttemptFile(Message):
+    """`attempts/<epoch>.json`: what an attempt did, rewritten every minute and at its end."""
+
+    api_version: str = API_VERSION
+    epoch: int
+    attempt: int
+    job_uid: str
+    start_time: Time
+    update_time: Time
+    outcome: str | None = None
+    reason: str | None = None
+    ledger: StepLedger
+
+
+class ManifestEntry(Message):
+    """One file of a checkpoint, path relative to its folder."""
+
+    path: str
+    size_bytes: int
+    xxh3_128: str = Field(alias="xxh3_128", description="Hex digest of the contents.")
+
+
+class Manifest(Message):
+    """`MANIFEST.json`, written last: a checkpoint without a valid one does not exist."""
+
+    api_version: str = API_VERSION
+    step: int
+    rows_consumed: int
+    tokens_seen: int = 0
+    fence_epoch: int
+    attempt: int
+    job_uid: str
+    run_digest: str
+    world_size: int
+    zero_stage: int
+    creation_time: Time
+    validation_loss: float | None = None
+    files: list[ManifestEntry]
