@@ -1,0 +1,1 @@
+"""From a file of conversations to packed, masked rows on disk."""

@@ -1,0 +1,85 @@
+"""Packed rows on disk, memory-mapped: what preparation writes and training reads.
+
+A folder holds one set per split (`train`, `validation`):
+
+    <split>.tokens.u32     all tokens of all rows, one after another, little-endian uint32
+    <split>.trained.u8     1 where the token carries loss (as a target), same length
+    <split>.segments.u32   lengths of the documents, row by row
+    <split>.index.i64      rows + 1 entries of (first token, first segment), int64 pairs
+
+A row's tokens are whole documents, never padded; padding is the loop's business. The first token of
+a document never carries loss: nothing predicts it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: 1-D arrays, `tokens` and `trained` of equal length, segments sum to that length."""
+
+    tokens: NDArray[np.uint32]
+    trained: NDArray[np.uint8]
+    segments: NDArray[np.uint32]
+
+
+class Rows:
+    """Random access to the rows of one split."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        def load(name: str, dtype: str) -> NDArray[np.generic]:
+            path = folder / f"{split}.{name}"
+            if path.stat().st_size == 0:
+                return np.empty(0, dtype=dtype)
+            return np.memmap(path, dtype=dtype, mode="r")
+
+        self._tokens = load("tokens.u32", "<u4")
+        self._trained = load("trained.u8", "u1")
+        self._segments = load("segments.u32", "<u4")
+        self._index = np.fromfile(folder / f"{split}.index.i64", dtype="<i8").reshape(-1, 2)
+        trained = np.concatenate([[0], np.cumsum(self._trained, dtype=np.int64)])
+        starts = self._index[:, 0]
+        self.trained_tokens: NDArray[np.int64] = trained[starts[1:]] - trained[starts[:-1]]
+        """Tokens with loss, per row: every rank knows the denominator of the whole batch."""
+
+    def __len__(self) -> int:
+        return len(self._index) - 1
+
+    def __getitem__(self, row: int) -> Row:
+        (token, segment), (token_end, segment_end) = self._index[row], self._index[row + 1]
+        return Row(
+            tokens=np.asarray(self._tokens[token:token_end]),
+            trained=np.asarray(self._trained[token:token_end]),
+            segments=np.asarray(self._segments[segment:segment_end]),
+        )
+
+
+class RowWriter:
+    """Writes one split, row by row; `close` writes the index."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder, self._split = folder, split
+        self._files = {
+            name: (folder / f"{split}.{name}").open("wb")
+            for name in ("tokens.u32", "trained.u8", "segments.u32")
+        }
+        self._index = [(0, 0)]
+
+    def add(self, row: Row) -> None:
+        """Append a row."""
+        self._files["tokens.u32"].write(row.tokens.astype("<u4").tobytes())
+        self._files["trained.u8"].write(row.trained.astype("u1").tobytes())
+        self._files["segments.u32"].write(row.segments.astype("<u4").tobytes())
+        token, segment = self._index[-1]
+        self._index.append((token + len(row.tokens), segment + len(row.segments)))
+
+    def close(self) -> None:
+        """Finish the files."""
+        for file in self._files.values():
+            file.close()
+        index = np.asarray(self._index, dtype="<i8")
+        (self._folder / f"{self._split}.index.i64").write_bytes(index.tobytes())

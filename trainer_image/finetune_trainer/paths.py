@@ -1,0 +1,68 @@
+"""Where the things of a run lie inside the pod: the one place that knows the layout on storage."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.run import RunConfig
+from finetune_api.uri import ClaimPath
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Folders and files of one run, as paths in this pod."""
+
+    model: Path
+    storage: Path
+    cache: Path
+    storage_uri: str
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunPaths":
+        """Resolve the pvc:// addresses of a run through its mounts."""
+        storage = resolve(config, config.checkpoints.storage)
+        return cls(
+            model=resolve(config, config.model.source),
+            storage=storage,
+            cache=resolve(config, config.cache) if config.cache else storage / "cache",
+            storage_uri=config.checkpoints.storage.rstrip("/"),
+        )
+
+    @property
+    def run_file(self) -> Path:
+        """Whose storage this is."""
+        return self.storage / "run.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint."""
+        return self.storage / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        """The finished Hugging Face folder."""
+        return self.storage / "final"
+
+    def fence(self, epoch: int) -> Path:
+        """Who may write, from this epoch on."""
+        return self.storage / f"fence.{epoch}"
+
+    def attempt(self, epoch: int) -> Path:
+        """What the attempt that holds this epoch did."""
+        return self.storage / "attempts" / f"{epoch}.json"
+
+    def checkpoint(self, step: int, epoch: int) -> Path:
+        """The epoch is in the name: two gangs never open the same file."""
+        return self.checkpoints / f"step-{step:08d}-e{epoch:04d}"
+
+    def prepared(self, digest: str) -> Path:
+        """Packed rows, shared by every job with the same digest."""
+        return self.cache / "prepared" / digest
+
+    def uri(self, path: Path) -> str:
+        """The pvc:// address of something below storage."""
+        return f"{self.storage_uri}/{path.relative_to(self.storage)}"
+
+
+def resolve(config: RunConfig, uri: str) -> Path:
+    """Path in this pod of a pvc:// address."""
+    return Path(ClaimPath.parse(uri).under(config.mounts))
