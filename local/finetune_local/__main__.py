@@ -1,0 +1,108 @@
+"""`finetune-local`: the local cluster from the command line."""
+
+import argparse
+import os
+import sys
+
+from finetune_local.build import BuildError, binaries
+from finetune_local.cluster import Cluster, ClusterError
+
+_EXAMPLES = """examples:
+  finetune-local up --devices 4           a cluster named default with one node of 4 devices
+  export KUBECONFIG=$(finetune-local kubeconfig)
+  finetune-local down
+"""
+
+
+def main() -> int:
+    """Run one command; 0 done, 1 failed in words, 130 interrupted."""
+    arguments = _parser().parse_args()
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except (ClusterError, BuildError) as error:
+        print(f"finetune-local: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finetune-local",
+        description="A real Kubernetes control plane and a node that runs pods as local processes. "
+        "No isolation: for one user on one machine, for trying out and for tests.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, run: object) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        if name not in ("build", "demo"):
+            added.add_argument("--name", default="default", help="name of the cluster (default)")
+        return added
+
+    up = command("up", "start a cluster and wait until it is ready", _up)
+    up.add_argument("--devices", type=int, default=2, help="devices per node (2)")
+    up.add_argument("--nodes", type=int, default=1, help="nodes (1)")
+    command("down", "end a cluster and remove all of it", _down)
+    command("status", "what runs, and where", _status)
+    command("kubeconfig", "print the path of the administrator's kubeconfig", _kubeconfig)
+    command("build", "build the control plane, if it is not there yet", _build)
+    demo = command("demo", "fine-tune a real model, see examples/smollm2-chat.yaml", _demo)
+    demo.add_argument("--keep", action="store_true", help="leave the cluster up afterwards")
+    return parser
+
+
+def _up(arguments: argparse.Namespace) -> int:
+    cluster = Cluster.up(arguments.name, devices=arguments.devices, nodes=arguments.nodes)
+    print(f"cluster {cluster.name} is up: {cluster.settings.server}")
+    print(f"  export KUBECONFIG={cluster.kubeconfig}")
+    print(f"  export PATH={binaries()}:$PATH    # kubectl")
+    return 0
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    Cluster(arguments.name).down()
+    print(f"cluster {arguments.name} is down")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    cluster = Cluster(arguments.name)
+    pid = cluster.supervisor()
+    if pid is None:
+        print(f"cluster {arguments.name} is down")
+        return 1
+    print(f"cluster {arguments.name} is up: {cluster.settings.server}, process {pid}")
+    print(f"files: {cluster.directory}")
+    print(cluster.kubectl("version").strip())
+    print(cluster.kubectl("get", "nodes", "-o", "wide").strip())
+    return 0
+
+
+def _kubeconfig(arguments: argparse.Namespace) -> int:
+    cluster = Cluster(arguments.name)
+    _ = cluster.settings
+    print(cluster.kubeconfig)
+    return 0
+
+
+def _build(_: argparse.Namespace) -> int:
+    print(f"control plane: {binaries()}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from finetune_local.demo import story
+
+    # An ambient cluster is never touched: only what we start ourselves.
+    os.environ.pop("KUBECONFIG", None)
+    return story.run(keep=arguments.keep)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

