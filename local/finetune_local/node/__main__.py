@@ -1,0 +1,55 @@
+"""`python -m finetune_local.node`: the agent of one node, started by the cluster's supervisor."""
+
+import argparse
+import asyncio
+import logging
+from pathlib import Path
+
+from finetune_local.node import images, provisioner
+from finetune_local.node.agent import Agent
+from finetune_local.node.api import Api
+from finetune_local.node.logs import LogServer
+from finetune_local.node.register import Registration
+
+
+def main() -> None:
+    """Parse and run until the supervisor ends us."""
+    parser = argparse.ArgumentParser(prog="finetune_local.node", description=__doc__)
+    parser.add_argument("--name", required=True, help="name of the node")
+    parser.add_argument("--address", required=True, help="address of the log endpoint")
+    parser.add_argument("--kubeconfig", type=Path, required=True, help="the node's identity")
+    parser.add_argument(
+        "--provisioner-kubeconfig", type=Path, required=True, help="the provisioner's identity"
+    )
+    parser.add_argument("--serving-cert", type=Path, required=True)
+    parser.add_argument("--serving-key", type=Path, required=True)
+    parser.add_argument("--client-ca", type=Path, required=True)
+    parser.add_argument("--devices", type=int, required=True, help="devices the node offers")
+    parser.add_argument("--state", type=Path, required=True, help="folder for pods")
+    parser.add_argument("--images", type=Path, required=True, help="images.json")
+    parser.add_argument("--pod-network", required=True, help="addresses of pods, 127.x.y.0/24")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    asyncio.run(_run(parser.parse_args()))
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    arguments.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    api, storage = Api(arguments.kubeconfig), Api(arguments.provisioner_kubeconfig)
+    known = images.load(arguments.images)
+    agent = Agent(api, arguments.name, arguments.state, known, arguments.pod_network)
+    server = LogServer(
+        lambda: list(agent.pods.values()),
+        arguments.serving_cert,
+        arguments.serving_key,
+        arguments.client_ca,
+    )
+    port = await server.start(arguments.address)
+    registration = Registration(api, arguments.name, arguments.address, arguments.devices, port)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(registration.run())
+        group.create_task(agent.run())
+        group.create_task(provisioner.run(storage, arguments.state.parent / "volumes"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The environment of a container, as the kubelet computes it."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+Object = dict[str, Any]
+_REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_.-][A-Za-z0-9_.-]*)\)")
+
+
+class Unresolved(Exception):
+    """Something the pod names is not there (yet); shown as CreateContainerConfigError."""
+
+
+Lookup = Callable[[str, str], Awaitable[dict[str, str] | None]]
+"""(kind, name) -> data of a Secret or ConfigMap, decoded; None when it does not exist."""
+
+
+def expand(text: str, values: dict[str, str]) -> str:
+    """Replace $(NAME) where NAME is set; $$ is a dollar sign."""
+
+    def one(match: re.Match[str]) -> str:
+        if match.group(0) == "$$":
+            return "$"
+        return values.get(match.group(1), match.group(0))
+
+    return _REFERENCE.sub(one, text)
+
+
+def field(pod: Object, path: str) -> str:
+    """Value of a downward API field; Unresolved when this node does not offer it."""
+    found = re.fullmatch(r"metadata\.(labels|annotations)\['([^']+)'\]", path)
+    if found:
+        return str(pod["metadata"].get(found.group(1), {}).get(found.group(2), ""))
+    if path not in _FIELDS:
+        raise Unresolved(f"fieldRef {path} is not offered by this node: {sorted(_FIELDS)}")
+    value: Any = pod
+    for part in path.split("."):
+        value = value.get(part, "") if isinstance(value, dict) else ""
+    return str(value)
+
+
+_FIELDS = {
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.podIP",
+    "status.hostIP",
+}
+
+
+async def environment(pod: Object, container: Object, lookup: Lookup) -> dict[str, str]:
+    """envFrom first, then env in order; a later one wins and may refer to an earlier one."""
+    values: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        kind, reference = _source(source)
+        data = await _data(kind, reference, lookup)
+        values |= {source.get("prefix", "") + key: value for key, value in data.items()}
+    for entry in container.get("env", []):
+        if "valueFrom" in entry:
+            value = await _value_from(pod, entry["valueFrom"], lookup)
+        else:
+            value = expand(entry.get("value", ""), values)
+        if value is not None:
+            values[entry["name"]] = value
+    return values
+
+
+def _source(source: Object) -> tuple[str, Object]:
+    if "secretRef" in source:
+        return "secret", source["secretRef"]
+    return "configmap", source["configMapRef"]
+
+
+async def _data(kind: str, reference: Object, lookup: Lookup) -> dict[str, str]:
+    data = await lookup(kind, reference["name"])
+    if data is None and not reference.get("optional"):
+        raise Unresolved(f'{kind} "{reference["name"]}" not found')
+    return data or {}
+
+
+async def _value_from(pod: Object, source: Object, lookup: Lookup) -> str | None:
+    if "fieldRef" in source:
+        return field(pod, source["fieldRef"]["fieldPath"])
+    for key, kind in (("secretKeyRef", "secret"), ("configMapKeyRef", "configmap")):
+        if key in source:
+            reference = source[key]
+            data = await _data(kind, reference, lookup)
+            if reference["key"] not in data and not reference.get("optional"):
+                raise Unresolved(
+                    f"couldn't find key {reference['key']} in {kind} {reference['name']}"
+                )
+            return data.get(reference["key"])
+    raise Unresolved(f"valueFrom {sorted(source)} is not offered by this node")

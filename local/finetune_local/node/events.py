@@ -1,0 +1,52 @@
+"""Events about pods, as a kubelet records them."""
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from finetune_local.node.api import TRANSIENT, Api, ApiError
+from finetune_local.node.status import stamp
+
+Object = dict[str, Any]
+_log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Writes events; one that cannot be written is logged, nothing waits for it."""
+
+    def __init__(self, api: Api, node: str) -> None:
+        self._api, self._node = api, node
+
+    async def note(self, pod: Object, reason: str, message: str) -> None:
+        """Something went as it should."""
+        await self._write(pod, "Normal", reason, message)
+
+    async def warn(self, pod: Object, reason: str, message: str) -> None:
+        """Something somebody should look at."""
+        await self._write(pod, "Warning", reason, message)
+
+    async def _write(self, pod: Object, kind: str, reason: str, message: str) -> None:
+        metadata, now = pod["metadata"], stamp(datetime.now(UTC))
+        namespace = metadata["namespace"]
+        body = {
+            "metadata": {"name": f"{metadata['name']}.{uuid4().hex[:16]}", "namespace": namespace},
+            "involvedObject": {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "namespace": namespace,
+                "name": metadata["name"],
+                "uid": metadata["uid"],
+            },
+            "type": kind,
+            "reason": reason,
+            "message": message[:1024],
+            "source": {"component": "kubelet", "host": self._node},
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        try:
+            await self._api.create(f"/api/v1/namespaces/{namespace}/events", body)
+        except (ApiError, *TRANSIENT) as error:
+            _log.warning("event %s of %s not written: %s", reason, metadata["name"], error)
