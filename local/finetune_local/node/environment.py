@@ -8,7 +8,7 @@ Object = dict[str, Any]
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_.-][A-Za-z0-9_.-]*)\)")
 
 
-class Unresolved(Exception):
+class UnresolvedError(Exception):
     """Something the pod names is not there (yet); shown as CreateContainerConfigError."""
 
 
@@ -28,12 +28,12 @@ def expand(text: str, values: dict[str, str]) -> str:
 
 
 def field(pod: Object, path: str) -> str:
-    """Value of a downward API field; Unresolved when this node does not offer it."""
+    """Value of a downward API field; UnresolvedError when this node does not offer it."""
     found = re.fullmatch(r"metadata\.(labels|annotations)\['([^']+)'\]", path)
     if found:
         return str(pod["metadata"].get(found.group(1), {}).get(found.group(2), ""))
     if path not in _FIELDS:
-        raise Unresolved(f"fieldRef {path} is not offered by this node: {sorted(_FIELDS)}")
+        raise UnresolvedError(f"fieldRef {path} is not offered by this node: {sorted(_FIELDS)}")
     value: Any = pod
     for part in path.split("."):
         value = value.get(part, "") if isinstance(value, dict) else ""
@@ -77,7 +77,7 @@ def _source(source: Object) -> tuple[str, Object]:
 async def _data(kind: str, reference: Object, lookup: Lookup) -> dict[str, str]:
     data = await lookup(kind, reference["name"])
     if data is None and not reference.get("optional"):
-        raise Unresolved(f'{kind} "{reference["name"]}" not found')
+        raise UnresolvedError(f'{kind} "{reference["name"]}" not found')
     return data or {}
 
 
@@ -89,8 +89,8 @@ async def _value_from(pod: Object, source: Object, lookup: Lookup) -> str | None
             reference = source[key]
             data = await _data(kind, reference, lookup)
             if reference["key"] not in data and not reference.get("optional"):
-                raise Unresolved(
+                raise UnresolvedError(
                     f"couldn't find key {reference['key']} in {kind} {reference['name']}"
                 )
             return data.get(reference["key"])
-    raise Unresolved(f"valueFrom {sorted(source)} is not offered by this node")
+    raise UnresolvedError(f"valueFrom {sorted(source)} is not offered by this node")

@@ -16,7 +16,7 @@ class Image:
     user: int = 65532
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The pod asks for what this node cannot or will not do; it fails with these words."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -34,7 +34,7 @@ def identity(pod: Object, container: Object, image: Image) -> tuple[int, int]:
     security = pod["spec"].get("securityContext", {}) | container.get("securityContext", {})
     user = security.get("runAsUser", image.user)
     if security.get("runAsNonRoot") and user == 0:
-        raise Refused(
+        raise RefusedError(
             "CreateContainerConfigError",
             "container has runAsNonRoot and image will run as root",
         )
@@ -46,20 +46,20 @@ def check(pod: Object) -> None:
     spec = pod["spec"]
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(name):
-            raise Refused("UnsupportedPod", f"spec.{name} is not offered by this process node")
+            raise RefusedError("UnsupportedPod", f"spec.{name} is not offered by this process node")
     if spec.get("restartPolicy") != "Never":
-        raise Refused(
+        raise RefusedError(
             "UnsupportedPod",
             f"spec.restartPolicy {spec.get('restartPolicy')} is not offered by this process node; "
             "it runs pods with Never",
         )
     for container in [*spec.get("initContainers", []), *spec["containers"]]:
         if container.get("restartPolicy"):
-            raise Refused("UnsupportedPod", "restartable init containers are not offered")
+            raise RefusedError("UnsupportedPod", "restartable init containers are not offered")
         if container.get("securityContext", {}).get("privileged"):
-            raise Refused("UnsupportedPod", "privileged containers are not offered")
+            raise RefusedError("UnsupportedPod", "privileged containers are not offered")
         if not container.get("command"):
-            raise Refused(
+            raise RefusedError(
                 "UnsupportedPod",
                 f"container {container['name']} needs a command: this node runs processes and "
                 "images have no entrypoint here",

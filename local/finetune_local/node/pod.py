@@ -11,9 +11,9 @@ from typing import Any
 from finetune_local.node import images, volumes
 from finetune_local.node.api import TRANSIENT, Api, ApiError
 from finetune_local.node.container import Container, Launch
-from finetune_local.node.environment import Lookup, Unresolved, environment, expand
+from finetune_local.node.environment import Lookup, UnresolvedError, environment, expand
 from finetune_local.node.events import Recorder
-from finetune_local.node.images import Image, Refused
+from finetune_local.node.images import Image, RefusedError
 from finetune_local.node.status import PodState, State, phase, status
 
 Object = dict[str, Any]
@@ -95,7 +95,7 @@ class Pod:
                 await self._init_containers()
                 if phase(self.state) != "Failed":
                     await self._main_containers()
-        except Refused as error:
+        except RefusedError as error:
             self.state.failed = (error.reason, str(error))
             await self._recorder.warn(self.object, error.reason, str(error))
         await self._report()
@@ -109,7 +109,7 @@ class Pod:
                 maker = volumes.Volumes(self._api, self.folder, self._lookup)
                 self._volumes = await maker.make(self.object)
                 return True
-            except Unresolved as error:
+            except UnresolvedError as error:
                 await self._wait_for("ContainerCreating", str(error), "FailedMount")
             except TRANSIENT:
                 await asyncio.sleep(_RETRY)
@@ -170,7 +170,7 @@ class Pod:
         while not self._deleted.is_set():
             try:
                 launch = await self._launch(spec)
-            except Unresolved as error:
+            except UnresolvedError as error:
                 await self._wait_for("CreateContainerConfigError", str(error), "Failed")
                 continue
             except TRANSIENT:

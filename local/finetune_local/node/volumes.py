@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.node.api import Api, ApiError
-from finetune_local.node.environment import Lookup, Unresolved, field
+from finetune_local.node.environment import Lookup, UnresolvedError, field
 
 Object = dict[str, Any]
 
@@ -40,7 +40,7 @@ class Volumes:
         self._api, self._folder, self._lookup = api, folder / "volumes", lookup
 
     async def make(self, pod: Object) -> dict[str, Volume]:
-        """All volumes by name; Unresolved names the one that is not ready."""
+        """All volumes by name; UnresolvedError names the one that is not ready."""
         return {v["name"]: await self._one(pod, v) for v in pod["spec"].get("volumes", [])}
 
     async def _one(self, pod: Object, volume: Object) -> Volume:
@@ -78,11 +78,11 @@ class Volumes:
                 name = source[key].get("secretName") or source[key].get("name")
                 data = await self._lookup(kind, name)
                 if data is None:
-                    raise Unresolved(f'{kind} "{name}" not found')
+                    raise UnresolvedError(f'{kind} "{name}" not found')
                 items = source[key].get("items")
                 return {i["path"]: data[i["key"]] for i in items} if items else data
         kinds = sorted(set(source) - {"name"})
-        raise Unresolved(f"volume of kind {kinds} is not offered by this node")
+        raise UnresolvedError(f"volume of kind {kinds} is not offered by this node")
 
     async def _token(self, pod: Object) -> str:
         metadata, account = pod["metadata"], pod["spec"]["serviceAccountName"]
@@ -100,17 +100,17 @@ class Volumes:
                 f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"
             )
             if claim["status"].get("phase") != "Bound":
-                raise Unresolved(f'persistentvolumeclaim "{name}" is not bound')
+                raise UnresolvedError(f'persistentvolumeclaim "{name}" is not bound')
             volume = await self._api.get(f"/api/v1/persistentvolumes/{claim['spec']['volumeName']}")
         except ApiError as error:
-            raise Unresolved(f'persistentvolumeclaim "{name}": {error}') from error
+            raise UnresolvedError(f'persistentvolumeclaim "{name}": {error}') from error
         spec = volume["spec"]
         place = spec.get("hostPath") or spec.get("local")
         if place is None:
-            raise Unresolved(f'the volume of claim "{name}" is neither hostPath nor local')
+            raise UnresolvedError(f'the volume of claim "{name}" is neither hostPath nor local')
         path = Path(place["path"])
         if not path.is_dir():
-            raise Unresolved(f'claim "{name}": {path} does not exist on this machine')
+            raise UnresolvedError(f'claim "{name}": {path} does not exist on this machine')
         only_read = set(spec["accessModes"]) == {"ReadOnlyMany"}
         return Volume(path, only_read or bool(source.get("readOnly")))
 
@@ -120,7 +120,7 @@ def _host_path(source: Object) -> Path:
     if kind == "DirectoryOrCreate":
         path.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        raise Unresolved(f"hostPath {path} does not exist")
+        raise UnresolvedError(f"hostPath {path} does not exist")
     return path
 
 
@@ -133,7 +133,7 @@ def mounts(container: Object, volumes: dict[str, Volume]) -> list[Mount]:
         if entry.get("subPath"):
             source = volume.path / entry["subPath"]
             if ".." in Path(entry["subPath"]).parts:
-                raise Unresolved(f"subPath {entry['subPath']!r} leaves its volume")
+                raise UnresolvedError(f"subPath {entry['subPath']!r} leaves its volume")
             source.mkdir(parents=True, exist_ok=True)
         read_only = volume.read_only or bool(entry.get("readOnly"))
         result.append(Mount(entry["mountPath"], str(source), read_only))

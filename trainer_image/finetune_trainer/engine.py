@@ -1,0 +1,124 @@
+"""DeepSpeed behind one door: its configuration, its traps, its steps.
+
+What is hidden here, with the reason: the shared-memory op (compiled at start on CPU, used for
+inference only), gradient accumulation (DeepSpeed's own mode silently loses micro-batches in ZeRO-1
+and 2 when steps are counted by hand; unmanaged mode does not), fp32 accumulation (bf16 by default),
+loss scaling by its own accumulation count, the step counter that advances on skipped steps.
+"""
+
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.progress import Plan
+from finetune_api.spec import Training
+from finetune_trainer.batch import Batch
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.lm import LanguageModel
+
+_BUCKET = 200_000_000  # elements; Hugging Face's "auto" makes tiny collectives
+
+
+class Engine:
+    """One rank's share of the model and its optimizer."""
+
+    def __init__(self, model: LanguageModel, training: Training, plan: Plan) -> None:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(verbose=False)
+        optimizer = torch.optim.AdamW(
+            _groups(model, training.optimizer.weight_decay),
+            lr=plan.learning_rate,
+            betas=(training.optimizer.beta1, training.optimizer.beta2),
+            eps=training.optimizer.epsilon,
+            fused=torch.cuda.is_available() or None,
+        )
+        self.model = model
+        self.stage = plan.zero_stage
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=configuration(training, plan)
+        )
+        self.optimizer: Any = self.deepspeed.optimizer
+        self.deepspeed.train()
+        _assert_fp32_master(self.optimizer, self.stage)
+
+    def backward(self, batch: Batch, scale: float) -> torch.Tensor:
+        """Accumulate the gradient of scale x (sum of token losses); returns the detached sum."""
+        loss = self.deepspeed(batch)
+        self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
+        return loss.detach()
+
+    def step(self, learning_rate: float) -> tuple[float, bool]:
+        """One optimizer step: (gradient norm before clipping, whether it was applied)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.deepspeed.step()
+        norm = self.deepspeed.get_global_grad_norm()
+        return float(norm or 0.0), bool(self.deepspeed.was_step_applied())
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Sum of token losses, no gradients."""
+        self.deepspeed.eval()
+        try:
+            loss: torch.Tensor = self.deepspeed(batch)
+            return loss
+        finally:
+            self.deepspeed.train()
+
+
+def configuration(training: Training, plan: Plan) -> dict[str, Any]:
+    """DeepSpeed's JSON for a run (pure)."""
+    bf16 = training.precision == "BF16"
+    return {
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": 1,  # unused: each step() is a boundary
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": training.max_grad_norm,
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {
+            "stage": plan.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            # Slice addresses are silently wrong with it; see docs/checkpoints.md.
+            "round_robin_gradients": False,
+            "reduce_bucket_size": _BUCKET,
+            "allgather_bucket_size": _BUCKET,
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _groups(model: LanguageModel, decay: float) -> list[dict[str, Any]]:
+    """Weight decay never reaches norms, biases and embeddings."""
+    matrices, others = [], []
+    embeddings = {id(model.model.get_input_embeddings().weight), id(model.model.lm_head.weight)}
+    for parameter in model.model.parameters():
+        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        (matrices if decays else others).append(parameter)
+    return [
+        {"params": matrices, "weight_decay": decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _assert_fp32_master(optimizer: Any, stage: int) -> None:
+    """Updates below bf16's resolution vanish without an fp32 master: never train without."""
+    if stage == 3:
+        masters = optimizer.fp32_partitioned_groups_flat
+    elif type(optimizer).__name__ == "BF16_Optimizer":
+        masters = optimizer.fp32_groups_flat_partition
+    else:
+        masters = optimizer.single_partition_of_fp32_groups
+    wrong = {str(master.dtype) for master in masters} - {"torch.float32"}
+    if wrong:
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"master weights are {', '.join(sorted(wrong))}, not fp32: this DeepSpeed cannot be used",
+        )

@@ -1,0 +1,75 @@
+"""The language-model head and its loss in one: never a [tokens, vocabulary] tensor.
+
+Linear and cross-entropy run chunk by chunk over the trained positions only, and the gradients are
+made in the forward pass, while a chunk's logits are there (the idea of Liger's fused linear
+cross-entropy, in plain torch, the same code on CPU and GPU).
+"""
+
+from typing import Any
+
+import torch
+
+_CHUNK_ELEMENTS = 1 << 26  # logits per chunk: 256 MiB in fp32
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        want_hidden, want_weight, _ = ctx.needs_input_grad
+        chunk = max(1, _CHUNK_ELEMENTS // weight.shape[0])
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if want_hidden else None
+        # Sums over chunks are kept in fp32: bf16 would lose small contributions.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
+        for begin in range(0, hidden.shape[0], chunk):
+            part, labels = hidden[begin : begin + chunk], targets[begin : begin + chunk]
+            logits = (part @ weight.T).float()
+            normaliser = torch.logsumexp(logits, dim=1)
+            total += (normaliser - logits.gather(1, labels[:, None])[:, 0]).sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            logits.sub_(normaliser[:, None]).exp_()
+            logits.scatter_add_(1, labels[:, None], logits.new_full((len(labels), 1), -1.0))
+            gradient = logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[begin : begin + chunk] = gradient @ weight
+            if grad_weight is not None:
+                grad_weight += (gradient.T @ part).float()
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[Any, Any, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = outputs[0]
+        return (
+            None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight * scale).to(ctx.dtype),
+            None,
+        )
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """Sum of cross-entropies, fp32 scalar, nats.
+
+    hidden [positions, size] and weight [vocabulary, size] of one dtype, targets [positions] int64.
+    """
+    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)
+    return loss
+
+
+class LossHead(torch.nn.Module):
+    """Holds the output embedding as its own parameter, so that ZeRO-3's hooks gather it."""
+
+    def __init__(self, weight: torch.nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Sum of cross-entropies; shapes as in `linear_cross_entropy`."""
+        return linear_cross_entropy(hidden, self.weight, targets)

@@ -1,0 +1,122 @@
+"""What a model folder holds, found out without loading it."""
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.data import digest
+from finetune_trainer.errors import TrainerError
+
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checked folder: revision is a digest of its contents."""
+
+    revision: str
+    parameter_count: int
+    max_length: int | None
+    weights: list[Path]
+
+
+def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder:
+    """Check that all is there and count parameters; TrainerError names what is missing."""
+    config = _config(folder, name)
+    weights = weight_files(folder, name)
+    for file in weights:
+        header(file, name)
+    if not (folder / "tokenizer.json").is_file():
+        raise _missing(f"{name}: no tokenizer.json", "copy the tokenizer into the model folder")
+    present = [folder / file for file in _TEXT_FILES if (folder / file).is_file()]
+    digests = {file.name: digest.of_file(file, advance) for file in [*present, *weights]}
+    return ModelFolder(
+        revision=digest.of_value(digests),
+        parameter_count=_count(folder, name),
+        max_length=config.get("max_position_embeddings"),
+        weights=weights,
+    )
+
+
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """The safetensors files, all of those that the index names."""
+    index = folder / _INDEX
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    elif (folder / _SINGLE).is_file():
+        files = [_SINGLE]
+    else:
+        found = sorted(path.name for path in folder.iterdir())[:8]
+        raise _missing(
+            f"{name}: no weights, neither {_SINGLE} nor {_INDEX}; found {', '.join(found)}",
+            "copy the weights into the folder (other formats: save_pretrained writes these)",
+        )
+    absent = [file for file in files if not (folder / file).is_file()]
+    if absent:
+        raise _missing(f"{name}: {_INDEX} names {absent[0]}, which is absent", "copy it again")
+    return [folder / file for file in files]
+
+
+def header(file: Path, name: str) -> dict[str, Any]:
+    """Header of a safetensors file; TrainerError when the file is cut short or no such file."""
+    size = file.stat().st_size
+    with file.open("rb") as source:
+        head = source.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        text = source.read(length) if 0 < length < 100_000_000 else b""
+    try:
+        tensors: dict[str, Any] = json.loads(text)
+    except ValueError:
+        raise _missing(f"{name}: {file.name} is no safetensors file", "copy it again") from None
+    ends = [t["data_offsets"][1] for k, t in tensors.items() if k != "__metadata__"]
+    if 8 + length + max(ends, default=0) != size:
+        raise _missing(f"{name}: {file.name} is incomplete ({size} bytes)", "copy it again")
+    return tensors
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise _missing(f"{name}: no such folder on the claim", "check the path")
+    file = folder / "config.json"
+    if not file.is_file():
+        raise _missing(f"{name}: no config.json", "name a Hugging Face model folder")
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION, f"{name}: config.json is not JSON ({error}); copy it again"
+        ) from None
+    return config
+
+
+def _count(folder: Path, name: str) -> int:
+    """Parameters; tied ones count once. (accelerate's empty init counts them twice.)"""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, OSError) as error:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{name}: transformers cannot build this model as a causal language model ({error})",
+        ) from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _missing(problem: str, remedy: str) -> TrainerError:
+    return TrainerError(ExitCode.INPUT_MISSING, f"{problem}; {remedy}")

@@ -1,0 +1,211 @@
+"""The prepare pod: everything that can go wrong before a device is held.
+
+Checks storage and model, tokenises, masks and packs the data into the cache, claims the storage for
+this job. Writes only `cache/` (a temporary folder, then a rename) and `run.json` (created
+exclusively): it holds no fence.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from uuid import uuid4
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.progress import DataSummary
+from finetune_api.run import PrepareResult, RunConfig
+from finetune_api.storage import RunFile
+from finetune_trainer import finished, model
+from finetune_trainer.data import digest
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.files import write_new
+from finetune_trainer.paths import RunPaths, resolve
+from finetune_trainer.reporter import Reporter
+
+_log = logging.getLogger(__name__)
+_ABANDONED = 24 * 3600.0  # s; a builder that has not moved for a day is dead
+
+
+def run(config: RunConfig, report: Reporter) -> PrepareResult:
+    """Prepare everything; TrainerError says what is wrong and what to do."""
+    report.stage("PreparingData")
+    paths = RunPaths.of(config)
+    check_writable(paths.storage, config.checkpoints.storage)
+    check_writable(paths.cache, config.cache or f"{config.checkpoints.storage}/cache")
+    found = model.inspect(paths.model, config.model.source, report.advance)
+    _check_length(config, found)
+    prepared = _digest(config, report)
+    data = _prepared(config, paths, prepared, report)
+    run_digest = digest.of_value(
+        {"model": found.revision, "data": prepared, "training": config.training.to_dict()}
+    )
+    _claim(config, paths, found.revision, run_digest)
+    return PrepareResult(
+        prepared_digest=prepared,
+        run_digest=run_digest,
+        model_revision=found.revision,
+        parameter_count=found.parameter_count,
+        data=data,
+        finished=finished.read(paths, config.job_uid, run_digest),
+    )
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """TrainerError (73) when files cannot be made in the folder."""
+    probe = folder / f".write-test-{uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, f"{name}: {_why(error)}") from error
+
+
+def _why(error: OSError) -> str:
+    if error.errno == errno.EROFS:
+        return "the volume is mounted read-only; use a claim with access mode ReadWriteMany"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (
+            "no permission to write; let the pod's group own the volume "
+            "(template.spec.securityContext.fsGroup) or choose another folder"
+        )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return f"a file is in the way ({error.filename}); remove it or choose another folder"
+    if error.errno == errno.ENOSPC:
+        return "no space is left on the volume; make room"
+    return f"cannot be written ({error.strerror or error})"
+
+
+def _check_length(config: RunConfig, found: model.ModelFolder) -> None:
+    wanted = config.training.sequence_length
+    if found.max_length is not None and wanted > found.max_length:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"training.sequenceLength {wanted}: the model has {found.max_length} positions; "
+            "that is the largest value allowed",
+        )
+
+
+def _digest(config: RunConfig, report: Reporter) -> str:
+    """Contents, never times: the same input gives the same digest on any volume."""
+    dataset, training = config.dataset, config.training
+    contents = []
+    for source in [*dataset.train, *(dataset.validation or [])]:
+        path = resolve(config, source.source)
+        if not path.is_file():
+            raise TrainerError(
+                ExitCode.INPUT_MISSING,
+                f"{source.source}: no such file on the claim; check the path, or copy it there",
+            )
+        contents.append([digest.of_file(path, report.advance), source.format, path.suffixes])
+    import tokenizers
+    import transformers
+
+    return digest.of_value(
+        {
+            "version": digest.PREPARATION_VERSION,
+            "libraries": [tokenizers.__version__, transformers.__version__.rsplit(".", 1)[0]],
+            "tokenizer": _tokenizer_digest(resolve(config, config.model.source)),
+            "sources": contents,
+            "train": len(dataset.train),
+            "lossOn": dataset.loss_on,
+            "sequenceLength": training.sequence_length,
+            "packing": training.packing,
+        }
+    )
+
+
+def _tokenizer_digest(folder: Path) -> dict[str, str]:
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    return {name: digest.of_file(folder / name) for name in names if (folder / name).is_file()}
+
+
+def _prepared(config: RunConfig, paths: RunPaths, key: str, report: Reporter) -> DataSummary:
+    """The summary of the prepared folder, which exists afterwards."""
+    target = paths.prepared(key)
+    card = target / "card.json"
+    if card.is_file():
+        _log.info("data was prepared before: %s", target)
+        return DataSummary.model_validate_json(card.read_text())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target.parent)
+    partial = target.parent / f".building-{key[:16]}-{uuid4().hex}"
+    partial.mkdir()
+    try:
+        summary = _build(config, paths, partial, report)
+        (partial / "card.json").write_text(summary.to_json())
+        _sync_folder(partial)
+        try:
+            partial.rename(target)
+        except OSError as error:
+            # Another job built the same data meanwhile: the same digest, so the same rows.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+    except OSError as error:
+        name = config.cache or f"{config.checkpoints.storage}/cache"
+        raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, f"{name}: {_why(error)}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return summary
+
+
+def _build(config: RunConfig, paths: RunPaths, folder: Path, report: Reporter) -> DataSummary:
+    from transformers import AutoTokenizer
+
+    from finetune_trainer.data.build import Builder
+    from finetune_trainer.data.render import Renderer
+
+    tokenizer = AutoTokenizer.from_pretrained(paths.model, local_files_only=True)
+    renderer = Renderer(tokenizer, config.dataset.loss_on)
+    return Builder(config, renderer, folder, report).build()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for partial in folder.glob(".building-*"):
+        try:
+            newest = max(path.stat().st_mtime for path in [partial, *partial.iterdir()])
+        except OSError:
+            continue  # its builder is just finishing
+        if time.time() - newest > _ABANDONED:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _claim(config: RunConfig, paths: RunPaths, revision: str, run_digest: str) -> None:
+    """Create run.json, or make sure that it is ours."""
+    mine = RunFile(
+        job_uid=config.job_uid,
+        job_name=config.job_name,
+        job_namespace=config.job_namespace,
+        model_revision=revision,
+        run_digest=run_digest,
+    )
+    if write_new(paths.run_file, mine.to_json()):
+        return
+    found = RunFile.model_validate_json(paths.run_file.read_text())
+    where = config.checkpoints.storage
+    if found.job_uid != config.job_uid:
+        raise TrainerError(
+            ExitCode.STORAGE_NOT_WRITABLE,
+            f"{where} belongs to another run (job {found.job_namespace}/{found.job_name}, uid "
+            f"{found.job_uid}); choose another folder for checkpoints.storage, or remove this one",
+            reason="StorageInUse",
+        )
+    if found.run_digest != run_digest:
+        if any(paths.storage.glob("fence.*")):
+            raise TrainerError(
+                ExitCode.BAD_CONFIGURATION,
+                f"{where}: model, data or training changed since this run began; make a new job "
+                "with another checkpoints.storage",
+            )
+        # Nothing was trained yet: the spec was mended before the first attempt.
+        paths.run_file.unlink()
+        write_new(paths.run_file, mine.to_json())

@@ -1,0 +1,102 @@
+"""How ranks find each other: a store on rank 0's own address, then one process group.
+
+The store listens on the pod's address, not on all of them, so that two gangs on one host share a
+port number. DeepSpeed adopts the group that it finds.
+"""
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.errors import TrainerError
+
+CONNECT_SECONDS = 600.0  # peers may still pull their image
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands in the gang."""
+
+    rank: int
+    local_rank: int
+    world: int
+    address: str
+    port: int
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        """Read what the supervisor set."""
+        return cls(
+            rank=int(os.environ["RANK"]),
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            world=int(os.environ["WORLD_SIZE"]),
+            address=os.environ["MASTER_ADDR"],
+            port=int(os.environ["MASTER_PORT"]),
+        )
+
+
+def join(place: Place, timeout: timedelta) -> torch.device:
+    """Join the gang's process group, whose timeout every later group gets; returns the device."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", place.local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    store = _store(place)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.world,
+        timeout=timeout,
+    )
+    _bound_every_group(timeout)
+    return device
+
+
+def _store(place: Place) -> dist.TCPStore:
+    wait = timedelta(seconds=CONNECT_SECONDS)
+    if place.rank == 0:
+        listener = _listen(place)
+        return dist.TCPStore(
+            place.address,
+            place.port,
+            place.world,
+            is_master=True,
+            timeout=wait,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
+    return dist.TCPStore(place.address, place.port, place.world, timeout=wait)
+
+
+def _listen(place: Place) -> socket.socket:
+    """Bind the pod's own address; the port of a gang that just ended may need a moment."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return socket.create_server((place.address, place.port), backlog=4096)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise TrainerError(
+                    ExitCode.ENVIRONMENT_UNUSABLE,
+                    f"cannot listen on {place.address}:{place.port} ({error.strerror})",
+                ) from error
+        time.sleep(0.5)
+
+
+def _bound_every_group(timeout: timedelta) -> None:
+    """DeepSpeed makes groups without a timeout: a lost peer would be noticed after half an hour."""
+    original = dist.new_group
+
+    def new_group(*arguments: object, **options: object) -> object:
+        if len(arguments) < 2 and options.get("timeout") is None:
+            options["timeout"] = timeout
+        return original(*arguments, **options)  # type: ignore[arg-type]
+
+    dist.new_group = new_group  # type: ignore[assignment]
