@@ -78,7 +78,7 @@ def _varlen(
     def flat(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[0].transpose(0, 1)
 
-    output = varlen_attn(
+    output: Any = varlen_attn(
         flat(query),
         flat(key),
         flat(value),
@@ -90,7 +90,8 @@ def _varlen(
         window_size=(-1, 0),  # causal
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return output[None]  # type: ignore[index]
+    attended: torch.Tensor = output[None]
+    return attended
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -13,8 +13,8 @@ class Batch:
     """One forward pass; no padding.
 
     tokens, positions [1, tokens] int64; bounds [documents + 1] int32; longest: tokens of the
-    longest document; predict [trained] int64: positions whose *next* token is trained; targets [trained]
-    int64: those next tokens.
+    longest document; predict [trained] int64: positions whose next token is trained; targets
+    [trained] int64: those next tokens.
     """
 
     tokens: torch.Tensor

@@ -46,7 +46,7 @@ class Engine:
 
     def backward(self, batch: Batch, scale: float) -> torch.Tensor:
         """Accumulate the gradient of scale x (sum of token losses); returns the detached sum."""
-        loss = self.deepspeed(batch)
+        loss: torch.Tensor = self.deepspeed(batch)
         self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
         return loss.detach()
 
@@ -97,7 +97,8 @@ def configuration(training: Training, plan: Plan) -> dict[str, Any]:
 
 def _groups(model: LanguageModel, decay: float) -> list[dict[str, Any]]:
     """Weight decay never reaches norms, biases and embeddings."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     embeddings = {id(model.model.get_input_embeddings().weight), id(model.model.lm_head.weight)}
     for parameter in model.model.parameters():
         decays = parameter.ndim >= 2 and id(parameter) not in embeddings
@@ -120,5 +121,5 @@ def _assert_fp32_master(optimizer: Any, stage: int) -> None:
     if wrong:
         raise TrainerError(
             ExitCode.ENVIRONMENT_UNUSABLE,
-            f"master weights are {', '.join(sorted(wrong))}, not fp32: this DeepSpeed cannot be used",
+            f"master weights are {', '.join(sorted(wrong))}, not fp32: DeepSpeed cannot be used",
         )

@@ -9,9 +9,11 @@ import socket
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
@@ -59,11 +61,11 @@ def join(place: Place, timeout: timedelta) -> torch.device:
     return device
 
 
-def _store(place: Place) -> dist.TCPStore:
+def _store(place: Place) -> TCPStore:
     wait = timedelta(seconds=CONNECT_SECONDS)
     if place.rank == 0:
         listener = _listen(place)
-        return dist.TCPStore(
+        return TCPStore(
             place.address,
             place.port,
             place.world,
@@ -72,7 +74,7 @@ def _store(place: Place) -> dist.TCPStore:
             wait_for_workers=False,
             master_listen_fd=listener.detach(),
         )
-    return dist.TCPStore(place.address, place.port, place.world, timeout=wait)
+    return TCPStore(place.address, place.port, place.world, timeout=wait)
 
 
 def _listen(place: Place) -> socket.socket:
@@ -94,9 +96,9 @@ def _bound_every_group(timeout: timedelta) -> None:
     """DeepSpeed makes groups without a timeout: a lost peer would be noticed after half an hour."""
     original = dist.new_group
 
-    def new_group(*arguments: object, **options: object) -> object:
+    def new_group(*arguments: Any, **options: Any) -> Any:
         if len(arguments) < 2 and options.get("timeout") is None:
             options["timeout"] = timeout
-        return original(*arguments, **options)  # type: ignore[arg-type]
+        return original(*arguments, **options)
 
-    dist.new_group = new_group  # type: ignore[assignment]
+    dist.new_group = new_group

@@ -120,7 +120,7 @@ class Agent:
         raise RuntimeError(f"all {len(self._addresses)} pod addresses are in use")
 
     def _hosts(self, item: Object) -> Path:
-        path = self._state / "pods" / item["metadata"]["uid"] / "hosts"
+        path = self._state / "pods" / str(item["metadata"]["uid"]) / "hosts"
         make_private(path, hosts.render(self._with_ip(item), self._all_pods()))
         return path
 

@@ -98,8 +98,9 @@ def adam_step(engine: Engine) -> int:
 def live_slice(engine: Engine, fragment: Fragment) -> torch.Tensor:
     """The compute weights that belong to a fragment."""
     if engine.stage == 3:
-        shard: torch.Tensor = fragment.parameter.ds_tensor
-        return shard.detach().flatten()[: fragment.numel]
+        shard: Any = fragment.parameter
+        own: torch.Tensor = shard.ds_tensor.detach().flatten()[: fragment.numel]
+        return own
     flat = fragment.parameter.detach().flatten()
     return flat[fragment.offset : fragment.offset + fragment.numel]
 

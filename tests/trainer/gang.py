@@ -1,0 +1,173 @@
+"""Runs real gangs: one supervisor process a pod, loopback addresses, a folder as the claim."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import aiohttp
+
+from finetune_api.progress import Plan
+from finetune_api.run import Report, Result, RunConfig
+
+_NETWORKS = count(1)
+
+
+@dataclass
+class Pod:
+    """A supervisor."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    termination: Path
+    log: Path
+
+    def wait(self, seconds: float = 120) -> int:
+        return self.process.wait(seconds)
+
+    @property
+    def result(self) -> Result:
+        return Result.model_validate_json(self.termination.read_text())
+
+    @property
+    def ranks(self) -> list[int]:
+        """Process ids of the ranks."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        found = [int(pid) for pid in path.read_text().split()]
+        return [
+            pid for pid in found if b"finetune_trainer.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    async def report(self) -> Report:
+        url = f"http://{self.address}:29600/v1/report"
+        async with aiohttp.ClientSession() as session, session.get(url) as response:
+            return Report.model_validate_json(await response.text())
+
+
+@dataclass
+class Job:
+    """One job on one claim; attempts are started one after another."""
+
+    claim: Path
+    config: dict
+    devices: int = 1
+    nodes: int = 2
+    attempt: int = 0
+    pods: list[Pod] = field(default_factory=list)
+
+    @property
+    def storage(self) -> Path:
+        return self.claim / "runs" / "a"
+
+    def prepare(self) -> Pod:
+        """Run the prepare pod to its end and take over its answers."""
+        pod = self._start(self._run_config("prepare"), {}, "127.99.0.1")
+        pod.wait()
+        result = pod.result
+        if result.prepared:
+            self.config |= {
+                "preparedDigest": result.prepared.prepared_digest,
+                "runDigest": result.prepared.run_digest,
+            }
+        return pod
+
+    def start(self, plan: Plan, highest_step: int = 0) -> list[Pod]:
+        """Start the next attempt."""
+        self.attempt += 1
+        network = f"127.{100 + next(_NETWORKS) % 100}.0"
+        config = self._run_config("worker") | {
+            "plan": plan.to_dict(),
+            "attempt": self.attempt,
+            "highestStep": highest_step,
+        }
+        self.pods = []
+        for node in range(self.nodes):
+            gang = {
+                "PET_NNODES": str(self.nodes),
+                "PET_NODE_RANK": str(node),
+                "PET_NPROC_PER_NODE": str(self.devices),
+                "PET_MASTER_ADDR": f"{network}.1",
+                "PET_MASTER_PORT": "29500",
+            }
+            self.pods.append(self._start(config, gang, f"{network}.{node + 1}"))
+        return self.pods
+
+    def wait(self, seconds: float = 180) -> list[int]:
+        """Exit codes of the attempt."""
+        return [pod.wait(seconds) for pod in self.pods]
+
+    def wait_for_step(self, step: int, seconds: float = 90) -> None:
+        """Until rank 0 has logged a step."""
+        deadline = time.monotonic() + seconds
+        while f"step {step} of" not in self.pods[0].log.read_text():
+            if time.monotonic() > deadline or self.pods[0].process.poll() is not None:
+                raise AssertionError(self.pods[0].log.read_text()[-3000:])
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """Nothing may be left."""
+        for pod in self.pods:
+            if pod.process.poll() is None:
+                pod.process.kill()
+                pod.process.wait()
+
+    def _run_config(self, role: str) -> dict:
+        return self.config | {"role": role, "mounts": {"w": str(self.claim)}}
+
+    def _start(self, config: dict, gang: dict[str, str], address: str) -> Pod:
+        RunConfig.model_validate(config)
+        folder = self.claim / "pods"
+        folder.mkdir(exist_ok=True)
+        name = f"{config['role']}-{config.get('attempt', 0)}-{address}"
+        env = os.environ | gang | {
+            "FINETUNE_RUN": json.dumps(config),
+            "FINETUNE_POD_IP": address,
+            "FINETUNE_TERMINATION_LOG": str(folder / f"{name}.json"),
+            "OMP_NUM_THREADS": "1",
+        }
+        log = folder / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "finetune_trainer"], env=env, stdout=output, stderr=output
+            )
+        return Pod(process, address, folder / f"{name}.json", log)
+
+
+def make_job(claim: Path, *, training: dict | None = None, checkpoints: dict | None = None) -> Job:
+    """A job over `model` and `data/{train,validation}.jsonl` of a claim."""
+    config = {
+        "jobName": "job",
+        "jobNamespace": "default",
+        "jobUid": "uid-1",
+        "model": {"source": "pvc://w/model"},
+        "dataset": {
+            "train": [{"source": "pvc://w/data/train.jsonl"}],
+            "validation": [{"source": "pvc://w/data/validation.jsonl"}],
+        },
+        "training": {"sequenceLength": 128, "maxSteps": 8, "seed": 3, **(training or {})},
+        "checkpoints": {"storage": "pvc://w/runs/a", "intervalSteps": 2, **(checkpoints or {})},
+    }
+    return Job(claim, config)
+
+
+def make_plan(**changes: object) -> Plan:
+    """ZeRO-2, 4 rows a step, 8 steps."""
+    values = {
+        "zeroStage": 2,
+        "microBatchSize": 1,
+        "gradientAccumulationSteps": 2,
+        "globalBatchSize": 4,
+        "learningRate": 1e-3,
+        "totalSteps": 8,
+        "warmupSteps": 2,
+        "checkpointBytes": 0,
+    }
+    return Plan.model_validate(values | changes)

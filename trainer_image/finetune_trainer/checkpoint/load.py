@@ -1,0 +1,90 @@
+"""Resuming: the newest whole checkpoint of this run, or the one before it."""
+
+import base64
+import json
+import logging
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.storage import Manifest
+from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint.fragments import (
+    KINDS,
+    fragments,
+    mismatches,
+    moments,
+    optimizer_state,
+)
+from finetune_trainer.checkpoint.read import CheckpointReader
+from finetune_trainer.engine import Engine
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.paths import RunPaths
+
+_log = logging.getLogger(__name__)
+
+
+def newest_valid(paths: RunPaths, run_digest: str) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint whose every file matches its checksum; says what it skips."""
+    for folder, manifest in store.published(paths):
+        if manifest.run_digest != run_digest:
+            _log.warning("%s belongs to another run (digest); skipped", folder.name)
+            continue
+        damaged = store.damaged_file(folder, manifest)
+        if damaged is None:
+            return folder, manifest
+        _log.warning("%s/%s is damaged; trying the checkpoint before it", folder.name, damaged)
+    return None
+
+
+def load(engine: Engine, folder: Path, manifest: Manifest) -> None:
+    """Fill this rank's fragments; TrainerError 78 when the live weights do not match them."""
+    reader = CheckpointReader(folder, manifest)
+    flats = {}
+    for fragment in fragments(engine):
+        flats[id(fragment.flat)] = fragment.flat
+        targets = {"master": fragment.master(), **moments(engine, fragment)}
+        for kind in KINDS:
+            values = reader.read(fragment.name, kind, fragment.offset, fragment.numel)
+            targets[kind].copy_(values)
+    for flat in flats.values():
+        # A tensor of its own for each: AdamW advances it once per flat tensor that holds it.
+        optimizer_state(engine, flat)["step"].fill_(float(reader.adam_step))
+    _refresh_weights(engine)
+    assert_consistent(engine)
+    if manifest.world_size == dist.get_world_size():
+        _restore_random(folder / f"rng-{dist.get_rank():05d}.json")
+
+
+def assert_consistent(engine: Engine) -> None:
+    """Live weights equal the rounded master, or this DeepSpeed lays out its slices otherwise."""
+    wrong = mismatches(engine)
+    if wrong:
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"live weights differ from the master weights in {len(wrong)} parameters, first "
+            f"{wrong[0]}; this trainer image must not be used with ZeRO stage {engine.stage}",
+        )
+
+
+def _refresh_weights(engine: Engine) -> None:
+    optimizer = engine.optimizer
+    if engine.stage < 3:
+        optimizer.update_lp_params()
+        return
+    for index, master in enumerate(optimizer.fp32_partitioned_groups_flat):
+        optimizer.fp16_partitioned_groups_flat[index].data.copy_(master.data)
+        optimizer._unflatten_partitioned_parameters(index)
+
+
+def _restore_random(path: Path) -> None:
+    states = json.loads(path.read_text())
+
+    def tensor(text: str) -> torch.Tensor:
+        return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+    torch.set_rng_state(tensor(states["cpu"]))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensor(states["cuda"]))

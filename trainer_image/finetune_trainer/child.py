@@ -1,0 +1,50 @@
+"""Work without a process group in a child of the supervisor: `python -m finetune_trainer.child`.
+
+prepare                          the prepare pod's work
+export EPOCH                     the finished model, from the newest checkpoint
+"""
+
+import logging
+import sys
+import traceback
+
+from finetune_api.run import RunConfig
+from finetune_trainer import fence
+from finetune_trainer.channel import ChannelReporter
+from finetune_trainer.environment import run_config
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.paths import RunPaths
+
+
+def main() -> int:
+    """Do the work, tell the result, return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    report = ChannelReporter.from_environment()
+    try:
+        config = run_config()
+        if sys.argv[1] == "prepare":
+            from finetune_trainer import prepare
+
+            report.result(prepared=prepare.run(config, report).to_dict())
+        else:
+            _export(config, int(sys.argv[2]), report)
+    except TrainerError as error:
+        report.error(error)
+        print(f"{error.reason}: {error.message}", file=sys.stderr)
+        return int(error.code)
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _export(config: RunConfig, epoch: int, report: ChannelReporter) -> None:
+    from finetune_trainer import export
+
+    paths = RunPaths.of(config)
+    output = export.run(config, paths, report, lambda: fence.check(paths, epoch, config.attempt))
+    report.result(output=output.to_dict())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

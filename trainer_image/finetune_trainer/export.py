@@ -1,0 +1,196 @@
+"""The finished model: a Hugging Face folder made from checkpoint files, loaded back and compared.
+
+No process group, no device, no DeepSpeed: the fp32 master is read slice by slice, rounded to the
+compute type, and written as the base model's files are laid out.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.progress import Output
+from finetune_api.run import RunConfig
+from finetune_api.storage import Manifest
+from finetune_trainer import finished, model
+from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint.load import newest_valid
+from finetune_trainer.checkpoint.read import CheckpointReader
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.files import sync_folder, write_atomic
+from finetune_trainer.model_card import model_card
+from finetune_trainer.paths import RunPaths
+from finetune_trainer.reporter import Reporter
+
+_log = logging.getLogger(__name__)
+_SHARD_BYTES = 5_000_000_000
+_COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+def run(
+    config: RunConfig, paths: RunPaths, report: Reporter, check_fence: Callable[[], None]
+) -> Output:
+    """Export the newest valid checkpoint; TrainerError when it does not load back as it was."""
+    report.stage("Exporting")
+    done = finished.read(paths, config.job_uid, config.run_digest or "")
+    if done is not None:
+        return done
+    newest = newest_valid(paths, config.run_digest or "")
+    if newest is None:
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"{config.checkpoints.storage}: no valid checkpoint to export",
+        )
+    folder, manifest = newest
+    dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
+    partial = paths.storage / f"final.tmp-{manifest.fence_epoch}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    reader = CheckpointReader(folder, manifest)
+    _write_weights(paths.model, reader, partial, dtype, report)
+    _write_texts(config, paths, manifest, partial, dtype)
+    _load_back(partial, reader, dtype, report)
+    return _publish(config, paths, manifest, partial, check_fence)
+
+
+def _write_weights(
+    base: Path, reader: CheckpointReader, out: Path, dtype: torch.dtype, report: Reporter
+) -> None:
+    """Tensors in the base model's order, in shards of at most 5 GB."""
+    shard: dict[str, torch.Tensor] = {}
+    shards: list[dict[str, str]] = []
+    size = total = 0
+    known = set(reader.names())
+
+    def flush() -> None:
+        name = f"shard-{len(shards)}.safetensors"
+        save_file(shard, str(out / name), {"format": "pt"})
+        shards.append(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for file in model.weight_files(base, str(base)):
+        originals = load_file(str(file))
+        for name, original in originals.items():
+            tensor = _tensor(reader, name, original, dtype) if name in known else original
+            if size + tensor.nbytes > _SHARD_BYTES and shard:
+                flush()
+                size = 0
+            shard[name] = tensor.contiguous()
+            size += tensor.nbytes
+            total += tensor.nbytes
+            known.discard(name)
+            report.advance()
+    flush()
+    if known:
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"trained parameters that the base model's files do not hold: {sorted(known)[:5]}",
+        )
+    _name_shards(out, shards, total)
+
+
+def _tensor(
+    reader: CheckpointReader, name: str, original: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    values = reader.read(name, "master", 0, original.numel())
+    return values.reshape(original.shape).to(dtype)
+
+
+def _name_shards(out: Path, shards: list[dict[str, str]], total: int) -> None:
+    """One file, or numbered files with an index, as transformers names them."""
+    if len(shards) == 1:
+        (out / "shard-0.safetensors").rename(out / "model.safetensors")
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        (out / f"shard-{number - 1}.safetensors").rename(out / name)
+        weight_map |= dict.fromkeys(shard, name)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _write_texts(
+    config: RunConfig, paths: RunPaths, manifest: Manifest, out: Path, dtype: torch.dtype
+) -> None:
+    settings: dict[str, Any] = json.loads((paths.model / "config.json").read_text())
+    settings.pop("torch_dtype", None)
+    settings["dtype"] = str(dtype).removeprefix("torch.")
+    (out / "config.json").write_text(json.dumps(settings, indent=2))
+    for name in _COPIED:
+        if (paths.model / name).is_file():
+            shutil.copyfile(paths.model / name, out / name)
+    (out / "README.md").write_text(model_card(config, manifest, paths))
+
+
+def _load_back(
+    folder: Path, reader: CheckpointReader, dtype: torch.dtype, report: Reporter
+) -> None:
+    """Plain transformers must load it, whole and equal, and it must be able to speak."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    loaded, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, output_loading_info=True
+    )
+    wrong = [kind for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]]
+    for name, parameter in loaded.named_parameters():
+        expected = reader.read(name, "master", 0, parameter.numel()).to(dtype)
+        if not torch.equal(parameter.detach().flatten(), expected):
+            wrong.append(name)
+        report.advance()
+    if wrong:
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"the exported model does not load back as it was trained: {wrong[:5]}",
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokens = torch.tensor([tokenizer("Hello")["input_ids"]])
+    with torch.no_grad():
+        loaded.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)
+
+
+def _publish(
+    config: RunConfig,
+    paths: RunPaths,
+    manifest: Manifest,
+    partial: Path,
+    check_fence: Callable[[], None],
+) -> Output:
+    """Rename into place, then say that it is complete."""
+    size = 0
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors writes 0600; servers run under another user
+        store.drop_from_cache(file)
+        size += file.stat().st_size
+    check_fence()
+    if paths.final.exists():
+        (paths.final / finished.FILE).unlink(missing_ok=True)
+        shutil.rmtree(paths.final)
+    partial.rename(paths.final)
+    sync_folder(paths.storage)
+    card = finished.ExportCard(
+        job_uid=config.job_uid,
+        run_digest=config.run_digest or "",
+        step=manifest.step,
+        size_bytes=size,
+    )
+    write_atomic(paths.final / finished.FILE, card.to_json())
+    for left in paths.storage.glob("final.tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    _log.info("exported step %d to %s (%d bytes)", manifest.step, paths.final, size)
+    return Output(location=paths.uri(paths.final), size_bytes=size, verified=True)

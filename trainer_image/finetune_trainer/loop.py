@@ -1,0 +1,292 @@
+"""The training loop: micro-batches, one step, one agreement; then evaluate, save, stop.
+
+Every rank runs the same code and takes the same turns; whatever decides a turn (a stop signal, a
+clock, a non-finite loss) is agreed on first.
+"""
+
+import logging
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.progress import Evaluation, Plan
+from finetune_api.run import RunConfig
+from finetune_api.storage import Manifest
+from finetune_trainer import batch, fence, order
+from finetune_trainer.checkpoint import load, store, write
+from finetune_trainer.checkpoint.write import Owner, Position
+from finetune_trainer.data.rows import Row, Rows
+from finetune_trainer.engine import Engine
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.files import write_atomic
+from finetune_trainer.paths import RunPaths
+from finetune_trainer.progress import ProgressMeter
+from finetune_trainer.reporter import Reporter
+from finetune_trainer.schedule import learning_rate
+
+_log = logging.getLogger(__name__)
+_NON_FINITE_IN_A_ROW = 3
+_DEFAULT_INTERVAL = 900  # s
+
+
+@dataclass
+class State:
+    """Where the run stands; all of it is in a checkpoint or follows from one."""
+
+    step: int = 0
+    rows_consumed: int = 0
+    tokens_seen: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    evaluation: Evaluation = field(default_factory=Evaluation)
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What all ranks know after a step."""
+
+    stop: bool
+    save: bool
+    loss: float
+
+
+class Loop:
+    """One rank's view of the run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: Plan,
+        engine: Engine,
+        paths: RunPaths,
+        owner: Owner,
+        report: Reporter,
+        device: torch.device,
+        control: Any,
+        stop: Any,
+    ) -> None:
+        folder = paths.prepared(config.prepared_digest or "")
+        self.rows = Rows(folder, "train")
+        self.validation = Rows(folder, "validation")
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.state = State()
+        self._config, self._plan, self._engine = config, plan, engine
+        self._paths, self._owner, self._report = paths, owner, report
+        self._device, self._control, self._stop = device, control, stop
+        self._meter = ProgressMeter(config, plan, len(self.rows))
+        self._saved_at, self._saved_step = time.monotonic(), -1
+        self._losses: deque[float] = deque(maxlen=100)
+
+    def run(self) -> bool:
+        """Train to the end; False when it was stopped before, with everything saved."""
+        self._resume()
+        if self.state.step == 0 and self._agree(0.0).stop:
+            return False
+        if self.state.evaluation.baseline is None:
+            self._evaluate()
+        self._report.stage("Training")
+        self._saved_at = time.monotonic()
+        while self.state.step < self._plan.total_steps:
+            agreed = self._step()
+            last = self.state.step == self._plan.total_steps
+            if last:
+                self._evaluate()
+            if last or agreed.save or agreed.stop:
+                self._save()
+            if agreed.stop and not last:
+                return False
+        return True
+
+    def _resume(self) -> None:
+        found = [None]
+        if self.rank == 0:
+            newest = load.newest_valid(self._paths, self._owner.run_digest)
+            found = [newest and (newest[0].name, newest[1].to_dict())]  # type: ignore[list-item]
+        dist.broadcast_object_list(found, src=0, group=self._control)
+        if self.rank == 0:
+            self._report.training(checkpoints=store.records(self._paths))
+        if found[0] is None:
+            self._meter.start(0)
+            load.assert_consistent(self._engine)
+            return
+        name, fields = found[0]
+        manifest = Manifest.model_validate(fields)
+        load.load(self._engine, self._paths.checkpoints / name, manifest)
+        self.state.step = self._saved_step = manifest.step
+        self.state.rows_consumed = manifest.rows_consumed
+        self.state.tokens_seen = manifest.tokens_seen
+        saved = self._paths.storage / "evaluation.json"
+        if saved.is_file():
+            evaluation = Evaluation.model_validate_json(saved.read_text())
+            self.state.evaluation = evaluation
+            self._report.training(evaluation=evaluation)
+        self._meter.start(self.state.step)
+        _log.info("resumed from %s", name)
+
+    def _step(self) -> Agreed:
+        """One optimizer step over the next rows of the sequence."""
+        state, plan, training = self.state, self._plan, self._config.training
+        started = time.monotonic()
+        rows = order.step_rows(
+            state.rows_consumed, plan.global_batch_size, len(self.rows), training.seed, self._end()
+        )
+        trained = int(self.rows.trained_tokens[rows].sum())
+        loss = torch.zeros((), device=self._device)
+        tokens = 0
+        for own in order.micro_batches(rows, self.rank, self.world, plan.micro_batch_size):
+            # A rank that ran out of rows takes part with weight zero: collectives must match.
+            picked = [self.rows[row] for row in own or rows[:1]]
+            scale = self.world / trained if own else 0.0
+            micro = batch.make(picked, self._device)
+            part = self._engine.backward(micro, scale)
+            if own:
+                loss += part
+        tokens = sum(len(self.rows[row].tokens) for row in rows)
+        rate = learning_rate(
+            state.step,
+            peak=plan.learning_rate,
+            total_steps=plan.total_steps,
+            warmup_steps=plan.warmup_steps,
+            schedule=training.schedule,
+            min_ratio=training.min_learning_rate_ratio,
+        )
+        norm, applied = self._engine.step(rate)
+        agreed = self._agree(float(loss) / trained)
+        self._judge(applied and math.isfinite(norm), agreed)
+        state.step += 1
+        state.rows_consumed += len(rows)
+        state.tokens_seen += tokens
+        self._report.advance()
+        if self.rank == 0:
+            progress, ledger = self._meter.step(
+                step=state.step,
+                loss=agreed.loss,
+                rate=rate,
+                norm=norm,
+                tokens=tokens,
+                trained=trained,
+                seconds=time.monotonic() - started,
+                tokens_seen=state.tokens_seen,
+                rows_consumed=state.rows_consumed,
+                skipped=state.skipped,
+            )
+            self._report.training(progress=progress, ledger=ledger)
+            _log.info("step %d of %d, loss %.4f", state.step, plan.total_steps, agreed.loss)
+        return agreed
+
+    def _agree(self, loss: float) -> Agreed:
+        """Sum one small vector over the ranks: the loss, who was asked to stop, is a save due."""
+        save = self.rank == 0 and self._save_is_due()
+        vector = torch.tensor([loss, float(self._stop.is_set()), float(save)], dtype=torch.float64)
+        dist.all_reduce(vector, group=self._control)
+        total, stop, due = vector.tolist()
+        return Agreed(stop=stop > 0, save=due > 0, loss=total)
+
+    def _save_is_due(self) -> bool:
+        """Asked before the step is counted: about the step that is just ending."""
+        checkpoints, step = self._config.checkpoints, self.state.step + 1
+        seconds = checkpoints.interval_seconds
+        if checkpoints.interval_steps is None and seconds is None:
+            seconds = _DEFAULT_INTERVAL
+        by_steps = checkpoints.interval_steps and step % checkpoints.interval_steps == 0
+        by_clock = seconds is not None and time.monotonic() - self._saved_at >= seconds
+        return bool(by_steps or by_clock)
+
+    def _judge(self, finite: bool, agreed: Agreed) -> None:
+        """Non-finite steps are not applied; too many in a row end the attempt (86)."""
+        state = self.state
+        if finite and math.isfinite(agreed.loss):
+            state.skipped_in_a_row = 0
+            return
+        state.skipped += 1
+        state.skipped_in_a_row += 1
+        fp32 = self._config.training.precision == "FP32"  # DeepSpeed applies such a step there
+        if fp32 or state.skipped_in_a_row >= _NON_FINITE_IN_A_ROW:
+            raise TrainerError(
+                ExitCode.DIVERGED,
+                f"gradients were not finite in {state.skipped_in_a_row} steps up to step "
+                f"{state.step + 1}; lower training.learningRate (now {self._plan.learning_rate}) "
+                "or look at the data of these steps",
+            )
+
+    def _evaluate(self) -> None:
+        """Token-weighted validation loss; every rank runs as many forward passes."""
+        if not len(self.validation):
+            return
+        self._report.stage("Evaluating")
+        total = torch.zeros(2, dtype=torch.float64)
+        rows = list(range(len(self.validation)))
+        for own in order.micro_batches(rows, self.rank, self.world, self._plan.micro_batch_size):
+            picked: list[Row] = [self.validation[row] for row in own or rows[:1]]
+            loss = float(self._engine.loss(batch.make(picked, self._device)))
+            if own:
+                total += torch.tensor([loss, float(self.validation.trained_tokens[own].sum())])
+            self._report.advance()
+        dist.all_reduce(total, group=self._control)
+        self._record_evaluation(float(total[0] / total[1]))
+        self._report.stage("Training")
+
+    def _record_evaluation(self, loss: float) -> None:
+        state = self.state
+        before = state.evaluation
+        best, best_step = before.best, before.best_step
+        if best is None or loss < best:
+            best, best_step = loss, state.step
+        state.evaluation = Evaluation(
+            baseline=loss if before.baseline is None else before.baseline,
+            last=loss,
+            last_step=state.step,
+            best=best,
+            best_step=best_step,
+        )
+        if self.rank == 0:
+            write_atomic(self._paths.storage / "evaluation.json", state.evaluation.to_json())
+            self._report.training(evaluation=state.evaluation)
+            _log.info("validation loss %.4f at step %d", loss, state.step)
+
+    def _save(self) -> None:
+        if self._saved_step == self.state.step:
+            return
+        self._report.stage("Checkpointing")
+        evaluation = self.state.evaluation
+        fresh = evaluation.last_step == self.state.step
+        position = Position(
+            step=self.state.step,
+            rows_consumed=self.state.rows_consumed,
+            tokens_seen=self.state.tokens_seen,
+            validation_loss=evaluation.last if fresh else None,
+        )
+        first = self._saved_step < 0
+        problem = write.save(self._engine, self._paths, self._owner, position, self._control)
+        if first:
+            load.assert_consistent(self._engine)
+        self._saved_at = time.monotonic()
+        if problem:
+            # Training goes on: the older checkpoints stand, and the next save may succeed.
+            _log.error("checkpoint of step %d failed: %s", self.state.step, problem)
+        else:
+            self._saved_step = self.state.step
+        if self.rank == 0:
+            self._retain()
+        self._report.stage("Training")
+
+    def _retain(self) -> None:
+        owner, keep = self._owner, self._config.checkpoints.keep_last
+        fence.check(self._paths, owner.epoch, owner.attempt)
+        for folder in store.superseded(self._paths, keep, owner.epoch):
+            store.remove(folder)
+        self._report.training(checkpoints=store.records(self._paths))
+
+    def _end(self) -> int:
+        """Row at which the run ends; only the last step of all can be short."""
+        training = self._config.training
+        if training.max_steps is not None:
+            return self._plan.total_steps * self._plan.global_batch_size
+        epochs = 3.0 if training.epochs is None else training.epochs
+        return math.ceil(epochs * len(self.rows))

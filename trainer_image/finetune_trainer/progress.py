@@ -1,0 +1,75 @@
+"""Speed, time left and the ledger of steps, kept by rank 0."""
+
+import time
+from collections import deque
+from datetime import UTC, datetime
+
+from finetune_api.progress import Plan, Progress, StepLedger
+from finetune_api.run import RunConfig
+
+_WINDOW = 60.0  # s
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None  # NaN compares false
+
+
+class ProgressMeter:
+    """Turns step times into what people look at."""
+
+    def __init__(self, config: RunConfig, plan: Plan, rows: int) -> None:
+        self._config, self._plan, self._rows = config, plan, rows
+        self._window: deque[tuple[float, float, int, int]] = deque()
+        self._first = 0
+        self._productive = self._redone = 0.0
+
+    def start(self, step: int) -> None:
+        """The attempt begins after this many finished steps."""
+        self._first = step
+
+    def step(
+        self,
+        *,
+        step: int,
+        loss: float,
+        rate: float,
+        norm: float,
+        tokens: int,
+        trained: int,
+        seconds: float,
+        tokens_seen: int,
+        rows_consumed: int,
+        skipped: int,
+    ) -> tuple[Progress, StepLedger]:
+        """Facts after a finished step that took `seconds`."""
+        if step <= self._config.highest_step:
+            self._redone += seconds
+        else:
+            self._productive += seconds
+        now = time.monotonic()
+        self._window.append((now, seconds, tokens, trained))
+        while now - self._window[0][0] > _WINDOW and len(self._window) > 1:
+            self._window.popleft()
+        spent = sum(entry[1] for entry in self._window)
+        left = self._plan.total_steps - step
+        progress = Progress(
+            step=step,
+            total_steps=self._plan.total_steps,
+            epoch=round(rows_consumed / self._rows, 4),
+            train_loss=_finite(loss),
+            learning_rate=rate,
+            grad_norm=_finite(norm),
+            tokens_seen=tokens_seen,
+            skipped_steps=skipped,
+            tokens_per_second=round(sum(entry[2] for entry in self._window) / spent, 1),
+            trained_tokens_per_second=round(sum(entry[3] for entry in self._window) / spent, 1),
+            eta_seconds=round(left * spent / len(self._window)),
+            last_update_time=datetime.now(UTC),
+        )
+        ledger = StepLedger(
+            productive_seconds=round(self._productive, 3),
+            redone_seconds=round(self._redone, 3),
+            first_step=self._first,
+            highest_step=step,
+        )
+        return progress, ledger

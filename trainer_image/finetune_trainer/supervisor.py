@@ -1,0 +1,281 @@
+"""Process 1 of a trainer pod: starts ranks, watches them, reports, ends with the right code.
+
+Never imports torch. torchrun is not used: it answers every failure with exit code 1.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from finetune_api.exit_codes import ExitCode, meaning
+from finetune_api.names import REPORT_PORT
+from finetune_api.run import Result, RunConfig
+from finetune_api.storage import AttemptFile
+from finetune_trainer import environment, fence, processes, report_server
+from finetune_trainer.environment import Gang
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.files import write_atomic
+from finetune_trainer.paths import RunPaths
+from finetune_trainer.processes import Child
+from finetune_trainer.state import Failure, PodState
+
+_log = logging.getLogger("supervisor")
+_RESOLVE_SECONDS = 120.0  # DNS servers remember "no such name" for up to half a minute
+_SETTLE_SECONDS = 3.0  # between the first rank that ends and the verdict: who was first?
+_LEDGER_SECONDS = 60.0
+_SHORTEST_STOP = 20.0  # s without a step after SIGTERM, at least
+TERMINATION_LOG = "/dev/termination-log"
+
+
+class Supervisor:
+    """One pod's run; `run` returns the exit code."""
+
+    def __init__(self) -> None:
+        self._terminated_at: float | None = None
+        self._children: list[Child] = []
+        self._started = datetime.now(UTC)
+        self._epoch = 0
+        self._stuck = False
+        self._killed: set[str] = set()
+        self._ledger_at = time.monotonic()
+        self.state: PodState | None = None
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def run(self) -> int:
+        """Do what the environment asks for; always leaves a result."""
+        try:
+            config = environment.run_config()
+            if config.role == "prepare":
+                self.state = PodState(config, 0, stage="PreparingData")
+                code = self._prepare()
+            else:
+                gang = environment.gang()
+                self.state = PodState(config, gang.node_rank)
+                code = self._work(config, gang)
+        except TrainerError as error:
+            print(f"{error.reason}: {error.message}", file=sys.stderr)
+            code = int(error.code)
+            self._write_result(code, Failure(code, error.reason, error.message), None)
+        return code
+
+    def _prepare(self) -> int:
+        child = self._start("prepare", None, ["finetune_trainer.child", "prepare"], {})
+        self._watch([child])
+        return self._conclude(child)
+
+    def _work(self, config: RunConfig, gang: Gang) -> int:
+        assert self.state is not None
+        ip = environment.pod_ip()
+        server = report_server.serve(ip, REPORT_PORT, self.state.report)
+        try:
+            paths = RunPaths.of(config)
+            if gang.node_rank == 0:
+                self._epoch = fence.claim(paths, config.job_uid, config.attempt)
+            address = ip if gang.node_rank == 0 else _resolve(gang.master_address)
+            ranks = [self._start_rank(gang, local, address) for local in range(gang.processes)]
+            self._watch(ranks)
+            first = self._first_to_end(ranks)
+            done = first.code() == 0 and gang.node_rank == 0
+            code = self._export() if done else self._conclude(first)
+            self._write_ledger(config, gang, code)
+            return code
+        finally:
+            server.shutdown()
+
+    def _export(self) -> int:
+        """The ranks have left; the model is made from files."""
+        arguments = ["finetune_trainer.child", "export", str(self._epoch)]
+        child = self._start("export", None, arguments, {})
+        self._watch([child])
+        return self._conclude(child)
+
+    def _start_rank(self, gang: Gang, local: int, address: str) -> Child:
+        rank = gang.node_rank * gang.processes + local
+        threads = max(1, len(os.sched_getaffinity(0)) // gang.processes)
+        env = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(local),
+            "WORLD_SIZE": str(gang.world_size),
+            "LOCAL_WORLD_SIZE": str(gang.processes),
+            "GROUP_RANK": str(gang.node_rank),
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(gang.master_port),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            "TORCH_EXTENSIONS_DIR": "/tmp/torch-extensions",
+            "TRITON_CACHE_DIR": "/tmp/triton",
+            "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        if address.startswith("127.") and "GLOO_SOCKET_IFNAME" not in os.environ:
+            env["GLOO_SOCKET_IFNAME"] = "lo"
+        return self._start(f"rank {rank}", rank, ["finetune_trainer.rank", str(self._epoch)], env)
+
+    def _start(self, name: str, rank: int | None, module: list[str], env: dict[str, str]) -> Child:
+        child = Child(name, rank, module, env)
+        self._children.append(child)
+        if self._terminated_at is not None:
+            child.terminate()
+        return child
+
+    def _watch(self, children: list[Child]) -> None:
+        """Until all have ended; one that fails takes the others with it."""
+        failed_at: float | None = None
+
+        def tick() -> bool:
+            nonlocal failed_at
+            now = time.monotonic()
+            codes = [child.code() for child in children]
+            if failed_at is None and any(code not in (None, 0) for code in codes):
+                failed_at = now
+            if failed_at is not None and now - failed_at > _SETTLE_SECONDS:
+                self._kill(children)
+            if self._stop_is_stuck(now):
+                _log.error("no step was finished after SIGTERM; a peer must be gone")
+                self._stuck = True
+                self._kill(children)
+            self._keep_ledger(now)
+            if os.getpid() == 1:
+                processes.reap_orphans(self._children)
+            return all(code is not None for code in codes)
+
+        processes.wait_for(children, tick, self._hear)
+        for child in children:
+            child.finish()
+
+    def _hear(self, child: Child, message: dict[str, Any]) -> None:
+        assert self.state is not None
+        self.state.hear(child.name, child.rank, message)
+
+    def _stop_is_stuck(self, now: float) -> bool:
+        """After SIGTERM a rank whose peer is gone waits in a collective for ever."""
+        if self._terminated_at is None or self._stuck or self.state is None:
+            return False
+        if self.state.config.role == "prepare":
+            return False
+        quiet = now - max(self._terminated_at, self.state.moved_at)
+        return quiet > max(_SHORTEST_STOP, 2 * self._longest_step())
+
+    def _longest_step(self) -> float:
+        progress = self.state.progress if self.state else None
+        if progress is None or not progress.eta_seconds:
+            return 60.0
+        return progress.eta_seconds / max(1, progress.total_steps - progress.step)
+
+    def _first_to_end(self, ranks: list[Child]) -> Child:
+        """The rank whose end is the cause: a failure of its own before a lost peer."""
+
+        def order(child: Child) -> int:
+            if child.code() == 0:
+                return 3
+            if child.name in self._killed:
+                return 2
+            return 1 if child.code() == ExitCode.PEER_LOST else 0
+
+        return min(ranks, key=order)
+
+    def _kill(self, children: list[Child]) -> None:
+        for child in children:
+            if child.code() is None:
+                self._killed.add(child.name)
+            child.kill()
+
+    def _conclude(self, child: Child) -> int:
+        """Write the result of what ended; returns the exit code."""
+        assert self.state is not None
+        code = child.code() or 0
+        failure = self.state.failures.get(child.name)
+        if self._stuck and code == 137:
+            code = int(ExitCode.PEER_LOST)
+            failure = Failure(code, "PeerLost", "no step was finished after SIGTERM")
+        elif self._terminated_at is not None and code == 128 + signal.SIGTERM:
+            # The default action of a process that had nothing to save yet.
+            code = int(ExitCode.STOPPED)
+            failure = Failure(code, "Stopped", f"{child.name} was stopped before training began")
+        if failure is None and code:
+            tail = "\n".join(list(child.tail)[-8:])
+            text = f"{child.name} ended with {_words(code)}" + (f":\n{tail}" if tail else "")
+            failure = Failure(code, meaning(code).reason, text)
+        self._write_result(code, failure, child.rank if code else None)
+        return code
+
+    def _write_result(self, code: int, failure: Failure | None, rank: int | None) -> None:
+        outcome = "Succeeded" if code == 0 else "Stopped" if code == 75 else "Failed"
+        reason = failure.reason if failure else meaning(code).reason
+        message = failure.message if failure else ""
+        path = Path(os.environ.get("FINETUNE_TERMINATION_LOG", TERMINATION_LOG))
+        if self.state is None:
+            result = Result.model_validate(
+                {"outcome": outcome, "reason": reason, "message": message[:1024]}
+            )
+        else:
+            result = self.state.result(outcome, reason, message, rank)
+        try:
+            path.write_text(result.to_termination_message())
+        except OSError as error:
+            print(f"{path}: the result could not be written ({error})", file=sys.stderr)
+
+    def _keep_ledger(self, now: float) -> None:
+        if self._epoch and now - self._ledger_at > _LEDGER_SECONDS:
+            self._ledger_at = now
+            assert self.state is not None
+            self._write_attempt(self.state.config, None)
+
+    def _write_ledger(self, config: RunConfig, gang: Gang, code: int) -> None:
+        if gang.node_rank == 0:
+            self._write_attempt(config, code)
+
+    def _write_attempt(self, config: RunConfig, code: int | None) -> None:
+        assert self.state is not None
+        record = AttemptFile(
+            epoch=self._epoch,
+            attempt=config.attempt,
+            job_uid=config.job_uid,
+            start_time=self._started,
+            update_time=datetime.now(UTC),
+            outcome=None if code is None else ("Succeeded" if code == 0 else "Failed"),
+            reason=None if code is None else meaning(code).reason,
+            ledger=self.state.ledger,
+        )
+        try:
+            write_atomic(RunPaths.of(config).attempt(self._epoch), record.to_json())
+        except OSError as error:
+            _log.warning("the attempt's record could not be written: %s", error)
+
+    def _on_sigterm(self, *_: object) -> None:
+        """Tell the children once; a second SIGTERM changes nothing."""
+        if self._terminated_at is None:
+            self._terminated_at = time.monotonic()
+            for child in self._children:
+                child.terminate()
+
+
+def _words(code: int) -> str:
+    if code > 128:
+        try:
+            return f"signal {signal.Signals(code - 128).name}"
+        except ValueError:
+            return f"exit code {code}"
+    return f"exit code {code}"
+
+
+def _resolve(name: str) -> str:
+    """Address of the master; TrainerError 78 when its name does not exist in time."""
+    deadline = time.monotonic() + _RESOLVE_SECONDS
+    while True:
+        try:
+            return str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise TrainerError(
+                    ExitCode.ENVIRONMENT_UNUSABLE,
+                    f"{name} has no address after {_RESOLVE_SECONDS:.0f} s ({error}); is cluster "
+                    "DNS working, and is the job's headless Service there?",
+                ) from error
+        time.sleep(0.5)
