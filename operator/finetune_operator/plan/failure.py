@@ -1,0 +1,106 @@
+"""Why an attempt ended: one table, the same as on the page docs/restarts.md.
+
+The cause is the first exit that is not a consequence (79 fenced, 88 peer lost); ties go by worker
+index, for clocks of nodes differ and times have whole seconds.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from finetune_api.exit_codes import ExitCode, is_permanent, meaning
+from finetune_api.status import Attempt
+from finetune_operator.plan.observe import Ended, Pod
+
+Outcome = Literal["Succeeded", "Preempted", "Failed"]
+SETTLE = 15.0  # s a consequence waits for its cause to be seen
+_SAME_PLACE = 50  # steps
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an attempt ended."""
+
+    outcome: Outcome
+    reason: str
+    message: str
+    worker: int | None = None
+    exit_code: int | None = None
+    counted: bool = True
+    permanent: bool = False
+
+
+def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Verdict | None:
+    """The end of the attempt, None while it goes on (or while its cause may still show)."""
+    ends = {pod.index: pod.ended for pod in pods if pod.ended}
+    if len(ends) == replicas and all(end.exit_code == 0 for end in ends.values()):
+        return Verdict("Succeeded", "Completed", "", counted=False)
+    failures = sorted(
+        ((end.finished, index) for index, end in ends.items() if end.exit_code != 0),
+    )
+    present = {pod.index for pod in pods if not pod.gone or pod.ended}
+    missing = sorted(set(range(replicas)) - present) if created else []
+    lost = [pod for pod in pods if pod.ended is None and pod.lost(now)]
+    causes = [i for _, i in failures if not meaning(ends[i].exit_code).consequence]
+    own = [i for i in causes if ends[i].exit_code != ExitCode.STOPPED]
+    if own:
+        return _of_exit(own[0], ends[own[0]], pods)
+    if not failures and not missing and not lost:
+        return None
+    if _may_still_show(pods, ends, failures, now):
+        return None
+    if causes:
+        return _of_exit(causes[0], ends[causes[0]], pods)
+    if missing or lost:
+        index = missing[0] if missing else lost[0].index
+        text = "its pod vanished" if missing else "its node does not answer"
+        return Verdict("Failed", "WorkerLost", f"worker {index} was lost: {text}", worker=index)
+    return _of_exit(failures[0][1], ends[failures[0][1]], pods)
+
+
+def _may_still_show(
+    pods: list[Pod], ends: dict[int, Ended], failures: list[tuple[datetime, int]], now: datetime
+) -> bool:
+    """Others still run: they may be saving (a stop), or be the cause of a lost peer."""
+    going = [pod for pod in pods if pod.ended is None and not pod.gone and not pod.lost(now)]
+    if not going:
+        return False
+    stopping = [pod for pod in pods if pod.told_to_stop]
+    if stopping and any(pod.told_to_stop for pod in going):
+        return True
+    if not failures:
+        return False
+    waited = (now - failures[0][0]).total_seconds()
+    return waited < SETTLE
+
+
+def _of_exit(index: int, end: Ended, pods: list[Pod]) -> Verdict:
+    result = end.result()
+    reason = result.reason if result else meaning(end.exit_code).reason
+    message = result.message if result else end.message[-512:]
+    if end.exit_code == ExitCode.STOPPED and any(pod.told_to_stop for pod in pods):
+        text = "told to stop (preemption, drain or deletion); everything is saved"
+        return Verdict("Preempted", "Preempted", text, index, end.exit_code, counted=False)
+    if end.reason == "OOMKilled":
+        reason = "OutOfMemory"
+        message = (
+            "the container was killed for using more host memory than its limit; raise the "
+            "trainer container's memory limit in workers.template"
+        )
+    pod = next(pod for pod in pods if pod.index == index)
+    if pod.told_to_stop and end.exit_code in (137, 143):
+        reason, message = "Evicted", "it was told to go and had no time to save a checkpoint"
+    text = f"worker {index}: {message or f'exit code {end.exit_code}'}"
+    permanent = is_permanent(end.exit_code, prepare=False)
+    return Verdict("Failed", reason[:64], text[:1024], index, end.exit_code, permanent=permanent)
+
+
+def repeats(verdict: Verdict, step: int | None, before: Attempt | None) -> bool:
+    """The same end at the same place as the attempt before: another try would end alike."""
+    if before is None or before.reason != verdict.reason:
+        return False
+    if verdict.reason == "OutOfMemory":
+        return before.last_step == step
+    if verdict.reason == "Diverged":
+        return abs((before.last_step or 0) - (step or 0)) <= _SAME_PLACE
+    return False

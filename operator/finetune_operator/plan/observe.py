@@ -1,0 +1,156 @@
+"""What the planner sees: small frozen records made of API objects."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from finetune_api import names
+from finetune_api.run import Result
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
+
+Object = dict[str, Any]
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """A Kubernetes timestamp."""
+    return datetime.fromisoformat(text) if text else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A FineTuneJob."""
+
+    name: str
+    namespace: str
+    uid: str
+    resource_version: str
+    generation: int
+    spec: FineTuneJobSpec
+    status: FineTuneJobStatus
+
+    @classmethod
+    def of(cls, item: Object) -> "Job":
+        """From an API object; ValueError when a newer version wrote what this one cannot read."""
+        metadata = item["metadata"]
+        return cls(
+            name=metadata["name"],
+            namespace=metadata["namespace"],
+            uid=metadata["uid"],
+            resource_version=metadata["resourceVersion"],
+            generation=metadata["generation"],
+            spec=FineTuneJobSpec.model_validate(item["spec"], extra="ignore"),
+            status=FineTuneJobStatus.model_validate(item.get("status", {})),
+        )
+
+    @property
+    def devices(self) -> int:
+        """Devices of the whole gang."""
+        return self.spec.world_size
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the trainer container ended."""
+
+    exit_code: int
+    reason: str
+    finished: datetime
+    message: str
+
+    def result(self) -> Result | None:
+        """The container's own words, None when it left none (what it left is untrusted)."""
+        try:
+            return Result.model_validate_json(self.message)
+        except ValueError:
+            return None
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of a job."""
+
+    name: str
+    uid: str
+    role: str
+    attempt: int
+    index: int
+    phase: str
+    owner: str | None
+    ip: str | None = None
+    scheduled: datetime | None = None
+    unschedulable: str | None = None
+    waiting: tuple[str, str] | None = None  # reason, message
+    running: bool = False
+    ended: Ended | None = None
+    deletion: datetime | None = None  # moment by which it must be gone, the grace included
+    disrupted: bool = False
+    inputs: str | None = None
+    gone: bool = False  # the object does not exist any more; this is the last that was seen
+
+    @classmethod
+    def of(cls, item: Object) -> "Pod":
+        """From an API object."""
+        metadata, status = item["metadata"], item.get("status", {})
+        labels = metadata.get("labels", {})
+        conditions = {c["type"]: c for c in status.get("conditions", [])}
+        scheduled = conditions.get("PodScheduled", {})
+        bound = scheduled.get("status") == "True"
+        statuses = status.get("containerStatuses", [])
+        trainer = next((s for s in statuses if s["name"] == names.CONTAINER), {})
+        state = trainer.get("state", {})
+        owners = [o["uid"] for o in metadata.get("ownerReferences", []) if o.get("controller")]
+        return cls(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            role=labels.get(names.LABEL_ROLE, ""),
+            attempt=int(labels.get(names.LABEL_ATTEMPT, 0)),
+            index=int(labels.get(names.LABEL_WORKER_INDEX, 0)),
+            phase=status.get("phase", "Pending"),
+            owner=owners[0] if owners else None,
+            ip=status.get("podIP"),
+            scheduled=parse_time(scheduled.get("lastTransitionTime")) if bound else None,
+            unschedulable=None if bound else scheduled.get("message"),
+            waiting=_waiting(state),
+            running="running" in state,
+            ended=_ended(state, status),
+            deletion=parse_time(metadata.get("deletionTimestamp")),
+            disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
+            inputs=metadata.get("annotations", {}).get(names.ANNOTATION_INPUTS),
+        )
+
+    def vanished(self) -> "Pod":
+        """The same pod, its object gone."""
+        return replace(self, gone=True, running=False)
+
+    def lost(self, now: datetime) -> bool:
+        """Long past the moment by which it should have been gone: nobody will confirm its end."""
+        return self.deletion is not None and (now - self.deletion).total_seconds() > 60
+
+    def over(self, now: datetime) -> bool:
+        """Ended, absent or lost: the next attempt need not wait for it."""
+        return self.gone or self.ended is not None or self.phase in _TERMINAL or self.lost(now)
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Somebody asked it to go: preemption, drain, eviction, kubectl delete."""
+        return self.deletion is not None or self.disrupted
+
+
+_TERMINAL = ("Succeeded", "Failed")
+
+
+def _waiting(state: Object) -> tuple[str, str] | None:
+    if "waiting" not in state:
+        return None
+    return state["waiting"].get("reason", ""), state["waiting"].get("message", "")
+
+
+def _ended(state: Object, status: Object) -> Ended | None:
+    if "terminated" not in state:
+        return None
+    end = state["terminated"]
+    finished = parse_time(end.get("finishedAt")) or parse_time(status.get("startTime"))
+    if finished is None:
+        return None
+    return Ended(end["exitCode"], end.get("reason", ""), finished, end.get("message", ""))

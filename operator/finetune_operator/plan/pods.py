@@ -1,0 +1,246 @@
+"""Pods and the Service of a job, as the dicts that are sent to the API server."""
+
+import copy
+import json
+from typing import Any
+
+from finetune_api import names
+from finetune_api.base import API_VERSION
+from finetune_api.run import RunConfig
+from finetune_api.uri import ClaimPath
+from finetune_operator.plan.observe import Job
+
+Object = dict[str, Any]
+_HARDENED: Object = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+_COMMAND = ["python", "-m", "finetune_trainer"]
+_PREPARE_REQUESTS = {"cpu": "1", "memory": "2Gi"}
+_WORKER_REQUESTS = {"cpu": "500m", "memory": "2Gi"}
+# A mesh proxy would hold the gang's traffic; a template that wants one says so.
+_NO_MESH = {"sidecar.istio.io/inject": "false", "linkerd.io/inject": "disabled"}
+
+
+class RunConfigTooLargeError(Exception):
+    """The run configuration does not fit into an environment variable."""
+
+
+def claims(job: Job) -> dict[str, bool]:
+    """Claims the job mounts -> whether they are only read."""
+    spec = job.spec
+    written = {ClaimPath.parse(spec.checkpoints.storage).claim}
+    if spec.cache:
+        written.add(ClaimPath.parse(spec.cache).claim)
+    sources = [spec.model.source]
+    sources += [s.source for s in [*spec.dataset.train, *(spec.dataset.validation or [])]]
+    read = {ClaimPath.parse(source).claim for source in sources}
+    return {claim: claim not in written for claim in sorted(read | written)}
+
+
+def service(job: Job) -> Object:
+    """Headless Service that gives the workers their names before they are ready."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": job.name,
+            "namespace": job.namespace,
+            "labels": _labels(job),
+            "ownerReferences": [_owner(job)],
+        },
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {names.LABEL_JOB_UID: job.uid},
+            "ports": [
+                {"name": "rendezvous", "port": names.RENDEZVOUS_PORT},
+                {"name": "report", "port": names.REPORT_PORT},
+            ],
+        },
+    }
+
+
+def prepare_pod(job: Job, image: str, inputs: str) -> Object:
+    """The pod that prepares data; it holds no device."""
+    pod = _pod(job, names.prepare_pod_name(job.name), image, "prepare", _config(job, "prepare"))
+    pod["metadata"]["labels"][names.LABEL_ROLE] = "prepare"
+    pod["metadata"]["annotations"][names.ANNOTATION_INPUTS] = inputs
+    resources = _trainer(pod).setdefault("resources", {})
+    for part in ("limits", "requests"):
+        resources.get(part, {}).pop(job.spec.workers.device_resource, None)
+    resources["requests"] = _PREPARE_REQUESTS | resources.get("requests", {})
+    return pod
+
+
+def worker_pods(job: Job, highest_step: int) -> list[Object]:
+    """All pods of the attempt that `job.status` committed."""
+    status = job.status
+    assert status.attempt is not None
+    assert status.resolved is not None
+    config = _config(job, "worker").replace(
+        attempt=status.attempt,
+        highest_step=highest_step,
+        plan=status.plan,
+        prepared_digest=status.resolved.prepared_digest,
+        run_digest=status.resolved.run_digest,
+    )
+    return [_worker_pod(job, index, config) for index in range(job.spec.workers.replicas)]
+
+
+def _worker_pod(job: Job, index: int, config: RunConfig) -> Object:
+    workers, attempt = job.spec.workers, config.attempt
+    assert job.status.resolved is not None
+    name = names.worker_pod_name(job.name, attempt, index)
+    pod = _pod(job, name, job.status.resolved.image, "worker", config)
+    pod["metadata"]["labels"] |= {
+        names.LABEL_ROLE: "worker",
+        names.LABEL_ATTEMPT: str(attempt),
+        names.LABEL_WORKER_INDEX: str(index),
+    }
+    pod["spec"] |= {"hostname": name, "subdomain": job.name}
+    container = _trainer(pod)
+    container["env"] = _merge_env(
+        container["env"],
+        {
+            "PET_NNODES": str(workers.replicas),
+            "PET_NODE_RANK": str(index),
+            "PET_NPROC_PER_NODE": str(workers.devices_per_worker),
+            "PET_MASTER_ADDR": names.master_address(job.name, attempt, job.namespace),
+            "PET_MASTER_PORT": str(names.RENDEZVOUS_PORT),
+        },
+    )
+    container["ports"] = [
+        {"name": "rendezvous", "containerPort": names.RENDEZVOUS_PORT},
+        {"name": "report", "containerPort": names.REPORT_PORT},
+    ]
+    resources = container.setdefault("resources", {})
+    devices = {workers.device_resource: str(workers.devices_per_worker)}
+    resources["limits"] = resources.get("limits", {}) | devices
+    resources["requests"] = _WORKER_REQUESTS | resources.get("requests", {}) | devices
+    return pod
+
+
+def _config(job: Job, role: str) -> RunConfig:
+    spec = job.spec
+    return RunConfig.model_validate(
+        {
+            "job_name": job.name,
+            "job_namespace": job.namespace,
+            "job_uid": job.uid,
+            "role": role,
+            "model": spec.model,
+            "dataset": spec.dataset,
+            "training": spec.training,
+            "checkpoints": spec.checkpoints,
+            "cache": spec.cache,
+            "mounts": {claim: f"{names.CLAIMS_PATH}/{claim}" for claim in claims(job)},
+            "termination_grace_period_seconds": spec.run_policy.termination_grace_period_seconds,
+        }
+    )
+
+
+def _pod(job: Job, name: str, image: str, role: str, config: RunConfig) -> Object:
+    """Everything both roles share: the user's template below, what the operator owns above."""
+    encoded = config.to_json()
+    if len(encoded.encode()) > names.RUN_CONFIG_MAX_BYTES:
+        raise RunConfigTooLargeError(
+            f"the run configuration has {len(encoded.encode())} bytes, "
+            f"{names.RUN_CONFIG_MAX_BYTES} are allowed; name fewer or shorter sources"
+        )
+    template = copy.deepcopy(job.spec.workers.template or {})
+    metadata, spec = template.get("metadata", {}), template.get("spec", {})
+    spec |= {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": job.spec.run_policy.termination_grace_period_seconds,
+    }
+    spec.setdefault("automountServiceAccountToken", False)
+    spec["securityContext"] = {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+        "fsGroup": 65532,
+        "fsGroupChangePolicy": "OnRootMismatch",
+    } | spec.get("securityContext", {})
+    _harden(spec)
+    container = _own_container(spec)
+    container["image"] = image
+    container["command"] = _COMMAND
+    container["terminationMessagePolicy"] = "FallbackToLogsOnError"
+    container["env"] = _merge_env(container.get("env", []), {names.ENV_RUN: encoded})
+    container["env"] += [
+        {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    ]
+    _mount_claims(job, spec, container, role)
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": job.namespace,
+            "labels": metadata.get("labels", {}) | _labels(job),
+            "annotations": _NO_MESH | metadata.get("annotations", {}),
+            "ownerReferences": [_owner(job)],
+        },
+        "spec": spec,
+    }
+
+
+def _harden(spec: Object) -> None:
+    """The restricted pod security level asks it of every container, sidecars too."""
+    for container in [*spec.get("initContainers", []), *spec.get("containers", [])]:
+        container["securityContext"] = _HARDENED | container.get("securityContext", {})
+
+
+def _own_container(spec: Object) -> Object:
+    containers = spec.setdefault("containers", [])
+    found: Object | None = next((c for c in containers if c["name"] == names.CONTAINER), None)
+    if found is None:
+        found = {"name": names.CONTAINER, "securityContext": dict(_HARDENED)}
+        containers.insert(0, found)
+    return found
+
+
+def _merge_env(entries: list[Object], own: dict[str, str]) -> list[Object]:
+    """The operator's variables win over the template's of the same name."""
+    kept = [e for e in entries if e["name"] not in own and e["name"] != names.ENV_POD_IP]
+    return kept + [{"name": name, "value": value} for name, value in own.items()]
+
+
+def _mount_claims(job: Job, spec: Object, container: Object, role: str) -> None:
+    volumes, mounts = spec.setdefault("volumes", []), container.setdefault("volumeMounts", [])
+    for number, (claim, read_only) in enumerate(claims(job).items()):
+        volume = {"claimName": claim} | ({"readOnly": True} if read_only else {})
+        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": volume})
+        path = f"{names.CLAIMS_PATH}/{claim}"
+        mounts.append({"name": f"claim-{number}", "mountPath": path, "readOnly": read_only})
+    if role == "worker" and not any(mount["mountPath"] == "/dev/shm" for mount in mounts):
+        # 64 MB, the runtime's default, kills NCCL with an obscure error.
+        volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
+        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
+
+
+def _labels(job: Job) -> dict[str, str]:
+    return {names.LABEL_JOB_NAME: job.name, names.LABEL_JOB_UID: job.uid}
+
+
+def _owner(job: Job) -> Object:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": names.KIND,
+        "name": job.name,
+        "uid": job.uid,
+        "controller": True,
+        # True is refused where owner references need rights on finalizers (OpenShift).
+        "blockOwnerDeletion": False,
+    }
+
+
+def inputs_digest(job: Job, image: str) -> str:
+    """What a prepare pod's answer is valid for."""
+    import hashlib
+
+    config = _config(job, "prepare").to_dict()
+    text = json.dumps([config, image], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

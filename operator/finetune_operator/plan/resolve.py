@@ -1,0 +1,67 @@
+"""Choosing what the spec leaves open, once the data is known."""
+
+import math
+
+from finetune_api.progress import DataSummary, Plan
+from finetune_api.run import PrepareResult
+from finetune_api.spec import FineTuneJobSpec
+
+_STEPS_WANTED = 200  # fewer, and a schedule with warm-up has no room
+_BATCHES = (64, 32, 16, 8)
+_BYTES_PER_PARAMETER = 12  # fp32 master, exp_avg, exp_avg_sq
+
+
+def resolve(spec: FineTuneJobSpec, prepared: PrepareResult) -> tuple[Plan, DataSummary]:
+    """Plan and data summary of a job; defaults and their reasons are in docs/defaults.md."""
+    training, deepspeed = spec.training, spec.deepspeed
+    micro = (deepspeed and deepspeed.micro_batch_size) or 1
+    rows = prepared.data.rows
+    batch = training.global_batch_size or _global_batch(spec, micro, rows)
+    total = training.max_steps or _steps(spec, rows, batch)
+    plan = Plan(
+        zero_stage=(deepspeed and deepspeed.zero_stage) or 2,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=math.ceil(batch / (spec.world_size * micro)),
+        global_batch_size=batch,
+        learning_rate=training.learning_rate or _learning_rate(prepared.parameter_count),
+        total_steps=total,
+        warmup_steps=_warmup(spec, total),
+        checkpoint_bytes=_BYTES_PER_PARAMETER * prepared.parameter_count,
+    )
+    passes = round(min(total * batch, _run_rows(spec, rows, total * batch)) / rows, 2)
+    sources = [source.replace(passes=passes) for source in prepared.data.sources]
+    data = prepared.data.replace(steps_per_epoch=math.ceil(rows / batch), sources=sources)
+    return plan, data
+
+
+def _global_batch(spec: FineTuneJobSpec, micro: int, rows: int) -> int:
+    """The largest of 8 to 64 that leaves enough steps, as a multiple of what runs at once."""
+    unit = spec.world_size * micro
+    candidates = [max(unit, size // unit * unit) for size in _BATCHES]
+    for size in candidates:
+        if (spec.training.max_steps or _steps(spec, rows, size)) >= _STEPS_WANTED:
+            return size
+    return candidates[-1]
+
+
+def _run_rows(spec: FineTuneJobSpec, rows: int, most: int) -> int:
+    return most if spec.training.max_steps else math.ceil((spec.training.epochs or 3.0) * rows)
+
+
+def _steps(spec: FineTuneJobSpec, rows: int, batch: int) -> int:
+    epochs = 3.0 if spec.training.epochs is None else spec.training.epochs
+    return math.ceil(math.ceil(epochs * rows) / batch)
+
+
+def _learning_rate(parameters: int) -> float:
+    if parameters < 2e9:
+        return 2.0e-5
+    return 1.0e-5 if parameters <= 15e9 else 5.0e-6
+
+
+def _warmup(spec: FineTuneJobSpec, total: int) -> int:
+    training = spec.training
+    if training.warmup_steps is not None:
+        return min(training.warmup_steps, total - 1)
+    ratio = 0.03 if training.warmup_ratio is None else training.warmup_ratio
+    return min(math.ceil(ratio * total), total - 1)
