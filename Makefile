@@ -5,7 +5,6 @@ PYTHON ?= python3
 CACHE ?= $(or $(FINETUNE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator)
 export FINETUNE_CACHE := $(CACHE)
 BIN := .venv/bin
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format crds clean

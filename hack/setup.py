@@ -20,6 +20,8 @@ DISK_BYTES = (
 )  # environment 6 GB, pip's download 4 GB, Go modules and build 8 GB, room to run
 MINIMUM_PYTHON = (3, 11)
 OWN = "finetune-operator["
+# The interpreter itself, also when a virtual environment is active: ours may be about to go.
+PYTHON = getattr(sys, "_base_executable", sys.executable)
 
 
 def main() -> int:
@@ -37,7 +39,8 @@ def main() -> int:
         return fail(
             "Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"
         )
-    cache = Path(os.environ["FINETUNE_CACHE"]).expanduser()
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "finetune-operator"
+    cache = Path(os.environ.get("FINETUNE_CACHE", default)).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     requirements = dependencies(tomllib.loads((TREE / "pyproject.toml").read_text()))
     key = hashlib.sha256(
@@ -70,7 +73,7 @@ def dependencies(project: dict) -> list[str]:
 def install(shared: Path, requirements: list[str]) -> None:
     print(f"Python packages -> {shared} (about 6 GB, a few minutes, once)", flush=True)
     shutil.rmtree(shared, ignore_errors=True)
-    run(sys.executable, "-m", "venv", str(shared))
+    run(PYTHON, "-m", "venv", str(shared))
     # DS_BUILD_OPS=0: no op is compiled. editables: hatchling needs it in `link`.
     run(
         str(shared / "bin/python"),
@@ -97,7 +100,7 @@ def link(shared: Path) -> None:
     if stamp.exists() and stamp.read_text() == made_from:
         return
     shutil.rmtree(venv_dir, ignore_errors=True)
-    run(sys.executable, "-m", "venv", str(venv_dir))
+    run(PYTHON, "-m", "venv", str(venv_dir))
     minor = f"python{sys.version_info.major}.{sys.version_info.minor}"
     site = venv_dir / "lib" / minor / "site-packages"
     (site / "_dependencies.pth").write_text(f"{shared / 'lib' / minor / 'site-packages'}\n")
@@ -113,7 +116,7 @@ def link(shared: Path) -> None:
         "-e",
         str(TREE),
     )
-    for tool in ("ruff", "lint-imports", "ninja"):
+    for tool in ("ruff", "ninja"):
         source, target = shared / "bin" / tool, venv_dir / "bin" / tool
         if source.exists() and not target.exists():
             target.symlink_to(source)

@@ -75,7 +75,9 @@ class Attempt(Message):
     number: int
     start_time: Time
     completion_time: Time | None = None
-    created: bool = Field(default=False, description="All pods existed; one that is missing now vanished.")
+    created: bool = Field(
+        default=False, description="All pods existed; one that is missing now vanished."
+    )
     outcome: Word | None = Field(
         default=None, description="Succeeded, Failed, Preempted; absent while it runs."
     )

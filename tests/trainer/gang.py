@@ -39,9 +39,8 @@ class Pod:
         """Process ids of the ranks."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         found = [int(pid) for pid in path.read_text().split()]
-        return [
-            pid for pid in found if b"finetune_trainer.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        rank = b"finetune_trainer.rank"
+        return [pid for pid in found if rank in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -127,12 +126,16 @@ class Job:
         folder = self.claim / "pods"
         folder.mkdir(exist_ok=True)
         name = f"{config['role']}-{config.get('attempt', 0)}-{address}"
-        env = os.environ | gang | {
-            "FINETUNE_RUN": json.dumps(config),
-            "FINETUNE_POD_IP": address,
-            "FINETUNE_TERMINATION_LOG": str(folder / f"{name}.json"),
-            "OMP_NUM_THREADS": "1",
-        }
+        env = (
+            os.environ
+            | gang
+            | {
+                "FINETUNE_RUN": json.dumps(config),
+                "FINETUNE_POD_IP": address,
+                "FINETUNE_TERMINATION_LOG": str(folder / f"{name}.json"),
+                "OMP_NUM_THREADS": "1",
+            }
+        )
         log = folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(

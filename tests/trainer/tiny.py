@@ -16,10 +16,11 @@ MARKED_TEMPLATE = (
     "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = (
+TEXT = (
     "the cat sat on a warm mat while rain fell over green hills and small boats came home late "
     "with silver fish for every hungry child in our old town near that quiet river"
-).split()
+)
+WORDS = TEXT.split()
 
 
 def make_messages(count: int, seed: int = 0) -> list[dict]:
@@ -60,7 +61,7 @@ def make_tokenizer(template: str = TEMPLATE):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>"
     )

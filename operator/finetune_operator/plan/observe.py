@@ -97,7 +97,7 @@ class Pod:
         scheduled = conditions.get("PodScheduled", {})
         bound = scheduled.get("status") == "True"
         statuses = status.get("containerStatuses", [])
-        trainer = next((s for s in statuses if s["name"] == names.CONTAINER), {})
+        trainer: Object = next((s for s in statuses if s["name"] == names.CONTAINER), {})
         state = trainer.get("state", {})
         owners = [o["uid"] for o in metadata.get("ownerReferences", []) if o.get("controller")]
         return cls(

@@ -1,6 +1,7 @@
 """Pods and the Service of a job, as the dicts that are sent to the API server."""
 
 import copy
+import hashlib
 import json
 from typing import Any
 
@@ -68,7 +69,7 @@ def prepare_pod(job: Job, image: str, inputs: str) -> Object:
     pod = _pod(job, names.prepare_pod_name(job.name), image, "prepare", _config(job, "prepare"))
     pod["metadata"]["labels"][names.LABEL_ROLE] = "prepare"
     pod["metadata"]["annotations"][names.ANNOTATION_INPUTS] = inputs
-    resources = _trainer(pod).setdefault("resources", {})
+    resources = _own_container(pod["spec"]).setdefault("resources", {})
     for part in ("limits", "requests"):
         resources.get(part, {}).pop(job.spec.workers.device_resource, None)
     resources["requests"] = _PREPARE_REQUESTS | resources.get("requests", {})
@@ -101,7 +102,7 @@ def _worker_pod(job: Job, index: int, config: RunConfig) -> Object:
         names.LABEL_WORKER_INDEX: str(index),
     }
     pod["spec"] |= {"hostname": name, "subdomain": job.name}
-    container = _trainer(pod)
+    container = _own_container(pod["spec"])
     container["env"] = _merge_env(
         container["env"],
         {
@@ -239,8 +240,6 @@ def _owner(job: Job) -> Object:
 
 def inputs_digest(job: Job, image: str) -> str:
     """What a prepare pod's answer is valid for."""
-    import hashlib
-
     config = _config(job, "prepare").to_dict()
     text = json.dumps([config, image], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

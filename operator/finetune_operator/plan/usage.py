@@ -19,7 +19,9 @@ def _seconds(pod: Pod, until: datetime) -> int:
     return max(0, int((end - pod.scheduled).total_seconds()))
 
 
-def account(attempt: Attempt, pods: list[Pod], replicas: int, devices: int, now: datetime) -> Attempt:
+def account(
+    attempt: Attempt, pods: list[Pod], replicas: int, devices: int, now: datetime
+) -> Attempt:
     """The attempt with its device seconds up to now; `devices` is per pod."""
     # A pod whose object is gone has a known cost only when its end was seen.
     known = [pod for pod in pods if pod.ended or not pod.gone]

@@ -1,0 +1,24 @@
+"""What several test packages share: real control planes, started once a session."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from finetune_local.cluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[Cluster]:
+    """kube-apiserver and friends without a node: pods stay Pending unless a test moves them."""
+    cluster = Cluster.up(f"test-api-{os.getpid()}", control_plane_only=True)
+    yield cluster
+    cluster.down()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster with one node of four devices that really runs pods."""
+    cluster = Cluster.up(f"test-node-{os.getpid()}", devices=4)
+    yield cluster
+    cluster.down()
