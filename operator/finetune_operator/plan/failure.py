@@ -47,7 +47,7 @@ def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Ver
         return _of_exit(own[0], ends[own[0]], pods)
     if not failures and not missing and not lost:
         return None
-    if _may_still_show(pods, ends, failures, now):
+    if _may_still_show(pods, failures, now):
         return None
     if causes:
         return _of_exit(causes[0], ends[causes[0]], pods)
@@ -59,7 +59,7 @@ def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Ver
 
 
 def _may_still_show(
-    pods: list[Pod], ends: dict[int, Ended], failures: list[tuple[datetime, int]], now: datetime
+    pods: list[Pod], failures: list[tuple[datetime, int]], now: datetime
 ) -> bool:
     """Others still run: they may be saving (a stop), or be the cause of a lost peer."""
     going = [pod for pod in pods if pod.ended is None and not pod.gone and not pod.lost(now)]

@@ -1,7 +1,7 @@
 """Device time of attempts: exact where ends were seen, marked where they were not.
 
-A pod costs its devices from the moment it was bound to a node until its trainer container ended. The
-total of an attempt is recomputed from the pods at every look; a pod that vanished unseen stays
+A pod costs its devices from the moment it was bound to a node until its trainer container ended.
+The total of an attempt is recomputed from the pods at every look; a pod that vanished unseen stays
 charged with what it had cost by the last look before.
 """
 
