@@ -68,7 +68,10 @@ def prepare_pod(job: Job, image: str, inputs: str) -> Object:
     """The pod that prepares data; it holds no device."""
     pod = _pod(job, names.prepare_pod_name(job.name), image, "prepare", _config(job, "prepare"))
     pod["metadata"]["labels"][names.LABEL_ROLE] = "prepare"
-    pod["metadata"]["annotations"][names.ANNOTATION_INPUTS] = inputs
+    pod["metadata"]["annotations"] |= {
+        names.ANNOTATION_INPUTS: inputs,
+        names.ANNOTATION_RETRY: str(job.status.prepare_failures),
+    }
     resources = _own_container(pod["spec"]).setdefault("resources", {})
     for part in ("limits", "requests"):
         resources.get(part, {}).pop(job.spec.workers.device_resource, None)
