@@ -8,7 +8,7 @@ every pod of it is over. That, and the fence on storage, is why two gangs never 
 from datetime import datetime
 
 from finetune_api.run import Report, Result
-from finetune_api.status import Attempt, FineTuneJobStatus
+from finetune_api.status import Attempt, FineTuneJobStatus, Phase
 from finetune_operator.plan import failure, restart, usage
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import Check, Decision, Delete
@@ -44,7 +44,7 @@ def running(world: World, settings: Settings) -> Decision:
     return Decision(describe(world, status, situation), requeue_after=failure.SETTLE)
 
 
-def between(world: World, settings: Settings) -> Decision:
+def between(world: World) -> Decision:
     """Decide for a job whose newest attempt has ended, and that is not finished."""
     job = world.job
     ended = _current(job.status)
@@ -177,7 +177,7 @@ def _last_end(gang: list[Pod]) -> datetime | None:
 
 
 def _restarting(status: FineTuneJobStatus, ended: Attempt, then: str) -> Situation:
-    phase = "Restarting" if status.next_attempt_time else "Running"
+    phase: Phase = "Restarting" if status.next_attempt_time else "Running"
     text = f"attempt {ended.number}: {ended.message}; {then}"
     return Situation(phase, ended.reason or "", text[:1024])
 

@@ -17,4 +17,4 @@ def plan(world: World, settings: Settings) -> Decision:
         return prepare.preparing(world, settings)
     if status.attempts[-1].outcome is None:
         return gang.running(world, settings)
-    return gang.between(world, settings)
+    return gang.between(world)

@@ -7,6 +7,7 @@ inputs it was made from; when they are edited meanwhile it is replaced.
 from datetime import timedelta
 
 from finetune_api.exit_codes import is_permanent, meaning
+from finetune_api.progress import Stage
 from finetune_api.run import PrepareResult
 from finetune_api.status import Attempt, Resolved
 from finetune_operator.plan import pods as render
@@ -39,7 +40,7 @@ def preparing(world: World, settings: Settings) -> Decision:
     if pod.ended is None and pod.trouble is None:
         stop = waiting([pod])
         reason, message = stop or ("", "checking the model and preparing the data")
-        stage = "PreparingData" if pod.running else None
+        stage: Stage | None = "PreparingData" if pod.running else None
         return _wait(world, Situation("Preparing", reason, message, stage))
     if pod.told_to_stop and not (pod.ended and pod.ended.exit_code == 0):
         return _wait(world, Situation("Preparing", message="prepare pod evicted"), delete=pod)
