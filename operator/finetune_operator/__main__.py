@@ -47,8 +47,8 @@ def main() -> int:
     try:
         asyncio.run(_run(settings, configuration))
     except ExceptionGroup as group:
-        for error in group.exceptions:
-            _log.error("ending: %s", error, exc_info=error)
+        for cause in group.exceptions:
+            _log.error("ending: %s", cause, exc_info=cause)
         return 1
     return 0
 
@@ -106,10 +106,9 @@ async def _watch(jobs: Jobs, configuration: object, settings: Settings, health: 
 
 def _targets(jobs: Jobs, pods: Pods) -> Iterator[Target]:
     """Gangs whose report can be asked for."""
-    for key in jobs.keys():
-        item = jobs.get(key)
-        attempt = item.get("status", {}).get("attempt") if item else None
-        if item is None or attempt is None:
+    for key, item in jobs.items():
+        attempt = item.get("status", {}).get("attempt")
+        if attempt is None:
             continue
         uid = item["metadata"]["uid"]
         running = [

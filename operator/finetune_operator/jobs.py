@@ -27,9 +27,9 @@ class Jobs:
         """The object, None when it does not exist."""
         return self._items.get(key)
 
-    def keys(self) -> list[Key]:
-        """Of all jobs."""
-        return list(self._items)
+    def items(self) -> list[tuple[Key, Object]]:
+        """All jobs."""
+        return list(self._items.items())
 
     def take(self, item: Object) -> None:
         """A version; an older one of the same object changes nothing."""

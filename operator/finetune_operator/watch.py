@@ -29,10 +29,9 @@ async def run(
 
     @kopf.on.login(registry=registry)
     def login(**_: Any) -> kopf.ConnectionInfo:
-        header = next(
-            (s["value"] for s in configuration.auth_settings().values() if s["in"] == "header"), ""
-        )
-        scheme, _, token = (header or "").partition(" ")
+        settings = configuration.auth_settings().values()
+        header = next((s["value"] for s in settings if s["in"] == "header"), None) or ""
+        scheme, _space, token = header.partition(" ")
         return kopf.ConnectionInfo(
             server=configuration.host,
             ca_path=configuration.ssl_ca_cert,
