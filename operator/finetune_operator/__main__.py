@@ -58,7 +58,7 @@ async def _run(settings: Settings, configuration: object) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    parts = asyncio.create_task(operate(settings, configuration))
+    parts = asyncio.create_task(operate(settings, configuration, stop))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({parts, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -70,8 +70,8 @@ async def _run(settings: Settings, configuration: object) -> None:
     _log.info("stopped")
 
 
-async def operate(settings: Settings, configuration: object) -> None:
-    """Run the parts until cancelled."""
+async def operate(settings: Settings, configuration: object, stop: asyncio.Event) -> None:
+    """Run the parts until cancelled; sets `stop` when a signal ended the watch."""
     queue, kube, health = Queue(), Kube(configuration), Health()
     pods = Pods(queue.add)
     jobs = Jobs(queue.add, pods.forget)
@@ -92,16 +92,19 @@ async def operate(settings: Settings, configuration: object) -> None:
             group.create_task(reports.run())
             for _ in range(_WORKERS):
                 group.create_task(queue.work(reconciler.reconcile))
-            group.create_task(_watch(jobs, configuration, settings, health))
+            group.create_task(_watch(jobs, configuration, settings, health, stop))
             _log.info("operating in %s", ", ".join(settings.namespaces) or "all namespaces")
     finally:
         queue.close()
         await kube.close()
 
 
-async def _watch(jobs: Jobs, configuration: object, settings: Settings, health: Health) -> None:
+async def _watch(
+    jobs: Jobs, configuration: object, settings: Settings, health: Health, stop: asyncio.Event
+) -> None:
+    """kopf takes over SIGTERM and SIGINT while it runs, and returns on them."""
     await watch.run(jobs, configuration, settings.namespaces, health.ready)
-    raise RuntimeError("the watch on FineTuneJobs ended")
+    stop.set()
 
 
 def _targets(jobs: Jobs, pods: Pods) -> Iterator[Target]:
