@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,28 +65,43 @@ def _wait(
 
 
 def _print(cluster: Cluster, pod: Object, options: Options) -> None:
-    """All lines once, also when the stream is cut: it goes on after the last whole line's time."""
-    printer = _Printer(options.timestamps)
-    query: Object = {"follow": options.follow, "timestamps": True}
-    if options.tail is not None:
-        query["tail_lines"] = options.tail
+    """Everything once, also when the stream is cut: the next one skips what was shown."""
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
-    while True:
+    query: Object = {"timestamps": True} if options.timestamps else {}
+    shown = 0
+    if options.tail is not None:
+        # Taken here and not by the node, so that it is known where the rest begins.
+        whole = b"".join(cluster.log(name, **query))
+        _write(b"".join(whole.splitlines(keepends=True)[-options.tail or len(whole) :]))
+        shown = len(whole)
+    while options.follow or options.tail is None:
         try:
-            for chunk in cluster.log(name, **query):
-                printer.feed(chunk)
+            shown += _copy(cluster.log(name, follow=options.follow, **query), skip=shown)
             if not options.follow or _ended(cluster, name, uid):
-                break
+                return
         except MissingError:
-            break
+            return
         except AwayError as error:
             if not options.follow:
                 raise
             _say(f"{error}; trying again")
-        printer.restart()
-        query.pop("tail_lines", None)
         time.sleep(_INTERVAL)
-    printer.close()
+
+
+def _copy(chunks: Iterable[bytes], *, skip: int) -> int:
+    """Write what comes after the first `skip` bytes; how many those were."""
+    written = 0
+    for chunk in chunks:
+        new = chunk[skip:]
+        skip = max(0, skip - len(chunk))
+        _write(new)
+        written += len(new)
+    return written
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
 
 
 def _ended(cluster: Cluster, name: str, uid: str) -> bool:
@@ -93,46 +109,6 @@ def _ended(cluster: Cluster, name: str, uid: str) -> bool:
         if pod["metadata"]["uid"] == uid:
             return state(pod) == "ended"
     return True
-
-
-class _Printer:
-    """Takes lines with timestamps, prints each once."""
-
-    def __init__(self, timestamps: bool) -> None:
-        self._timestamps = timestamps
-        self._buffer = b""
-        self._newest = b""
-        self._seen: set[bytes] = set()
-        self._skipping = False
-
-    def feed(self, chunk: bytes) -> None:
-        *lines, self._buffer = (self._buffer + chunk).split(b"\n")
-        for line in lines:
-            self._take(line)
-        sys.stdout.flush()
-
-    def restart(self) -> None:
-        """A new stream repeats what was shown."""
-        self._buffer = b""
-        self._skipping = True
-
-    def close(self) -> None:
-        if self._buffer:
-            self._take(self._buffer)
-        self._buffer = b""
-        sys.stdout.flush()
-
-    def _take(self, line: bytes) -> None:
-        stamp, _, text = line.partition(b" ")
-        if self._skipping:
-            if stamp < self._newest or (stamp == self._newest and line in self._seen):
-                return
-            self._skipping = False
-        if stamp != self._newest:
-            self._newest, self._seen = stamp, set()
-        self._seen.add(line)
-        shown = line if self._timestamps else text
-        sys.stdout.buffer.write(shown + b"\n")
 
 
 def _say(text: str) -> None:

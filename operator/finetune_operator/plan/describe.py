@@ -39,9 +39,9 @@ def waiting(pods: list[Pod]) -> tuple[str, str] | None:
 def describe(
     world: World, status: FineTuneJobStatus, situation: Situation, *, creating: bool = False
 ) -> FineTuneJobStatus:
-    """The status as people see it. `creating`: pods are missing, so a taken name still counts."""
-    if creating and (taken := _taken(world)):
-        situation = Situation(situation.phase, taken.reason, taken.message, accepted=False)
+    """The status as people see it. `creating`: pods are missing, so an old refusal still counts."""
+    if creating and (refused := _refused(world)):
+        situation = Situation(situation.phase, refused.reason, refused.message, accepted=False)
     if situation.phase == "Running" and world.silent:
         situation = Situation(situation.phase, "ReportUnreachable", "", situation.stage)
     message = situation.message or _progress_sentence(status, situation)
@@ -58,11 +58,9 @@ def describe(
     return status.replace(conditions=_conditions(world, status, situation))
 
 
-def _taken(world: World) -> Condition | None:
-    if world.refusal:
-        return None
+def _refused(world: World) -> Condition | None:
     conditions = world.job.status.conditions
-    return next((c for c in conditions if c.type == "Accepted" and c.reason == "NameTaken"), None)
+    return next((c for c in conditions if c.type == "Accepted" and c.status == "False"), None)
 
 
 def _workers(world: World, status: FineTuneJobStatus) -> WorkerCounts:

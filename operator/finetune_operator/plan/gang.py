@@ -99,6 +99,9 @@ def _all_ran(gang: list[Pod], replicas: int) -> bool:
 
 def _create(world: World, status: FineTuneJobStatus, missing: set[int]) -> Decision:
     job = world.job.with_status(status)
+    if world.refusal:
+        refused = Situation("Starting", world.refusal.reason, world.refusal.message, accepted=False)
+        return Decision(describe(world, status, refused), requeue_after=_RECHECK)
     wanted = render.worker_pods(job, _highest_step(status.attempts[:-1], status))
     situation = Situation("Starting", message=f"creating {len(missing)} pods")
     old = [
@@ -173,7 +176,7 @@ def _close(
 
 def _last_end(gang: list[Pod]) -> datetime | None:
     ends = [pod.ended.finished for pod in gang if pod.ended]
-    return max(ends) if len(ends) == len(gang) else None
+    return max(ends, default=None) if len(ends) == len(gang) else None
 
 
 def _restarting(status: FineTuneJobStatus, ended: Attempt, then: str) -> Situation:
