@@ -60,5 +60,8 @@ def gang() -> Gang:
 
 
 def pod_ip() -> str:
-    """Own address; everything that listens binds this one."""
-    return os.environ.get(ENV_POD_IP, "127.0.0.1")
+    """Own address; everything that listens binds this one. TrainerError 64 when it is absent."""
+    address = os.environ.get(ENV_POD_IP)
+    if not address:
+        raise TrainerError(ExitCode.BAD_CONFIGURATION, f"environment: {ENV_POD_IP} is not set")
+    return address

@@ -59,6 +59,9 @@ def linear_cross_entropy(
 
     hidden [positions, size] and weight [vocabulary, size] of one dtype, targets [positions] int64.
     """
+    if not torch.is_grad_enabled():
+        # `needs_input_grad` does not know: an evaluation would make gradients and drop them.
+        hidden, weight = hidden.detach(), weight.detach()
     loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)
     return loss
 

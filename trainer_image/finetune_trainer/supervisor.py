@@ -72,7 +72,11 @@ class Supervisor:
     def _work(self, config: RunConfig, gang: Gang) -> int:
         assert self.state is not None
         ip = environment.pod_ip()
-        server = report_server.serve(ip, REPORT_PORT, self.state.report)
+        try:
+            server = report_server.serve(ip, REPORT_PORT, self.state.report)
+        except OSError as error:
+            text = f"the report cannot be served at {ip}:{REPORT_PORT} ({error.strerror})"
+            raise TrainerError(ExitCode.ENVIRONMENT_UNUSABLE, text) from error
         try:
             paths = RunPaths.of(config)
             if gang.node_rank == 0:

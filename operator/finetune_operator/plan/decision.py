@@ -16,12 +16,11 @@ class Delete:
 
 
 @dataclass(frozen=True)
-class Event:
-    """Something a person would want to know, once."""
+class Check:
+    """What must be there or be admitted before the decision is carried out."""
 
-    kind: str  # Normal | Warning
-    reason: str
-    message: str
+    claims: tuple[str, ...] = ()
+    pod: dict[str, Any] | None = None  # sent as a dry run
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ class Decision:
     status: FineTuneJobStatus
     create: list[dict[str, Any]] = field(default_factory=list)
     delete: list[Delete] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
     requeue_after: float | None = None  # s
-    check: dict[str, Any] | None = None  # a pod to dry-run before the status is written
+    check: Check | None = None
+    commits: bool = False  # an attempt begins or ends with this status
 
     @property
     def acts(self) -> bool:
         """Must be made again from a live read before it is carried out."""
-        return bool(self.create or self.delete or self.check)
+        return bool(self.create or self.delete or self.check or self.commits)

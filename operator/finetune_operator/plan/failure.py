@@ -45,12 +45,17 @@ def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Ver
     own = [i for i in causes if ends[i].exit_code != ExitCode.STOPPED]
     if own:
         return _of_exit(own[0], ends[own[0]], pods)
-    if not failures and not missing and not lost:
+    broken = [pod for pod in pods if pod.trouble and not pod.gone]
+    if not failures and not missing and not lost and not broken:
         return None
     if _may_still_show(pods, failures, now):
         return None
     if causes:
-        return _of_exit(causes[0], ends[causes[0]], pods)
+        return _of_exit(causes[0], ends[causes[0]], pods, asked=bool(missing))
+    if broken:
+        reason, text = broken[0].trouble or ("PodFailed", "")
+        text = f"worker {broken[0].index}: {text}"[:1024]
+        return Verdict("Failed", reason[:64], text, worker=broken[0].index)
     if missing or lost:
         index = missing[0] if missing else lost[0].index
         text = "its pod vanished" if missing else "its node does not answer"
@@ -58,9 +63,7 @@ def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Ver
     return _of_exit(failures[0][1], ends[failures[0][1]], pods)
 
 
-def _may_still_show(
-    pods: list[Pod], failures: list[tuple[datetime, int]], now: datetime
-) -> bool:
+def _may_still_show(pods: list[Pod], failures: list[tuple[datetime, int]], now: datetime) -> bool:
     """Others still run: they may be saving (a stop), or be the cause of a lost peer."""
     going = [pod for pod in pods if pod.ended is None and not pod.gone and not pod.lost(now)]
     if not going:
@@ -74,11 +77,12 @@ def _may_still_show(
     return waited < SETTLE
 
 
-def _of_exit(index: int, end: Ended, pods: list[Pod]) -> Verdict:
+def _of_exit(index: int, end: Ended, pods: list[Pod], *, asked: bool = False) -> Verdict:
+    """`asked`: a pod is missing, so somebody deleted it, even if nobody saw that."""
     result = end.result()
     reason = result.reason if result else meaning(end.exit_code).reason
     message = result.message if result else end.message[-512:]
-    if end.exit_code == ExitCode.STOPPED and any(pod.told_to_stop for pod in pods):
+    if end.exit_code == ExitCode.STOPPED and (asked or any(pod.told_to_stop for pod in pods)):
         text = "told to stop (preemption, drain or deletion); everything is saved"
         return Verdict("Preempted", "Preempted", text, index, end.exit_code, counted=False)
     if end.reason == "OOMKilled":

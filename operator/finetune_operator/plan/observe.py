@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api import names
-from finetune_api.run import Result
+from finetune_api.run import Report, Result
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
@@ -28,6 +28,7 @@ class Job:
     generation: int
     spec: FineTuneJobSpec
     status: FineTuneJobStatus
+    deleting: bool = False
 
     @classmethod
     def of(cls, item: Object) -> "Job":
@@ -41,12 +42,12 @@ class Job:
             generation=metadata["generation"],
             spec=FineTuneJobSpec.model_validate(item["spec"], extra="ignore"),
             status=FineTuneJobStatus.model_validate(item.get("status", {})),
+            deleting="deletionTimestamp" in metadata,
         )
 
-    @property
-    def devices(self) -> int:
-        """Devices of the whole gang."""
-        return self.spec.world_size
+    def with_status(self, status: FineTuneJobStatus) -> "Job":
+        """The job as it will be once the status is written."""
+        return replace(self, status=status)
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,16 @@ class Pod:
     ended: Ended | None = None
     deletion: datetime | None = None  # moment by which it must be gone, the grace included
     disrupted: bool = False
-    inputs: str | None = None
+    trouble: tuple[str, str] | None = None  # the pod failed as a whole: reason, message
+    inputs: str | None = None  # of a prepare pod: what its answer is valid for
+    retry: int = 0  # of a prepare pod: how many failed before it
     gone: bool = False  # the object does not exist any more; this is the last that was seen
 
     @classmethod
     def of(cls, item: Object) -> "Pod":
         """From an API object."""
         metadata, status = item["metadata"], item.get("status", {})
-        labels = metadata.get("labels", {})
+        labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
         conditions = {c["type"]: c for c in status.get("conditions", [])}
         scheduled = conditions.get("PodScheduled", {})
         bound = scheduled.get("status") == "True"
@@ -116,7 +119,9 @@ class Pod:
             ended=_ended(state, status),
             deletion=parse_time(metadata.get("deletionTimestamp")),
             disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
-            inputs=metadata.get("annotations", {}).get(names.ANNOTATION_INPUTS),
+            trouble=_trouble(status) if not _ended(state, status) else None,
+            inputs=annotations.get(names.ANNOTATION_INPUTS),
+            retry=int(annotations.get(names.ANNOTATION_RETRY, 0)),
         )
 
     def vanished(self) -> "Pod":
@@ -134,10 +139,22 @@ class Pod:
     @property
     def told_to_stop(self) -> bool:
         """Somebody asked it to go: preemption, drain, eviction, kubectl delete."""
-        return self.deletion is not None or self.disrupted
+        return self.deletion is not None or self.disrupted or self.gone
 
 
 _TERMINAL = ("Succeeded", "Failed")
+
+
+def _trouble(status: Object) -> tuple[str, str] | None:
+    """Evicted, refused by the node, or an init container failed: no trainer container ended."""
+    if status.get("phase") != "Failed":
+        return None
+    text = status.get("message", "")
+    for init in status.get("initContainerStatuses", []):
+        end = init.get("state", {}).get("terminated", {})
+        if end.get("exitCode"):
+            text = text or f"init container {init['name']} ended with {end['exitCode']}"
+    return status.get("reason") or "PodFailed", text or "its container never ran"
 
 
 def _waiting(state: Object) -> tuple[str, str] | None:
@@ -154,3 +171,35 @@ def _ended(state: Object, status: Object) -> Ended | None:
     if finished is None:
         return None
     return Ended(end["exitCode"], end.get("reason", ""), finished, end.get("message", ""))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something may not be created: it waits, says so and tries again."""
+
+    reason: str  # ClaimMissing | InvalidTemplate | Forbidden | NameTaken | RunConfigTooLarge
+    message: str
+
+
+@dataclass(frozen=True)
+class World:
+    """All that a decision may depend on."""
+
+    job: Job
+    pods: tuple[Pod, ...]  # of this job's uid, also those that are gone, as last seen
+    now: datetime
+    report: Report | None = None  # newest of the current attempt's worker 0
+    silent: bool = False  # worker 0 runs and no report was received for a while
+    refusal: Refusal | None = None  # what a check by the API server answered
+
+    @property
+    def prepare_pods(self) -> list[Pod]:
+        """Prepare pods that exist."""
+        return [pod for pod in self.pods if pod.role == "prepare" and not pod.gone]
+
+    def gang(self, attempt: int) -> list[Pod]:
+        """Workers of an attempt, by index."""
+        found = [p for p in self.pods if p.role == "worker" and p.attempt == attempt]
+        # A pod that was made again (before the gang was complete) outranks the one that is gone.
+        best = {pod.index: pod for pod in sorted(found, key=lambda pod: not pod.gone)}
+        return [best[index] for index in sorted(best)]

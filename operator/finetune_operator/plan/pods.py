@@ -68,7 +68,10 @@ def prepare_pod(job: Job, image: str, inputs: str) -> Object:
     """The pod that prepares data; it holds no device."""
     pod = _pod(job, names.prepare_pod_name(job.name), image, "prepare", _config(job, "prepare"))
     pod["metadata"]["labels"][names.LABEL_ROLE] = "prepare"
-    pod["metadata"]["annotations"][names.ANNOTATION_INPUTS] = inputs
+    pod["metadata"]["annotations"] |= {
+        names.ANNOTATION_INPUTS: inputs,
+        names.ANNOTATION_RETRY: str(job.status.prepare_failures),
+    }
     resources = _own_container(pod["spec"]).setdefault("resources", {})
     for part in ("limits", "requests"):
         resources.get(part, {}).pop(job.spec.workers.device_resource, None)
@@ -103,16 +106,15 @@ def _worker_pod(job: Job, index: int, config: RunConfig) -> Object:
     }
     pod["spec"] |= {"hostname": name, "subdomain": job.name}
     container = _own_container(pod["spec"])
-    container["env"] = _merge_env(
-        container["env"],
-        {
-            "PET_NNODES": str(workers.replicas),
-            "PET_NODE_RANK": str(index),
-            "PET_NPROC_PER_NODE": str(workers.devices_per_worker),
-            "PET_MASTER_ADDR": names.master_address(job.name, attempt, job.namespace),
-            "PET_MASTER_PORT": str(names.RENDEZVOUS_PORT),
-        },
-    )
+    place = {
+        "PET_NNODES": str(workers.replicas),
+        "PET_NODE_RANK": str(index),
+        "PET_NPROC_PER_NODE": str(workers.devices_per_worker),
+        "PET_MASTER_ADDR": names.master_address(job.name, attempt, job.namespace),
+        "PET_MASTER_PORT": str(names.RENDEZVOUS_PORT),
+    }
+    own = [{"name": name, "value": value} for name, value in place.items()]
+    container["env"] = _merge_env(container["env"], own)
     container["ports"] = [
         {"name": "rendezvous", "containerPort": names.RENDEZVOUS_PORT},
         {"name": "report", "containerPort": names.REPORT_PORT},
@@ -145,7 +147,8 @@ def _config(job: Job, role: str) -> RunConfig:
 
 def _pod(job: Job, name: str, image: str, role: str, config: RunConfig) -> Object:
     """Everything both roles share: the user's template below, what the operator owns above."""
-    encoded = config.to_json()
+    # The kubelet expands $(NAME) in values; JSON has another way to write a dollar.
+    encoded = config.to_json().replace("$", "\\u0024")
     if len(encoded.encode()) > names.RUN_CONFIG_MAX_BYTES:
         raise RunConfigTooLargeError(
             f"the run configuration has {len(encoded.encode())} bytes, "
@@ -169,10 +172,9 @@ def _pod(job: Job, name: str, image: str, role: str, config: RunConfig) -> Objec
     container["image"] = image
     container["command"] = _COMMAND
     container["terminationMessagePolicy"] = "FallbackToLogsOnError"
-    container["env"] = _merge_env(container.get("env", []), {names.ENV_RUN: encoded})
-    container["env"] += [
-        {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-    ]
+    pod_ip = {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
+    run = {"name": names.ENV_RUN, "value": encoded}
+    container["env"] = _merge_env(container.get("env", []), [run, pod_ip])
     _mount_claims(job, spec, container, role)
     return {
         "apiVersion": "v1",
@@ -203,10 +205,10 @@ def _own_container(spec: Object) -> Object:
     return found
 
 
-def _merge_env(entries: list[Object], own: dict[str, str]) -> list[Object]:
+def _merge_env(entries: list[Object], own: list[Object]) -> list[Object]:
     """The operator's variables win over the template's of the same name."""
-    kept = [e for e in entries if e["name"] not in own and e["name"] != names.ENV_POD_IP]
-    return kept + [{"name": name, "value": value} for name, value in own.items()]
+    names_of_own = {entry["name"] for entry in own}
+    return [entry for entry in entries if entry["name"] not in names_of_own] + own
 
 
 def _mount_claims(job: Job, spec: Object, container: Object, role: str) -> None:

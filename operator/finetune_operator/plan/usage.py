@@ -25,6 +25,7 @@ def account(
     """The attempt with its device seconds up to now; `devices` is per pod."""
     # A pod whose object is gone has a known cost only when its end was seen.
     known = [pod for pod in pods if pod.ended or not pod.gone]
+    going = any(pod.ended is None and not pod.gone for pod in pods)
     total = devices * sum(_seconds(pod, now) for pod in known)
     vanished = replicas - len(known) if attempt.created else 0
     vanished_seconds = attempt.vanished_device_seconds
@@ -34,7 +35,7 @@ def account(
         vanished_seconds = max(vanished_seconds, attempt.device_seconds - then)
     return attempt.replace(
         device_seconds=max(attempt.device_seconds, total + vanished_seconds),
-        accounted_until=now,
+        accounted_until=now if going else attempt.accounted_until,
         vanished_workers=max(vanished, attempt.vanished_workers),
         vanished_device_seconds=vanished_seconds,
         estimated=attempt.estimated or vanished > 0,

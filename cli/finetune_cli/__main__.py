@@ -1,0 +1,101 @@
+"""`kubectl finetune`: kubectl finds this as `kubectl-finetune` on the PATH."""
+
+import argparse
+import os
+import sys
+from importlib.metadata import version
+
+from finetune_cli import logs, watch
+from finetune_cli.cluster import Cluster, Place
+from finetune_cli.errors import CliError
+from finetune_cli.logs import Options
+from finetune_cli.select import Wanted
+
+_EXAMPLES = """examples:
+  kubectl finetune watch smollm2-chat             live until the job has finished
+  kubectl finetune logs smollm2-chat -f           worker 0 of the newest attempt, and of the next
+  kubectl finetune logs smollm2-chat --worker 1 --attempt 2
+  kubectl finetune logs smollm2-chat --prepare    what became of the data
+"""
+
+
+def main() -> int:
+    """Run one command; 0 done, 1 failed in words, 130 interrupted."""
+    arguments = _parser().parse_args()
+    try:
+        place = Place(arguments.kubeconfig, arguments.context, arguments.namespace)
+        code: int = arguments.run(Cluster(place), arguments)
+        return code
+    except CliError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # `| head` has seen enough; stdout must not be flushed again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kubectl finetune",
+        description="Watch FineTuneJobs and read their logs.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=version("finetune-operator"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, run: object) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=_EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.add_argument("name", metavar="NAME", help="name of the FineTuneJob")
+        added.add_argument("-n", "--namespace", help="namespace (the context's, or default)")
+        added.add_argument("--context", help="context of the kubeconfig (the current one)")
+        added.add_argument("--kubeconfig", help="kubeconfig file ($KUBECONFIG or ~/.kube/config)")
+        added.set_defaults(run=run)
+        return added
+
+    command("watch", "show a job live until it has finished; plain lines off a terminal", _watch)
+    log = command("logs", "print the log of one worker", _logs)
+    log.add_argument("-f", "--follow", action="store_true", help="go on until the job has finished")
+    log.add_argument("--worker", type=_count, default=0, help="index of the worker (0)")
+    log.add_argument("--attempt", type=_positive, help="number of the attempt (the newest)")
+    log.add_argument("--prepare", action="store_true", help="the prepare pod instead of a worker")
+    log.add_argument("--tail", type=_count, help="only the last lines")
+    log.add_argument("--timestamps", action="store_true", help="with the time of each line")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def _watch(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    return watch.run(cluster, arguments.name)
+
+
+def _logs(cluster: Cluster, arguments: argparse.Namespace) -> int:
+    wanted = Wanted(arguments.worker, arguments.attempt, arguments.prepare)
+    options = Options(arguments.follow, arguments.tail, arguments.timestamps)
+    return logs.run(cluster, arguments.name, wanted, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""What people see of a job: a live panel, plain lines, the result (pure)."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from finetune_api.status import FineTuneJobStatus
+
+Object = dict[str, Any]
+_COLOURS = {"Succeeded": "green", "Failed": "red", "Restarting": "yellow", "Running": "cyan"}
+_EVENTS = 5
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One look at a job."""
+
+    name: str
+    namespace: str
+    created: datetime
+    now: datetime
+    status: FineTuneJobStatus
+    events: tuple[Object, ...] = ()
+    note: str = ""  # trouble of this command itself
+
+    @classmethod
+    def of(cls, job: Object, events: list[Object], now: datetime, note: str = "") -> "Snapshot":
+        """From API objects; unknown fields of a newer operator are ignored."""
+        metadata = job["metadata"]
+        return cls(
+            name=metadata["name"],
+            namespace=metadata["namespace"],
+            created=datetime.fromisoformat(metadata["creationTimestamp"]),
+            now=now,
+            status=FineTuneJobStatus.model_validate(job.get("status") or {}),
+            events=tuple(events),
+            note=note,
+        )
+
+
+def duration(seconds: float) -> str:
+    """48s, 12m, 1h7m, 2d3h."""
+    whole = max(0, int(seconds))
+    if whole < 90:
+        return f"{whole}s"
+    minutes = whole // 60
+    if minutes < 60:
+        return f"{minutes}m"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours}h{rest}m" if hours < 24 else f"{hours // 24}d{hours % 24}h"
+
+
+def _state(shot: Snapshot) -> str:
+    status = shot.status
+    if status.phase is None:
+        waited = (shot.now - shot.created).total_seconds()
+        hint = "; is finetune-operator running?" if waited > 30 else ""
+        return f"waiting for the operator{hint}"
+    parts = [status.phase, *([status.stage] if status.stage else [])]
+    text = " / ".join(parts)
+    return f"{text} ({status.reason})" if status.reason else text
+
+
+def _numbers(status: FineTuneJobStatus) -> list[tuple[str, str]]:
+    """Label and value of what is known."""
+    rows: list[tuple[str, str]] = []
+    progress, evaluation, usage = status.progress, status.evaluation, status.usage
+    if progress:
+        loss = "" if progress.train_loss is None else f"  loss {progress.train_loss:.4f}"
+        rate = "" if progress.learning_rate is None else f"  lr {progress.learning_rate:.2e}"
+        rows.append(("step", f"{progress.step} of {progress.total_steps}{loss}{rate}"))
+        if progress.tokens_per_second is not None:
+            eta = progress.eta_seconds
+            left = f"  about {duration(eta)} left" if eta and not status.finished else ""
+            rows.append(("speed", f"{progress.tokens_per_second:,.0f} tokens/s{left}"))
+    if evaluation and evaluation.baseline is not None:
+        last = "" if evaluation.last is None else f", {evaluation.last:.4f} at {_at(evaluation)}"
+        rows.append(("validation", f"{evaluation.baseline:.4f} before training{last}"))
+    if usage:
+        rows.append(("devices", usage_text(status)))
+    if status.workers and not status.finished:
+        restarts = f"  attempt {status.attempt}" if status.attempt else ""
+        restarts += f"  restarts {status.restarts}" if status.restarts else ""
+        counts = status.workers
+        rows.append(("workers", f"{counts.running} of {counts.desired} running{restarts}"))
+    if status.latest_checkpoint:
+        size = status.latest_checkpoint.size_bytes / 1e9
+        text = f"step {status.latest_checkpoint.step}, {size:.2f} GB, verified"
+        rows.append(("checkpoint", f"{text}  ({len(status.checkpoints)} kept)"))
+    return rows
+
+
+def _at(evaluation: Any) -> str:
+    return f"step {evaluation.last_step}" if evaluation.last_step is not None else "the last step"
+
+
+def usage_text(status: FineTuneJobStatus) -> str:
+    """Device hours and their parts."""
+    usage = status.usage
+    if usage is None:
+        return "no device time"
+    total = max(1, usage.device_seconds)
+    shares = (
+        f"{100 * usage.productive_device_seconds / total:.0f}% productive, "
+        f"{100 * usage.lost_device_seconds / total:.0f}% lost, "
+        f"{100 * usage.overhead_device_seconds / total:.0f}% overhead"
+    )
+    mark = ", estimated" if usage.estimated else ""
+    return f"{usage.device_seconds / 3600:.3f} device hours ({shares}{mark})"
+
+
+def panel(shot: Snapshot) -> RenderableType:
+    """The live view."""
+    status = shot.status
+    colour = _COLOURS.get(status.phase or "", "white")
+    title = Text.assemble(
+        (f"{shot.namespace}/{shot.name}  ", "bold"),
+        (_state(shot), f"bold {colour}"),
+        (f"  {duration((shot.now - shot.created).total_seconds())}", "dim"),
+    )
+    parts: list[RenderableType] = [title]
+    if status.progress:
+        parts.append(
+            ProgressBar(total=status.progress.total_steps, completed=status.progress.step, width=60)
+        )
+    if status.message:
+        parts.append(Text(status.message))
+    grid = Table.grid(padding=(0, 2))
+    for label, value in _numbers(status):
+        grid.add_row(Text(label, style="dim"), Text(value))
+    parts.append(grid)
+    parts += [
+        Text(event_line(event), style="yellow" if _warns(event) else "dim")
+        for event in shot.events[-_EVENTS:]
+    ]
+    if shot.note:
+        parts.append(Text(shot.note, style="yellow"))
+    return Group(*parts)
+
+
+def event_line(event: Object) -> str:
+    """Time, reason, message."""
+    moment = datetime.fromisoformat(event["lastTimestamp"]).astimezone(UTC)
+    return f"{moment:%H:%M:%S} {event.get('reason', '')}: {event.get('message', '')}"
+
+
+def _warns(event: Object) -> bool:
+    return event.get("type") == "Warning"
+
+
+def plain(old: Snapshot | None, new: Snapshot) -> list[str]:
+    """Lines for a log file: what changed since the last look."""
+    known = {(e["metadata"]["uid"], e.get("count")) for e in old.events} if old else set()
+    lines = [
+        event_line(event)
+        for event in new.events
+        if (event["metadata"]["uid"], event.get("count")) not in known
+    ]
+    stamp = f"{new.now:%H:%M:%S}"
+    was, now = (_key(old) if old else None), _key(new)
+    if was != now:
+        message = f": {new.status.message}" if new.status.message else ""
+        lines.append(f"{stamp} {_state(new)}{message}")
+    if new.note and (old is None or old.note != new.note):
+        lines.append(f"{stamp} {new.note}")
+    return lines
+
+
+def _key(shot: Snapshot) -> tuple[object, ...]:
+    progress = shot.status.progress
+    step = progress.step if progress else None
+    return (_state(shot), step, shot.status.attempt)
+
+
+def result(shot: Snapshot) -> list[str]:
+    """What a finished job has to show."""
+    status = shot.status
+    took = (status.completion_time or shot.now) - shot.created
+    head = f"{shot.namespace}/{shot.name} {status.phase} after {duration(took.total_seconds())}"
+    lines = [head if status.phase == "Succeeded" else f"{head}: {status.reason}"]
+    if status.message:
+        lines.append(f"  {status.message}")
+    lines += [f"  {label:<11} {value}" for label, value in _numbers(status)]
+    if status.restarts:
+        lines.append(f"  {'restarts':<11} {status.restarts}")
+    if status.output:
+        size = status.output.size_bytes / 1e6
+        lines.append(f"  {'model':<11} {status.output.location} ({size:.0f} MB, verified)")
+    return lines

@@ -1,0 +1,110 @@
+"""Creates and deletes what a plan decided; tolerant of what was done before.
+
+"Exists already" counts as done only when the live object is ours, of this job's uid, and not being
+deleted. Deletes carry the uid: a new object of the same name is never hit.
+"""
+
+import asyncio
+
+from finetune_operator.kube import ApiError, Kube, Object
+from finetune_operator.plan.decision import Check, Delete
+from finetune_operator.plan.observe import Job, Refusal
+
+_PARALLEL = 10
+_PLURALS = {"Pod": "pods", "Service": "services"}
+
+
+def _collection(item: Object) -> str:
+    return f"/api/v1/namespaces/{item['metadata']['namespace']}/{_PLURALS[item['kind']]}"
+
+
+async def admit(kube: Kube, job: Job, check: Check) -> Refusal | None:
+    """Ask for what a plan needs, without changing anything."""
+    for claim in check.claims:
+        try:
+            await kube.get(f"/api/v1/namespaces/{job.namespace}/persistentvolumeclaims/{claim}")
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            text = f"PersistentVolumeClaim {claim} does not exist in namespace {job.namespace}"
+            return Refusal("ClaimMissing", f"{text}; create it, or correct the pvc:// address")
+    if check.pod:
+        return await _dry_run(kube, check.pod)
+    return None
+
+
+async def _dry_run(kube: Kube, pod: Object) -> Refusal | None:
+    try:
+        await kube.create(_collection(pod), pod, dryRun="All", fieldValidation="Strict")
+    except ApiError as error:
+        if error.code == 403:
+            return Refusal("Forbidden", error.message[:1024])
+        if error.code in (400, 422):
+            return Refusal("InvalidTemplate", f"workers.template: {error.message}"[:1024])
+        if error.code != 409:  # the pod itself exists: nothing is wrong with it
+            raise
+    return None
+
+
+async def create(kube: Kube, job: Job, items: list[Object]) -> Refusal | None:
+    """The first one alone (when it is refused, so are the others), then several at once."""
+    if not items:
+        return None
+    refusal = await _create(kube, job, items[0])
+    if refusal:
+        return refusal
+    slots = asyncio.Semaphore(_PARALLEL)
+
+    async def one(item: Object) -> Refusal | None:
+        async with slots:
+            return await _create(kube, job, item)
+
+    answers = await asyncio.gather(*(one(item) for item in items[1:]))
+    return next((answer for answer in answers if answer), None)
+
+
+async def _create(kube: Kube, job: Job, item: Object) -> Refusal | None:
+    try:
+        await kube.create(_collection(item), item)
+    except ApiError as error:
+        if error.code == 403:
+            return Refusal("Forbidden", error.message[:1024])
+        if error.code in (400, 422):
+            return Refusal("InvalidTemplate", f"workers.template: {error.message}"[:1024])
+        if error.code != 409:
+            raise
+        return await _taken(kube, job, item)
+    return None
+
+
+async def _taken(kube: Kube, job: Job, item: Object) -> Refusal | None:
+    name, kind = item["metadata"]["name"], item["kind"]
+    try:
+        live = await kube.get(f"{_collection(item)}/{name}")
+    except ApiError as error:
+        if error.code != 404:
+            raise
+        return None  # gone since: the next look creates it
+    owners = [o["uid"] for o in live["metadata"].get("ownerReferences", []) if o.get("controller")]
+    if job.uid in owners:
+        return None
+    text = f"{kind} {name} exists in namespace {job.namespace} and is not this job's"
+    return Refusal("NameTaken", f"{text}; delete it or give the job another name")
+
+
+async def delete(kube: Kube, job: Job, doomed: list[Delete]) -> None:
+    """All at once, bounded."""
+    slots = asyncio.Semaphore(_PARALLEL)
+
+    async def one(pod: Delete) -> None:
+        body: Object = {"preconditions": {"uid": pod.uid}}
+        if pod.grace is not None:
+            body["gracePeriodSeconds"] = pod.grace
+        async with slots:
+            try:
+                await kube.delete(f"/api/v1/namespaces/{job.namespace}/pods/{pod.name}", body)
+            except ApiError as error:
+                if error.code not in (404, 409):
+                    raise
+
+    await asyncio.gather(*(one(pod) for pod in doomed))

@@ -1,0 +1,125 @@
+"""Pods of all jobs, kept current by list and watch, as small frozen records.
+
+Pods that are gone are kept as last seen: how a container ended, and what it cost, is often known
+only from the last version of an object that no longer exists.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from finetune_api import names
+from finetune_operator.kube import TRANSIENT, ApiError, Kube, Object
+from finetune_operator.plan.observe import Pod
+from finetune_operator.queue import Key
+
+_log = logging.getLogger("finetune.informer")
+_RETRY = 1.0  # s
+
+
+@dataclass
+class Pods:
+    """Cache of pods by job uid."""
+
+    notify: Callable[[Key], None]
+    _pods: dict[str, dict[str, Pod]] = field(default_factory=lambda: defaultdict(dict))
+    _versions: dict[str, int] = field(default_factory=dict)
+    _keys: dict[str, Key] = field(default_factory=dict)
+
+    def of(self, job_uid: str) -> tuple[Pod, ...]:
+        """Pods of a job, also those that are gone."""
+        return tuple(self._pods.get(job_uid, {}).values())
+
+    def take(self, item: Object) -> None:
+        """A version of a pod; an older one than is known changes nothing."""
+        metadata = item["metadata"]
+        labels, uid = metadata.get("labels", {}), metadata["uid"]
+        version = int(metadata["resourceVersion"])
+        job_uid = labels.get(names.LABEL_JOB_UID)
+        if job_uid is None or version < self._versions.get(uid, -1):
+            return
+        self._versions[uid] = version
+        self._keys[job_uid] = (metadata["namespace"], labels.get(names.LABEL_JOB_NAME, ""))
+        pod = Pod.of(item)
+        if self._pods[job_uid].get(uid) != pod:
+            self._pods[job_uid][uid] = pod
+            self.notify(self._keys[job_uid])
+
+    def vanish(self, job_uid: str, pod_uid: str) -> None:
+        """A pod's object is gone."""
+        pod = self._pods.get(job_uid, {}).get(pod_uid)
+        if pod and not pod.gone:
+            self._pods[job_uid][pod_uid] = pod.vanished()
+            self.notify(self._keys[job_uid])
+
+    def replace(self, items: list[Object], job_uid: str | None = None) -> None:
+        """A complete list, of one job or of all: what is not in it is gone."""
+        present = {item["metadata"]["uid"] for item in items}
+        for uid in [job_uid] if job_uid else list(self._pods):
+            for pod in self.of(uid):
+                if pod.uid not in present:
+                    self.vanish(uid, pod.uid)
+        for item in items:
+            self.take(item)
+
+    def forget(self, job_uid: str, *, before_attempt: int | None = None) -> None:
+        """Drop what is gone and no longer needed; everything when the job itself is gone."""
+        for pod in self.of(job_uid):
+            old = before_attempt is None or (pod.role == "worker" and pod.attempt < before_attempt)
+            if pod.gone and old:
+                del self._pods[job_uid][pod.uid]
+                self._versions.pop(pod.uid, None)
+        if before_attempt is None and not self._pods.get(job_uid):
+            self._pods.pop(job_uid, None)
+            self._keys.pop(job_uid, None)
+
+
+def path(namespace: str | None) -> str:
+    """Collection of pods, of one namespace or of all."""
+    return f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
+
+
+async def run(kube: Kube, pods: Pods, namespace: str | None, ready: asyncio.Event) -> None:
+    """List, then watch, for ever."""
+    selector = {"labelSelector": names.LABEL_JOB_UID}
+    while True:
+        try:
+            items, version = await kube.list(path(namespace), **selector)
+            pods.replace(items) if namespace is None else _replace_in(pods, items, namespace)
+            ready.set()
+            await _watch(kube, pods, namespace, version, selector)
+        except ApiError as error:
+            if error.code != 410:
+                _log.warning("pods cannot be watched: %s", error)
+                await asyncio.sleep(_RETRY)
+        except TRANSIENT as error:
+            _log.warning("the API server does not answer (%s); trying again", error)
+            await asyncio.sleep(_RETRY)
+
+
+async def _watch(
+    kube: Kube, pods: Pods, namespace: str | None, version: str, selector: dict[str, str]
+) -> None:
+    """Until the version is too old or the connection breaks; a plain end goes on from there."""
+    while True:
+        async for event in kube.watch(path(namespace), version, **selector):
+            item = event["object"]
+            version = item["metadata"]["resourceVersion"]
+            if event["type"] == "BOOKMARK":
+                continue
+            pods.take(item)
+            if event["type"] == "DELETED":
+                labels = item["metadata"].get("labels", {})
+                pods.vanish(labels[names.LABEL_JOB_UID], item["metadata"]["uid"])
+
+
+def _replace_in(pods: Pods, items: list[Object], namespace: str) -> None:
+    """A complete list of one namespace."""
+    uids = [uid for uid, key in pods._keys.items() if key[0] == namespace]
+    for uid in uids:
+        own = [i for i in items if i["metadata"]["labels"].get(names.LABEL_JOB_UID) == uid]
+        pods.replace(own, uid)
+    for item in items:
+        pods.take(item)

@@ -1,0 +1,201 @@
+"""Phase, reason, stage, message, columns and conditions: rendered together, so they never differ.
+
+Everything here is derived from the facts in the status and from a `Situation`. Messages are
+sentences for a person and contain no clock that ticks: two looks at the same world are equal.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from finetune_api.progress import Stage
+from finetune_api.status import Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
+from finetune_operator.plan.observe import Pod, World
+
+# Waiting reasons that pass by themselves within seconds.
+_NORMAL = ("", "ContainerCreating", "PodInitializing")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a policy found."""
+
+    phase: Phase
+    reason: str = ""
+    message: str = ""
+    stage: Stage | None = None
+    accepted: bool = True
+
+
+def waiting(pods: list[Pod]) -> tuple[str, str] | None:
+    """Why pods do not run yet, in the scheduler's or the node's words; None when all is normal."""
+    for pod in pods:
+        if pod.unschedulable:
+            return "Unschedulable", f"{pod.name}: {pod.unschedulable}"[:1024]
+        if pod.waiting and pod.waiting[0] not in _NORMAL:
+            return pod.waiting[0][:64], f"{pod.name}: {pod.waiting[1]}"[:1024]
+    return None
+
+
+def describe(
+    world: World, status: FineTuneJobStatus, situation: Situation, *, creating: bool = False
+) -> FineTuneJobStatus:
+    """The status as people see it. `creating`: pods are missing, so an old refusal still counts."""
+    if creating and (refused := _refused(world)):
+        situation = Situation(situation.phase, refused.reason, refused.message, accepted=False)
+    if situation.phase == "Running" and world.silent:
+        situation = Situation(situation.phase, "ReportUnreachable", "", situation.stage)
+    message = situation.message or _progress_sentence(status, situation)
+    counts = _workers(world, status)
+    status = status.replace(
+        observed_generation=world.job.generation,
+        phase=situation.phase,
+        stage=situation.stage,
+        reason=situation.reason or None,
+        message=message,
+        workers=counts,
+    )
+    status = status.replace(display=_display(status))
+    return status.replace(conditions=_conditions(world, status, situation))
+
+
+def _refused(world: World) -> Condition | None:
+    conditions = world.job.status.conditions
+    return next((c for c in conditions if c.type == "Accepted" and c.status == "False"), None)
+
+
+def _workers(world: World, status: FineTuneJobStatus) -> WorkerCounts:
+    gang = world.gang(status.attempt) if status.attempt else []
+    present = [pod for pod in gang if not pod.gone]
+    return WorkerCounts(
+        desired=world.job.spec.workers.replicas,
+        running=sum(1 for pod in present if pod.running),
+        pending=sum(1 for pod in present if not pod.running and not pod.ended),
+        failed=sum(1 for pod in gang if pod.ended and pod.ended.exit_code),
+    )
+
+
+def _progress_sentence(status: FineTuneJobStatus, situation: Situation) -> str:
+    progress = status.progress
+    if situation.stage == "LoadingModel" or progress is None:
+        return "loading the model"
+    if situation.stage == "Exporting":
+        return f"making the model folder from the weights of step {progress.step}"
+    parts = [f"step {progress.step} of {progress.total_steps}"]
+    if progress.train_loss is not None:
+        parts.append(f"loss {progress.train_loss:.3f}")
+    if situation.stage == "Training" and progress.eta_seconds is not None:
+        parts.append(f"about {duration(progress.eta_seconds)} left")
+    if situation.reason == "ReportUnreachable":
+        parts.append("worker 0 runs but its report on port 29600 cannot be read from here")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Short text for a person: 48s, 12m, 1h7m, 2d3h."""
+    whole = int(seconds)
+    if whole < 90:
+        return f"{whole}s"
+    minutes = whole // 60
+    if minutes < 60:
+        return f"{minutes}m"
+    hours, rest = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}h{rest}m"
+    return f"{hours // 24}d{hours % 24}h"
+
+
+def _display(status: FineTuneJobStatus) -> Display:
+    progress, usage, counts = status.progress, status.usage, status.workers
+    show: dict[str, str] = {}
+    if progress:
+        percent = 100 * progress.step // max(1, progress.total_steps)
+        show |= {"progress": f"{percent}%", "step": f"{progress.step}/{progress.total_steps}"}
+        if progress.train_loss is not None:
+            show["loss"] = f"{progress.train_loss:.3f}"
+        if progress.eta_seconds is not None and status.phase == "Running":
+            show["eta"] = duration(progress.eta_seconds)
+    if usage:
+        show["gpu_hours"] = usage.gpu_hours
+    if status.latest_checkpoint:
+        show["checkpoint"] = f"step {status.latest_checkpoint.step}"
+    if counts:
+        show["workers"] = f"{counts.running}/{counts.desired}"
+    return Display.model_validate(show)
+
+
+def _conditions(world: World, status: FineTuneJobStatus, situation: Situation) -> list[Condition]:
+    rows = [
+        _accepted(situation),
+        _workers_ready(status),
+        _progressing(status, situation),
+        _checkpoint_available(status),
+        *_outcome(status),
+    ]
+    old = {condition.type: condition for condition in world.job.status.conditions}
+    made = []
+    for kind, state, reason, message in rows:
+        before = old.get(kind)
+        since = before.last_transition_time if before and before.status == state else world.now
+        made.append(
+            Condition.model_validate(
+                {
+                    "type": kind,
+                    "status": state,
+                    "reason": reason,
+                    "message": message,
+                    "observed_generation": world.job.generation,
+                    "last_transition_time": since - timedelta(microseconds=since.microsecond),
+                }
+            )
+        )
+    return made
+
+
+Row = tuple[str, str, str, str]
+
+
+def _accepted(situation: Situation) -> Row:
+    if situation.accepted:
+        return "Accepted", "True", "Accepted", ""
+    return "Accepted", "False", situation.reason, situation.message
+
+
+def _workers_ready(status: FineTuneJobStatus) -> Row:
+    counts = status.workers or WorkerCounts()
+    text = f"{counts.running} of {counts.desired} workers run"
+    if status.finished:
+        return "WorkersReady", "False", "Finished", ""
+    if counts.running == counts.desired:
+        return "WorkersReady", "True", "AllRunning", text
+    return "WorkersReady", "False", status.reason or str(status.phase), text
+
+
+def _progressing(status: FineTuneJobStatus, situation: Situation) -> Row:
+    if status.finished:
+        return "Progressing", "False", "Finished", ""
+    if situation.reason == "ReportUnreachable":
+        text = "no report from worker 0; is port 29600 of the pods open to the operator?"
+        return "Progressing", "Unknown", "ReportUnreachable", text
+    if not situation.accepted:
+        return "Progressing", "False", situation.reason, situation.message
+    skipped = status.progress.skipped_steps if status.progress else 0
+    text = f"{skipped} steps were not applied: their gradients were not finite" if skipped else ""
+    return "Progressing", "True", situation.stage or situation.phase, text
+
+
+def _checkpoint_available(status: FineTuneJobStatus) -> Row:
+    newest = status.latest_checkpoint
+    if newest is None:
+        return "CheckpointAvailable", "False", "NoCheckpoint", "nothing was saved yet"
+    return "CheckpointAvailable", "True", "Verified", f"step {newest.step} at {newest.location}"
+
+
+def _outcome(status: FineTuneJobStatus) -> list[Row]:
+    if not status.finished:
+        return []
+    good = status.phase == "Succeeded"
+    reason, message = status.reason or "Completed", status.message or ""
+    return [
+        ("Succeeded", "True" if good else "False", reason, message),
+        ("Failed", "False" if good else "True", reason, message),
+    ]

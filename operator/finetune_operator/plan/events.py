@@ -1,0 +1,99 @@
+"""Events that a person would want to see, from one written status to the next."""
+
+from dataclasses import dataclass
+
+from finetune_api.status import FineTuneJobStatus
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of `kubectl describe`."""
+
+    kind: str  # Normal | Warning
+    reason: str
+    message: str
+
+
+def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    """What happened; nothing when the statuses tell the same."""
+    return [
+        *_acceptance(old, new),
+        *_preparation(old, new),
+        *_attempts(old, new),
+        *_checkpoints(old, new),
+        *_waiting(old, new),
+        *_end(old, new),
+    ]
+
+
+def _acceptance(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    before = {(c.type, c.status, c.reason) for c in old.conditions}
+    return [
+        Event("Warning", c.reason, c.message)
+        for c in new.conditions
+        if c.type == "Accepted"
+        and c.status == "False"
+        and (c.type, c.status, c.reason) not in before
+    ]
+
+
+def _preparation(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    if new.prepare_failures > old.prepare_failures:
+        return [Event("Warning", "PrepareFailed", new.message or "")]
+    if old.attempt is None and new.attempt is not None and new.data:
+        data = new.data
+        text = (
+            f"{data.examples} examples in {data.rows} rows, {data.trained_tokens} of {data.tokens} "
+            f"tokens are trained on; {data.dropped_overlong} examples too long, "
+            f"{data.dropped_useless} without anything to learn"
+        )
+        return [Event("Normal", "Prepared", text)]
+    if old.phase is None and new.phase == "Preparing":
+        return [Event("Normal", "Preparing", "starting the prepare pod")]
+    return []
+
+
+def _attempts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    events = []
+    known = {a.number: a for a in old.attempts}
+    for attempt in new.attempts:
+        before = known.get(attempt.number)
+        if before is None:
+            text = f"attempt {attempt.number} starts"
+            if new.latest_checkpoint:
+                text += f" from the checkpoint of step {new.latest_checkpoint.step}"
+            events.append(Event("Normal", "AttemptStarted", text))
+        ended = attempt.outcome and (before is None or before.outcome is None)
+        if ended and attempt.outcome != "Succeeded":
+            kind = "Normal" if attempt.outcome == "Preempted" else "Warning"
+            text = f"attempt {attempt.number}: {attempt.message}"
+            events.append(Event(kind, attempt.reason or "AttemptEnded", text))
+    if old.phase != "Running" and new.phase == "Running":
+        events.append(Event("Normal", "WorkersRunning", "all workers run"))
+    return events
+
+
+def _checkpoints(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    newest = new.latest_checkpoint
+    if newest is None or (old.latest_checkpoint and old.latest_checkpoint.step >= newest.step):
+        return []
+    text = f"step {newest.step}, {newest.size_bytes} bytes, verified: {newest.location}"
+    return [Event("Normal", "CheckpointVerified", text)]
+
+
+def _waiting(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    """A pod that cannot start says why, once."""
+    stuck = new.phase in ("Preparing", "Starting") and new.reason not in (None, "BackOff")
+    refused = any(c.type == "Accepted" and c.status == "False" for c in new.conditions)
+    if not stuck or refused or new.reason == old.reason:
+        return []
+    if new.prepare_failures > old.prepare_failures:
+        return []
+    return [Event("Warning", new.reason or "", new.message or "")]
+
+
+def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    if old.finished or not new.finished:
+        return []
+    kind = "Normal" if new.phase == "Succeeded" else "Warning"
+    return [Event(kind, str(new.phase), new.message or "")]

@@ -1,0 +1,20 @@
+"""From what is observed to what is done: the story of a job's life."""
+
+from finetune_operator.plan import finish, gang, prepare
+from finetune_operator.plan.decision import Decision
+from finetune_operator.plan.observe import World
+from finetune_operator.settings import Settings
+
+
+def plan(world: World, settings: Settings) -> Decision:
+    """Decide what to do about one job; pure, and the same for the same world."""
+    status = world.job.status
+    if world.job.deleting:
+        return Decision(status)  # owner references clean up
+    if status.finished:
+        return finish.tidy(world)
+    if not status.attempts:
+        return prepare.preparing(world, settings)
+    if status.attempts[-1].outcome is None:
+        return gang.running(world, settings)
+    return gang.between(world)

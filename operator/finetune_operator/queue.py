@@ -1,0 +1,82 @@
+"""Work queue of keys: deduplicated, one worker per key, delayed adds, backoff after errors."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+Key = tuple[str, str]  # namespace, name
+_FIRST, _LONGEST = 0.2, 60.0  # s
+
+
+@dataclass
+class Queue:
+    """Level triggered: a key that is added while it is worked on is worked on once more."""
+
+    _ready: asyncio.Queue[Key] = field(default_factory=asyncio.Queue)
+    _queued: set[Key] = field(default_factory=set)
+    _working: set[Key] = field(default_factory=set)
+    _again: set[Key] = field(default_factory=set)
+    _timers: dict[Key, asyncio.TimerHandle] = field(default_factory=dict)
+    _failures: dict[Key, int] = field(default_factory=dict)
+
+    def add(self, key: Key) -> None:
+        """Work on a key as soon as a worker is free."""
+        if key in self._working:
+            self._again.add(key)
+        elif key not in self._queued:
+            self._queued.add(key)
+            self._ready.put_nowait(key)
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Work on a key later; of several timers the earliest stays."""
+        if seconds <= 0:
+            self.add(key)
+            return
+        loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        timer = self._timers.get(key)
+        if timer is not None and timer.when() <= at:
+            return
+        if timer is not None:
+            timer.cancel()
+        self._timers[key] = loop.call_at(at, self._fire, key)
+
+    def _fire(self, key: Key) -> None:
+        self._timers.pop(key, None)
+        self.add(key)
+
+    def __len__(self) -> int:
+        return len(self._queued)
+
+    async def work(self, handle: Callable[[Key], Awaitable[float | None]]) -> None:
+        """Handle keys for ever; `handle` says after how many seconds it wants to look again."""
+        while True:
+            key = await self._ready.get()
+            self._queued.discard(key)
+            self._working.add(key)
+            delay: float | None = None
+            try:
+                delay = await handle(key)
+                self._failures.pop(key, None)
+            except RetryError:
+                failures = self._failures[key] = self._failures.get(key, 0) + 1
+                delay = min(_LONGEST, _FIRST * 2 ** min(failures, 10))
+            finally:
+                self._working.discard(key)
+            if key in self._again:
+                self._again.discard(key)
+                self.add(key)
+            if delay is not None:
+                self.add_after(key, delay)
+
+    def close(self) -> None:
+        """Forget all timers."""
+        with contextlib.suppress(KeyError):
+            while True:
+                _, timer = self._timers.popitem()
+                timer.cancel()
+
+
+class RetryError(Exception):
+    """The key could not be handled now; try again with backoff."""

@@ -1,0 +1,148 @@
+"""One look at one job: observe, plan, check, write, act."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from finetune_api import names
+from finetune_operator import execute, informer, jobs
+from finetune_operator.events import Recorder
+from finetune_operator.informer import Pods
+from finetune_operator.jobs import Jobs
+from finetune_operator.kube import TRANSIENT, ApiError, Kube
+from finetune_operator.plan import events
+from finetune_operator.plan.decision import Decision
+from finetune_operator.plan.observe import Job, World
+from finetune_operator.plan.planner import plan
+from finetune_operator.queue import Key, RetryError
+from finetune_operator.reports import Reports
+from finetune_operator.settings import Settings
+from finetune_operator.status import Throttle, Urgency, merge_patch, urgency
+
+_log = logging.getLogger("finetune.reconcile")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)  # Kubernetes times have whole seconds
+
+
+@dataclass
+class Reconciler:
+    """Brings jobs forward, one look at a time."""
+
+    kube: Kube
+    jobs: Jobs
+    pods: Pods
+    reports: Reports
+    recorder: Recorder
+    settings: Settings
+    throttle: Throttle
+    clock: Callable[[], datetime] = _now
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Seconds until the next look, None when an event will tell."""
+        try:
+            return await self._look(key)
+        except ValidationError as error:
+            _log.error("%s/%s cannot be read by this version: %s", *key, error)
+            return None
+        except ApiError as error:
+            if error.code == 409:
+                await self._refresh(key)  # planned from an old version
+            else:
+                _log.warning("%s/%s: %s", *key, error)
+            raise RetryError from error
+        except TRANSIENT as error:
+            _log.warning("%s/%s: the API server does not answer (%s)", *key, error)
+            raise RetryError from error
+
+    async def _look(self, key: Key) -> float | None:
+        item = self.jobs.get(key)
+        if item is None:
+            self.throttle.forget(key)
+            return None
+        world = self._observe(Job.of(item))
+        decision = plan(world, self.settings)
+        if decision.acts:
+            # Caches are good enough to see that something is to be done, not to do it.
+            live = await self._refresh(key)
+            if live is None:
+                return None
+            world = self._observe(live)
+            decision = plan(world, self.settings)
+        if decision.check:
+            refusal = await execute.admit(self.kube, world.job, decision.check)
+            if refusal:
+                world = replace(world, refusal=refusal)
+                decision = plan(world, self.settings)
+        delay = await self._write(key, world, decision)
+        if decision.acts and delay is None:
+            await self._act(key, world, decision)
+        waits = [d for d in (delay, decision.requeue_after) if d is not None]
+        return min(waits) if waits else None
+
+    def _observe(self, job: Job) -> World:
+        attempt = job.status.attempt
+        self.pods.forget(job.uid, before_attempt=attempt or 0)
+        if job.status.finished:
+            self.reports.drop(job.uid)
+        return World(
+            job=job,
+            pods=self.pods.of(job.uid),
+            now=self.clock(),
+            report=self.reports.newest(job.uid, attempt),
+            silent=self.reports.silent(job.uid),
+        )
+
+    async def _refresh(self, key: Key) -> Job | None:
+        """The live job, its pods read after it; None when it is gone."""
+        try:
+            item = await self.kube.get(jobs.path(key))
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return None
+        self.jobs.take(item)
+        uid = item["metadata"]["uid"]
+        selector = f"{names.LABEL_JOB_UID}={uid}"
+        found, _ = await self.kube.list(informer.path(key[0]), labelSelector=selector)
+        self.pods.replace(found, uid)
+        return Job.of(item)
+
+    async def _write(self, key: Key, world: World, decision: Decision) -> float | None:
+        """Write the status if it tells something new; seconds to wait when it is not its turn."""
+        job, new = world.job, decision.status
+        kind = urgency(job.status, new)
+        if kind is Urgency.NONE:
+            return None
+        wait = self.throttle.wait(key, Urgency.NOW if decision.acts else kind, time.monotonic())
+        if wait > 0:
+            return wait
+        patch = {
+            "metadata": {"resourceVersion": job.resource_version, "uid": job.uid},
+            "status": merge_patch(job.status.to_dict(), new.to_dict()),
+        }
+        answer = await self.kube.patch(f"{jobs.path(key)}/status", patch)
+        self.jobs.take(answer)
+        for event in events.between(job.status, new):
+            await self.recorder.record(job, event, world.now)
+        return None
+
+    async def _act(self, key: Key, world: World, decision: Decision) -> None:
+        job = world.job
+        await execute.delete(self.kube, job, decision.delete)
+        refusal = await execute.create(self.kube, job, decision.create)
+        if refusal is None:
+            return
+        # The write above changed the version: the next look starts from the one in the cache.
+        item = self.jobs.get(key)
+        if item is None or item["metadata"]["uid"] != job.uid:
+            return
+        world = replace(self._observe(Job.of(item)), refusal=refusal)
+        refused = plan(world, self.settings)
+        await self._write(key, world, replace(refused, create=[], delete=[]))
+        raise RetryError

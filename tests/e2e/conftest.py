@@ -1,0 +1,85 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune_local.cluster import Cluster
+from tests.installed import Operator, install
+from tests.trainer import tiny
+
+_VOLUME = """
+apiVersion: v1
+kind: PersistentVolume
+metadata: {{name: w}}
+spec:
+  capacity: {{storage: 1Gi}}
+  accessModes: [ReadWriteMany]
+  storageClassName: ""
+  hostPath: {{path: "{path}"}}
+  claimRef: {{name: w, namespace: default}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: w}}
+spec:
+  accessModes: [ReadWriteMany]
+  storageClassName: ""
+  volumeName: w
+  resources: {{requests: {{storage: 1Gi}}}}
+"""
+
+
+@pytest.fixture(scope="session")
+def workspace(cluster: Cluster, tmp_path_factory) -> Path:
+    """The volume behind the claim `w`: a tiny model, data, and room for runs."""
+    install(cluster)
+    folder = tmp_path_factory.mktemp("workspace")
+    for parent in (folder, *folder.parents):
+        # pytest makes its folders for the owner only; pods run as another user.
+        if parent.name.startswith("pytest") or parent == folder:
+            parent.chmod(0o755)
+    tiny.make_model(folder / "model")
+    tiny.write_jsonl(folder / "data" / "train.jsonl", tiny.make_messages(800))
+    tiny.write_jsonl(folder / "data" / "validation.jsonl", tiny.make_messages(20, seed=1))
+    cluster.kubectl("apply", "-f", "-", stdin=_VOLUME.format(path=folder))
+    return folder
+
+
+@pytest.fixture
+def operator(cluster: Cluster, workspace: Path, tmp_path: Path) -> Iterator[Operator]:
+    running = Operator(cluster, tmp_path / "operator.log")
+    running.start()
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def submit(cluster: Cluster, workspace: Path) -> Callable[..., None]:
+    """Create a job on the tiny model."""
+
+    def create(name: str, **changes) -> None:
+        spec = {
+            "model": {"source": "pvc://w/model"},
+            "dataset": {
+                "train": [{"source": "pvc://w/data/train.jsonl"}],
+                "validation": [{"source": "pvc://w/data/validation.jsonl"}],
+            },
+            "training": {"maxSteps": 120, "globalBatchSize": 8, "sequenceLength": 128},
+            "workers": {
+                "replicas": 2,
+                "deviceResource": "finetune.dev/cpu-device",
+                "image": "finetune-trainer:local",
+            },
+            "checkpoints": {"storage": f"pvc://w/runs/{name}", "intervalSteps": 40},
+            **changes,
+        }
+        item = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": name},
+            "spec": spec,
+        }
+        cluster.kubectl("create", "-f", "-", stdin=json.dumps(item))
+
+    return create

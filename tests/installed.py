@@ -1,0 +1,95 @@
+"""Puts the operator onto a test cluster: CRD, rights, and the process itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from finetune_local.cache import TREE
+from finetune_local.cluster import IMAGE, Cluster
+
+Object = dict[str, Any]
+
+
+def install(cluster: Cluster) -> None:
+    """CustomResourceDefinition and RBAC, as an administrator would."""
+    cluster.kubectl("apply", "-f", str(TREE / "crds"))
+    cluster.kubectl("apply", "-f", str(TREE / "operator" / "rbac"))
+    cluster.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
+
+
+class Operator:
+    """The operator process, with the rights of its service account and no more."""
+
+    def __init__(self, cluster: Cluster, log: Path) -> None:
+        self._log = log
+        config = cluster.user_kubeconfig("finetune-system", "finetune-operator")
+        self._env = os.environ | {
+            "KUBECONFIG": str(config),
+            "FINETUNE_TRAINER_IMAGE": IMAGE,
+            "FINETUNE_REPORT_INTERVAL_SECONDS": "0.5",
+            "FINETUNE_PROGRESS_WRITE_SECONDS": "0.5",
+            "FINETUNE_RESTART_BACKOFF_SECONDS": "1",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "finetune_operator"]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, env=self._env, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> int:
+        """Exit code after SIGTERM."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(15)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+
+def status(cluster: Cluster, name: str) -> Object:
+    """A job's status."""
+    item = json.loads(cluster.kubectl("get", "ftj", name, "-o", "json"))
+    found: Object = item.get("status", {})
+    return found
+
+
+def pods(cluster: Cluster, name: str) -> list[Object]:
+    """A job's pods."""
+    selector = f"finetune.dev/job-name={name}"
+    items: list[Object] = json.loads(cluster.kubectl("get", "pods", "-l", selector, "-o", "json"))[
+        "items"
+    ]
+    return items
+
+
+def wait_for(what: str, check: Callable[[], Any], seconds: float = 90) -> Any:
+    """Until `check` returns something true, which is returned."""
+    deadline = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
+        time.sleep(0.1)
+    return found
+
+
+def finished(cluster: Cluster, name: str, seconds: float = 120) -> Object:
+    """Status of a job once it has ended."""
+
+    def look() -> Object | None:
+        found = status(cluster, name)
+        return found if found.get("phase") in ("Succeeded", "Failed") else None
+
+    ended: Object = wait_for(f"{name} has finished", look, seconds)
+    return ended

@@ -1,0 +1,167 @@
+"""The operator process on the real API server, as its own service account; pods are scripted."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from finetune_local.cluster import Cluster, ClusterError
+from tests.installed import Operator, finished, install, status, wait_for
+from tests.operator.kubelet import Kubelet, names
+from tests.operator.worlds import OUTPUT, make_spec, prepared, progressed, result
+
+pytestmark = pytest.mark.cluster
+
+_CLAIM = """
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: w}
+spec: {accessModes: [ReadWriteMany], resources: {requests: {storage: 1Gi}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: Cluster) -> Cluster:
+    install(control_plane)
+    control_plane.kubectl("apply", "-f", "-", stdin=_CLAIM)
+    return control_plane
+
+
+@pytest.fixture
+def operator(api: Cluster, tmp_path) -> Iterator[Operator]:
+    running = Operator(api, tmp_path / "operator.log")
+    running.start()
+    yield running
+    running.kill()
+
+
+def apply(api: Cluster, name: str, **changes) -> None:
+    item = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": make_spec(**changes),
+    }
+    api.kubectl("create", "-f", "-", stdin=json.dumps(item))
+
+
+def accepted(api: Cluster, name: str):
+    found = {c["type"]: c for c in status(api, name).get("conditions", [])}
+    return found.get("Accepted", {})
+
+
+def prepare(api: Cluster, kubelet: Kubelet, name: str) -> None:
+    """Through the prepare pod to the gang."""
+    wait_for("prepare pod", lambda: f"{name}-prepare" in names(api, name))
+    kubelet.run(f"{name}-prepare")
+    kubelet.end(f"{name}-prepare", 0, result(prepared=prepared()))
+    gang(api, kubelet, name, 1)
+
+
+def gang(api: Cluster, kubelet: Kubelet, name: str, attempt: int) -> None:
+    workers = {f"{name}-{attempt}-0", f"{name}-{attempt}-1"}
+    wait_for(f"attempt {attempt}", lambda: workers <= names(api, name))
+    for worker in workers:
+        kubelet.run(worker)
+    wait_for("Running", lambda: status(api, name).get("phase") == "Running")
+
+
+def test_a_life_with_a_crash_in_it(api, operator):
+    kubelet = Kubelet(api)
+    apply(api, "life")
+    prepare(api, kubelet, "life")
+    assert api.kubectl("get", "service", "life", "-o", "jsonpath={.spec.clusterIP}") == "None"
+    kubelet.end("life-1-0", 88, result("Failed", reason="PeerLost", **progressed(20, saved=10)))
+    kubelet.end("life-1-1", 137)
+    gang(api, kubelet, "life", 2)
+    said = result(output=OUTPUT, **progressed(100, redone=10, saved=100))
+    kubelet.end("life-2-0", 0, said)
+    kubelet.end("life-2-1", 0)
+    done = finished(api, "life")
+    assert (done["phase"], done["restarts"], done["attempt"]) == ("Succeeded", 1, 2)
+    assert [a["outcome"] for a in done["attempts"]] == ["Failed", "Succeeded"]
+    usage = done["usage"]
+    assert usage["deviceSeconds"] == sum(
+        usage[f"{part}DeviceSeconds"] for part in ("productive", "lost", "overhead")
+    )
+    api.kubectl("wait", "--for=condition=Succeeded", "ftj/life", "--timeout=1s")
+    events = api.kubectl("get", "events", "--field-selector", "involvedObject.name=life")
+    for reason in ("Preparing", "Prepared", "AttemptStarted", "Crashed", "Succeeded"):
+        assert reason in events
+    assert operator.stop() == 0
+
+
+def test_the_operator_killed_and_started_again_goes_on(api, operator):
+    kubelet = Kubelet(api)
+    apply(api, "again")
+    prepare(api, kubelet, "again")
+    operator.kill()
+    kubelet.end("again-1-1", 1, result("Failed", reason="Crashed", message="boom"))
+    api.kubectl("delete", "pod", "again-1-0", "--grace-period=0", "--force")
+    operator.start()
+    gang(api, kubelet, "again", 2)
+    first = status(api, "again")["attempts"][0]
+    assert first["reason"] == "Crashed"
+    assert "boom" in first["message"]
+    assert first["estimated"]
+
+
+def test_bad_surroundings_are_said_and_mended_without_a_crash_loop(api, operator):
+    apply(api, "claimless", model={"source": "pvc://nowhere/model"})
+    typo = {"spec": {"nodeSelectr": {"a": "b"}}}
+    apply(api, "typo", workers={"template": typo})
+    missing = wait_for("ClaimMissing", lambda: accepted(api, "claimless"))
+    assert (missing["status"], missing["reason"]) == ("False", "ClaimMissing")
+    assert "nowhere" in missing["message"]
+    refused = wait_for("InvalidTemplate", lambda: accepted(api, "typo"))
+    assert (refused["status"], refused["reason"]) == ("False", "InvalidTemplate")
+    assert "nodeSelectr" in refused["message"]
+    assert names(api, "claimless") == names(api, "typo") == set()
+    claim = _CLAIM.replace("name: w", "name: nowhere")
+    api.kubectl("apply", "-f", "-", stdin=claim)
+    wait_for("prepare pod", lambda: names(api, "claimless") == {"claimless-prepare"})
+    assert accepted(api, "claimless")["status"] == "True"
+
+
+def test_a_foreign_service_of_that_name_is_left_alone(api, operator):
+    kubelet = Kubelet(api)
+    api.kubectl("create", "service", "clusterip", "taken", "--tcp=80")
+    apply(api, "taken")
+    wait_for("prepare pod", lambda: "taken-prepare" in names(api, "taken"))
+    kubelet.run("taken-prepare")
+    kubelet.end("taken-prepare", 0, result(prepared=prepared()))
+    found = wait_for("NameTaken", lambda: accepted(api, "taken").get("reason") == "NameTaken")
+    assert found
+    assert names(api, "taken") == {"taken-prepare"}
+    api.kubectl("delete", "service", "taken")
+    gang(api, kubelet, "taken", 1)
+    assert accepted(api, "taken")["status"] == "True"
+
+
+def test_a_deleted_job_takes_its_pods_with_it(api, operator):
+    kubelet = Kubelet(api)
+    apply(api, "gone")
+    prepare(api, kubelet, "gone")
+    api.kubectl("delete", "ftj", "gone")
+    wait_for("no pod", lambda: names(api, "gone") == set())
+    with pytest.raises(ClusterError, match="NotFound"):
+        wait_for("no service", lambda: not api.kubectl("get", "service", "gone"), 20)
+
+
+def test_at_rest_nothing_is_written(api, operator):
+    kubelet = Kubelet(api)
+    apply(api, "rest")
+    wait_for("prepare pod", lambda: "rest-prepare" in names(api, "rest"))
+    kubelet.run("rest-prepare")
+    kubelet.end("rest-prepare", 65, result("Failed", reason="BadData", message="line 17"))
+    finished(api, "rest")
+
+    def version() -> str:
+        return api.kubectl("get", "ftj", "rest", "-o", "jsonpath={.metadata.resourceVersion}")
+
+    before = version()
+    operator.kill()
+    operator.start()
+    apply(api, "later")
+    wait_for("the new operator works", lambda: "later-prepare" in names(api, "later"))
+    assert version() == before

@@ -1,0 +1,66 @@
+"""The pods as they are sent."""
+
+import json
+
+from finetune_api.run import RunConfig
+from finetune_operator.plan import pods
+from tests.operator.worlds import committed, make_job
+
+
+def worker_pod(**spec):
+    return pods.worker_pods(committed(**spec), 0)[1]
+
+
+def container(pod):
+    return next(c for c in pod["spec"]["containers"] if c["name"] == "trainer")
+
+
+def env(pod):
+    return {e["name"]: e.get("value", e.get("valueFrom")) for e in container(pod)["env"]}
+
+
+def test_a_worker_knows_its_place_in_torchruns_names():
+    found = env(worker_pod())
+    assert found["PET_NNODES"] == "2"
+    assert found["PET_NODE_RANK"] == "1"
+    assert found["PET_NPROC_PER_NODE"] == "4"
+    assert found["PET_MASTER_ADDR"] == "a-1-0.a.default.svc"
+    assert found["FINETUNE_POD_IP"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+
+
+def test_the_run_configuration_survives_the_kubelets_expansion():
+    source = "pvc://w/$(HOME)/$x"
+    pod = worker_pod(model={"source": source})
+    text = env(pod)["FINETUNE_RUN"]
+    assert "$" not in text
+    assert RunConfig.model_validate_json(text).model.source == source
+
+
+def test_pods_pass_the_restricted_level_with_sidecars_too():
+    template = {"spec": {"containers": [{"name": "side", "image": "x", "command": ["y"]}]}}
+    pod = worker_pod(workers={"replicas": 2, "template": template})
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    for found in pod["spec"]["containers"]:
+        assert found["securityContext"]["allowPrivilegeEscalation"] is False
+        assert found["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+def test_the_operators_environment_wins_over_the_templates():
+    own = {"name": "trainer", "env": [{"name": "FINETUNE_RUN", "value": "x"}, {"name": "A"}]}
+    pod = worker_pod(workers={"replicas": 2, "template": {"spec": {"containers": [own]}}})
+    assert env(pod)["FINETUNE_RUN"] != "x"
+    assert "A" in env(pod)
+
+
+def test_the_users_template_is_never_changed():
+    template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "A"}]}]}}
+    job = committed(workers={"replicas": 2, "template": template})
+    before = json.dumps(job.spec.workers.template)
+    pods.worker_pods(job, 0)
+    assert json.dumps(job.spec.workers.template) == before
+
+
+def test_claims_that_are_only_sources_are_read_only():
+    job = make_job(model={"source": "pvc://models/a"}, cache="pvc://cache/c")
+    assert pods.claims(job) == {"cache": False, "models": True, "w": False}
