@@ -154,7 +154,8 @@ REFUSED = {
     ),
     "half a character": (
         rb'{"prompt": "x", "completion": "\ud800"}',
-        f"{NAME} line 1: the escape \\ud800 is half a character; write the whole pair, or remove it",
+        f"{NAME} line 1: the escape \\ud800 is half a character; write the whole pair, or "
+        "remove it",
     ),
     "nested beyond reason": (
         b"[" * 100_000,

@@ -184,7 +184,7 @@ def _prompt_completion(where: str, row: dict[str, Any]) -> Example:
 
 
 def _whole(where: str, text: str) -> None:
-    """JSON can escape one half of a surrogate pair, which is no text and which no tokenizer takes."""
+    """JSON can escape one half of a surrogate pair, which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
