@@ -1,4 +1,4 @@
-"""The prepare pod's work, in process: what it finds out, what it refuses before a device is held."""
+"""The prepare pod's work, in process: what it finds out, and what it refuses."""
 
 import json
 import logging
@@ -241,7 +241,8 @@ REFUSED = {
     "missing data": (
         remove("data/train.jsonl"),
         66,
-        "pvc://w/data/train.jsonl: no such file on the claim; check the path, or copy the file there",
+        "pvc://w/data/train.jsonl: no such file on the claim; check the path, or copy the file "
+        "there",
     ),
     "a folder as data": (
         lambda claim: ((claim / "data/train.jsonl").unlink(), (claim / "data/train.jsonl").mkdir()),

@@ -20,7 +20,6 @@ from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
 from finetune_trainer import finished, model
 from finetune_trainer.checkpoint import store
-from finetune_trainer.checkpoint.load import newest_valid
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import sync_folder, write_atomic
@@ -50,7 +49,7 @@ def run(
     done = finished.read(paths, config.job_uid, config.run_digest or "")
     if done is not None:
         return done
-    newest = newest_valid(paths, config.run_digest or "")
+    newest = store.newest_valid(paths, config.run_digest or "")
     if newest is None:
         raise TrainerError(
             ExitCode.ENVIRONMENT_UNUSABLE,

@@ -106,7 +106,7 @@ class Loop:
     def _resume(self) -> None:
         found = [None]
         if self.rank == 0:
-            newest = load.newest_valid(self._paths, self._owner.run_digest)
+            newest = store.newest_valid(self._paths, self._owner.run_digest)
             found = [newest and (newest[0].name, newest[1].to_dict())]  # type: ignore[list-item]
         dist.broadcast_object_list(found, src=0, group=self._control)
         if self.rank == 0:

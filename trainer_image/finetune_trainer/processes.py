@@ -75,6 +75,12 @@ class Child:
         self.process.wait()
         self._pump.join(timeout=2)
 
+    def close(self) -> None:
+        """Hear no more."""
+        os.close(self.reader)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
     def _copy_stderr(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
