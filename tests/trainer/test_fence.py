@@ -35,9 +35,7 @@ def test_an_old_attempt_is_fenced(paths: RunPaths) -> None:
     with pytest.raises(TrainerError) as error:
         fence.check(paths, epoch, 1)
     assert error.value.code == 79
-    assert error.value.message == (
-        "attempt 1 must not write any more: attempt 2 owns the storage"
-    )
+    assert error.value.message == ("attempt 1 must not write any more: attempt 2 owns the storage")
 
 
 def test_an_old_attempt_cannot_claim_again(paths: RunPaths) -> None:

@@ -105,10 +105,10 @@ def test_a_child_is_heard_line_by_line(tmp_path: Path) -> None:
     """
     (tmp_path / "child_that_talks.py").write_text(textwrap.dedent(script))
     child = Child("child", None, ["child_that_talks"], {"PYTHONPATH": str(tmp_path)})
-    child.finish()
+    child.process.wait()
     assert child.hear() == [{"a": 1}, {"a": 2}]
     assert child.code() == 7
-    child.close()
+    child.finish()
 
 
 def supervise(env: dict[str, str], tmp_path: Path) -> tuple[int, Result, str]:

@@ -18,7 +18,7 @@ _NAME = re.compile(r"step-(\d+)-e(\d+)")
 _log = logging.getLogger(__name__)
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """Why a checkpoint does not count, in words that follow its folder's name."""
 
 
@@ -32,7 +32,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """The manifest, None when it is absent, unreadable, or a file has another size."""
     try:
         return _manifest(folder)
-    except Unusable:
+    except UnusableError:
         return None
 
 
@@ -40,13 +40,13 @@ def _manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
     except FileNotFoundError:
-        raise Unusable(" was never finished (it has no manifest)") from None
+        raise UnusableError(" was never finished (it has no manifest)") from None
     except (OSError, ValueError):
-        raise Unusable(" has no readable manifest") from None
+        raise UnusableError(" has no readable manifest") from None
     for entry in manifest.files:
         path = folder / entry.path
         if not path.is_file() or path.stat().st_size != entry.size_bytes:
-            raise Unusable(f"/{entry.path} is absent or has another size")
+            raise UnusableError(f"/{entry.path} is absent or has another size")
     return manifest
 
 
@@ -59,12 +59,12 @@ def newest_valid(paths: RunPaths, run_digest: str) -> tuple[Path, Manifest] | No
         try:
             manifest = _manifest(folder)
             if manifest.run_digest != run_digest:
-                raise Unusable(" belongs to another run (its digest differs)")
+                raise UnusableError(" belongs to another run (its digest differs)")
             damaged = damaged_file(folder, manifest)
             if damaged is not None:
                 (folder / VERIFIED).unlink(missing_ok=True)
-                raise Unusable(f"/{damaged} does not match its checksum")
-        except Unusable as reason:
+                raise UnusableError(f"/{damaged} does not match its checksum")
+        except UnusableError as reason:
             _log.warning("checkpoint %s%s; trying the one before it", folder.name, reason)
             continue
         return folder, manifest
