@@ -85,7 +85,10 @@ def _write_weights(
     for file in model.weight_files(base, str(base)):
         originals = load_file(str(file))
         for name, original in originals.items():
-            tensor = _tensor(reader, name, original, dtype) if name in known else original
+            if name not in known:
+                # The head of a tied model, stored twice: untrained, it would undo the tie.
+                continue
+            tensor = _tensor(reader, name, original, dtype)
             if size + tensor.nbytes > _SHARD_BYTES and shard:
                 flush()
                 size = 0
