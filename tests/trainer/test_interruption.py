@@ -19,7 +19,8 @@ Undisturbed = Callable[[int], gang.Job]
 
 
 def newest_step(job: gang.Job) -> int:
-    return max(int(p.name[5:13]) for p in (job.storage / "checkpoints").glob("*/VERIFIED/.."))
+    marks = (job.storage / "checkpoints").glob("*/VERIFIED")
+    return max(int(mark.parent.name.split("-")[1]) for mark in marks)
 
 
 def record_of(job: gang.Job, epoch: int) -> AttemptFile:
@@ -38,9 +39,8 @@ def test_killed_then_stopped_then_damaged_run_is_bit_identical(
     job.start(plan)
     job.wait_for_step(3)
     os.kill(job.pods[1].ranks[0], signal.SIGKILL)
-    killed = time.monotonic()
-    assert job.wait(30) == [88, 137], job.log
-    assert time.monotonic() - killed < 20
+    assert job.wait(60) == [88, 137], job.log
+    assert "Traceback" not in job.log
     first, second = (pod.result for pod in job.pods)
     assert (second.outcome, second.reason, second.failed_rank) == ("Failed", "Crashed", 1)
     assert second.message == "rank 1 ended with signal SIGKILL"
@@ -54,7 +54,7 @@ def test_killed_then_stopped_then_damaged_run_is_bit_identical(
     for pod in job.pods:
         pod.terminate()
         pod.terminate()  # a second one changes nothing
-    assert job.wait(30) == [75, 75], job.log
+    assert job.wait(60) == [75, 75], job.log
     assert "resumed from checkpoint step-00000002-e0001" in job.log
     for pod in job.pods:
         assert (pod.result.outcome, pod.result.reason) == ("Stopped", "Stopped")
@@ -75,7 +75,7 @@ def test_killed_then_stopped_then_damaged_run_is_bit_identical(
     job.start(plan, highest_step=step)
     assert job.wait() == [0, 0], job.log
     assert f"checkpoint {newest.name}/rank-00000-of-00002.safetensors does not match" in job.log
-    assert record_of(job, 3).ledger.first_step == 4
+    assert record_of(job, 3).ledger.first_step == stopped.checkpoints[1].step
     weights.assert_same_run(job, undisturbed(stage))
 
 
@@ -87,7 +87,7 @@ def test_stage_and_world_size_may_change_in_the_middle(
     job.wait_for_step(4)
     for pod in job.pods:
         pod.terminate()
-    assert job.wait(30) == [75, 75], job.log
+    assert job.wait(60) == [75, 75], job.log
     job.nodes = 1
     job.start(gang.make_plan(zeroStage=1, microBatchSize=2))
     assert job.wait() == [0], job.log
@@ -101,6 +101,32 @@ def test_stage_and_world_size_may_change_in_the_middle(
         assert torch.equal(exported[name].flatten(), master.to(torch.bfloat16))
 
 
+def test_a_stop_does_not_wait_for_a_peer_that_hangs(make_job: MakeJob) -> None:
+    job = make_job()
+    job.start(gang.make_plan(totalSteps=1000))
+    job.wait_for_step(3)
+    (rank,) = job.pods[1].ranks
+    os.kill(rank, signal.SIGSTOP)
+    for pod in job.pods:
+        pod.terminate()
+    assert job.wait(100) == [88, 88], job.log
+    assert "no step was finished after SIGTERM" in job.pods[0].result.message
+    assert newest_step(job) >= 2
+
+
+def test_a_diverged_run_ends_with_what_to_change(make_job: MakeJob) -> None:
+    job = make_job()
+    job.nodes = 1
+    job.start(gang.make_plan(learningRate=1e30, warmupSteps=0))
+    assert job.wait() == [86], job.log
+    result = job.pods[0].result
+    assert (result.outcome, result.reason) == ("Failed", "Diverged")
+    assert "gradients were not finite in 3 steps up to step 4; lower" in result.message
+    assert result.progress is not None
+    assert result.progress.skipped_steps == 2
+    assert result.progress.grad_norm is None  # NaN is no JSON
+
+
 def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undisturbed) -> None:
     job, plan = make_job(), gang.make_plan()
 
@@ -110,7 +136,7 @@ def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undi
         pod.wait_for_children()
     for pod in job.pods:
         pod.terminate()
-    assert job.wait(10) == [75, 75], job.log
+    assert job.wait(60) == [75, 75], job.log
     assert job.pods[0].result.reason == "Stopped"
     assert "nothing is lost" in job.pods[0].result.message
     assert record_of(job, 1).outcome == "Stopped"
@@ -122,7 +148,7 @@ def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undi
     while job.pods[0].ranks:
         time.sleep(0.01)
     job.pods[0].terminate()
-    assert job.wait(10) == [75, 0], job.log
+    assert job.wait(60) == [75, 0], job.log
     assert "export was stopped; nothing is lost" in job.pods[0].result.message
     assert not (job.storage / "final/export.json").exists()
     job.start(plan)
@@ -131,12 +157,10 @@ def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undi
     weights.assert_same_run(job, undisturbed(2))
 
     # A finished run is not run again, by no attempt and by no prepare pod.
-    started = time.monotonic()
     job.start(plan)
-    assert job.wait(10) == [0, 0], job.log
-    assert time.monotonic() - started < 5
+    assert job.wait(60) == [0, 0], job.log
     result = job.pods[0].result
-    assert (result.outcome, result.output) == ("Succeeded", result.output)
+    assert result.outcome == "Succeeded"
     assert result.output is not None
     assert "rank 0" not in job.log
     prepared = job.prepare().result.prepared
@@ -150,7 +174,7 @@ def test_a_stopped_preparation_is_done_again(make_job: MakeJob) -> None:
     pod = job.start_prepare()
     job.wait_for_text("line 3")
     pod.terminate()
-    assert pod.wait(5) == 75
+    assert pod.wait(60) == 75
     assert pod.result.outcome == "Stopped"
     tiny.write_jsonl(job.claim / "data/train.jsonl", tiny.make_messages(30, 5))
     prepared = job.prepare().result.prepared
@@ -163,14 +187,14 @@ def test_a_newer_attempt_takes_the_storage_over(make_job: MakeJob) -> None:
     job.start(gang.make_plan())
     job.wait_for_step(2)
     fence.claim(weights.paths_of(job), "uid-1", 2)
-    assert set(job.wait(30)) == {79}, job.log
+    assert set(job.wait(60)) == {79}, job.log
     assert job.pods[0].result.reason == "Fenced"
     assert "attempt 2 owns the storage" in job.pods[0].result.message
     # The old attempt once more: fenced at once, before any rank starts.
     job.attempt = 0
     job.nodes = 1
     job.start(gang.make_plan())
-    assert job.wait(10) == [79]
+    assert job.wait(60) == [79]
     assert "rank" not in job.log
 
 
@@ -197,7 +221,7 @@ def test_a_pod_of_two_processes_reports_the_one_that_was_killed(make_job: MakeJo
     job.start(gang.make_plan())
     job.wait_for_step(2)
     os.kill(job.pods[0].ranks[1], signal.SIGKILL)
-    assert job.wait(30) == [137], job.log
+    assert job.wait(60) == [137], job.log
     assert job.pods[0].result.failed_rank == 1
 
 
@@ -206,5 +230,5 @@ def test_storage_that_cannot_be_written_is_said_before_ranks_start(make_job: Mak
     job.nodes = 1
     job.config["checkpoints"]["storage"] = "pvc://w/data/train.jsonl"
     job.start(gang.make_plan())
-    assert job.wait(10) == [73]
+    assert job.wait(60) == [73]
     assert "pvc://w/data/train.jsonl: " in job.pods[0].result.message

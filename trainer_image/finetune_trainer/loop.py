@@ -175,20 +175,21 @@ class Loop:
         state.rows_consumed += len(rows)
         state.tokens_seen += tokens
         self._report.advance()
+        progress, ledger = self._meter.step(
+            step=state.step,
+            loss=agreed.loss,
+            rate=rate,
+            norm=norm,
+            tokens=tokens,
+            trained=trained,
+            seconds=time.monotonic() - started,
+            tokens_seen=state.tokens_seen,
+            rows_consumed=state.rows_consumed,
+            skipped=state.skipped,
+        )
+        # From every rank: each supervisor judges a hang by how long steps take.
+        self._report.training(progress=progress, ledger=ledger)
         if self.rank == 0:
-            progress, ledger = self._meter.step(
-                step=state.step,
-                loss=agreed.loss,
-                rate=rate,
-                norm=norm,
-                tokens=tokens,
-                trained=trained,
-                seconds=time.monotonic() - started,
-                tokens_seen=state.tokens_seen,
-                rows_consumed=state.rows_consumed,
-                skipped=state.skipped,
-            )
-            self._report.training(progress=progress, ledger=ledger)
             _log.info("step %d of %d, loss %.4f", state.step, plan.total_steps, agreed.loss)
         return agreed
 

@@ -53,12 +53,12 @@ def _guarded(report: ChannelReporter) -> int:
         report.error(_out_of_memory(error))
         return int(ExitCode.OUT_OF_MEMORY)
     except Exception as error:
-        traceback.print_exc()
-        if _lost_a_peer(error):
+        if _lost_a_peer(error):  # the trace of a collective would bury whose fault it was
             text = str(error).strip().splitlines()
             message = f"a peer was lost: {text[0] if text else type(error).__name__}"
             report.error(TrainerError(ExitCode.PEER_LOST, message[:512]))
             return int(ExitCode.PEER_LOST)
+        traceback.print_exc()
         return 1
 
 

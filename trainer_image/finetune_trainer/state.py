@@ -102,16 +102,17 @@ class PodState:
     def result(self, outcome: str, reason: str, message: str, failed_rank: int | None) -> Result:
         """For the container's termination message."""
         with self.lock:
+            lead = self.worker_index == 0
             return Result.model_validate(
                 {
                     "outcome": outcome,
                     "reason": reason,
                     "message": message[:1024],
                     "failed_rank": failed_rank,
-                    "progress": self.progress,
-                    "evaluation": self.evaluation,
-                    "ledger": self.ledger if self.config.role == "worker" else None,
-                    "checkpoints": self.checkpoints,
+                    "progress": self.progress if lead else None,
+                    "evaluation": self.evaluation if lead else None,
+                    "ledger": self.ledger if lead and self.config.role == "worker" else None,
+                    "checkpoints": self.checkpoints if lead else [],
                     "output": self.output,
                     "prepared": self.prepared,
                 }
