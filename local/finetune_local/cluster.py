@@ -63,6 +63,7 @@ class Cluster:
     def __init__(self, name: str) -> None:
         self.name = name
         self.directory = clusters_folder() / name
+        self._process: subprocess.Popen[bytes] | None = None  # when this object brought it up
 
     @property
     def kubeconfig(self) -> Path:
@@ -108,6 +109,10 @@ class Cluster:
         pid = self.supervisor()
         if pid is not None:
             os.kill(pid, signal.SIGKILL)  # its child, process 1 of the namespace, dies with it
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+        if pid is not None:
             _wait_gone(pid, self.directory)
         if not keep_logs:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -203,7 +208,7 @@ class Cluster:
         namespace = ["--user", "--map-root-user", "--pid", "--mount", "--fork", "--kill-child"]
         command = ["unshare", *namespace, "--mount-proc", sys.executable]
         with (self.directory / "logs" / "supervisor.log").open("ab") as log:
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [*command, "-m", "finetune_local.supervise", str(self.directory)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -211,7 +216,7 @@ class Cluster:
                 start_new_session=True,
                 cwd="/",
             )
-        (self.directory / "supervisor.pid").write_text(str(process.pid))
+        (self.directory / "supervisor.pid").write_text(str(self._process.pid))
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _READY_SECONDS

@@ -377,7 +377,9 @@ def test_old_pods_are_deleted_but_the_last_attempts_logs_stay():
     status = job.status.replace(
         attempt=3,
         attempts=[
-            job.status.attempts[0].replace(number=n, outcome="Failed" if n < 3 else None)
+            job.status.attempts[0].replace(
+                number=n, outcome="Failed" if n < 3 else None, created=n < 3
+            )
             for n in (1, 2, 3)
         ],
     )
