@@ -91,5 +91,6 @@ def bad_value(constraint: Constraint) -> Any:
     if keyword == "maxLength":
         prefix = "pvc://w/" if schema[keyword] == 512 else ""
         return prefix + "x" * (schema[keyword] + 1)
-    item = {"string": "x", "object": {"source": "pvc://w/x", "name": "x"}}
-    return [item[schema["items"]["type"]]] * (schema["maxItems"] + 1)
+    items = schema["items"]
+    named = {"source": "pvc://w/x"} if "source" in items.get("properties", {}) else {"name": "x"}
+    return ["x" if items["type"] == "string" else named] * (schema["maxItems"] + 1)

@@ -57,8 +57,8 @@ def full_job(name: str = "a") -> Object:
                 "spec": {
                     "nodeSelector": {"pool": "gpu"},
                     "containers": [
-                        {"name": "trainer", "resources": {"limits": {"memory": "64Gi"}}},
                         {"name": "side", "image": "x", "command": ["sleep"], "args": ["1"]},
+                        {"name": "trainer", "resources": {"limits": {"memory": "64Gi"}}},
                     ],
                 },
             },

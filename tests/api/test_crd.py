@@ -167,6 +167,9 @@ def test_good_manifests_come_back_with_defaults_only(server: Server, job):
 def contains(whole, part) -> bool:
     if isinstance(part, dict):
         return all(key in whole and contains(whole[key], value) for key, value in part.items())
+    if isinstance(part, list):
+        pairs = zip(whole, part, strict=True)
+        return all(contains(one, other) for one, other in pairs)
     return whole == part
 
 
@@ -175,7 +178,7 @@ def contains(whole, part) -> bool:
     ("change", "words"),
     [
         ("  traning: {}\n", 'unknown field "spec.traning"'),
-        ("  training: {learningRate: 1e-5}\n", "spec.training.learningRate"),
+        ("  training: {learningRate: fast}\n", "spec.training.learningRate"),
         ("  training: {schedule: Cosinus}\n", '"Cosine", "Linear", "Constant"'),
         ("  training: {epochs: 1.5, maxSteps: 3}\n", "set at most one of epochs and maxSteps"),
         ("  deepspeed: {zeroStage: 4}\n", "spec.deepspeed.zeroStage"),
@@ -245,6 +248,9 @@ def test_what_training_depends_on_is_frozen_by_the_first_attempt(server: Server)
 def tightened(schema, *, top=True):
     """The same schema, every rule unsatisfiable and every bound out of reach."""
     tight = copy.deepcopy(schema)
+    if tight.get("x-kubernetes-preserve-unknown-fields"):
+        # The API server does not ratchet inside an open object: its rules may never be tightened.
+        return tight
     for rule in tight.get("x-kubernetes-validations", []):
         # The rule over the whole spec reads three of its parts and so sits on it: an edit of any
         # part is checked by it again. That is known, and why it is the only one.
@@ -278,7 +284,7 @@ def test_rules_tightened_later_do_not_lock_stored_objects(control_plane: Cluster
             {"spec": {"checkpoints": {"keepLast": 1}}},
         ):
             code, answer = server.patch(path, body)
-            assert code == 200, answer
+            assert code == 200, answer["message"]
         code, answer = server.patch(f"{path}/status", {"status": {"phase": "Running"}})
         assert code == 200, answer
     finally:

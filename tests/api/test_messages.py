@@ -64,16 +64,11 @@ def test_a_reader_ignores_what_a_newer_writer_added():
     assert Report.model_validate_json(newer).worker_index == 0
 
 
-@pytest.mark.parametrize(
-    "uri", ["pvc://w", "w/x", "hf://a/b", "pvc://w/../x", "pvc://w/a/..", "pvc:///x"]
-)
+@pytest.mark.parametrize("uri", ["w/x", "hf://a/b", "pvc://w/../x", "pvc://w/a/..", "pvc:///x"])
 def test_addresses_that_leave_the_claim_are_refused(uri):
-    try:
-        parsed = ClaimPath.parse(uri)
-    except ValueError as error:
-        assert uri in str(error)
-    else:
-        assert (uri, parsed.path) == ("pvc://w", "")  # the root of a claim, for our own use
+    with pytest.raises(ValueError, match="pvc://CLAIM/PATH") as caught:
+        ClaimPath.parse(uri)
+    assert uri in str(caught.value)
 
 
 def test_an_address_is_read_and_written():
