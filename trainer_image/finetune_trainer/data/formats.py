@@ -7,6 +7,7 @@ useless (empty) is the caller's to drop and count.
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from finetune_trainer.errors import TrainerError
 
 Format = Literal["Messages", "PromptCompletion"]
 _ROLES = ("system", "user", "assistant", "tool")
+_UNREADABLE = (EOFError, OSError, zlib.error)  # gzip raises any of them for a damaged file
 _SHAPES = (
     'Messages, {"messages": [{"role": "user", "content": "..."}, ...]}, or '
     'PromptCompletion, {"prompt": "...", "completion": "..."}'
@@ -87,17 +89,16 @@ def _json_lines(path: Path, name: str) -> Iterator[tuple[str, Any]]:
                 text = _decode(line, where, first=number == 1)
                 if text.strip():
                     yield where, _parse(text, where, "every line must be one JSON object")
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
-            raise bad_data(
-                f"{name} after line {number}", str(error), "copy the file again"
-            ) from error
+        except _UNREADABLE as error:
+            where = f"{name} after line {number}"
+            raise bad_data(where, str(error), "copy the file again") from error
 
 
 def _json_rows(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     with _open(path) as file:
         try:
             data = file.read()
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
+        except _UNREADABLE as error:
             raise bad_data(name, str(error), "copy the file again") from error
     rows = _parse(_decode(data, name, first=True), name, "the file must be a list of objects")
     if not isinstance(rows, list):
@@ -122,9 +123,10 @@ def _parse(text: str, where: str, expected: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         at = f"column {error.colno}" if " line " in where else f"line {error.lineno}"
-        raise bad_data(
-            where, f"not JSON ({error.msg} at {at})", f"{expected}; mend or remove it"
-        ) from error
+        problem, cause = f"{error.msg} at {at}", error
+    except RecursionError:
+        problem, cause = "nested too deeply", None
+    raise bad_data(where, f"not JSON ({problem})", f"{expected}; mend or remove it") from cause
 
 
 def _guess(where: str, row: dict[str, Any]) -> Format:
@@ -155,6 +157,7 @@ def _message(where: str, number: int, message: Any) -> dict[str, str]:
         content = _joined_parts(at, content)
     if not isinstance(content, str):
         raise bad_data(at, f"content is a {_type(content)}", "it must be text")
+    _whole(at, content)
     return {"role": role, "content": content}
 
 
@@ -164,7 +167,10 @@ def _joined_parts(at: str, parts: list[Any]) -> str:
         if not isinstance(part, dict) or part.get("type") != "text":
             kind = part.get("type") if isinstance(part, dict) else _type(part)
             raise bad_data(at, f"a content part of type {kind!r}", "only parts of type text work")
-        texts.append(str(part.get("text", "")))
+        text = part.get("text")
+        if not isinstance(text, str):
+            raise bad_data(at, f"a text part whose text is a {_type(text)}", "it must be text")
+        texts.append(text)
     return "".join(texts)
 
 
@@ -173,7 +179,20 @@ def _prompt_completion(where: str, row: dict[str, Any]) -> Example:
         if not isinstance(row.get(key), str):
             found = f"'{key}' is a {_type(row[key])}" if key in row else f"no '{key}'"
             raise bad_data(where, found, f"allowed is {_SHAPES}")
+        _whole(where, row[key])
     return Example(where, None, row["prompt"], row["completion"])
+
+
+def _whole(where: str, text: str) -> None:
+    """JSON can escape one half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise bad_data(
+            where,
+            f"the escape \\u{ord(text[error.start]):04x} is half a character",
+            "write the whole pair, or remove it",
+        ) from error
 
 
 def _type(value: Any) -> str:

@@ -108,19 +108,25 @@ class Renderer:
                 'every conversation needs a message with the role "assistant"',
             )
         if mode != "All" and self._marked:
-            marked = self._from_markers(messages, mode)
+            marked = self._from_markers(example, messages, mode)
             if marked is not None:
                 return marked
         return self._from_prefixes(example, messages, mode)
 
-    def _from_markers(self, messages: list[dict[str, str]], mode: str) -> Document | None:
-        """The template's own spans; None when they stop before the stop token."""
-        encoded = self._tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    def _from_markers(
+        self, example: Example, messages: list[dict[str, str]], mode: str
+    ) -> Document | None:
+        """The template's own spans; None when they are not the assistant's turns.
+
+        There are templates that mark every role, and templates that leave the stop token out.
+        """
+        encoded = self._apply(
+            example, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
         tokens, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
         edges = [i for i in range(len(mask)) if mask[i] and (i + 1 == len(mask) or not mask[i + 1])]
-        if not edges or any(tokens[i] != self._stop for i in edges):
+        turns = sum(message["role"] == "assistant" for message in messages)
+        if len(edges) != turns or any(tokens[i] != self._stop for i in edges):
             return None
         if mode == "LastAssistant":
             begin = edges[-2] + 1 if len(edges) > 1 else 0
@@ -170,15 +176,16 @@ class Renderer:
     def _text(
         self, example: Example, messages: list[dict[str, str]], *, prompt: bool = False
     ) -> str:
+        text: str = self._apply(example, messages, tokenize=False, add_generation_prompt=prompt)
+        return text
+
+    def _apply(self, example: Example, messages: list[dict[str, str]], **options: bool) -> Any:
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=prompt
-            )
+            return self._tokenizer.apply_chat_template(messages, **options)
         except Exception as error:  # templates raise whatever they like
             raise bad_data(
                 example.where, f"the chat template refuses it ({error})", "mend the conversation"
             ) from error
-        return text
 
 
 def _document(tokens: list[int], trained: list[bool]) -> Document:

@@ -1,0 +1,77 @@
+"""What the trainer's tests share: one tiny model a session, claims made of folders."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune_api.run import RunConfig
+from tests.trainer import gang, tiny
+
+# Before torch is imported anywhere: gangs and tests share few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that tests copy and never change."""
+    return tiny.make_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def plain_tokenizer():
+    """Its template has no generation markers."""
+    return tiny.make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def marked_tokenizer():
+    """Its template marks what the assistant generates, the stop token included."""
+    return tiny.make_tokenizer(tiny.MARKED_TEMPLATE)
+
+
+@pytest.fixture
+def make_claim(tiny_model: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Makes a claim with the model, 60 training conversations and 10 held-out ones."""
+
+    def make(name: str = "claim") -> Path:
+        claim = tmp_path / name
+        shutil.copytree(tiny_model, claim / "model")
+        tiny.write_jsonl(claim / "data/train.jsonl", tiny.make_messages(60, 1))
+        tiny.write_jsonl(claim / "data/validation.jsonl", tiny.make_messages(10, 2))
+        return claim
+
+    return make
+
+
+@pytest.fixture
+def claim(make_claim: Callable[[], Path]) -> Path:
+    """A claim of one's own."""
+    return make_claim()
+
+
+@pytest.fixture
+def configured(claim: Path) -> Callable[..., RunConfig]:
+    """Makes the prepare pod's configuration over `claim`, some keys replaced."""
+
+    def make(**changes: object) -> RunConfig:
+        config = gang.make_job(claim).config | {"role": "prepare", "mounts": {"w": str(claim)}}
+        return RunConfig.model_validate(config | changes)
+
+    return make
+
+
+@pytest.fixture
+def make_job(make_claim: Callable[[], Path]) -> Iterator[Callable[..., gang.Job]]:
+    """Makes jobs over claims of their own; nothing of them is left running."""
+    jobs: list[gang.Job] = []
+
+    def make(**options: object) -> gang.Job:
+        jobs.append(gang.make_job(make_claim(f"claim-{len(jobs)}"), **options))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.kill()

@@ -1,0 +1,250 @@
+"""What a data file may be, and what its owner is told when it is not."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.data import formats
+from finetune_trainer.errors import TrainerError
+
+CHAT = {
+    "messages": [
+        {"role": "user", "content": "Grüße?"},
+        {"role": "assistant", "content": "Ja."},
+    ]
+}
+PAIR = {"prompt": "a", "completion": "b"}
+NAME = "pvc://w/data/chats.jsonl"
+
+
+def read(path: Path, wanted: str = "Auto") -> list[formats.Example]:
+    return list(formats.read(path, NAME, wanted))
+
+
+def refusal(path: Path, wanted: str = "Auto") -> TrainerError:
+    with pytest.raises(TrainerError) as caught:
+        read(path, wanted)
+    return caught.value
+
+
+def lines(*rows: object) -> bytes:
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+READABLE = {
+    "json lines": ("x.jsonl", lines(CHAT, CHAT)),
+    "byte order mark": ("x.jsonl", b"\xef\xbb\xbf" + lines(CHAT, CHAT)),
+    "windows line ends": ("x.jsonl", lines(CHAT, CHAT).replace(b"\n", b"\r\n")),
+    "no newline at the end": ("x.jsonl", lines(CHAT, CHAT)[:-1]),
+    "blank lines": ("x.jsonl", b"\n" + lines(CHAT) + b"  \n" + lines(CHAT)),
+    "gzip": ("x.jsonl.gz", gzip.compress(lines(CHAT, CHAT))),
+    "a list": ("x.json", json.dumps([CHAT, CHAT]).encode()),
+    "a list, byte order mark, gzip": (
+        "x.json.gz",
+        gzip.compress(b"\xef\xbb\xbf" + json.dumps([CHAT, CHAT]).encode()),
+    ),
+    "dots in the name": ("v1.2.chat.jsonl", lines(CHAT, CHAT)),
+    "unknown keys": ("x.jsonl", lines({**CHAT, "id": 1}, {**CHAT, "id": None})),
+}
+
+
+@pytest.mark.parametrize(("file", "data"), READABLE.values(), ids=READABLE.keys())
+def test_readable_files(tmp_path: Path, file: str, data: bytes) -> None:
+    (tmp_path / file).write_bytes(data)
+    examples = read(tmp_path / file)
+    assert [example.messages for example in examples] == [CHAT["messages"]] * 2
+
+
+def test_the_first_row_decides_the_shape(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(lines(PAIR, PAIR))
+    assert [(e.prompt, e.completion, e.messages) for e in read(path)] == [("a", "b", None)] * 2
+
+
+def test_text_parts_are_joined(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "x"}]}
+    (tmp_path / "x.jsonl").write_bytes(lines(row))
+    messages = read(tmp_path / "x.jsonl")[0].messages
+    assert messages is not None
+    assert messages[0]["content"] == "one two"
+
+
+def say(content: object, role: object = "user") -> dict:
+    return {"messages": [{"role": role, "content": content}]}
+
+
+SHAPES = (
+    'Messages, {"messages": [{"role": "user", "content": "..."}, ...]}, or '
+    'PromptCompletion, {"prompt": "...", "completion": "..."}'
+)
+REFUSED = {
+    "not JSON at line 17": (
+        lines(*[CHAT] * 16) + b"{'messages': []}\n",
+        f"{NAME} line 17: not JSON (Expecting property name enclosed in double quotes at column "
+        "2); every line must be one JSON object; mend or remove it",
+    ),
+    "invalid UTF-8": (
+        lines(CHAT, CHAT).replace("ü".encode(), b"\xfc", 1),
+        f"{NAME} line 1: byte 0xfc is not UTF-8; save the file as UTF-8",
+    ),
+    "invalid UTF-8 later": (
+        lines(CHAT) + lines(CHAT).replace("ü".encode(), b"\xfc"),
+        f"{NAME} line 2: byte 0xfc is not UTF-8; save the file as UTF-8",
+    ),
+    "another shape later": (
+        lines(CHAT, PAIR),
+        f"{NAME} line 2: no 'messages', only ['completion', 'prompt']; allowed is {SHAPES}",
+    ),
+    "chats after pairs": (
+        lines(PAIR, CHAT),
+        f"{NAME} line 2: no 'prompt'; allowed is {SHAPES}",
+    ),
+    "lacks messages": (
+        lines({"conversation": []}),
+        f"{NAME} line 1: an object with the keys ['conversation']; allowed are {SHAPES}",
+    ),
+    "a list as a row": (
+        lines([1]),
+        f"{NAME} line 1: a JSON list; every row must be an object: {SHAPES}",
+    ),
+    "messages is text": (
+        lines({"messages": "hello"}),
+        f"{NAME} line 1: 'messages' is a string; it must be a list of messages",
+    ),
+    "no role": (
+        lines({"messages": [{"content": "x"}]}),
+        f"{NAME} line 1, message 1: not a message; it needs 'role' and 'content'",
+    ),
+    "wrong role": (
+        lines(say("x", "human")),
+        f"{NAME} line 1, message 1: role 'human'; allowed are system, user, assistant, tool",
+    ),
+    "upper-case role": (
+        lines(say("x", "User")),
+        f"{NAME} line 1, message 1: role 'User'; allowed are system, user, assistant, tool",
+    ),
+    "content is null": (
+        lines(say(None)),
+        f"{NAME} line 1, message 1: content is a null; it must be text",
+    ),
+    "an image": (
+        lines(say([{"type": "text", "text": "x"}, {"type": "image_url"}])),
+        f"{NAME} line 1, message 1: a content part of type 'image_url'; only parts of type text "
+        "work",
+    ),
+    "a part that is text itself": (
+        lines(say(["x"])),
+        f"{NAME} line 1, message 1: a content part of type 'string'; only parts of type text work",
+    ),
+    "a text part with null": (
+        lines(say([{"type": "text", "text": None}])),
+        f"{NAME} line 1, message 1: a text part whose text is a null; it must be text",
+    ),
+    "a text part without text": (
+        lines(say([{"type": "text"}])),
+        f"{NAME} line 1, message 1: a text part whose text is a null; it must be text",
+    ),
+    "completion is a number": (
+        lines({"prompt": "x", "completion": 3}),
+        f"{NAME} line 1: 'completion' is a number; allowed is {SHAPES}",
+    ),
+    "half a character": (
+        rb'{"prompt": "x", "completion": "\ud800"}',
+        f"{NAME} line 1: the escape \\ud800 is half a character; write the whole pair, or "
+        "remove it",
+    ),
+    "nested beyond reason": (
+        b"[" * 100_000,
+        f"{NAME} line 1: not JSON (nested too deeply); every line must be one JSON object; mend "
+        "or remove it",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused_rows_name_file_line_and_remedy(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "x.jsonl").write_bytes(data)
+    error = refusal(tmp_path / "x.jsonl")
+    assert (error.code, error.reason) == (ExitCode.BAD_DATA, "BadData")
+    assert error.message == message
+
+
+def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(lines(PAIR))
+    assert (
+        "no 'messages', only ['completion', 'prompt']"
+        in refusal(tmp_path / "x.jsonl", "Messages").message
+    )
+
+
+JSON_REFUSED = {
+    "not JSON": (b'[\n{"a": 1}\n{"b": 2}]', "not JSON (Expecting ',' delimiter at line 3)"),
+    "an object": (b'{"messages": []}', "a JSON object; the file must be a list of objects"),
+    "invalid UTF-8": (b'[\n"\xff"]', " line 2: byte 0xff is not UTF-8"),
+    "json lines in disguise": (lines(CHAT, CHAT), "not JSON (Extra data at line 2)"),
+}
+
+
+@pytest.mark.parametrize(("data", "part"), JSON_REFUSED.values(), ids=JSON_REFUSED.keys())
+def test_refused_json_files_name_the_line(tmp_path: Path, data: bytes, part: str) -> None:
+    (tmp_path / "x.json").write_bytes(data)
+    error = refusal(tmp_path / "x.json")
+    assert error.code == ExitCode.BAD_DATA
+    assert error.message.startswith(NAME)
+    assert part in error.message
+
+
+def test_rows_of_a_json_file_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps([CHAT, {"messages": 1}]))
+    assert refusal(tmp_path / "x.json").message.startswith(f"{NAME} row 2: 'messages' is a number")
+
+
+def damaged(data: bytes) -> bytes:
+    """Its first block has a type that does not exist."""
+    return data[:10] + b"\xff" + data[11:]
+
+
+BROKEN_GZIP = {
+    "cut short": gzip.compress(lines(*[CHAT] * 500))[:-20],
+    "damaged": damaged(gzip.compress(lines(CHAT))),
+    "no gzip": lines(CHAT),
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".json.gz"])
+@pytest.mark.parametrize("data", BROKEN_GZIP.values(), ids=BROKEN_GZIP.keys())
+def test_broken_gzip_is_bad_data(tmp_path: Path, data: bytes, suffix: str) -> None:
+    (tmp_path / f"x{suffix}").write_bytes(data)
+    error = refusal(tmp_path / f"x{suffix}")
+    assert error.code == ExitCode.BAD_DATA
+    assert error.message.endswith("; copy the file again")
+
+
+def test_an_empty_file_has_no_examples(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b"")
+    assert read(tmp_path / "x.jsonl") == []
+
+
+def test_other_file_types_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("prompt,completion\n")
+    assert refusal(tmp_path / "x.csv").message == (
+        f"{NAME}: file type .csv; allowed are .jsonl and .json, optionally with .gz"
+    )
+
+
+def test_a_missing_file_is_input_missing(tmp_path: Path) -> None:
+    error = refusal(tmp_path / "x.jsonl")
+    assert (error.code, error.reason) == (66, "InputMissing")
+    assert error.message == (
+        f"{NAME}: no such file on the claim; check the path, or copy the file there"
+    )
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").mkdir()
+    error = refusal(tmp_path / "x.jsonl")
+    assert (error.code, error.message) == (66, f"{NAME}: is a folder; name one file")

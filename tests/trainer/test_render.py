@@ -1,0 +1,221 @@
+"""The loss mask, proven by decoding the trained tokens: what the model learns to say."""
+
+from typing import Any
+
+import pytest
+
+from finetune_trainer.data.formats import Example
+from finetune_trainer.data.render import Document, Renderer
+from finetune_trainer.errors import TrainerError
+from tests.trainer import tiny
+
+WHERE = "pvc://w/x.jsonl line 1"
+CHAT = [
+    {"role": "system", "content": "the old town"},
+    {"role": "user", "content": "the cat sat"},
+    {"role": "assistant", "content": "on a warm mat"},
+    {"role": "user", "content": "near the river"},
+    {"role": "assistant", "content": "rain fell"},
+]
+TEXT = (
+    "<|im_start|>system\nthe old town<|im_end|>\n<|im_start|>user\nthe cat sat<|im_end|>\n"
+    "<|im_start|>assistant\non a warm mat<|im_end|>\n<|im_start|>user\nnear the river<|im_end|>\n"
+    "<|im_start|>assistant\nrain fell<|im_end|>\n"
+)
+
+
+def trained_parts(tokenizer: Any, document: Document) -> list[str]:
+    """Runs of trained tokens, decoded."""
+    parts: list[list[int]] = []
+    before = 0
+    for token, trained in zip(document.tokens.tolist(), document.trained.tolist(), strict=True):
+        if trained and not before:
+            parts.append([])
+        if trained:
+            parts[-1].append(token)
+        before = trained
+    return [tokenizer.decode(part) for part in parts]
+
+
+@pytest.fixture(params=["plain", "marked"])
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(f"{request.param}_tokenizer")
+
+
+# The first token is never trained: nothing predicts it.
+CHAT_CASES = {
+    None: ["on a warm mat<|im_end|>", "rain fell<|im_end|>"],
+    "Assistant": ["on a warm mat<|im_end|>", "rain fell<|im_end|>"],
+    "LastAssistant": ["rain fell<|im_end|>"],
+    "All": [TEXT.removeprefix("<|im_start|>")],
+}
+
+
+@pytest.mark.parametrize(("loss_on", "expected"), CHAT_CASES.items(), ids=map(str, CHAT_CASES))
+def test_trained_parts_of_a_chat(tokenizer: Any, loss_on: str | None, expected: list[str]) -> None:
+    document = Renderer(tokenizer, loss_on).render(Example(WHERE, CHAT))
+    assert document is not None
+    assert tokenizer.decode(document.tokens) == TEXT
+    assert trained_parts(tokenizer, document) == expected
+
+
+def test_both_kinds_of_template_give_the_same_tokens_and_mask(
+    plain_tokenizer: Any, marked_tokenizer: Any
+) -> None:
+    for loss_on in CHAT_CASES:
+        plain = Renderer(plain_tokenizer, loss_on).render(Example(WHERE, CHAT))
+        marked = Renderer(marked_tokenizer, loss_on).render(Example(WHERE, CHAT))
+        assert plain is not None
+        assert marked is not None
+        assert plain.tokens.tolist() == marked.tokens.tolist()
+        assert plain.trained.tolist() == marked.trained.tolist()
+
+
+PAIR_CASES = {
+    None: ["on a warm mat<|im_end|>"],
+    "Completion": ["on a warm mat<|im_end|>"],
+    "All": [" cat sat on a warm mat<|im_end|>"],
+}
+
+
+@pytest.mark.parametrize(("loss_on", "expected"), PAIR_CASES.items(), ids=map(str, PAIR_CASES))
+def test_trained_parts_of_a_pair(tokenizer: Any, loss_on: str | None, expected: list[str]) -> None:
+    # The prompt's last space belongs to the completion's first token, which is trained whole.
+    example = Example(WHERE, None, "the cat sat ", "on a warm mat")
+    document = Renderer(tokenizer, loss_on).render(example)
+    assert document is not None
+    assert tokenizer.decode(document.tokens) == "the cat sat on a warm mat<|im_end|>"
+    assert [part.removeprefix(" ") for part in trained_parts(tokenizer, document)] == [
+        part.removeprefix(" ") for part in expected
+    ]
+
+
+WRONG_MODES = {
+    "Completion of a chat": ("Completion", Example(WHERE, CHAT), "Assistant, LastAssistant, All"),
+    "Assistant of a pair": ("Assistant", Example(WHERE, None, "a", "b"), "Completion, All"),
+}
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "example", "allowed"), WRONG_MODES.values(), ids=WRONG_MODES.keys()
+)
+def test_a_mode_that_does_not_fit_is_refused(
+    plain_tokenizer: Any, loss_on: str, example: Example, allowed: str
+) -> None:
+    with pytest.raises(TrainerError, match=f"lossOn {loss_on} does not fit .* {allowed}$") as error:
+        Renderer(plain_tokenizer, loss_on).render(example)
+    assert error.value.code == 64
+
+
+def test_a_chat_without_assistant_turn_is_bad_data(tokenizer: Any) -> None:
+    with pytest.raises(TrainerError) as error:
+        Renderer(tokenizer, None).render(Example(WHERE, CHAT[:2]))
+    assert error.value.code == 65
+    assert error.value.message == (
+        f"{WHERE}: no assistant turn, nothing to learn from; every conversation needs a message "
+        'with the role "assistant"'
+    )
+
+
+USELESS = {
+    "no messages": Example(WHERE, []),
+    "blank messages": Example(
+        WHERE, [{"role": "user", "content": " "}, {"role": "assistant", "content": "\n"}]
+    ),
+    "no completion": Example(WHERE, None, "the cat", ""),
+}
+
+
+@pytest.mark.parametrize("example", USELESS.values(), ids=USELESS.keys())
+def test_useless_examples_are_no_documents(tokenizer: Any, example: Example) -> None:
+    assert Renderer(tokenizer, None).render(example) is None
+
+
+ROLE_BLIND = tiny.MARKED_TEMPLATE.replace(
+    "{% if message['role'] == 'assistant' %}", "{% if true %}"
+)
+CONTENT_ONLY = tiny.MARKED_TEMPLATE.replace(
+    "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}",
+    "{{ message['content'] }}{% endgeneration %}{{ '<|im_end|>' }}",
+)
+TRIMMED = tiny.MARKED_TEMPLATE.replace("{% generation %}", "{%- generation -%}")
+DISHONEST_MARKERS = {
+    "every role is marked": ROLE_BLIND,
+    "the stop token is outside": CONTENT_ONLY,
+    "dashes": TRIMMED,
+}
+
+
+@pytest.mark.parametrize("template", DISHONEST_MARKERS.values(), ids=DISHONEST_MARKERS.keys())
+def test_markers_are_used_only_where_they_mean_assistant_turns(template: str) -> None:
+    tokenizer = tiny.make_tokenizer(template)
+    document = Renderer(tokenizer, None).render(Example(WHERE, CHAT))
+    assert document is not None
+    assert trained_parts(tokenizer, document) == CHAT_CASES["Assistant"]
+
+
+def test_a_template_without_stop_token_is_bad_data() -> None:
+    tokenizer = tiny.make_tokenizer(tiny.TEMPLATE.replace("<|im_end|>", "."))
+    with pytest.raises(TrainerError, match="message 3: .* never learns to stop; use a") as error:
+        Renderer(tokenizer, None).render(Example(WHERE, CHAT))
+    assert error.value.code == 65
+
+
+# Like templates of thinking models: it leaves something out of all turns but the last.
+REWRITING = tiny.TEMPLATE.replace(
+    "message['content'] +", "(message['content'] if loop.last else message['content'][:3]) +"
+)
+
+
+def test_a_template_that_rewrites_history_is_refused_by_message() -> None:
+    tokenizer = tiny.make_tokenizer(REWRITING)
+    with pytest.raises(TrainerError, match=r"rewrites what came before .* lossOn: LastAssistant"):
+        Renderer(tokenizer, None).render(Example(WHERE, CHAT))
+
+
+def test_the_last_turn_can_be_trained_where_only_history_is_rewritten() -> None:
+    tokenizer = tiny.make_tokenizer(
+        tiny.TEMPLATE.replace(
+            "message['content'] +",
+            "(message['content'] if message['role'] == 'user' or loop.last "
+            "else message['content'][:3]) +",
+        )
+    )
+    document = Renderer(tokenizer, "LastAssistant").render(Example(WHERE, CHAT))
+    assert document is not None
+    assert trained_parts(tokenizer, document) == ["rain fell<|im_end|>"]
+
+
+def test_what_a_template_refuses_is_bad_data() -> None:
+    tokenizer = tiny.make_tokenizer("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(TrainerError, match=r"refuses it \(roles must alternate\)") as error:
+        Renderer(tokenizer, None).render(Example(WHERE, CHAT))
+    assert error.value.code == 65
+
+
+@pytest.mark.parametrize("template", [tiny.TEMPLATE, tiny.MARKED_TEMPLATE], ids=["plain", "marked"])
+def test_what_a_marked_template_refuses_is_bad_data_too(template: str) -> None:
+    tokenizer = tiny.make_tokenizer("{{ raise_exception('no system role') }}" + template)
+    with pytest.raises(TrainerError, match=r"refuses it \(no system role\)"):
+        Renderer(tokenizer, None).render(Example(WHERE, CHAT))
+
+
+def test_messages_need_a_chat_template() -> None:
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(TrainerError, match="has no chat template; add chat_template.jinja"):
+        Renderer(tokenizer, None).render(Example(WHERE, CHAT))
+
+
+def test_a_tokenizer_without_stop_token_is_refused() -> None:
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(TrainerError, match="no eos_token"):
+        Renderer(tokenizer, None)
+
+
+def test_people_see_what_is_trained(plain_tokenizer: Any) -> None:
+    renderer = Renderer(plain_tokenizer, "LastAssistant")
+    document = renderer.render(Example(WHERE, CHAT))
+    assert document is not None
+    assert renderer.show(document) == TEXT.replace("rain fell<|im_end|>", "«rain fell<|im_end|>»")
