@@ -1,6 +1,7 @@
 """The mathematics: packed rows equal separate documents, the fused head equals the plain one."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,6 @@ from finetune_trainer import attention, batch
 from finetune_trainer.data.rows import Row
 from finetune_trainer.head import linear_cross_entropy
 from finetune_trainer.lm import LanguageModel
-import itertools
 
 SIZES = {
     "vocab_size": 97,

@@ -156,7 +156,7 @@ def test_markers_are_used_only_where_they_mean_assistant_turns(template: str) ->
 
 def test_a_template_without_stop_token_is_bad_data() -> None:
     tokenizer = tiny.make_tokenizer(tiny.TEMPLATE.replace("<|im_end|>", "."))
-    with pytest.raises(TrainerError, match="message 3: .* never learns to stop; use a") as error:
+    with pytest.raises(TrainerError, match=r"message 3: .* never learns to stop; use a") as error:
         Renderer(tokenizer, None).render(Example(WHERE, CHAT))
     assert error.value.code == 65
 
@@ -203,7 +203,7 @@ def test_what_a_marked_template_refuses_is_bad_data_too(template: str) -> None:
 def test_messages_need_a_chat_template() -> None:
     tokenizer = tiny.make_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(TrainerError, match="has no chat template; add chat_template.jinja"):
+    with pytest.raises(TrainerError, match=r"has no chat template; add chat_template\.jinja"):
         Renderer(tokenizer, None).render(Example(WHERE, CHAT))
 
 
