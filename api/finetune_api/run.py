@@ -106,7 +106,7 @@ class Result(Message):
     def to_termination_message(self) -> str:
         """JSON within the kubelet's limit: old checkpoints, then sources, then text are cut."""
         result = self
-        while len(encoded := result.to_json()) > RESULT_MAX_BYTES:
+        while len((encoded := result.to_json()).encode()) > RESULT_MAX_BYTES:
             if len(result.checkpoints) > 1:
                 result = result.replace(checkpoints=result.checkpoints[:-1])
             elif result.prepared and result.prepared.data.sources:

@@ -63,15 +63,55 @@ def configured(claim: Path) -> Callable[..., RunConfig]:
     return make
 
 
-@pytest.fixture
-def make_job(make_claim: Callable[[], Path]) -> Iterator[Callable[..., gang.Job]]:
-    """Makes jobs over claims of their own; nothing of them is left running."""
+MakeJob = Callable[..., gang.Job]
+
+
+@pytest.fixture(scope="session")
+def prepared_claim(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> gang.Job:
+    """A job that was prepared and never started: others copy its claim."""
+    claim = tmp_path_factory.mktemp("prepared") / "claim"
+    shutil.copytree(tiny_model, claim / "model")
+    tiny.write_jsonl(claim / "data/train.jsonl", tiny.make_messages(60, 1))
+    tiny.write_jsonl(claim / "data/validation.jsonl", tiny.make_messages(10, 2))
+    job = gang.make_job(claim)
+    assert job.prepare().wait() == 0
+    return job
+
+
+@pytest.fixture(scope="session")
+def make_job(
+    prepared_claim: gang.Job, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MakeJob]:
+    """Makes prepared jobs over claims of their own; nothing of them is left running.
+
+    A job whose training differs keeps the run digest: workers compare it and never make it.
+    """
     jobs: list[gang.Job] = []
 
-    def make(**options: object) -> gang.Job:
-        jobs.append(gang.make_job(make_claim(f"claim-{len(jobs)}"), **options))
-        return jobs[-1]
+    def make(**options: dict) -> gang.Job:
+        claim = tmp_path_factory.mktemp("job") / "claim"
+        shutil.copytree(prepared_claim.claim, claim)
+        job = gang.make_job(claim, **options)
+        job.config |= {k: prepared_claim.config[k] for k in ("preparedDigest", "runDigest")}
+        jobs.append(job)
+        return job
 
     yield make
     for job in jobs:
         job.kill()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(make_job: MakeJob) -> Callable[[int], gang.Job]:
+    """The run that nothing happened to, by ZeRO stage; run once a session."""
+    finished: dict[int, gang.Job] = {}
+
+    def run(stage: int) -> gang.Job:
+        if stage not in finished:
+            job = make_job()
+            job.start(gang.make_plan(zeroStage=stage))
+            assert job.wait() == [0, 0], job.log
+            finished[stage] = job
+        return finished[stage]
+
+    return run

@@ -42,6 +42,14 @@ class Pod:
         rank = b"finetune_trainer.rank"
         return [pid for pid in found if rank in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
+    def wait_for_children(self, seconds: float = 20) -> None:
+        """Until the supervisor has started somebody."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        deadline = time.monotonic() + seconds
+        while not path.read_text():
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.01)
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
@@ -66,9 +74,20 @@ class Job:
     def storage(self) -> Path:
         return self.claim / "runs" / "a"
 
+    @property
+    def log(self) -> str:
+        """What the newest attempt's pods wrote."""
+        return "\n".join(pod.log.read_text() for pod in self.pods)
+
+    def start_prepare(self) -> Pod:
+        """Start the prepare pod."""
+        pod = self._start(self._run_config("prepare"), {}, "127.99.0.1")
+        self.pods = [pod]
+        return pod
+
     def prepare(self) -> Pod:
         """Run the prepare pod to its end and take over its answers."""
-        pod = self._start(self._run_config("prepare"), {}, "127.99.0.1")
+        pod = self.start_prepare()
         pod.wait()
         result = pod.result
         if result.prepared:
@@ -105,8 +124,12 @@ class Job:
 
     def wait_for_step(self, step: int, seconds: float = 90) -> None:
         """Until rank 0 has logged a step."""
+        self.wait_for_text(f"] step {step} of", seconds)
+
+    def wait_for_text(self, text: str, seconds: float = 90) -> None:
+        """Until pod 0 has logged something."""
         deadline = time.monotonic() + seconds
-        while f"step {step} of" not in self.pods[0].log.read_text():
+        while text not in self.pods[0].log.read_text():
             if time.monotonic() > deadline or self.pods[0].process.poll() is not None:
                 raise AssertionError(self.pods[0].log.read_text()[-3000:])
             time.sleep(0.02)
@@ -115,7 +138,7 @@ class Job:
         """Nothing may be left."""
         for pod in self.pods:
             if pod.process.poll() is None:
-                pod.process.kill()
+                pod.process.kill()  # its ranks die with it
                 pod.process.wait()
 
     def _run_config(self, role: str) -> dict:

@@ -75,10 +75,9 @@ def test_chats_fill_rows_well() -> None:
 
 def test_rows_read_back_as_they_were_written(tmp_path: Path) -> None:
     rows = pack([5, 30, 7, 32, 1, 9])
-    writer = RowWriter(tmp_path, "train")
-    for row in rows:
-        writer.add(row)
-    writer.close()
+    with RowWriter(tmp_path, "train") as writer:
+        for row in rows:
+            writer.add(row)
     found = Rows(tmp_path, "train")
     assert len(found) == len(rows)
     for number, row in enumerate(rows):
@@ -89,5 +88,6 @@ def test_rows_read_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_a_split_without_rows_is_empty(tmp_path: Path) -> None:
-    RowWriter(tmp_path, "validation").close()
+    with RowWriter(tmp_path, "validation"):
+        pass
     assert len(Rows(tmp_path, "validation")) == 0

@@ -203,7 +203,7 @@ def test_what_a_marked_template_refuses_is_bad_data_too(template: str) -> None:
 def test_messages_need_a_chat_template() -> None:
     tokenizer = tiny.make_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(TrainerError, match=r"has no chat template; add chat_template\.jinja"):
+    with pytest.raises(TrainerError, match="has no chat template; add"):
         Renderer(tokenizer, None).render(Example(WHERE, CHAT))
 
 

@@ -30,13 +30,12 @@ def segments_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    dropout: float = 0.0,
     *,
     cu_seq_lens_q: torch.Tensor,
     max_length_q: int,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document.
+    """Causal attention within each document, without dropout (`lm.check` refuses it).
 
     query [1, heads, tokens, size], key and value [1, kv heads, tokens, size]; cu_seq_lens_q
     [documents + 1] int32 on the same device; returns [1, tokens, heads, size].
@@ -44,8 +43,6 @@ def segments_attention(
     if attention_mask is not None:
         raise ValueError("packed rows are attended by segment lengths, never by a mask")
     if query.is_cuda:
-        if dropout:
-            raise ValueError("varlen attention has no dropout; set attention_dropout to 0")
         return _varlen(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
     outputs = []
     bounds = cu_seq_lens_q.tolist()
@@ -56,7 +53,6 @@ def segments_attention(
                 query[:, :, part],
                 key[:, :, part],
                 value[:, :, part],
-                dropout_p=dropout,
                 scale=scaling,
                 is_causal=True,
                 enable_gqa=query.shape[1] != key.shape[1],

@@ -18,7 +18,9 @@ from finetune_trainer.paths import RunPaths
 
 def main() -> int:
     """Do the work, tell the result, return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s [{sys.argv[1]}] %(message)s", stream=sys.stderr
+    )
     report = ChannelReporter.from_environment()
     try:
         config = run_config()
@@ -30,7 +32,6 @@ def main() -> int:
             _export(config, int(sys.argv[2]), report)
     except TrainerError as error:
         report.error(error)
-        print(f"{error.reason}: {error.message}", file=sys.stderr)
         return int(error.code)
     except Exception:
         traceback.print_exc()

@@ -6,10 +6,9 @@ and 2 when steps are counted by hand; unmanaged mode does not), fp32 accumulatio
 loss scaling by its own accumulation count, the step counter that advances on skipped steps.
 """
 
+import os
 from typing import Any
 
-import deepspeed
-import deepspeed.ops
 import torch
 
 from finetune_api.exit_codes import ExitCode
@@ -26,6 +25,11 @@ class Engine:
     """One rank's share of the model and its optimizer."""
 
     def __init__(self, model: LanguageModel, training: Training, plan: Plan) -> None:
+        # Its import looks for an accelerator, and warns when it has to settle for the CPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+        import deepspeed
+        import deepspeed.ops
+
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(verbose=False)
         optimizer = torch.optim.AdamW(

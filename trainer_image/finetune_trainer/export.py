@@ -20,7 +20,6 @@ from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
 from finetune_trainer import finished, model
 from finetune_trainer.checkpoint import store
-from finetune_trainer.checkpoint.load import newest_valid
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import sync_folder, write_atomic
@@ -50,7 +49,7 @@ def run(
     done = finished.read(paths, config.job_uid, config.run_digest or "")
     if done is not None:
         return done
-    newest = newest_valid(paths, config.run_digest or "")
+    newest = store.newest_valid(paths, config.run_digest or "")
     if newest is None:
         raise TrainerError(
             ExitCode.ENVIRONMENT_UNUSABLE,
@@ -86,7 +85,10 @@ def _write_weights(
     for file in model.weight_files(base, str(base)):
         originals = load_file(str(file))
         for name, original in originals.items():
-            tensor = _tensor(reader, name, original, dtype) if name in known else original
+            if name not in known:
+                # The head of a tied model, stored twice: untrained, it would undo the tie.
+                continue
+            tensor = _tensor(reader, name, original, dtype)
             if size + tensor.nbytes > _SHARD_BYTES and shard:
                 flush()
                 size = 0

@@ -24,4 +24,7 @@ def read(paths: RunPaths, job_uid: str, run_digest: str) -> Output | None:
         return None
     if (card.job_uid, card.run_digest) != (job_uid, run_digest):
         return None
+    there = sum(path.stat().st_size for path in paths.final.iterdir() if path.is_file())
+    if there < card.size_bytes:  # somebody moved the weights away
+        return None
     return Output(location=paths.uri(paths.final), size_bytes=card.size_bytes, verified=True)

@@ -33,6 +33,18 @@ def check(config: Any, name: str) -> None:
             f"{name}: sliding-window attention (sliding_window {window}) is not supported; use a "
             "model whose config.json has sliding_window null",
         )
+    dropout = getattr(config, "attention_dropout", 0.0)
+    if dropout:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{name}: attention_dropout {dropout} is not supported; set it to 0.0 in config.json",
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{name}: quantised weights (quantization_config in config.json) cannot be fine-tuned "
+            "in full; use the original model",
+        )
 
 
 class LanguageModel(torch.nn.Module):

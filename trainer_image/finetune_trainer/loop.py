@@ -4,6 +4,7 @@ Every rank runs the same code and takes the same turns; whatever decides a turn 
 clock, a non-finite loss) is agreed on first.
 """
 
+import json
 import logging
 import math
 import time
@@ -98,36 +99,47 @@ class Loop:
             if last:
                 self._evaluate()
             if last or agreed.save or agreed.stop:
-                self._save()
+                self._save(must=last or agreed.stop)
             if agreed.stop and not last:
                 return False
         return True
 
+    @property
+    def nothing_new(self) -> bool:
+        """True while no step was finished since the newest checkpoint."""
+        return self.state.step == max(0, self._saved_step)
+
     def _resume(self) -> None:
-        found = [None]
-        if self.rank == 0:
-            newest = load.newest_valid(self._paths, self._owner.run_digest)
-            found = [newest and (newest[0].name, newest[1].to_dict())]  # type: ignore[list-item]
+        found = [self._newest() if self.rank == 0 else None]
         dist.broadcast_object_list(found, src=0, group=self._control)
-        if self.rank == 0:
-            self._report.training(checkpoints=store.records(self._paths))
         if found[0] is None:
             self._meter.start(0)
             load.assert_consistent(self._engine)
             return
-        name, fields = found[0]
+        name, fields, measured = found[0]
         manifest = Manifest.model_validate(fields)
         load.load(self._engine, self._paths.checkpoints / name, manifest)
         self.state.step = self._saved_step = manifest.step
         self.state.rows_consumed = manifest.rows_consumed
         self.state.tokens_seen = manifest.tokens_seen
-        saved = self._paths.storage / "evaluation.json"
-        if saved.is_file():
-            evaluation = Evaluation.model_validate_json(saved.read_text())
-            self.state.evaluation = evaluation
-            self._report.training(evaluation=evaluation)
+        self.state.evaluation = Evaluation.model_validate(measured)
+        self._report.training(evaluation=self.state.evaluation)
         self._meter.start(self.state.step)
-        _log.info("resumed from %s", name)
+        _log.info("resumed from checkpoint %s", name)
+
+    def _newest(self) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
+        """Rank 0 looks and the others believe it: shared file systems may show them less.
+
+        Folder name, manifest and evaluation, as messages.
+        """
+        newest = store.newest_valid(self._paths, self._owner.run_digest)
+        self._report.training(checkpoints=store.records(self._paths))
+        if newest is None:
+            return None
+        folder, manifest = newest
+        saved = self._paths.storage / "evaluation.json"
+        measured = json.loads(saved.read_text()) if saved.is_file() else {}
+        return folder.name, manifest.to_dict(), measured
 
     def _step(self) -> Agreed:
         """One optimizer step over the next rows of the sequence."""
@@ -250,7 +262,8 @@ class Loop:
             self._report.training(evaluation=state.evaluation)
             _log.info("validation loss %.4f at step %d", loss, state.step)
 
-    def _save(self) -> None:
+    def _save(self, *, must: bool) -> None:
+        """Save; a failure ends the attempt (73) only where nothing comes after it."""
         if self._saved_step == self.state.step:
             return
         self._report.stage("Checkpointing")
@@ -268,10 +281,14 @@ class Loop:
             load.assert_consistent(self._engine)
         self._saved_at = time.monotonic()
         if problem:
+            text = f"the checkpoint of step {self.state.step} could not be saved ({problem})"
+            if must:
+                raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, text)
             # Training goes on: the older checkpoints stand, and the next save may succeed.
-            _log.error("checkpoint of step %d failed: %s", self.state.step, problem)
+            _log.error("%s; training goes on", text)
         else:
             self._saved_step = self.state.step
+            _log.info("saved a checkpoint of step %d", self.state.step)
         if self.rank == 0:
             self._retain()
         self._report.stage("Training")

@@ -1,6 +1,7 @@
 """What a model folder holds, found out without loading it."""
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,15 +37,16 @@ def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder
     """Check that all is there and count parameters; TrainerError names what is missing."""
     config = _config(folder, name)
     weights = weight_files(folder, name)
-    for file in weights:
-        header(file, name)
+    tensors = {key: value for file in weights for key, value in header(file, name).items()}
     if not (folder / "tokenizer.json").is_file():
         raise _missing(f"{name}: no tokenizer.json", "copy the tokenizer into the model folder")
+    parameters = _parameters(folder, name)
+    _check_weights(parameters, tensors, name)
     present = [folder / file for file in _TEXT_FILES if (folder / file).is_file()]
     digests = {file.name: digest.of_file(file, advance) for file in [*present, *weights]}
     return ModelFolder(
         revision=digest.of_value(digests),
-        parameter_count=_count(folder, name),
+        parameter_count=sum(math.prod(shape) for shape in parameters.values()),
         max_length=config.get("max_position_embeddings"),
         weights=weights,
     )
@@ -54,7 +56,10 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     """The safetensors files, all of those that the index names."""
     index = folder / _INDEX
     if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _missing(f"{name}: {_INDEX} is no index of weights", "copy it again") from None
     elif (folder / _SINGLE).is_file():
         files = [_SINGLE]
     else:
@@ -98,24 +103,50 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION, f"{name}: config.json is not JSON ({error}); copy it again"
         ) from None
+    if not isinstance(config, dict):
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION, f"{name}: config.json is not a JSON object; copy it again"
+        )
     return config
 
 
-def _count(folder: Path, name: str) -> int:
-    """Parameters; tied ones count once. (accelerate's empty init counts them twice.)"""
+def _parameters(folder: Path, name: str) -> dict[str, list[int]]:
+    """Parameter -> shape; tied ones have one name. (accelerate's empty init lists them twice.)"""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from finetune_trainer import lm
+
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        lm.check(config, name)
         with torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
             model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, OSError) as error:
+    except TrainerError:
+        raise
+    except Exception as error:  # transformers raises whatever it likes
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
-            f"{name}: transformers cannot build this model as a causal language model ({error})",
+            f"{name}: transformers cannot build this model as a causal language model "
+            f"({str(error).splitlines()[0]})",
         ) from error
-    return sum(parameter.numel() for parameter in model.parameters())
+    return {key: list(parameter.shape) for key, parameter in model.named_parameters()}
+
+
+def _check_weights(parameters: dict[str, list[int]], tensors: dict[str, Any], name: str) -> None:
+    """What loading would find out only when devices are held."""
+    for key, shape in parameters.items():
+        problem = None
+        if key not in tensors:
+            problem = f"{key} is absent"
+        elif tensors[key]["shape"] != shape:
+            problem = f"{key} has the shape {tensors[key]['shape']}, not {shape}"
+        if problem:
+            raise TrainerError(
+                ExitCode.BAD_CONFIGURATION,
+                f"{name}: the weights do not belong to config.json: {problem}; copy the model "
+                "again",
+            )
 
 
 def _missing(problem: str, remedy: str) -> TrainerError:

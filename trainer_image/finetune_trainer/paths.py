@@ -1,10 +1,13 @@
 """Where the things of a run lie inside the pod: the one place that knows the layout on storage."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.exit_codes import ExitCode
 from finetune_api.run import RunConfig
 from finetune_api.uri import ClaimPath
+from finetune_trainer.errors import TrainerError
 
 
 @dataclass(frozen=True)
@@ -64,5 +67,21 @@ class RunPaths:
 
 
 def resolve(config: RunConfig, uri: str) -> Path:
-    """Path in this pod of a pvc:// address."""
-    return Path(ClaimPath.parse(uri).under(config.mounts))
+    """Path in this pod of a pvc:// address; TrainerError 64 when a link leads out of the claim.
+
+    Somebody who may write to a claim could otherwise have the pod read what is not on the claim.
+    """
+    address = ClaimPath.parse(uri)
+    mount = config.mounts.get(address.claim)
+    if mount is None:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{uri}: the claim {address.claim!r} is not mounted in this pod",
+        )
+    path = Path(address.under(config.mounts))
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(mount)):
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{uri}: a link leads out of the claim; copy the file onto the claim",
+        )
+    return path

@@ -18,7 +18,7 @@ from finetune_api.progress import DataSummary
 from finetune_api.run import PrepareResult, RunConfig
 from finetune_api.storage import RunFile
 from finetune_trainer import finished, model
-from finetune_trainer.data import digest
+from finetune_trainer.data import digest, formats
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import write_new
 from finetune_trainer.paths import RunPaths, resolve
@@ -34,6 +34,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
     paths = RunPaths.of(config)
     check_writable(paths.storage, config.checkpoints.storage)
     check_writable(paths.cache, config.cache or f"{config.checkpoints.storage}/cache")
+    _check_links(config, paths.model)
     found = model.inspect(paths.model, config.model.source, report.advance)
     _check_length(config, found)
     prepared = _digest(config, report)
@@ -78,6 +79,13 @@ def _why(error: OSError) -> str:
     return f"cannot be written ({error.strerror or error})"
 
 
+def _check_links(config: RunConfig, folder: Path) -> None:
+    """The files of the model, too, must lie on the claim."""
+    if folder.is_dir():
+        for file in folder.iterdir():
+            resolve(config, f"{config.model.source.rstrip('/')}/{file.name}")
+
+
 def _check_length(config: RunConfig, found: model.ModelFolder) -> None:
     wanted = config.training.sequence_length
     if found.max_length is not None and wanted > found.max_length:
@@ -94,12 +102,9 @@ def _digest(config: RunConfig, report: Reporter) -> str:
     contents = []
     for source in [*dataset.train, *(dataset.validation or [])]:
         path = resolve(config, source.source)
-        if not path.is_file():
-            raise TrainerError(
-                ExitCode.INPUT_MISSING,
-                f"{source.source}: no such file on the claim; check the path, or copy it there",
-            )
-        contents.append([digest.of_file(path, report.advance), source.format, path.suffixes])
+        formats.check_file(path, source.source)
+        kind = formats.kind_of(path)
+        contents.append([digest.of_file(path, report.advance), source.format, kind])
     import tokenizers
     import transformers
 
@@ -128,12 +133,11 @@ def _prepared(config: RunConfig, paths: RunPaths, key: str, report: Reporter) ->
     card = target / "card.json"
     if card.is_file():
         _log.info("data was prepared before: %s", target)
-        return DataSummary.model_validate_json(card.read_text())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target.parent)
+        return _as_ours(config, DataSummary.model_validate_json(card.read_text()))
     partial = target.parent / f".building-{key[:16]}-{uuid4().hex}"
-    partial.mkdir()
     try:
+        partial.mkdir(parents=True)
+        _remove_abandoned(target.parent)
         summary = _build(config, paths, partial, report)
         (partial / "card.json").write_text(summary.to_json())
         _sync_folder(partial)
@@ -151,13 +155,27 @@ def _prepared(config: RunConfig, paths: RunPaths, key: str, report: Reporter) ->
     return summary
 
 
+def _as_ours(config: RunConfig, data: DataSummary) -> DataSummary:
+    """The job that built the data may have the same files at other places."""
+    names = [source.source for source in config.dataset.train]
+    sources = zip(names, data.sources, strict=True)
+    return data.replace(sources=[found.replace(source=name) for name, found in sources])
+
+
 def _build(config: RunConfig, paths: RunPaths, folder: Path, report: Reporter) -> DataSummary:
     from transformers import AutoTokenizer
 
     from finetune_trainer.data.build import Builder
     from finetune_trainer.data.render import Renderer
 
-    tokenizer = AutoTokenizer.from_pretrained(paths.model, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(paths.model, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise whatever they like
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{config.model.source}: transformers cannot read this tokenizer "
+            f"({str(error).splitlines()[0]}); copy it again",
+        ) from error
     renderer = Renderer(tokenizer, config.dataset.loss_on)
     return Builder(config, renderer, folder, report).build()
 
@@ -190,8 +208,14 @@ def _claim(config: RunConfig, paths: RunPaths, revision: str, run_digest: str) -
     )
     if write_new(paths.run_file, mine.to_json()):
         return
-    found = RunFile.model_validate_json(paths.run_file.read_text())
     where = config.checkpoints.storage
+    try:
+        found = RunFile.model_validate_json(paths.run_file.read_text())
+    except ValueError as error:
+        raise TrainerError(
+            ExitCode.STORAGE_NOT_WRITABLE,
+            f"{where}: run.json cannot be read; remove it if no run is using this folder",
+        ) from error
     if found.job_uid != config.job_uid:
         raise TrainerError(
             ExitCode.STORAGE_NOT_WRITABLE,

@@ -71,16 +71,18 @@ class Child:
             return
 
     def finish(self) -> None:
-        """Wait for the end of its output."""
+        """Wait for the end of its output, and hear no more."""
         self.process.wait()
         self._pump.join(timeout=2)
+        os.close(self.reader)
 
     def _copy_stderr(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            sys.stderr.buffer.write(line)
-            sys.stderr.buffer.flush()
-            self.tail.append(line.decode(errors="replace").rstrip())
+        with self.process.stderr as lines:
+            for line in lines:
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
+                self.tail.append(line.decode(errors="replace").rstrip())
 
 
 def wait_for(

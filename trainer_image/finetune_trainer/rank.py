@@ -37,21 +37,17 @@ def main() -> None:
     if rank != "0":
         logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    report = ChannelReporter.from_environment()
-    code = _guarded(report, stop)
+    code = _guarded(ChannelReporter.from_environment())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _guarded(report: ChannelReporter, stop: threading.Event) -> int:
+def _guarded(report: ChannelReporter) -> int:
     try:
-        return _train(report, stop)
+        return _train(report)
     except TrainerError as error:
         report.error(error)
-        logging.error("%s: %s", error.reason, error.message)
         return int(error.code)
     except torch.OutOfMemoryError as error:
         report.error(_out_of_memory(error))
@@ -66,7 +62,7 @@ def _guarded(report: ChannelReporter, stop: threading.Event) -> int:
         return 1
 
 
-def _train(report: ChannelReporter, stop: threading.Event) -> int:
+def _train(report: ChannelReporter) -> int:
     config, place = run_config(), Place.from_environment()
     plan = config.plan
     if plan is None or config.run_digest is None or config.prepared_digest is None:
@@ -78,13 +74,26 @@ def _train(report: ChannelReporter, stop: threading.Event) -> int:
     paths = RunPaths.of(config)
     dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
     torch.manual_seed(config.training.seed + place.rank)
+    if place.rank == 0:
+        logging.info(
+            "attempt %d, %d ranks, ZeRO stage %d", config.attempt, place.world, plan.zero_stage
+        )
     model = lm.load(paths.model, dtype)
     report.advance()
     engine = Engine(model, config.training, plan)
     owner = Owner(config.job_uid, config.run_digest, config.attempt, epoch)
+    # Until here SIGTERM just ends the process: there is nothing to save, and a peer that is not
+    # there yet would be waited for until the grace period is over.
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     loop = Loop(config, plan, engine, paths, owner, report, device, control, stop)
-    finished = loop.run()
-    dist.barrier(control)
+    try:
+        finished = loop.run()
+        dist.barrier(control)
+    except Exception as error:
+        if not (stop.is_set() and loop.nothing_new and _lost_a_peer(error)):
+            raise
+        finished = False  # the peer was told to stop a moment before us
     return _finish(report, config, finished)
 
 

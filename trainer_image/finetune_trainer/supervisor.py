@@ -15,9 +15,9 @@ from typing import Any
 
 from finetune_api.exit_codes import ExitCode, meaning
 from finetune_api.names import REPORT_PORT
-from finetune_api.run import Result, RunConfig
+from finetune_api.run import Outcome, Result, RunConfig
 from finetune_api.storage import AttemptFile
-from finetune_trainer import environment, fence, processes, report_server
+from finetune_trainer import environment, fence, finished, processes, report_server
 from finetune_trainer.environment import Gang
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import write_atomic
@@ -59,7 +59,6 @@ class Supervisor:
                 self.state = PodState(config, gang.node_rank)
                 code = self._work(config, gang)
         except TrainerError as error:
-            print(f"{error.reason}: {error.message}", file=sys.stderr)
             code = int(error.code)
             self._write_result(code, Failure(code, error.reason, error.message), None)
         return code
@@ -80,7 +79,13 @@ class Supervisor:
         try:
             paths = RunPaths.of(config)
             if gang.node_rank == 0:
-                self._epoch = fence.claim(paths, config.job_uid, config.attempt)
+                self._epoch = _claim(paths, config)
+            self.state.output = finished.read(paths, config.job_uid, config.run_digest or "")
+            if self.state.output is not None:
+                _log.info("%s is complete already", self.state.output.location)
+                self._write_ledger(config, gang, 0)
+                self._write_result(0, None, None)
+                return 0
             address = ip if gang.node_rank == 0 else _resolve(gang.master_address)
             ranks = [self._start_rank(gang, local, address) for local in range(gang.processes)]
             self._watch(ranks)
@@ -114,8 +119,6 @@ class Supervisor:
             "TORCH_EXTENSIONS_DIR": "/tmp/torch-extensions",
             "TRITON_CACHE_DIR": "/tmp/triton",
             "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_OFFLINE": "1",
         }
         if not Path("/dev/nvidiactl").exists():
             # On CPU every large tensor would be mapped and unmapped by malloc: a quarter of the
@@ -126,7 +129,7 @@ class Supervisor:
         return self._start(f"rank {rank}", rank, ["finetune_trainer.rank", str(self._epoch)], env)
 
     def _start(self, name: str, rank: int | None, module: list[str], env: dict[str, str]) -> Child:
-        child = Child(name, rank, module, env)
+        child = Child(name, rank, module, _quiet() | env)
         self._children.append(child)
         if self._terminated_at is not None:
             child.terminate()
@@ -205,7 +208,8 @@ class Supervisor:
         elif self._terminated_at is not None and code == 128 + signal.SIGTERM:
             # The default action of a process that had nothing to save yet.
             code = int(ExitCode.STOPPED)
-            failure = Failure(code, "Stopped", f"{child.name} was stopped before training began")
+            text = f"{child.name} was stopped; nothing is lost, the next attempt does it again"
+            failure = Failure(code, "Stopped", text)
         if failure is None and code:
             tail = "\n".join(list(child.tail)[-8:])
             text = f"{child.name} ended with {_words(code)}" + (f":\n{tail}" if tail else "")
@@ -214,8 +218,10 @@ class Supervisor:
         return code
 
     def _write_result(self, code: int, failure: Failure | None, rank: int | None) -> None:
-        outcome = "Succeeded" if code == 0 else "Stopped" if code == 75 else "Failed"
+        outcome = _outcome(code)
         reason = failure.reason if failure else meaning(code).reason
+        if failure is not None:
+            _log.error("%s: %s", failure.reason, failure.message)
         message = failure.message if failure else ""
         path = Path(os.environ.get("FINETUNE_TERMINATION_LOG", TERMINATION_LOG))
         if self.state is None:
@@ -247,7 +253,7 @@ class Supervisor:
             job_uid=config.job_uid,
             start_time=self._started,
             update_time=datetime.now(UTC),
-            outcome=None if code is None else ("Succeeded" if code == 0 else "Failed"),
+            outcome=None if code is None else _outcome(code),
             reason=None if code is None else meaning(code).reason,
             ledger=self.state.ledger,
         )
@@ -262,6 +268,33 @@ class Supervisor:
             self._terminated_at = time.monotonic()
             for child in self._children:
                 child.terminate()
+
+
+def _claim(paths: RunPaths, config: RunConfig) -> int:
+    try:
+        return fence.claim(paths, config.job_uid, config.attempt)
+    except OSError as error:
+        raise TrainerError(
+            ExitCode.STORAGE_NOT_WRITABLE, f"{config.checkpoints.storage}: {error}"
+        ) from error
+
+
+def _quiet() -> dict[str, str]:
+    """What keeps a child's log readable; whoever sets one of these in the pod has the last word."""
+    wanted = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # Deprecations inside torch and DeepSpeed, told once a rank: nothing of the user's to mend.
+        "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+    }
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def _outcome(code: int) -> Outcome:
+    if code == ExitCode.STOPPED:
+        return "Stopped"
+    return "Failed" if code else "Succeeded"
 
 
 def _words(code: int) -> str:

@@ -1,8 +1,7 @@
-"""Resuming: the newest whole checkpoint of this run, or the one before it."""
+"""Resuming: a checkpoint's slices into this rank's optimizer, whatever world wrote them."""
 
 import base64
 import json
-import logging
 from pathlib import Path
 
 import torch
@@ -10,7 +9,6 @@ import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.storage import Manifest
-from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.fragments import (
     KINDS,
     fragments,
@@ -21,22 +19,6 @@ from finetune_trainer.checkpoint.fragments import (
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.engine import Engine
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.paths import RunPaths
-
-_log = logging.getLogger(__name__)
-
-
-def newest_valid(paths: RunPaths, run_digest: str) -> tuple[Path, Manifest] | None:
-    """The newest checkpoint whose every file matches its checksum; says what it skips."""
-    for folder, manifest in store.published(paths):
-        if manifest.run_digest != run_digest:
-            _log.warning("%s belongs to another run (digest); skipped", folder.name)
-            continue
-        damaged = store.damaged_file(folder, manifest)
-        if damaged is None:
-            return folder, manifest
-        _log.warning("%s/%s is damaged; trying the checkpoint before it", folder.name, damaged)
-    return None
 
 
 def load(engine: Engine, folder: Path, manifest: Manifest) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints on storage: which exist, which are whole, which may go."""
 
+import logging
 import os
 import re
 import shutil
@@ -14,26 +15,60 @@ from finetune_trainer.paths import RunPaths
 
 MANIFEST, VERIFIED = "MANIFEST.json", "VERIFIED"
 _NAME = re.compile(r"step-(\d+)-e(\d+)")
+_log = logging.getLogger(__name__)
+
+
+class UnusableError(Exception):
+    """Why a checkpoint does not count, in words that follow its folder's name."""
 
 
 def published(paths: RunPaths) -> list[tuple[Path, Manifest]]:
     """Checkpoints with a readable manifest and files of the right size, newest first."""
-    found = []
-    for folder in _folders(paths):
-        manifest = read_manifest(folder)
-        if manifest is not None:
-            found.append((folder, manifest))
-    return sorted(found, key=lambda item: (item[1].step, item[1].fence_epoch), reverse=True)
+    found = ((folder, read_manifest(folder)) for folder in _folders(paths))
+    return [(folder, manifest) for folder, manifest in found if manifest is not None]
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest, None when it is absent, unreadable, or a file has another size."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
-        sizes = all((folder / f.path).stat().st_size == f.size_bytes for f in manifest.files)
-    except (OSError, ValueError):
+        return _manifest(folder)
+    except UnusableError:
         return None
-    return manifest if sizes else None
+
+
+def _manifest(folder: Path) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise UnusableError(" was never finished (it has no manifest)") from None
+    except (OSError, ValueError):
+        raise UnusableError(" has no readable manifest") from None
+    for entry in manifest.files:
+        path = folder / entry.path
+        if not path.is_file() or path.stat().st_size != entry.size_bytes:
+            raise UnusableError(f"/{entry.path} is absent or has another size")
+    return manifest
+
+
+def newest_valid(paths: RunPaths, run_digest: str) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint of this run whose every file is whole; says what it passes over.
+
+    One that does not read back loses its mark: retention must not prefer it to a whole one.
+    """
+    for folder in _folders(paths):
+        try:
+            manifest = _manifest(folder)
+            if manifest.run_digest != run_digest:
+                raise UnusableError(" belongs to another run (its digest differs)")
+            damaged = damaged_file(folder, manifest)
+            if damaged is not None:
+                (folder / VERIFIED).unlink(missing_ok=True)
+                raise UnusableError(f"/{damaged} does not match its checksum")
+        except UnusableError as reason:
+            _log.warning("checkpoint %s%s; trying the one before it", folder.name, reason)
+            continue
+        return folder, manifest
+    return None
 
 
 def damaged_file(folder: Path, manifest: Manifest) -> str | None:
@@ -102,6 +137,12 @@ def remove(folder: Path) -> None:
 
 
 def _folders(paths: RunPaths) -> list[Path]:
+    """Newest first: by step, then by epoch."""
     if not paths.checkpoints.is_dir():
         return []
-    return [p for p in paths.checkpoints.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)]
+    found = []
+    for path in paths.checkpoints.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append((int(match.group(1)), int(match.group(2)), path))
+    return [path for *_, path in sorted(found, reverse=True)]

@@ -73,20 +73,16 @@ class Builder:
 
     def _split(self, split: str, sources: list[DataSource]) -> tuple[Count, list[SourceSummary]]:
         total, summaries = Count(), []
-        writer = RowWriter(self._folder, split)
         training = self._config.training
-        for source in sources:
-            rows, examples = total.rows, total.examples
-            documents = self._documents(source, total)
-            for row in packing.pack(documents, training.sequence_length, packing=training.packing):
-                writer.add(row)
-                total.rows += 1
-            summaries.append(
-                SourceSummary(
-                    source=source.source, rows=total.rows - rows, examples=total.examples - examples
-                )
-            )
-        writer.close()
+        length, packed = training.sequence_length, training.packing
+        with RowWriter(self._folder, split) as writer:
+            for source in sources:
+                rows, examples = total.rows, total.examples
+                for row in packing.pack(self._documents(source, total), length, packing=packed):
+                    writer.add(row)
+                    total.rows += 1
+                rows, examples = total.rows - rows, total.examples - examples
+                summaries.append(SourceSummary(source=source.source, rows=rows, examples=examples))
         if sources:
             self._judge(split, total)
         return total, summaries

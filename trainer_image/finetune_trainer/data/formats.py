@@ -40,8 +40,8 @@ def bad_data(where: str, problem: str, remedy: str) -> TrainerError:
     return TrainerError(ExitCode.BAD_DATA, f"{where}: {problem}; {remedy}")
 
 
-def read(path: Path, name: str, wanted: str) -> Iterator[Example]:
-    """Examples of one file. `name` is what people call it, `wanted` Auto or a format."""
+def check_file(path: Path, name: str) -> None:
+    """TrainerError (66) when there is no file."""
     if not path.exists():
         raise TrainerError(
             ExitCode.INPUT_MISSING,
@@ -49,6 +49,16 @@ def read(path: Path, name: str, wanted: str) -> Iterator[Example]:
         )
     if not path.is_file():
         raise TrainerError(ExitCode.INPUT_MISSING, f"{name}: is a folder; name one file")
+
+
+def kind_of(path: Path) -> list[str]:
+    """What the name says about the contents: .jsonl or .json, .gz."""
+    return [suffix for suffix in path.suffixes[-2:] if suffix in (".json", ".jsonl", ".gz")]
+
+
+def read(path: Path, name: str, wanted: str) -> Iterator[Example]:
+    """Examples of one file. `name` is what people call it, `wanted` Auto or a format."""
+    check_file(path, name)
     kind: Format | None = None if wanted == "Auto" else _format(wanted)
     for where, row in _rows(path, name):
         if not isinstance(row, dict):

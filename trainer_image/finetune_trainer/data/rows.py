@@ -59,7 +59,7 @@ class Rows:
 
 
 class RowWriter:
-    """Writes one split, row by row; `close` writes the index."""
+    """Writes one split, row by row; leaving the context closes the files and writes the index."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._folder, self._split = folder, split
@@ -77,8 +77,10 @@ class RowWriter:
         token, segment = self._index[-1]
         self._index.append((token + len(row.tokens), segment + len(row.segments)))
 
-    def close(self) -> None:
-        """Finish the files."""
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for file in self._files.values():
             file.close()
         index = np.asarray(self._index, dtype="<i8")

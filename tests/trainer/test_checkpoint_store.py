@@ -1,0 +1,185 @@
+"""Which checkpoints count, which are passed over and why, which may go."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint.read import CheckpointReader
+from finetune_trainer.paths import RunPaths
+from tests.trainer.checkpoints import DIGEST, flip_a_byte, make_paths, write_checkpoint
+
+RANK_FILE = "rank-00000-of-00001.safetensors"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    return make_paths(tmp_path)
+
+
+def shorten(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def replace_by_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "manifest cut short": (store.MANIFEST, shorten, "has no readable manifest"),
+    "manifest empty": (store.MANIFEST, lambda f: f.write_text(""), "has no readable manifest"),
+    "manifest of other fields": (
+        store.MANIFEST,
+        lambda f: f.write_text('{"step": 4}'),
+        "has no readable manifest",
+    ),
+    "manifest absent": (store.MANIFEST, Path.unlink, "was never finished"),
+    "file cut short": (RANK_FILE, shorten, f"/{RANK_FILE} is absent or has another size"),
+    "file absent": (RANK_FILE, Path.unlink, f"/{RANK_FILE} is absent or has another size"),
+    "folder instead of a file": (RANK_FILE, replace_by_folder, f"/{RANK_FILE} is absent or has"),
+    "flipped byte": (RANK_FILE, flip_a_byte, f"/{RANK_FILE} does not match its checksum"),
+}
+
+
+@pytest.mark.parametrize(("file", "damage", "said"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_checkpoint_is_passed_over_and_the_log_says_so(
+    paths: RunPaths,
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    damage: Callable[[Path], object],
+    said: str,
+) -> None:
+    before = write_checkpoint(paths, 2)
+    newest = write_checkpoint(paths, 4)
+    damage(newest / file)
+    found = store.newest_valid(paths, DIGEST)
+    assert found is not None
+    assert (found[0], found[1].step) == (before, 2)
+    assert f"{newest.name}" in caplog.text
+    assert said in caplog.text
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_the_newest_whole_checkpoint_is_used_silently(
+    paths: RunPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_checkpoint(paths, 2)
+    newest = write_checkpoint(paths, 10)
+    found = store.newest_valid(paths, DIGEST)
+    assert found is not None
+    assert found[0] == newest
+    assert not caplog.records
+
+
+def test_a_later_attempt_wins_at_the_same_step(paths: RunPaths) -> None:
+    write_checkpoint(paths, 4, epoch=1)
+    newest = write_checkpoint(paths, 4, epoch=2)
+    found = store.newest_valid(paths, DIGEST)
+    assert found is not None
+    assert found[0] == newest
+
+
+def test_a_checkpoint_of_another_run_is_passed_over(
+    paths: RunPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_checkpoint(paths, 2)
+    write_checkpoint(paths, 4, run_digest="another")
+    found = store.newest_valid(paths, DIGEST)
+    assert found is not None
+    assert found[1].step == 2
+    assert "step-00000004-e0001 belongs to another run" in caplog.text
+
+
+def test_no_checkpoint_is_none(paths: RunPaths) -> None:
+    assert store.newest_valid(paths, DIGEST) is None
+    assert store.records(paths) == []
+
+
+def test_a_damaged_checkpoint_is_verified_no_more(paths: RunPaths) -> None:
+    write_checkpoint(paths, 2)
+    flip_a_byte(write_checkpoint(paths, 4) / RANK_FILE)
+    store.newest_valid(paths, DIGEST)
+    assert [(r.step, r.verified) for r in store.records(paths)] == [(4, False), (2, True)]
+
+
+def test_records_tell_size_and_place(paths: RunPaths) -> None:
+    folder = write_checkpoint(paths, 4, epoch=3)
+    record = store.records(paths)[0]
+    assert record.location == "pvc://w/run/checkpoints/step-00000004-e0003"
+    assert record.size_bytes == (folder / RANK_FILE).stat().st_size
+    assert record.verified
+
+
+def steps_left(paths: RunPaths, keep_last: int, epoch: int) -> list[str]:
+    for folder in list(store.superseded(paths, keep_last, epoch)):
+        store.remove(folder)
+    return sorted(path.name[-8:] for path in paths.checkpoints.iterdir())
+
+
+def test_retention_keeps_the_newest(paths: RunPaths) -> None:
+    for step in (2, 4, 6):
+        write_checkpoint(paths, step)
+    assert steps_left(paths, 2, 1) == ["04-e0001", "06-e0001"]
+
+
+def test_retention_never_removes_the_newest_verified_one(paths: RunPaths) -> None:
+    write_checkpoint(paths, 2)
+    write_checkpoint(paths, 4, verified=False)
+    assert steps_left(paths, 1, 1) == ["02-e0001", "04-e0001"]
+
+
+def test_retention_does_not_prefer_a_damaged_checkpoint(paths: RunPaths) -> None:
+    """Resumed before a damaged one, stopped between the two: the new one is all there is."""
+    write_checkpoint(paths, 2)
+    flip_a_byte(write_checkpoint(paths, 6) / RANK_FILE)
+    store.newest_valid(paths, DIGEST)
+    write_checkpoint(paths, 5, epoch=2)
+    steps_left(paths, 1, 2)
+    found = store.newest_valid(paths, DIGEST)
+    assert found is not None
+    assert found[1].step == 5
+
+
+def test_retention_removes_unfinished_folders_of_earlier_attempts_only(paths: RunPaths) -> None:
+    write_checkpoint(paths, 2)
+    for epoch in (1, 2):
+        (write_checkpoint(paths, 4, epoch=epoch) / store.MANIFEST).unlink()
+    assert steps_left(paths, 2, 2) == ["02-e0001", "04-e0002"]
+
+
+def test_other_things_beside_checkpoints_are_left_alone(paths: RunPaths) -> None:
+    write_checkpoint(paths, 2)
+    (paths.checkpoints / "notes.txt").write_text("mine")
+    (paths.checkpoints / "step-old").mkdir()
+    assert steps_left(paths, 1, 9) == ["02-e0001", "otes.txt", "step-old"]
+
+
+def test_slices_of_any_world_make_any_range(paths: RunPaths) -> None:
+    whole = torch.arange(10.0)
+    slices = [
+        {"w@0|master": whole[:3].clone(), "b@0|master": torch.ones(2)},
+        {"w@3|master": whole[3:4].clone()},
+        {"w@4|master": whole[4:].clone()},
+    ]
+    write_checkpoint(paths, 7, slices=slices)
+    found = store.newest_valid(paths, DIGEST)
+    assert found is not None
+    reader = CheckpointReader(*found)
+    assert (reader.names(), reader.adam_step) == (["b", "w"], 7)
+    for begin in range(10):
+        for end in range(begin + 1, 11):
+            part = reader.read("w", "master", begin, end - begin)
+            assert torch.equal(part, whole[begin:end])
+
+
+def test_a_range_with_a_hole_is_an_error(paths: RunPaths) -> None:
+    slices = [{"w@0|master": torch.zeros(3)}, {"w@5|master": torch.zeros(3)}]
+    write_checkpoint(paths, 2, slices=slices)
+    found = store.newest_valid(paths, DIGEST)
+    assert found is not None
+    with pytest.raises(ValueError, match="w master: 6 of 8 elements from 0"):
+        CheckpointReader(*found).read("w", "master", 0, 8)

@@ -1,0 +1,66 @@
+"""The fused head against plain cross-entropy, gradients included."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from finetune_trainer import head
+
+CASES = {"one chunk": 1 << 26, "chunks of two positions": 100, "one position a chunk": 1}
+
+
+@pytest.mark.parametrize("elements", CASES.values(), ids=CASES.keys())
+def test_head_equals_plain_cross_entropy(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "_CHUNK_ELEMENTS", elements)
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 16, requires_grad=True)
+    weight = torch.randn(50, 16, requires_grad=True)
+    targets = torch.randint(50, (7,))
+    expected = cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    wanted = torch.autograd.grad(expected / 3, (hidden, weight))
+    loss = head.linear_cross_entropy(hidden, weight, targets)
+    found = torch.autograd.grad(loss / 3, (hidden, weight))
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_head_of_bf16_keeps_its_loss_in_fp32() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(64, 32, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(400, 32, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.randint(400, (64,))
+    loss = head.linear_cross_entropy(hidden, weight, targets)
+    loss.backward()
+    expected = cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+
+
+def test_extreme_logits_stay_finite() -> None:
+    hidden = torch.full((2, 4), 1e4, requires_grad=True)
+    weight = torch.tensor([[1.0] * 4, [-1.0] * 4], requires_grad=True)
+    loss = head.linear_cross_entropy(hidden, weight, torch.tensor([0, 1]))
+    loss.backward()
+    assert loss.item() == pytest.approx(8e4)
+    assert hidden.grad is not None
+    assert torch.isfinite(hidden.grad).all()
+
+
+def test_nothing_trained_is_zero_with_zero_gradients() -> None:
+    hidden = torch.zeros(0, 4, requires_grad=True)
+    weight = torch.ones(3, 4, requires_grad=True)
+    loss = head.linear_cross_entropy(hidden, weight, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_evaluation_makes_no_gradients() -> None:
+    hidden, weight = torch.randn(3, 4), torch.randn(5, 4, requires_grad=True)
+    with torch.no_grad():
+        loss = head.linear_cross_entropy(hidden, weight, torch.tensor([0, 1, 2]))
+    assert not loss.requires_grad

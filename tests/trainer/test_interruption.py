@@ -1,0 +1,210 @@
+"""What happens to a gang that is killed or told to stop, and to the one after it."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from finetune_api.storage import AttemptFile
+from finetune_trainer import fence
+from tests.trainer import gang, tiny, weights
+from tests.trainer.checkpoints import flip_a_byte
+from tests.trainer.conftest import MakeJob
+
+pytestmark = pytest.mark.slow
+Undisturbed = Callable[[int], gang.Job]
+
+
+def newest_step(job: gang.Job) -> int:
+    return max(int(p.name[5:13]) for p in (job.storage / "checkpoints").glob("*/VERIFIED/.."))
+
+
+def record_of(job: gang.Job, epoch: int) -> AttemptFile:
+    text = (job.storage / f"attempts/{epoch}.json").read_text()
+    return AttemptFile.model_validate_json(text)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_killed_then_stopped_then_damaged_run_is_bit_identical(
+    stage: int, make_job: MakeJob, undisturbed: Undisturbed
+) -> None:
+    """Three attempts of one job; the end is that of the run that nothing happened to."""
+    job, plan = make_job(), gang.make_plan(zeroStage=stage)
+
+    # A rank is killed: its pod says so, the other pod calls it a lost peer, soon.
+    job.start(plan)
+    job.wait_for_step(3)
+    os.kill(job.pods[1].ranks[0], signal.SIGKILL)
+    killed = time.monotonic()
+    assert job.wait(30) == [88, 137], job.log
+    assert time.monotonic() - killed < 20
+    first, second = (pod.result for pod in job.pods)
+    assert (second.outcome, second.reason, second.failed_rank) == ("Failed", "Crashed", 1)
+    assert second.message == "rank 1 ended with signal SIGKILL"
+    assert (first.outcome, first.reason) == ("Failed", "PeerLost")
+    assert first.progress is not None
+    reached = first.progress.step
+
+    # The gang is told to stop: it saves where it stands, whatever the interval.
+    job.start(plan, highest_step=reached)
+    job.wait_for_step(5)
+    for pod in job.pods:
+        pod.terminate()
+        pod.terminate()  # a second one changes nothing
+    assert job.wait(30) == [75, 75], job.log
+    assert "resumed from checkpoint step-00000002-e0001" in job.log
+    for pod in job.pods:
+        assert (pod.result.outcome, pod.result.reason) == ("Stopped", "Stopped")
+    stopped = job.pods[0].result
+    assert stopped.progress is not None
+    step = stopped.progress.step
+    assert newest_step(job) == step >= 5
+    assert stopped.checkpoints[0].step == step
+    assert stopped.checkpoints[0].verified
+    record = record_of(job, 2)
+    assert (record.outcome, record.ledger.first_step) == ("Stopped", 2)
+    assert record.ledger.redone_seconds > 0  # step 3 and on, up to `reached`
+    assert record.ledger.productive_seconds > 0
+
+    # Its newest checkpoint is damaged: the one before it is used, and the log says so.
+    newest = next((job.storage / "checkpoints").glob(f"step-{step:08d}-*"))
+    flip_a_byte(newest / "rank-00000-of-00002.safetensors")
+    job.start(plan, highest_step=step)
+    assert job.wait() == [0, 0], job.log
+    assert f"checkpoint {newest.name}/rank-00000-of-00002.safetensors does not match" in job.log
+    assert record_of(job, 3).ledger.first_step == 4
+    weights.assert_same_run(job, undisturbed(stage))
+
+
+def test_stage_and_world_size_may_change_in_the_middle(
+    make_job: MakeJob, undisturbed: Undisturbed
+) -> None:
+    job = make_job()
+    job.start(gang.make_plan(zeroStage=3))
+    job.wait_for_step(4)
+    for pod in job.pods:
+        pod.terminate()
+    assert job.wait(30) == [75, 75], job.log
+    job.nodes = 1
+    job.start(gang.make_plan(zeroStage=1, microBatchSize=2))
+    assert job.wait() == [0], job.log
+    mine, theirs = (run.pods[0].result.evaluation for run in (job, undisturbed(3)))
+    assert mine is not None
+    assert theirs is not None
+    assert mine.last == pytest.approx(theirs.last, abs=0.01)
+    assert mine.baseline == theirs.baseline  # measured once, before the first step of all
+    exported = weights.final(job)
+    for name, master in weights.masters(job).items():
+        assert torch.equal(exported[name].flatten(), master.to(torch.bfloat16))
+
+
+def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undisturbed) -> None:
+    job, plan = make_job(), gang.make_plan()
+
+    # Before the first step: there is nothing to save, and nobody waits for peers.
+    job.start(plan)
+    for pod in job.pods:
+        pod.wait_for_children()
+    for pod in job.pods:
+        pod.terminate()
+    assert job.wait(10) == [75, 75], job.log
+    assert job.pods[0].result.reason == "Stopped"
+    assert "nothing is lost" in job.pods[0].result.message
+    assert record_of(job, 1).outcome == "Stopped"
+
+    # While the model is exported: the run is over, the export is done again.
+    job.start(plan)
+    job.wait_for_text("saved a checkpoint of step 8")
+    job.pods[1].wait()
+    while job.pods[0].ranks:
+        time.sleep(0.01)
+    job.pods[0].terminate()
+    assert job.wait(10) == [75, 0], job.log
+    assert "export was stopped; nothing is lost" in job.pods[0].result.message
+    assert not (job.storage / "final/export.json").exists()
+    job.start(plan)
+    assert job.wait() == [0, 0], job.log
+    assert "] step " not in job.log
+    weights.assert_same_run(job, undisturbed(2))
+
+    # A finished run is not run again, by no attempt and by no prepare pod.
+    started = time.monotonic()
+    job.start(plan)
+    assert job.wait(10) == [0, 0], job.log
+    assert time.monotonic() - started < 5
+    result = job.pods[0].result
+    assert (result.outcome, result.output) == ("Succeeded", result.output)
+    assert result.output is not None
+    assert "rank 0" not in job.log
+    prepared = job.prepare().result.prepared
+    assert prepared is not None
+    assert prepared.finished == result.output
+
+
+def test_a_stopped_preparation_is_done_again(make_job: MakeJob) -> None:
+    job = make_job()
+    tiny.write_jsonl(job.claim / "data/train.jsonl", tiny.make_messages(20_000, 4))
+    pod = job.start_prepare()
+    job.wait_for_text("line 3")
+    pod.terminate()
+    assert pod.wait(5) == 75
+    assert pod.result.outcome == "Stopped"
+    tiny.write_jsonl(job.claim / "data/train.jsonl", tiny.make_messages(30, 5))
+    prepared = job.prepare().result.prepared
+    assert prepared is not None
+    assert prepared.data.examples == 30
+
+
+def test_a_newer_attempt_takes_the_storage_over(make_job: MakeJob) -> None:
+    job = make_job()
+    job.start(gang.make_plan())
+    job.wait_for_step(2)
+    fence.claim(weights.paths_of(job), "uid-1", 2)
+    assert set(job.wait(30)) == {79}, job.log
+    assert job.pods[0].result.reason == "Fenced"
+    assert "attempt 2 owns the storage" in job.pods[0].result.message
+    # The old attempt once more: fenced at once, before any rank starts.
+    job.attempt = 0
+    job.nodes = 1
+    job.start(gang.make_plan())
+    assert job.wait(10) == [79]
+    assert "rank" not in job.log
+
+
+def test_a_save_that_fails_stops_training_only_at_the_end(make_job: MakeJob) -> None:
+    job = make_job()
+    job.nodes = 1
+    for step in (4, 8):
+        (job.storage / "checkpoints").mkdir(exist_ok=True)
+        (job.storage / f"checkpoints/step-{step:08d}-e0001").write_text("in the way")
+    job.start(gang.make_plan())
+    assert job.wait() == [73], job.log
+    assert "checkpoint of step 4 could not be saved (rank 0: [Errno 17] File exists" in job.log
+    assert "training goes on" in job.log
+    result = job.pods[0].result
+    assert (result.outcome, result.reason) == ("Failed", "StorageNotWritable")
+    assert result.message.startswith("the checkpoint of step 8 could not be saved (")
+    assert [record.step for record in result.checkpoints] == [6, 2]
+    assert not (job.storage / "final").exists()
+
+
+def test_a_pod_of_two_processes_reports_the_one_that_was_killed(make_job: MakeJob) -> None:
+    job = make_job()
+    job.nodes, job.devices = 1, 2
+    job.start(gang.make_plan())
+    job.wait_for_step(2)
+    os.kill(job.pods[0].ranks[1], signal.SIGKILL)
+    assert job.wait(30) == [137], job.log
+    assert job.pods[0].result.failed_rank == 1
+
+
+def test_storage_that_cannot_be_written_is_said_before_ranks_start(make_job: MakeJob) -> None:
+    job = make_job()
+    job.nodes = 1
+    job.config["checkpoints"]["storage"] = "pvc://w/data/train.jsonl"
+    job.start(gang.make_plan())
+    assert job.wait(10) == [73]
+    assert "pvc://w/data/train.jsonl: " in job.pods[0].result.message

@@ -1,0 +1,54 @@
+"""Looking at what a job left on storage."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_api.run import RunConfig
+from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint.read import CheckpointReader
+from finetune_trainer.paths import RunPaths
+from tests.trainer.gang import Job
+
+
+def paths_of(job: Job) -> RunPaths:
+    """The job's storage as the trainer sees it."""
+    config = job.config | {"role": "prepare", "mounts": {"w": str(job.claim)}}
+    return RunPaths.of(RunConfig.model_validate(config))
+
+
+def masters(job: Job) -> dict[str, torch.Tensor]:
+    """fp32 master weights of the newest checkpoint, flattened."""
+    newest = store.newest_valid(paths_of(job), job.config["runDigest"])
+    assert newest is not None
+    reader = CheckpointReader(*newest)
+    parameters = load(job.claim / "model").named_parameters()
+    return {name: reader.read(name, "master", 0, p.numel()) for name, p in parameters}
+
+
+def load(folder: Path) -> Any:
+    """Plain transformers; missing, unexpected or other-sized weights are an error."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, output_loading_info=True
+    )
+    wrong = {kind: keys for kind, keys in info.items() if keys}
+    assert not wrong
+    return model
+
+
+def final(job: Job) -> dict[str, torch.Tensor]:
+    """The exported weights."""
+    return {name: p.detach() for name, p in load(job.storage / "final").named_parameters()}
+
+
+def assert_same_run(job: Job, other: Job) -> None:
+    """Bit for bit: fp32 master weights and the exported file."""
+    mine, theirs = masters(job), masters(other)
+    assert mine.keys() == theirs.keys()
+    different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+    assert not different
+    files = [run.storage / "final/model.safetensors" for run in (job, other)]
+    assert files[0].read_bytes() == files[1].read_bytes()
