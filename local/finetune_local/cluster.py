@@ -1,5 +1,6 @@
 """Bring a local cluster up, say how it is, take it down."""
 
+import ctypes
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ from finetune_local.layout import Identities, Settings
 from finetune_local.pki import Authority, Identity
 
 IMAGE = "finetune-trainer:local"
+_PR_SET_PDEATHSIG = 1
 _IMAGE_USER = 65532  # "nonroot", as the real image has
 _READY_SECONDS = 90.0
 
@@ -82,9 +84,18 @@ class Cluster:
 
     @classmethod
     def up(
-        cls, name: str, *, devices: int = 2, nodes: int = 1, control_plane_only: bool = False
+        cls,
+        name: str,
+        *,
+        devices: int = 2,
+        nodes: int = 1,
+        control_plane_only: bool = False,
+        tied: bool = False,
     ) -> "Cluster":
-        """A running cluster with Ready nodes; one of that name that runs already is an error."""
+        """A running cluster with Ready nodes; one of that name that runs already is an error.
+
+        `tied`: it ends with the process that brought it up, however that ends.
+        """
         check_machine()
         cluster = cls(name)
         binary = binaries() / "controlplane"
@@ -97,7 +108,7 @@ class Cluster:
             shutil.rmtree(cluster.directory, ignore_errors=True)
             cluster._prepare(binary, devices, 0 if control_plane_only else nodes, taken)
         try:
-            cluster._start()
+            cluster._start(tied=tied)
             cluster._wait_until_ready()
         except BaseException:
             cluster.down(keep_logs=True)
@@ -204,7 +215,7 @@ class Cluster:
         ca = self.directory / "pki" / "ca.crt"
         return layout.kubeconfig(self.settings.server, ca, user)
 
-    def _start(self) -> None:
+    def _start(self, *, tied: bool) -> None:
         namespace = ["--user", "--map-root-user", "--pid", "--mount", "--fork", "--kill-child"]
         command = ["unshare", *namespace, "--mount-proc", sys.executable]
         with (self.directory / "logs" / "supervisor.log").open("ab") as log:
@@ -215,6 +226,8 @@ class Cluster:
                 stderr=log,
                 start_new_session=True,
                 cwd="/",
+                # Only the main thread of a test run or of the demo brings up a tied cluster.
+                preexec_fn=die_with_parent if tied else None,
             )
         (self.directory / "supervisor.pid").write_text(str(self._process.pid))
 
@@ -255,6 +268,11 @@ def check_machine() -> None:
             "sysctl -w user.max_user_namespaces=15000, and on Ubuntu also "
             "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
         )
+
+
+def die_with_parent() -> None:
+    """To be run between fork and exec: the kernel kills us when the parent is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
