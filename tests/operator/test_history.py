@@ -50,6 +50,7 @@ class Model:
                     self.pods[uid] = Pod.of(item)
         for doomed in decision.delete:
             pod = self.pods[doomed.uid]
+            assert not pod.deletion, "deleted once is enough"
             if pod.running:
                 self.pods[doomed.uid] = replace(pod, deletion=at(self.now + (doomed.grace or 30)))
             else:
