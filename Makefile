@@ -30,8 +30,9 @@ check: setup ## the inner loop: lint, types, fast tests, under 90 s
 format: ## ruff format and fixable lints
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-crds: ## write crds/ from the models
+crds: ## write crds/ and docs/api.md from the models
 	@$(BIN)/python -m finetune_api.crd > crds/finetune.dev_finetunejobs.yaml
+	@$(BIN)/python -m finetune_api.reference > docs/api.md
 
 clean: ## remove what this tree built; caches outside it stay
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -39,6 +39,8 @@ def main() -> int:
         return fail(
             "Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"
         )
+    if refused := user_namespaces_refused():
+        return fail(refused)
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "finetune-operator"
     cache = Path(os.environ.get("FINETUNE_CACHE", default)).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
@@ -58,6 +60,23 @@ def main() -> int:
             install(shared, requirements)
     link(shared)
     return 0
+
+
+def user_namespaces_refused() -> str | None:
+    """Said before gigabytes are fetched: without user namespaces nothing of ours can run pods."""
+    if not sys.platform.startswith("linux"):
+        return f"the local cluster runs on Linux only, this is {sys.platform}"
+    if shutil.which("unshare") is None:
+        return "the program unshare (package util-linux) is not on the PATH"
+    probe = ["unshare", "--user", "--map-root-user", "--pid", "--mount", "--fork", "--mount-proc"]
+    done = subprocess.run([*probe, "true"], check=False, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    return (
+        f"the kernel refuses user namespaces ({done.stderr.strip()}); allow them: "
+        "sysctl -w user.max_user_namespaces=15000, and on Ubuntu also "
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+    )
 
 
 def dependencies(project: dict) -> list[str]:

@@ -5,13 +5,23 @@ from collections.abc import Iterator
 
 import pytest
 
+from finetune_local.cache import clusters_folder
 from finetune_local.cluster import Cluster
+
+
+def _sweep() -> None:
+    """Remove the files of clusters whose test run was killed; their processes died with it."""
+    for folder in clusters_folder().glob("test-*"):
+        left = Cluster(folder.name)
+        if left.supervisor() is None:
+            left.down()
 
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Cluster]:
     """kube-apiserver and friends without a node: pods stay Pending unless a test moves them."""
-    cluster = Cluster.up(f"test-api-{os.getpid()}", control_plane_only=True)
+    _sweep()
+    cluster = Cluster.up(f"test-api-{os.getpid()}", control_plane_only=True, tied=True)
     yield cluster
     cluster.down()
 
@@ -19,6 +29,7 @@ def control_plane() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster with one node of four devices that really runs pods."""
-    cluster = Cluster.up(f"test-node-{os.getpid()}", devices=4)
+    _sweep()
+    cluster = Cluster.up(f"test-node-{os.getpid()}", devices=4, tied=True)
     yield cluster
     cluster.down()

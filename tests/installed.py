@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.cache import TREE
-from finetune_local.cluster import IMAGE, Cluster
+from finetune_local.cluster import IMAGE, Cluster, die_with_parent
 
 Object = dict[str, Any]
 
@@ -41,7 +41,9 @@ class Operator:
     def start(self) -> None:
         command = [sys.executable, "-m", "finetune_operator"]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, env=self._env, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, env=self._env, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
 
     def kill(self) -> None:
         assert self._process is not None

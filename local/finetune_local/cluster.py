@@ -1,5 +1,6 @@
 """Bring a local cluster up, say how it is, take it down."""
 
+import ctypes
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ from finetune_local.layout import Identities, Settings
 from finetune_local.pki import Authority, Identity
 
 IMAGE = "finetune-trainer:local"
+_PR_SET_PDEATHSIG = 1
 _IMAGE_USER = 65532  # "nonroot", as the real image has
 _READY_SECONDS = 90.0
 
@@ -63,6 +65,7 @@ class Cluster:
     def __init__(self, name: str) -> None:
         self.name = name
         self.directory = clusters_folder() / name
+        self._process: subprocess.Popen[bytes] | None = None  # when this object brought it up
 
     @property
     def kubeconfig(self) -> Path:
@@ -81,9 +84,18 @@ class Cluster:
 
     @classmethod
     def up(
-        cls, name: str, *, devices: int = 2, nodes: int = 1, control_plane_only: bool = False
+        cls,
+        name: str,
+        *,
+        devices: int = 2,
+        nodes: int = 1,
+        control_plane_only: bool = False,
+        tied: bool = False,
     ) -> "Cluster":
-        """A running cluster with Ready nodes; one of that name that runs already is an error."""
+        """A running cluster with Ready nodes; one of that name that runs already is an error.
+
+        `tied`: it ends with the process that brought it up, however that ends.
+        """
         check_machine()
         cluster = cls(name)
         binary = binaries() / "controlplane"
@@ -96,7 +108,7 @@ class Cluster:
             shutil.rmtree(cluster.directory, ignore_errors=True)
             cluster._prepare(binary, devices, 0 if control_plane_only else nodes, taken)
         try:
-            cluster._start()
+            cluster._start(tied=tied)
             cluster._wait_until_ready()
         except BaseException:
             cluster.down(keep_logs=True)
@@ -108,6 +120,10 @@ class Cluster:
         pid = self.supervisor()
         if pid is not None:
             os.kill(pid, signal.SIGKILL)  # its child, process 1 of the namespace, dies with it
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+        if pid is not None:
             _wait_gone(pid, self.directory)
         if not keep_logs:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -199,19 +215,21 @@ class Cluster:
         ca = self.directory / "pki" / "ca.crt"
         return layout.kubeconfig(self.settings.server, ca, user)
 
-    def _start(self) -> None:
+    def _start(self, *, tied: bool) -> None:
         namespace = ["--user", "--map-root-user", "--pid", "--mount", "--fork", "--kill-child"]
         command = ["unshare", *namespace, "--mount-proc", sys.executable]
         with (self.directory / "logs" / "supervisor.log").open("ab") as log:
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [*command, "-m", "finetune_local.supervise", str(self.directory)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 cwd="/",
+                # Only the main thread of a test run or of the demo brings up a tied cluster.
+                preexec_fn=die_with_parent if tied else None,
             )
-        (self.directory / "supervisor.pid").write_text(str(process.pid))
+        (self.directory / "supervisor.pid").write_text(str(self._process.pid))
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _READY_SECONDS
@@ -250,6 +268,11 @@ def check_machine() -> None:
             "sysctl -w user.max_user_namespaces=15000, and on Ubuntu also "
             "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
         )
+
+
+def die_with_parent() -> None:
+    """To be run between fork and exec: the kernel kills us when the parent is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

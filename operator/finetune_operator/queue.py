@@ -52,6 +52,8 @@ class Queue:
     async def work(self, handle: Callable[[Key], Awaitable[float | None]]) -> None:
         """Handle keys for ever; `handle` says after how many seconds it wants to look again."""
         while True:
+            # A queue that is never empty would not give way, and starve watches and signals.
+            await asyncio.sleep(0)
             key = await self._ready.get()
             self._queued.discard(key)
             self._working.add(key)

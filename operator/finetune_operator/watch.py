@@ -1,7 +1,7 @@
 """The watch on FineTuneJobs: kopf's `on.event`, and nothing else of kopf.
 
 No create, update, timer, daemon or index handler: those patch annotations, force finalizers, and
-an index over pods is quadratic at start-up (docs/adr/0004).
+an index over pods is quadratic at start-up (docs/adr/0002).
 """
 
 import asyncio

@@ -34,6 +34,8 @@ class Model:
             check_step(before, decision.status)
             self.job = self.job.with_status(decision.status)
             self.act(decision)
+            if not decision.commits:
+                assert decision.requeue_after != 0, "a look that changes nothing must not spin"
             if decision.status == before and not decision.acts:
                 return
         raise AssertionError("it never comes to rest")
@@ -48,6 +50,7 @@ class Model:
                     self.pods[uid] = Pod.of(item)
         for doomed in decision.delete:
             pod = self.pods[doomed.uid]
+            assert not pod.deletion, "deleted once is enough"
             if pod.running:
                 self.pods[doomed.uid] = replace(pod, deletion=at(self.now + (doomed.grace or 30)))
             else:
@@ -75,7 +78,8 @@ class Model:
             output = {"output": worlds.OUTPUT} if pod.index == 0 else {}
             return ended(pod, 0, self.now, result(**said, **output))
         if event == "delete":
-            return replace(pod, deletion=at(self.now + 30))
+            # A second deletion never gives more time than the first.
+            return pod if pod.deletion else replace(pod, deletion=at(self.now + 30))
         if event == "evict":
             return replace(pod, running=False, phase="Failed", trouble=("Evicted", "disk"))
         if event == "vanish":

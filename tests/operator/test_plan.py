@@ -99,6 +99,14 @@ def test_other_failures_of_the_prepare_pod_are_retried_three_times():
     assert job.status.phase == "Failed"
 
 
+def test_waiting_for_a_retried_prepare_pod_does_not_spin():
+    job = make_job()
+    failed = look(job, ended(prepare_pod(), 1, 0, ""), now=0)
+    job = job.with_status(failed.status)
+    again = look(job, prepare_pod(retry=1, running=True), now=30)
+    assert again.requeue_after is None
+
+
 def test_a_committed_attempt_gets_its_service_and_pods():
     decision = look(committed(), now=8)
     kinds = [(item["kind"], item["metadata"]["name"]) for item in decision.create]
@@ -377,7 +385,9 @@ def test_old_pods_are_deleted_but_the_last_attempts_logs_stay():
     status = job.status.replace(
         attempt=3,
         attempts=[
-            job.status.attempts[0].replace(number=n, outcome="Failed" if n < 3 else None)
+            job.status.attempts[0].replace(
+                number=n, outcome="Failed" if n < 3 else None, created=n < 3
+            )
             for n in (1, 2, 3)
         ],
     )

@@ -120,7 +120,7 @@ def _cluster(teller: Teller, *, keep: bool) -> Iterator[Cluster]:
     if cluster.supervisor() is not None:
         teller.say("an earlier demo's cluster is still up; taking it down")
         cluster.down()
-    cluster = Cluster.up(NAME, devices=2)
+    cluster = Cluster.up(NAME, devices=2, tied=not keep)
     finished = False
     try:
         teller.say(cluster.kubectl("get", "nodes").strip())

@@ -3,26 +3,19 @@
 The demo's operator is started this way, so that taking the cluster down ends it too.
 """
 
-import ctypes
 import signal
 import subprocess
 import sys
 import time
 
-from finetune_local.cluster import Cluster
-
-_PR_SET_PDEATHSIG = 1
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+from finetune_local.cluster import Cluster, die_with_parent
 
 
 def main() -> int:
     """Exit code of the command, 0 when the cluster ended first."""
     cluster, command = Cluster(sys.argv[1]), sys.argv[2:]
     # The one thread that will fork is the main thread, so the hook is safe.
-    child = subprocess.Popen(command, preexec_fn=_die_with_parent)
+    child = subprocess.Popen(command, preexec_fn=die_with_parent)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     while child.poll() is None:
         if cluster.supervisor() is None:

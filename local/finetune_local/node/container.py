@@ -10,10 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from finetune_local.cache import TREE
+
 Object = dict[str, Any]
 _SANDBOX = Path(__file__).with_name("sandbox.py")
 _MESSAGE_BYTES = 4096
 _LOG_LINES, _LOG_BYTES = 80, 2048  # FallbackToLogsOnError, as the kubelet does it
+
+
+def _behind_the_image() -> list[str]:
+    """What the local image is made of, where a folder of the pod's own would hide it."""
+    paths = {str(TREE), sys.base_prefix, *(p for p in sys.path if Path(p).is_dir())}
+    return sorted(path for path in paths if path.startswith("/tmp/"))
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class Container:
             "group": launch.group,
             "command": launch.command,
             "env": launch.env,
+            "visible": _behind_the_image(),
         }
         file = self._folder / "sandbox.json"
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -29,6 +29,8 @@ def main() -> None:
     targets = [Path(mount["target"]) for mount in config["mounts"]]
     _graft(Path("/"), root, [t for t in targets if not t.exists()], hidden=("dev", "proc", "tmp"))
     _special_folders(root)
+    for path in config["visible"]:
+        _bind_at(root, path, path, False)
     for mount in config["mounts"]:
         _bind_at(root, mount["source"], mount["target"], mount["read_only"])
     _bind_at(root, config["hosts"], "/etc/hosts", False)

@@ -107,7 +107,9 @@ def _create(world: World, status: FineTuneJobStatus, missing: set[int]) -> Decis
     old = [
         Delete(pod.name, pod.uid)
         for pod in world.pods
-        if pod.role == "worker" and pod.attempt < _current(status).number - 1 and not pod.gone
+        if pod.role == "worker"
+        and pod.attempt < _current(status).number - 1
+        and not (pod.gone or pod.deletion)
     ]
     return Decision(
         describe(world, status, situation, creating=True),

@@ -141,10 +141,11 @@ def _backing_off(world: World) -> Situation:
 
 def _wait(world: World, situation: Situation, delete: Pod | None = None) -> Decision:
     at = world.job.status.next_attempt_time
+    wait = (at - world.now).total_seconds() if at else 0.0
     return Decision(
         describe(world, world.job.status, situation),
         delete=[Delete(delete.name, delete.uid, _GRACE)] if delete else [],
-        requeue_after=max(0.0, (at - world.now).total_seconds()) if at else None,
+        requeue_after=wait if wait > 0 else None,
     )
 
 

@@ -1,0 +1,74 @@
+"""Manifests: the smallest one, and one with every field that can stand beside the others."""
+
+from typing import Any
+
+Object = dict[str, Any]
+
+
+def make_job(name: str = "a", **spec: Any) -> Object:
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": {
+            "model": {"source": "pvc://w/models/base"},
+            "dataset": {"train": [{"source": "pvc://w/data/train.jsonl"}]},
+            "checkpoints": {"storage": "pvc://w/runs/a"},
+            **spec,
+        },
+    }
+
+
+def full_job(name: str = "a") -> Object:
+    return make_job(
+        name,
+        dataset={
+            "train": [{"source": "pvc://w/data/train.jsonl", "format": "Messages"}],
+            "validation": [{"source": "pvc://w/data/v.json", "format": "PromptCompletion"}],
+            "lossOn": "LastAssistant",
+        },
+        training={
+            "maxSteps": 100,
+            "globalBatchSize": 64,
+            "sequenceLength": 2048,
+            "packing": False,
+            "learningRate": 1.5e-5,
+            "schedule": "Linear",
+            "minLearningRateRatio": 0.2,
+            "warmupSteps": 5,
+            "optimizer": {
+                "beta1": 0.8,
+                "beta2": 0.95,
+                "epsilon": 1.0e-6,
+                "weightDecay": 0.1,
+            },
+            "maxGradNorm": 0.5,
+            "precision": "FP32",
+            "seed": 7,
+        },
+        deepspeed={"zeroStage": 3, "microBatchSize": 2},
+        workers={
+            "replicas": 4,
+            "devicesPerWorker": 8,
+            "deviceResource": "amd.com/gpu",
+            "image": "registry.example/trainer:1",
+            "template": {
+                "metadata": {"labels": {"team": "a"}},
+                "spec": {
+                    "nodeSelector": {"pool": "gpu"},
+                    "containers": [
+                        {"name": "side", "image": "x", "command": ["sleep"], "args": ["1"]},
+                        {"name": "trainer", "resources": {"limits": {"memory": "64Gi"}}},
+                    ],
+                },
+            },
+        },
+        checkpoints={
+            "storage": "pvc://w/runs/a",
+            "intervalSeconds": 600,
+            "intervalSteps": 50,
+            "keepLast": 3,
+        },
+        cache="pvc://cache/shared",
+        runPolicy={"maxRestarts": 5, "terminationGracePeriodSeconds": 120},
+    )

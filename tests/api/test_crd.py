@@ -1,0 +1,305 @@
+"""The CustomResourceDefinition on the real API server."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from finetune_api import crd
+from finetune_api.spec import FineTuneJobSpec
+from finetune_local.cache import TREE
+from finetune_local.cluster import Cluster, ClusterError
+from tests.api.constraints import broken, rules, walk
+from tests.api.jobs import full_job, make_job
+from tests.api.server import JOBS, Server
+
+FILE = TREE / "crds" / "finetune.dev_finetunejobs.yaml"
+DEFINITION = yaml.safe_load(FILE.read_text())
+SCHEMA = DEFINITION["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+SPEC = SCHEMA["properties"]["spec"]
+CONSTRAINTS = {constraint.name: constraint for constraint in walk(SPEC)}
+# What the API server says is allowed.
+ALLOWED = {
+    "type": r"must be of type|Invalid value",
+    "enum": r"supported values",
+    "minimum": r"should be greater than",
+    "maximum": r"should be less than",
+    "minLength": r"should be at least \d+ chars? long",
+    "maxLength": r"may not be more than \d+",
+    "minItems": r"should have at least \d+ items",
+    "maxItems": r"must have at most \d+ items",
+    "required": r"Required value",
+}
+
+
+def training(**changes):
+    return make_job(training=changes)
+
+
+def template(**spec):
+    return make_job(workers={"template": {"spec": spec}})
+
+
+# Message of a rule -> manifests that break it.
+RULES = {
+    "must be pvc://CLAIM/PATH": [
+        make_job(model={"source": source})
+        for source in ("hf://org/model", "pvc://w", "pvc://w/", "pvc://w/../x", "pvc://W/x", "x")
+    ]
+    + [
+        make_job(dataset={"train": [{"source": "/data/x.jsonl"}]}),
+        make_job(
+            dataset={"train": [{"source": "pvc://w/x"}], "validation": [{"source": "s3://b/x"}]}
+        ),
+        make_job(checkpoints={"storage": "s3://bucket/x"}),
+        make_job(cache="file:///x"),
+    ],
+    "set at most one of epochs and maxSteps": [training(epochs=1.0, maxSteps=5)],
+    "set at most one of warmupRatio and warmupSteps": [training(warmupRatio=0.1, warmupSteps=5)],
+    "training.globalBatchSize must be divisible": [
+        make_job(training={"globalBatchSize": 5}, workers={"replicas": 2}),
+        make_job(training={"globalBatchSize": 6}, deepspeed={"microBatchSize": 4}),
+    ],
+    "must be the name of an extended resource": [make_job(workers={"deviceResource": "gpus"})],
+    "template.spec.restartPolicy": [template(restartPolicy="Always")],
+    "template.spec.hostname": [template(hostname="x")],
+    "template.spec.subdomain": [template(subdomain="x")],
+    "template.spec.terminationGracePeriodSeconds": [template(terminationGracePeriodSeconds=5)],
+    "every container needs a name": [
+        template(containers=[{"name": "trainer", "command": ["x"]}]),
+        template(containers=[{"name": "trainer", "args": ["x"]}]),
+        template(containers=[{"image": "x"}]),
+    ],
+    "at most 52 characters": [
+        make_job("a" * 53),
+        make_job("1a"),
+        make_job("a.b"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [("crd", FILE), ("reference", TREE / "docs" / "api.md")],
+    ids=["crd", "reference"],
+)
+def test_the_checked_in_file_is_what_the_models_generate(module, path):
+    command = [sys.executable, "-m", f"finetune_api.{module}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == path.read_text(), "run `make crds`"
+
+
+def test_every_field_is_described():
+    def missing(schema, path=""):
+        for name, inner in schema.get("properties", {}).items():
+            opaque = inner.get("x-kubernetes-preserve-unknown-fields")
+            if not inner.get("description"):
+                yield f"{path}.{name}"
+            if not opaque:
+                yield from missing(inner, f"{path}.{name}")
+        if "items" in schema:
+            yield from missing(schema["items"], f"{path}[]")
+
+    assert sorted(missing({"properties": {"spec": SPEC}})) == []
+
+
+def test_every_default_of_training_is_said_in_its_description():
+    fields = SPEC["properties"]["training"]["properties"]
+    for name, schema in fields.items():
+        if "default" in schema and schema["type"] != "object":
+            text = str(schema["default"]).lower()
+            assert "default" in schema["description"], name
+            assert text in schema["description"].lower(), name
+
+
+def test_every_rule_has_a_bad_manifest():
+    everywhere = set(rules(SPEC)) | {
+        rule["message"]
+        for rule in SCHEMA["x-kubernetes-validations"]
+        if rule["message"] != crd.FROZEN_RULE.message
+    }
+    unbroken = [m for m in everywhere if not any(m.startswith(known) for known in RULES)]
+    assert unbroken == []
+
+
+@pytest.fixture(scope="module")
+def server(control_plane: Cluster):
+    control_plane.kubectl("apply", "-f", str(FILE))
+    control_plane.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
+    found = Server(control_plane)
+    yield found
+    found.close()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_every_constraint_refuses_and_names_the_field(server: Server, name: str):
+    constraint = CONSTRAINTS[name]
+    if constraint.path == ("spec",) and constraint.keyword == "type":
+        pytest.skip("a spec that is no object cannot carry a job")
+    code, answer = server.dry_run(broken(full_job(), constraint))
+    assert code == 422, answer
+    path = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, constraint.path)))
+    assert path in answer["message"]
+    assert re.search(ALLOWED[constraint.keyword], answer["message"]), answer["message"]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("message", RULES)
+def test_every_rule_refuses_in_its_own_words(server: Server, message: str):
+    for job in RULES[message]:
+        code, answer = server.dry_run(job)
+        assert code == 422, (job, answer)
+        assert message in answer["message"]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("job", [make_job(), full_job()], ids=["small", "full"])
+def test_good_manifests_come_back_with_defaults_only(server: Server, job):
+    code, answer = server.dry_run(job)
+    assert code == 201, answer
+    sent, stored = FineTuneJobSpec.model_validate(job["spec"]), answer["spec"]
+    assert FineTuneJobSpec.model_validate(stored) == sent
+    assert contains(stored, job["spec"])
+    assert stored == sent.to_dict()
+
+
+def contains(whole, part) -> bool:
+    if isinstance(part, dict):
+        return all(key in whole and contains(whole[key], value) for key, value in part.items())
+    if isinstance(part, list):
+        pairs = zip(whole, part, strict=True)
+        return all(contains(one, other) for one, other in pairs)
+    return whole == part
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("  traning: {}\n", 'unknown field "spec.traning"'),
+        ("  training: {learningRate: fast}\n", "spec.training.learningRate"),
+        ("  training: {schedule: Cosinus}\n", '"Cosine", "Linear", "Constant"'),
+        ("  training: {epochs: 1.5, maxSteps: 3}\n", "set at most one of epochs and maxSteps"),
+        ("  deepspeed: {zeroStage: 4}\n", "spec.deepspeed.zeroStage"),
+    ],
+)
+def test_kubectl_says_what_is_wrong(control_plane: Cluster, server, change: str, words: str):
+    text = (
+        "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: bad}\nspec:\n"
+        "  model: {source: pvc://w/m}\n  dataset: {train: [{source: pvc://w/t.jsonl}]}\n"
+        "  checkpoints: {storage: pvc://w/r}\n" + change
+    )
+    with pytest.raises(ClusterError, match=re.escape(words)):
+        control_plane.kubectl("apply", "-f", "-", stdin=text)
+
+
+@pytest.mark.cluster
+def test_kubectl_explains_and_lists(control_plane: Cluster, server):
+    text = control_plane.kubectl("explain", "finetunejob.spec.training")
+    assert "learningRate" in text
+    assert "2.0e-5 below 2e9" in text
+    control_plane.kubectl("create", "-f", "-", stdin=json.dumps(make_job("listed")))
+    header = control_plane.kubectl("get", "ftj").splitlines()[0].split()
+    assert header == [
+        "NAME",
+        "PHASE",
+        "REASON",
+        "STAGE",
+        "PROGRESS",
+        "STEP",
+        "LOSS",
+        "ETA",
+        "GPU-HOURS",
+        "RESTARTS",
+        "AGE",
+    ]
+
+
+FROZEN = {
+    "model": {"model": {"source": "pvc://w/other"}},
+    "dataset": {"dataset": {"train": [{"source": "pvc://w/other.jsonl"}]}},
+    "loss": {"dataset": {"lossOn": "All"}},
+    "training": {"training": {"seed": 1}},
+    "workers": {"workers": {"replicas": 2}},
+    "deepspeed": {"deepspeed": {"zeroStage": 1}},
+    "cache": {"cache": "pvc://w/elsewhere"},
+    "storage": {"checkpoints": {"storage": "pvc://w/elsewhere"}},
+}
+
+
+@pytest.mark.cluster
+def test_what_training_depends_on_is_frozen_by_the_first_attempt(server: Server):
+    code, _ = server.request("POST", JOBS, make_job("frozen"))
+    assert code == 201
+    path = f"{JOBS}/frozen"
+    for change in FROZEN.values():
+        assert server.patch(f"{path}?dryRun=All", {"spec": change})[0] == 200
+    assert server.patch(f"{path}/status", {"status": {"attempt": 1}})[0] == 200
+    for name, change in FROZEN.items():
+        code, answer = server.patch(f"{path}?dryRun=All", {"spec": change})
+        assert code == 422, name
+        assert "are frozen once the first attempt" in answer["message"]
+    free = {"checkpoints": {"keepLast": 5}, "runPolicy": {"maxRestarts": 9}}
+    assert server.patch(path, {"spec": free, "metadata": {"labels": {"a": "b"}}})[0] == 200
+    assert server.patch(f"{path}/status", {"status": {"attempt": 2}})[0] == 200
+
+
+def tightened(schema, *, top=True):
+    """The same schema, every rule unsatisfiable and every bound out of reach."""
+    tight = copy.deepcopy(schema)
+    if tight.get("x-kubernetes-preserve-unknown-fields"):
+        # The API server does not ratchet inside an open object: its rules may never be tightened.
+        return tight
+    for rule in tight.get("x-kubernetes-validations", []):
+        # The rule over the whole spec reads three of its parts and so sits on it: an edit of any
+        # part is checked by it again. That is known, and why it is the only one.
+        if not top:
+            rule["rule"] = "self == self && false" if "oldSelf" not in rule["rule"] else "true"
+    if tight.get("type") in ("integer", "number") and "maximum" in tight:
+        tight["maximum"] = tight.get("minimum", 0)
+    tight.pop("default", None)
+    for name, inner in tight.get("properties", {}).items():
+        tight["properties"][name] = tightened(inner, top=False)
+    if "items" in tight:
+        tight["items"] = tightened(tight["items"], top=False)
+    return tight
+
+
+@pytest.mark.cluster
+def test_rules_tightened_later_do_not_lock_stored_objects(control_plane: Cluster, server: Server):
+    server.request("POST", JOBS, full_job("stored"))
+    definition = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune.dev"
+    _, live = server.request("GET", definition)
+    tight = copy.deepcopy(live)
+    version = tight["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    version["spec"] = tightened(version["spec"])
+    code, answer = server.request("PUT", definition, tight)
+    assert code == 200, answer
+    try:
+        wait_until_refused(server)
+        path = f"{JOBS}/stored"
+        for body in (
+            {"metadata": {"labels": {"team": "x"}}},
+            {"spec": {"checkpoints": {"keepLast": 1}}},
+        ):
+            code, answer = server.patch(path, body)
+            assert code == 200, answer["message"]
+        code, answer = server.patch(f"{path}/status", {"status": {"phase": "Running"}})
+        assert code == 200, answer
+    finally:
+        _, now = server.request("GET", definition)
+        live["metadata"]["resourceVersion"] = now["metadata"]["resourceVersion"]
+        assert server.request("PUT", definition, live)[0] == 200
+
+
+def wait_until_refused(server: Server) -> None:
+    """A changed definition takes a moment to be used."""
+    for _ in range(200):
+        if server.dry_run(make_job("probe"))[0] == 422:
+            return
+    raise AssertionError("the tightened definition is not used")

@@ -1,0 +1,124 @@
+"""What people see, as text."""
+
+import io
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.console import Console
+
+from finetune_api.status import FineTuneJobStatus
+from finetune_cli import view
+from finetune_cli.view import Snapshot
+
+CREATED = datetime(2026, 1, 1, tzinfo=UTC)
+RUNNING = {
+    "phase": "Running",
+    "stage": "Training",
+    "message": "step 124 of 354, loss 1.731, about 1h7m left",
+    "attempt": 2,
+    "restarts": 1,
+    "workers": {"desired": 2, "running": 2},
+    "progress": {
+        "step": 124,
+        "totalSteps": 354,
+        "trainLoss": 1.731,
+        "learningRate": 9.1e-6,
+        "tokensPerSecond": 15800.4,
+        "etaSeconds": 4020,
+    },
+    "evaluation": {"baseline": 2.413, "last": 1.802, "lastStep": 120},
+    "usage": {
+        "deviceSeconds": 7200,
+        "productiveDeviceSeconds": 5400,
+        "lostDeviceSeconds": 360,
+        "overheadDeviceSeconds": 1440,
+    },
+    "newThingOfANewerOperator": {"a": 1},
+}
+
+
+def snapshot(seconds: float = 60, events=(), note="", **status) -> Snapshot:
+    return Snapshot(
+        name="a",
+        namespace="default",
+        created=CREATED,
+        now=CREATED + timedelta(seconds=seconds),
+        status=FineTuneJobStatus.model_validate(status),
+        events=tuple(events),
+        note=note,
+    )
+
+
+def event(reason: str, uid: str = "1", kind: str = "Normal"):
+    return {
+        "metadata": {"uid": uid},
+        "type": kind,
+        "reason": reason,
+        "message": "words",
+        "lastTimestamp": "2026-01-01T00:00:30Z",
+    }
+
+
+def rendered(shot: Snapshot, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(view.panel(shot))
+    return console.file.getvalue()
+
+
+def test_the_panel_shows_what_a_person_asks_for():
+    text = rendered(snapshot(3600, [event("CheckpointVerified")], **RUNNING))
+    for words in (
+        "default/a  Running / Training  1h0m",
+        "124 of 354  loss 1.7310  lr 9.10e-06",
+        "15,800 tokens/s  about 1h7m left",
+        "2.4130 before training, 1.8020 at step 120",
+        "2.000 device hours (75% productive, 5% lost, 20% overhead)",
+        "2 of 2 running  attempt 2  restarts 1",
+        "00:00:30 CheckpointVerified: words",
+    ):
+        assert words in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_without_a_status_it_says_what_it_waits_for():
+    assert "waiting for the operator" in rendered(snapshot(5))
+    assert "is finetune-operator running?" not in rendered(snapshot(5))
+    assert "is finetune-operator running?" in rendered(snapshot(40))
+
+
+def test_plain_lines_come_once_and_only_for_changes():
+    before = snapshot(60, [event("Preparing")], phase="Preparing", message="preparing")
+    assert view.plain(None, before) == [
+        "00:00:30 Preparing: words",
+        "00:01:00 Preparing: preparing",
+    ]
+    assert view.plain(before, snapshot(61, [event("Preparing")], phase="Preparing")) == []
+    after = snapshot(62, [event("Preparing")], **RUNNING)
+    assert view.plain(before, after) == [f"00:01:02 Running / Training: {RUNNING['message']}"]
+
+
+def test_a_finished_job_shows_its_result():
+    done = RUNNING | {
+        "phase": "Succeeded",
+        "message": "the model is at pvc://w/final",
+        "completionTime": "2026-01-01T00:05:00Z",
+        "output": {"location": "pvc://w/final", "sizeBytes": 2_000_000, "verified": True},
+    }
+    lines = view.result(snapshot(400, **done))
+    assert lines[0] == "default/a Succeeded after 5m"
+    assert lines[-1] == "  model       pvc://w/final (2 MB, verified)"
+
+
+def test_a_failed_job_shows_why():
+    lines = view.result(
+        snapshot(60, phase="Failed", reason="BadData", message="train.jsonl line 17: not JSON")
+    )
+    assert lines == ["default/a Failed after 60s: BadData", "  train.jsonl line 17: not JSON"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (89, "89s"), (90, "1m"), (3600, "1h0m"), (90_000, "1d1h"), (-5, "0s")],
+)
+def test_durations_are_short(seconds, text):
+    assert view.duration(seconds) == text

@@ -1,0 +1,74 @@
+"""What is written, and when."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.progress import Progress
+from finetune_api.status import FineTuneJobStatus, Usage
+from finetune_operator.status import Throttle, Urgency, merge_patch, urgency
+
+VALUES = st.recursive(
+    st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from("abcd"), inner, max_size=4),
+    max_leaves=12,
+)
+OBJECTS = st.dictionaries(st.sampled_from("abcd"), VALUES, max_size=4)
+
+
+def apply(target, patch):
+    """RFC 7386."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = apply(result.get(key), value)
+    return result
+
+
+@given(OBJECTS, OBJECTS)
+def test_the_patch_turns_the_old_into_the_new(old, new):
+    assert apply(old, merge_patch(old, new)) == new
+
+
+@given(OBJECTS)
+def test_no_change_is_no_patch(value):
+    assert merge_patch(value, value) == {}
+
+
+OLD = FineTuneJobStatus(
+    phase="Running", progress=Progress(step=1, total_steps=9), usage=Usage(device_seconds=1)
+)
+CHANGES = {
+    "nothing": ({}, Urgency.NONE),
+    "sentence": ({"message": "step 1 of 9, about 3m left"}, Urgency.NONE),
+    "time": ({"usage": Usage(device_seconds=2)}, Urgency.USAGE),
+    "step": ({"progress": Progress(step=2, total_steps=9)}, Urgency.PROGRESS),
+    "phase": ({"phase": "Restarting"}, Urgency.NOW),
+    "checkpoint": ({"restarts": 1}, Urgency.NOW),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), CHANGES.values(), ids=CHANGES.keys())
+def test_how_soon_a_change_is_written(change, expected):
+    assert urgency(OLD, OLD.replace(**change)) is expected
+
+
+def test_progress_is_written_at_most_every_interval_and_the_rest_at_once():
+    throttle = Throttle(5.0)
+    key = ("default", "a")
+    assert throttle.wait(key, Urgency.PROGRESS, 100.0) == 0
+    assert throttle.wait(key, Urgency.PROGRESS, 102.0) == pytest.approx(3.0)
+    assert throttle.wait(key, Urgency.NOW, 102.0) == 0
+    assert throttle.wait(key, Urgency.USAGE, 110.0) == pytest.approx(52.0)
+
+
+def test_all_jobs_together_write_progress_at_most_twenty_times_a_second():
+    throttle = Throttle(5.0)
+    waits = [throttle.wait(("default", f"job-{n}"), Urgency.PROGRESS, 100.0) for n in range(3)]
+    assert waits[0] == 0
+    assert waits[1] == pytest.approx(0.05)
+    assert waits[2] == pytest.approx(0.05)
