@@ -16,6 +16,7 @@ from finetune_api.progress import Plan
 from finetune_api.run import Report, Result, RunConfig
 
 _NETWORKS = count(1)
+_RUN = os.getpid() % 250  # two test runs on one machine keep out of each other's way
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Job:
     def start(self, plan: Plan, highest_step: int = 0) -> list[Pod]:
         """Start the next attempt."""
         self.attempt += 1
-        network = f"127.{100 + next(_NETWORKS) % 100}.0"
+        network = f"127.{100 + next(_NETWORKS) % 100}.{_RUN}"
         config = self._run_config("worker") | {
             "plan": plan.to_dict(),
             "attempt": self.attempt,

@@ -187,7 +187,10 @@ def test_a_newer_attempt_takes_the_storage_over(make_job: MakeJob) -> None:
     job.start(gang.make_plan())
     job.wait_for_step(2)
     fence.claim(weights.paths_of(job), "uid-1", 2)
-    assert set(job.wait(60)) == {79}, job.log
+    first, second = job.wait(60)
+    # The other pod may hear of the fence, or see only that its peer is gone.
+    assert first == 79, job.log
+    assert second in (79, 88), job.log
     assert job.pods[0].result.reason == "Fenced"
     assert "attempt 2 owns the storage" in job.pods[0].result.message
     # The old attempt once more: fenced at once, before any rank starts.
