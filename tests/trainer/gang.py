@@ -15,8 +15,9 @@ import aiohttp
 from finetune_api.progress import Plan
 from finetune_api.run import Report, Result, RunConfig
 
-_NETWORKS = count(1)
-_RUN = os.getpid() % 250  # two test runs on one machine keep out of each other's way
+# Clusters of other tests take whole 127.x; parallel sessions must not meet either.
+_NETWORK = f"127.{251 + os.getpid() % 4}"
+_ATTEMPTS = count(os.getpid() // 4)
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Job:
 
     def start_prepare(self) -> Pod:
         """Start the prepare pod."""
-        pod = self._start(self._run_config("prepare"), {}, "127.99.0.1")
+        pod = self._start(self._run_config("prepare"), {}, f"{_NETWORK}.255.1")
         self.pods = [pod]
         return pod
 
@@ -98,17 +99,17 @@ class Job:
             }
         return pod
 
-    def start(self, plan: Plan, highest_step: int = 0) -> list[Pod]:
-        """Start the next attempt."""
+    def start(self, plan: Plan, highest_step: int = 0, *, only: int | None = None) -> list[Pod]:
+        """Start the next attempt, or its first `only` pods."""
         self.attempt += 1
-        network = f"127.{100 + next(_NETWORKS) % 100}.{_RUN}"
+        network = f"{_NETWORK}.{next(_ATTEMPTS) % 250}"
         config = self._run_config("worker") | {
             "plan": plan.to_dict(),
             "attempt": self.attempt,
             "highestStep": highest_step,
         }
         self.pods = []
-        for node in range(self.nodes):
+        for node in range(self.nodes if only is None else only):
             gang = {
                 "PET_NNODES": str(self.nodes),
                 "PET_NODE_RANK": str(node),

@@ -54,14 +54,14 @@ def test_only_worker_0_tells_of_the_run(state: PodState) -> None:
 
 
 def test_the_report_is_served_at_its_path_only(state: PodState) -> None:
-    server = report_server.serve("127.98.0.1", 29600, state.report)
+    server = report_server.serve("127.255.98.1", 29600, state.report)
     try:
-        with urllib.request.urlopen("http://127.98.0.1:29600/v1/report") as response:
+        with urllib.request.urlopen("http://127.255.98.1:29600/v1/report") as response:
             assert response.headers["Content-Type"] == "application/json"
             report = Report.model_validate_json(response.read())
         assert report.job_uid == "uid-1"
         with pytest.raises(urllib.error.HTTPError) as error:
-            urllib.request.urlopen("http://127.98.0.1:29600/")
+            urllib.request.urlopen("http://127.255.98.1:29600/")
         assert error.value.code == 404
         error.value.close()
     finally:
@@ -128,7 +128,7 @@ def supervise(env: dict[str, str], tmp_path: Path) -> tuple[int, Result, str]:
 UNUSABLE = {
     "started by hand": ({}, "FINETUNE_RUN is not set: this program is started by the operator"),
     "no JSON": ({"FINETUNE_RUN": "{"}, "FINETUNE_RUN is not a run configuration"),
-    "no place in the gang": ({"FINETUNE_POD_IP": "127.98.0.2"}, "environment: 'PET_NNODES'"),
+    "no place in the gang": ({"FINETUNE_POD_IP": "127.255.98.2"}, "environment: 'PET_NNODES'"),
 }
 
 
