@@ -39,19 +39,23 @@ def _same(*paths: str, optional: tuple[str, ...] = ()) -> str:
     return " && ".join(terms)
 
 
+_COMMITTED = "has(oldSelf.status) && has(oldSelf.status.attempt)"
 FROZEN_RULE = Rule(
-    "!has(oldSelf.status) || !has(oldSelf.status.attempt) || "
-    + _same(
-        "model",
-        "dataset",
-        "training",
-        "workers",
-        "checkpoints.storage",
-        optional=("deepspeed", "cache"),
-    ),
-    "model, dataset, training, workers, deepspeed, cache and checkpoints.storage are frozen once "
-    "the first attempt was committed; make a new job",
+    f"!({_COMMITTED}) || "
+    + _same("model", "dataset", "training", "checkpoints.storage", optional=("cache",)),
+    "model, dataset, training, cache and checkpoints.storage are frozen once the first attempt was "
+    "committed; make a new job",
     ".spec",
+)
+# Also in the very update that ends the suspension, as queueing systems do it.
+SUSPENDED_RULE = Rule(
+    f"!({_COMMITTED}) || "
+    + _same("workers", optional=("deepspeed", "scheduling"))
+    + " || oldSelf.spec.suspend && has(oldSelf.status.conditions) && "
+    "oldSelf.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True')",
+    "workers, deepspeed and scheduling change only while condition Suspended is True: set suspend "
+    "to true and wait until every pod is gone",
+    ".spec.workers",
 )
 
 COLUMNS = [
@@ -160,7 +164,9 @@ def definition() -> dict[str, Any]:
             "spec": spec,
             "status": status,
         },
-        "x-kubernetes-validations": [NAME_RULE.to_dict(), FROZEN_RULE.to_dict()],
+        "x-kubernetes-validations": [
+            rule.to_dict() for rule in (NAME_RULE, FROZEN_RULE, SUSPENDED_RULE)
+        ],
     }
     columns = [
         {"name": name, "type": kind, "jsonPath": path}

@@ -41,6 +41,9 @@ class RunConfig(Message):
     prepared_digest: str | None = Field(default=None, description="Workers only.")
     run_digest: str | None = Field(default=None, description="Workers only.")
     termination_grace_period_seconds: int = 300
+    progress_deadline_seconds: int = Field(
+        default=1800, description="Seconds without activity after which the pod ends with 89."
+    )
 
 
 class RankHeartbeat(Message):
@@ -48,6 +51,14 @@ class RankHeartbeat(Message):
 
     rank: int
     age_seconds: float
+
+
+class AttemptRecord(Message):
+    """An earlier attempt as its own record on storage tells it (attempts/<epoch>.json)."""
+
+    attempt: int
+    update_time: Time = Field(description="Its end, or when it last said that it lives.")
+    ledger: StepLedger
 
 
 class Report(Message):
@@ -68,6 +79,9 @@ class Report(Message):
     evaluation: Evaluation | None = None
     ledger: StepLedger | None = None
     checkpoints: list[CheckpointRecord] = Field(default_factory=list, max_length=10)
+    earlier_attempts: list[AttemptRecord] = Field(
+        default_factory=list, max_length=10, description="What earlier attempts left on storage."
+    )
 
 
 class PrepareResult(Message):

@@ -183,7 +183,7 @@ class Training(Spec):
 
 
 class DeepSpeed(Spec):
-    """How it is computed; the result is the same mathematics."""
+    """How it is computed; the result is the same mathematics. May change while Suspended."""
 
     zero_stage: Literal[1, 2, 3] | None = Field(
         default=None,
@@ -243,7 +243,7 @@ TEMPLATE_SCHEMA: dict[str, Any] = opaque(
 
 
 class Workers(Spec):
-    """The gang: pods that train together and restart together."""
+    """The gang: pods that train and restart together. May change while Suspended."""
 
     replicas: int = Field(default=1, ge=1, le=4096, description="Pods, one per node, default 1.")
     devices_per_worker: int = Field(
@@ -306,7 +306,7 @@ class Checkpoints(Spec):
 
 
 class RunPolicy(Spec):
-    """When to give up and how long to wait for a stop."""
+    """How long to wait, when to give up, and what stays. May change at any time."""
 
     max_restarts: int = Field(
         default=3,
@@ -315,12 +315,65 @@ class RunPolicy(Spec):
         description="Restarts after failures, default 3; preemptions that left a checkpoint do "
         "not count, and a checkpoint beyond the last failure clears the count.",
     )
+    active_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=31_536_000,
+        description="Seconds the gangs may run in all, counted while every worker runs; waiting "
+        "and suspended time do not count. Then the gang saves a checkpoint and the job is Failed. "
+        "Absent: no limit.",
+    )
+    start_deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=31_536_000,
+        description="Seconds from the moment when all pods of an attempt exist and none is held "
+        "by a scheduling gate until all of them run; the same for the prepare pod. Then the job is "
+        "Failed. Absent: no limit.",
+    )
+    gang_start_timeout_seconds: int = Field(
+        default=600,
+        ge=10,
+        le=604_800,
+        description="Seconds, default 600. When some workers hold a node and others find none for "
+        "that long, the whole gang lets go, waits a little and tries again; not counted as a "
+        "restart.",
+    )
+    progress_deadline_seconds: int = Field(
+        default=1800,
+        ge=10,
+        le=604_800,
+        description="Seconds without any completed work (rows, tensors, steps) after which a gang "
+        "is restarted, default 1800. Judged in the pod; a change counts from the next attempt on.",
+    )
     termination_grace_period_seconds: int = Field(
         default=300,
         ge=0,
         le=86_400,
         description="Seconds a worker has to save a checkpoint when it is asked to stop, default "
-        "300.",
+        "300. A change counts from the next attempt on.",
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        ge=0,
+        le=31_536_000,
+        description="Seconds after which a finished job is deleted with its pods; what lies on "
+        "storage stays. Absent: it is kept.",
+    )
+    clean_pod_policy: Literal["None", "Running", "All"] = Field(
+        default="Running",
+        description="Pods that are deleted when the job has finished, default Running. None: none. "
+        "Running: those in which a container still runs (a sidecar). All: all, their logs too.",
+    )
+
+
+class Scheduling(Spec):
+    """How the pods of the gang are scheduled."""
+
+    priority_class_name: str = Field(
+        min_length=1,
+        max_length=253,
+        description="PriorityClass of the workers: what they may preempt, and what preempts them.",
     )
 
 
@@ -352,6 +405,13 @@ class FineTuneJobSpec(Spec):
         "Absent: the folder cache in checkpoints.storage.",
     )
     run_policy: RunPolicy = Field(default_factory=RunPolicy)
+    scheduling: Scheduling | None = None
+    suspend: bool = Field(
+        default=False,
+        description="True stops the job: the gang saves a checkpoint and every pod goes, until it "
+        "is false again. Only while condition Suspended is True may workers, deepspeed and "
+        "scheduling change. Default false.",
+    )
 
     @property
     def world_size(self) -> int:

@@ -18,9 +18,12 @@ from finetune_api.progress import (
 Phase = Literal[
     "Pending",
     "Preparing",
+    "Queued",
     "Starting",
     "Running",
     "Restarting",
+    "Suspending",
+    "Suspended",
     "Succeeded",
     "Failed",
 ]
@@ -73,14 +76,26 @@ class Attempt(Message):
     """One gang from its commit to its end."""
 
     number: int
+    workers: int = Field(default=1, description="Pods of this gang.")
+    devices_per_worker: int = Field(default=1, description="Devices of each of its pods.")
     start_time: Time
+    running_time: Time | None = Field(default=None, description="First time all its workers ran.")
     completion_time: Time | None = None
     created: bool = Field(
         default=False, description="All pods existed; one that is missing now vanished."
     )
     outcome: Word | None = Field(
-        default=None, description="Succeeded, Failed, Preempted; absent while it runs."
+        default=None,
+        description="Succeeded, Failed, Preempted (told to stop from outside), Suspended or "
+        "Released (a gang that could not start as a whole); absent while it goes on.",
     )
+    stop_reason: Word | None = Field(
+        default=None, description="Why the operator asked the gang to stop, before it did so."
+    )
+    schedulable_time: Time | None = Field(
+        default=None, description="When all its pods existed and none was held by a gate."
+    )
+    active_seconds: int = Field(default=0, description="How long all its workers ran.")
     reason: Word | None = None
     worker: int | None = Field(default=None, description="Index of the worker that failed first.")
     exit_code: int | None = None
@@ -103,6 +118,12 @@ class Attempt(Message):
     )
     vanished_device_seconds: int = Field(
         default=0, description="Their part of deviceSeconds, up to the last proof of life."
+    )
+    settled: bool = Field(
+        default=False, description="Every pod is over: the sums change by a correction only."
+    )
+    corrected: bool = Field(
+        default=False, description="An estimate was corrected from the attempt's own record."
     )
 
 

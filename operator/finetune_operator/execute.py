@@ -6,6 +6,7 @@ deleted. Deletes carry the uid: a new object of the same name is never hit.
 
 import asyncio
 
+from finetune_operator import jobs
 from finetune_operator.kube import ApiError, Kube, Object
 from finetune_operator.plan.decision import Check, Delete
 from finetune_operator.plan.observe import Job, Refusal
@@ -65,7 +66,7 @@ async def create(kube: Kube, job: Job, items: list[Object]) -> Refusal | None:
 
 async def _create(kube: Kube, job: Job, item: Object) -> Refusal | None:
     try:
-        await kube.create(_collection(item), item)
+        await kube.create(_collection(item), item, fieldValidation="Strict")
     except ApiError as error:
         if error.code == 403:
             return Refusal("Forbidden", error.message[:1024])
@@ -90,6 +91,16 @@ async def _taken(kube: Kube, job: Job, item: Object) -> Refusal | None:
         return None
     text = f"{kind} {name} exists in namespace {job.namespace} and is not this job's"
     return Refusal("NameTaken", f"{text}; delete it or give the job another name")
+
+
+async def delete_job(kube: Kube, job: Job) -> None:
+    """The job itself; its pods and Service follow by their owner reference."""
+    body: Object = {"preconditions": {"uid": job.uid}, "propagationPolicy": "Background"}
+    try:
+        await kube.delete(jobs.path((job.namespace, job.name)), body)
+    except ApiError as error:
+        if error.code not in (404, 409):
+            raise
 
 
 async def delete(kube: Kube, job: Job, doomed: list[Delete]) -> None:

@@ -134,6 +134,9 @@ class Reconciler:
 
     async def _act(self, key: Key, world: World, decision: Decision) -> None:
         job = world.job
+        if decision.delete_job:
+            await execute.delete_job(self.kube, job)
+            return
         await execute.delete(self.kube, job, decision.delete)
         refusal = await execute.create(self.kube, job, decision.create)
         if refusal is None:

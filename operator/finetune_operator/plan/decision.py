@@ -30,6 +30,7 @@ class Decision:
     status: FineTuneJobStatus
     create: list[dict[str, Any]] = field(default_factory=list)
     delete: list[Delete] = field(default_factory=list)
+    delete_job: bool = False
     requeue_after: float | None = None  # s
     check: Check | None = None
     commits: bool = False  # an attempt begins or ends with this status
@@ -37,4 +38,4 @@ class Decision:
     @property
     def acts(self) -> bool:
         """Must be made again from a live read before it is carried out."""
-        return bool(self.create or self.delete or self.check or self.commits)
+        return bool(self.create or self.delete or self.delete_job or self.check or self.commits)

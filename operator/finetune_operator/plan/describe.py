@@ -11,6 +11,7 @@ from finetune_api.progress import Stage
 from finetune_api.status import Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
 from finetune_operator.plan.observe import Pod, World
 
+_UNBOUND = "unbound immediate PersistentVolumeClaims"  # the scheduler's words
 # Waiting reasons that pass by themselves within seconds.
 _NORMAL = ("", "ContainerCreating", "PodInitializing")
 
@@ -28,9 +29,15 @@ class Situation:
 
 def waiting(pods: list[Pod]) -> tuple[str, str] | None:
     """Why pods do not run yet, in the scheduler's or the node's words; None when all is normal."""
+    gated = [pod for pod in pods if pod.gates and not pod.gone]
+    if gated:
+        text = f"{len(gated)} of {len(pods)} pods are held by {', '.join(gated[0].gates)}"
+        return "SchedulingGated", text[:1024]
     for pod in pods:
         if pod.unschedulable:
-            return "Unschedulable", f"{pod.name}: {pod.unschedulable}"[:1024]
+            unbound = _UNBOUND in pod.unschedulable
+            reason = "VolumeNotBound" if unbound else "Unschedulable"
+            return reason, f"{pod.name}: {pod.unschedulable}"[:1024]
         if pod.waiting and pod.waiting[0] not in _NORMAL:
             return pod.waiting[0][:64], f"{pod.name}: {pod.waiting[1]}"[:1024]
     return None
@@ -67,7 +74,7 @@ def _workers(world: World, status: FineTuneJobStatus) -> WorkerCounts:
     gang = world.gang(status.attempt) if status.attempt else []
     present = [pod for pod in gang if not pod.gone]
     return WorkerCounts(
-        desired=world.job.spec.workers.replicas,
+        desired=status.attempts[-1].workers if gang else world.job.spec.workers.replicas,
         running=sum(1 for pod in present if pod.running),
         pending=sum(1 for pod in present if not pod.running and not pod.ended),
         failed=sum(1 for pod in gang if pod.ended and pod.ended.exit_code),
@@ -129,6 +136,7 @@ def _conditions(world: World, status: FineTuneJobStatus, situation: Situation) -
         _workers_ready(status),
         _progressing(status, situation),
         _checkpoint_available(status),
+        _suspended(world, status),
         *_outcome(status),
     ]
     old = {condition.type: condition for condition in world.job.status.conditions}
@@ -163,16 +171,16 @@ def _accepted(situation: Situation) -> Row:
 def _workers_ready(status: FineTuneJobStatus) -> Row:
     counts = status.workers or WorkerCounts()
     text = f"{counts.running} of {counts.desired} workers run"
-    if status.finished:
-        return "WorkersReady", "False", "Finished", ""
+    if status.finished or status.phase == "Suspended":
+        return "WorkersReady", "False", "Finished" if status.finished else "Suspended", ""
     if counts.running == counts.desired:
         return "WorkersReady", "True", "AllRunning", text
     return "WorkersReady", "False", status.reason or str(status.phase), text
 
 
 def _progressing(status: FineTuneJobStatus, situation: Situation) -> Row:
-    if status.finished:
-        return "Progressing", "False", "Finished", ""
+    if status.finished or status.phase == "Suspended":
+        return "Progressing", "False", "Finished" if status.finished else "Suspended", ""
     if situation.reason == "ReportUnreachable":
         text = "no report from worker 0; is port 29600 of the pods open to the operator?"
         return "Progressing", "Unknown", "ReportUnreachable", text
@@ -188,6 +196,15 @@ def _checkpoint_available(status: FineTuneJobStatus) -> Row:
     if newest is None:
         return "CheckpointAvailable", "False", "NoCheckpoint", "nothing was saved yet"
     return "CheckpointAvailable", "True", "Verified", f"step {newest.step} at {newest.location}"
+
+
+def _suspended(world: World, status: FineTuneJobStatus) -> Row:
+    """True only when no pod is left: that is when workers may be edited."""
+    if status.phase == "Suspended":
+        return "Suspended", "True", "Suspended", "no pod of the job exists"
+    if world.job.spec.suspend and not status.finished:
+        return "Suspended", "False", "Suspending", status.message or ""
+    return "Suspended", "False", "NotSuspended", ""
 
 
 def _outcome(status: FineTuneJobStatus) -> list[Row]:

@@ -22,6 +22,7 @@ def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
         *_attempts(old, new),
         *_checkpoints(old, new),
         *_waiting(old, new),
+        *_suspension(old, new),
         *_end(old, new),
     ]
 
@@ -65,7 +66,7 @@ def _attempts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
             events.append(Event("Normal", "AttemptStarted", text))
         ended = attempt.outcome and (before is None or before.outcome is None)
         if ended and attempt.outcome != "Succeeded":
-            kind = "Normal" if attempt.outcome == "Preempted" else "Warning"
+            kind = "Warning" if attempt.outcome in ("Failed", "Released") else "Normal"
             text = f"attempt {attempt.number}: {attempt.message}"
             events.append(Event(kind, attempt.reason or "AttemptEnded", text))
     if old.phase != "Running" and new.phase == "Running":
@@ -83,13 +84,23 @@ def _checkpoints(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
 
 def _waiting(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     """A pod that cannot start says why, once."""
-    stuck = new.phase in ("Preparing", "Starting") and new.reason not in (None, "BackOff")
+    stuck = new.phase in ("Preparing", "Queued", "Starting") and new.reason not in (None, "BackOff")
     refused = any(c.type == "Accepted" and c.status == "False" for c in new.conditions)
     if not stuck or refused or new.reason == old.reason:
         return []
     if new.prepare_failures > old.prepare_failures:
         return []
     return [Event("Warning", new.reason or "", new.message or "")]
+
+
+def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    if old.phase == new.phase:
+        return []
+    if new.phase in ("Suspending", "Suspended"):
+        return [Event("Normal", str(new.phase), new.message or "")]
+    if old.phase in ("Suspending", "Suspended") and not new.finished:
+        return [Event("Normal", "Resumed", new.message or "")]
+    return []
 
 
 def _end(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:

@@ -5,14 +5,14 @@ index, for clocks of nodes differ and times have whole seconds.
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from finetune_api.exit_codes import ExitCode, is_permanent, meaning
 from finetune_api.status import Attempt
-from finetune_operator.plan.observe import Ended, Pod
+from finetune_operator.plan.observe import LOST, Ended, Pod
 
-Outcome = Literal["Succeeded", "Preempted", "Failed"]
+Outcome = Literal["Succeeded", "Preempted", "Failed", "Suspended", "Released"]
 SETTLE = 15.0  # s a consequence waits for its cause to be seen
 _SAME_PLACE = 50  # steps
 
@@ -28,6 +28,7 @@ class Verdict:
     exit_code: int | None = None
     counted: bool = True
     permanent: bool = False
+    backs_off: bool = False  # waits before the next attempt though it does not count
 
 
 def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Verdict | None:
@@ -61,6 +62,23 @@ def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Ver
         text = "its pod vanished" if missing else "its node does not answer"
         return Verdict("Failed", "WorkerLost", f"worker {index} was lost: {text}", worker=index)
     return _of_exit(failures[0][1], ends[failures[0][1]], pods)
+
+
+def permanent(pods: list[Pod]) -> Verdict | None:
+    """An exit that no other attempt could mend, whatever else happened to the gang."""
+    for pod in pods:
+        if pod.ended and is_permanent(pod.ended.exit_code, prepare=False):
+            return _of_exit(pod.index, pod.ended, pods)
+    return None
+
+
+def settles_in(pods: list[Pod], now: datetime) -> float | None:
+    """Seconds until `verdict` must be asked again though nothing happens; None: never."""
+    failures = [p.ended.finished for p in pods if p.ended and p.ended.exit_code != 0]
+    due = [moment + timedelta(seconds=SETTLE) for moment in failures]
+    due += [pod.deletion + timedelta(seconds=LOST) for pod in pods if pod.deletion and not pod.gone]
+    waits = [(moment - now).total_seconds() + 1 for moment in due]  # times have whole seconds
+    return min((wait for wait in waits if wait > 0), default=None)
 
 
 def _may_still_show(pods: list[Pod], failures: list[tuple[datetime, int]], now: datetime) -> bool:

@@ -2,7 +2,7 @@
 
 from finetune_api.progress import Output
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.plan.decision import Decision, Delete
+from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.observe import World
 
@@ -19,9 +19,3 @@ def failed(world: World, status: FineTuneJobStatus, reason: str, message: str) -
     status = status.replace(completion_time=world.now, next_attempt_time=None)
     situation = Situation("Failed", reason[:64], message[:1024])
     return Decision(describe(world, status, situation), commits=True)
-
-
-def tidy(world: World) -> Decision:
-    """A finished job holds no running pod; ended ones stay for their logs."""
-    left = [pod for pod in world.pods if not pod.over(world.now) and not pod.deletion]
-    return Decision(world.job.status, delete=[Delete(pod.name, pod.uid) for pod in left])

@@ -12,6 +12,9 @@ from finetune_api.status import FineTuneJobStatus
 Object = dict[str, Any]
 
 
+LOST = 60.0  # s after its deletion was due: nobody will confirm a pod's end any more
+
+
 def parse_time(text: str | None) -> datetime | None:
     """A Kubernetes timestamp."""
     return datetime.fromisoformat(text) if text else None
@@ -78,12 +81,16 @@ class Pod:
     index: int
     phase: str
     owner: str | None
+    node: str | None = None
+    created: datetime | None = None
     ip: str | None = None
     scheduled: datetime | None = None
     unschedulable: str | None = None
+    gates: tuple[str, ...] = ()  # scheduling gates that hold it, as queueing systems set them
     waiting: tuple[str, str] | None = None  # reason, message
     running: bool = False
     ended: Ended | None = None
+    terminal_since: datetime | None = None  # of a pod that failed without its container's end
     deletion: datetime | None = None  # moment by which it must be gone, the grace included
     disrupted: bool = False
     trouble: tuple[str, str] | None = None  # the pod failed as a whole: reason, message
@@ -99,9 +106,11 @@ class Pod:
         conditions = {c["type"]: c for c in status.get("conditions", [])}
         scheduled = conditions.get("PodScheduled", {})
         bound = scheduled.get("status") == "True"
+        gates = tuple(g["name"] for g in item.get("spec", {}).get("schedulingGates", []))
         statuses = status.get("containerStatuses", [])
         trainer: Object = next((s for s in statuses if s["name"] == names.CONTAINER), {})
         state = trainer.get("state", {})
+        ended = _ended(state, status)
         owners = [o["uid"] for o in metadata.get("ownerReferences", []) if o.get("controller")]
         return cls(
             name=metadata["name"],
@@ -111,15 +120,19 @@ class Pod:
             index=int(labels.get(names.LABEL_WORKER_INDEX, 0)),
             phase=status.get("phase", "Pending"),
             owner=owners[0] if owners else None,
+            node=item.get("spec", {}).get("nodeName"),
+            created=parse_time(metadata.get("creationTimestamp")),
             ip=status.get("podIP"),
             scheduled=parse_time(scheduled.get("lastTransitionTime")) if bound else None,
-            unschedulable=None if bound else scheduled.get("message"),
+            unschedulable=None if bound or gates else scheduled.get("message"),
+            gates=gates,
             waiting=_waiting(state),
             running="running" in state,
-            ended=_ended(state, status),
+            ended=ended,
             deletion=parse_time(metadata.get("deletionTimestamp")),
             disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
-            trouble=_trouble(status) if not _ended(state, status) else None,
+            terminal_since=None if ended else _terminal_since(status, conditions),
+            trouble=None if ended else _trouble(status),
             inputs=annotations.get(names.ANNOTATION_INPUTS),
             retry=int(annotations.get(names.ANNOTATION_RETRY, 0)),
         )
@@ -130,11 +143,14 @@ class Pod:
 
     def lost(self, now: datetime) -> bool:
         """Long past the moment by which it should have been gone: nobody will confirm its end."""
-        return self.deletion is not None and (now - self.deletion).total_seconds() > 60
+        return self.deletion is not None and (now - self.deletion).total_seconds() > LOST
 
     def over(self, now: datetime) -> bool:
-        """Ended, absent or lost: the next attempt need not wait for it."""
-        return self.gone or self.ended is not None or self.phase in _TERMINAL or self.lost(now)
+        """Absent, ended or lost: the next attempt need not wait for it.
+
+        By the phase, not by the trainer container: a sidecar that still runs holds the devices.
+        """
+        return self.gone or self.phase in _TERMINAL or self.lost(now)
 
     @property
     def told_to_stop(self) -> bool:
@@ -143,6 +159,14 @@ class Pod:
 
 
 _TERMINAL = ("Succeeded", "Failed")
+
+
+def _terminal_since(status: Object, conditions: dict[str, Object]) -> datetime | None:
+    """The newest change of a condition: nothing of the pod changes after its end."""
+    if status.get("phase") not in _TERMINAL:
+        return None
+    times = [parse_time(c.get("lastTransitionTime")) for c in conditions.values()]
+    return max((time for time in times if time), default=None)
 
 
 def _trouble(status: Object) -> tuple[str, str] | None:

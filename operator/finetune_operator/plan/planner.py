@@ -1,6 +1,6 @@
 """From what is observed to what is done: the story of a job's life."""
 
-from finetune_operator.plan import finish, gang, prepare
+from finetune_operator.plan import cleanup, gang, next_attempt, prepare, suspend
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import World
 from finetune_operator.settings import Settings
@@ -12,9 +12,11 @@ def plan(world: World, settings: Settings) -> Decision:
     if world.job.deleting:
         return Decision(status)  # owner references clean up
     if status.finished:
-        return finish.tidy(world)
+        return cleanup.tidy(world)
     if not status.attempts:
+        if world.job.spec.suspend:
+            return suspend.hold(world, status)
         return prepare.preparing(world, settings)
     if status.attempts[-1].outcome is None:
         return gang.running(world, settings)
-    return gang.between(world)
+    return next_attempt.between(world, settings)

@@ -91,7 +91,7 @@ def worker_pods(job: Job, highest_step: int) -> list[Object]:
         prepared_digest=status.resolved.prepared_digest,
         run_digest=status.resolved.run_digest,
     )
-    return [_worker_pod(job, index, config) for index in range(job.spec.workers.replicas)]
+    return [_worker_pod(job, index, config) for index in range(status.attempts[-1].workers)]
 
 
 def _worker_pod(job: Job, index: int, config: RunConfig) -> Object:
@@ -105,6 +105,8 @@ def _worker_pod(job: Job, index: int, config: RunConfig) -> Object:
         names.LABEL_WORKER_INDEX: str(index),
     }
     pod["spec"] |= {"hostname": name, "subdomain": job.name}
+    if job.spec.scheduling:
+        pod["spec"]["priorityClassName"] = job.spec.scheduling.priority_class_name
     container = _own_container(pod["spec"])
     place = {
         "PET_NNODES": str(workers.replicas),
@@ -141,6 +143,7 @@ def _config(job: Job, role: str) -> RunConfig:
             "cache": spec.cache,
             "mounts": {claim: f"{names.CLAIMS_PATH}/{claim}" for claim in claims(job)},
             "termination_grace_period_seconds": spec.run_policy.termination_grace_period_seconds,
+            "progress_deadline_seconds": spec.run_policy.progress_deadline_seconds,
         }
     )
 
@@ -241,7 +244,12 @@ def _owner(job: Job) -> Object:
 
 
 def inputs_digest(job: Job, image: str) -> str:
-    """What a prepare pod's answer is valid for."""
-    config = _config(job, "prepare").to_dict()
-    text = json.dumps([config, image], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    """What a prepare pod's answer is valid for: an edited deadline changes nothing."""
+    spec = job.spec
+    inputs = [
+        *(part.to_dict() for part in (spec.model, spec.dataset, spec.training)),
+        spec.checkpoints.storage,
+        spec.cache,
+        image,
+    ]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]

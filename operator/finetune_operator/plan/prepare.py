@@ -9,13 +9,15 @@ from datetime import timedelta
 from finetune_api.exit_codes import is_permanent, meaning
 from finetune_api.progress import Stage
 from finetune_api.run import PrepareResult
-from finetune_api.status import Attempt, Resolved
+from finetune_api.status import Resolved
 from finetune_operator.plan import pods as render
+from finetune_operator.plan import usage
 from finetune_operator.plan.decision import Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, waiting
 from finetune_operator.plan.finish import failed, succeeded
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.resolve import resolve
+from finetune_operator.plan.stops import START_DEADLINE
 from finetune_operator.settings import Settings
 
 RETRIES = 3
@@ -38,10 +40,14 @@ def preparing(world: World, settings: Settings) -> Decision:
     if pod.retry < job.status.prepare_failures:
         return _wait(world, _backing_off(world), delete=pod)  # its failure is counted already
     if pod.ended is None and pod.trouble is None:
+        if late := _late(world, pod):
+            return failed(world, job.status, START_DEADLINE, late)
         stop = waiting([pod])
         reason, message = stop or ("", "checking the model and preparing the data")
         stage: Stage | None = "PreparingData" if pod.running else None
-        return _wait(world, Situation("Preparing", reason, message, stage))
+        return _wait(
+            world, Situation("Preparing", reason, message, stage), wait=_seconds_left(world, pod)
+        )
     if pod.told_to_stop and not (pod.ended and pod.ended.exit_code == 0):
         return _wait(world, Situation("Preparing", message="prepare pod evicted"), delete=pod)
     return _conclude(world, pod, image, settings)
@@ -117,7 +123,7 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
         ),
         plan=plan,
         data=data,
-        attempts=[Attempt(number=1, start_time=world.now)],
+        attempts=[usage.begin(job.spec, 1, world.now)],
     )
     try:
         pod = render.worker_pods(job.with_status(status), 0)[0]
@@ -139,13 +145,36 @@ def _backing_off(world: World) -> Situation:
     return Situation("Preparing", "BackOff", text)
 
 
-def _wait(world: World, situation: Situation, delete: Pod | None = None) -> Decision:
+def _seconds_left(world: World, pod: Pod) -> float | None:
+    """Until startDeadlineSeconds strikes; None: never, or it runs already."""
+    limit = world.job.spec.run_policy.start_deadline_seconds
+    if limit is None or pod.created is None or pod.running or pod.gates:
+        return None
+    return (pod.created + timedelta(seconds=limit) - world.now).total_seconds()
+
+
+def _late(world: World, pod: Pod) -> str | None:
+    left = _seconds_left(world, pod)
+    if left is None or left > 0:
+        return None
+    _, why = waiting([pod]) or ("", "it does not run")
+    limit = world.job.spec.run_policy.start_deadline_seconds
+    return f"not started within runPolicy.startDeadlineSeconds ({limit} s): {pod.name}: {why}"
+
+
+def _wait(
+    world: World,
+    situation: Situation,
+    delete: Pod | None = None,
+    wait: float | None = None,
+) -> Decision:
     at = world.job.status.next_attempt_time
-    wait = (at - world.now).total_seconds() if at else 0.0
+    if wait is None and at:
+        wait = (at - world.now).total_seconds()
     return Decision(
         describe(world, world.job.status, situation),
         delete=[Delete(delete.name, delete.uid, _GRACE)] if delete else [],
-        requeue_after=wait if wait > 0 else None,
+        requeue_after=wait if wait and wait > 0 else None,
     )
 
 

@@ -34,6 +34,21 @@ def resolve(spec: FineTuneJobSpec, prepared: PrepareResult) -> tuple[Plan, DataS
     return plan, data
 
 
+def rescaled(plan: Plan, spec: FineTuneJobSpec) -> Plan:
+    """The plan for the gang as it is now: workers and deepspeed may change while suspended.
+
+    Only what the spec names and what follows from it: a default that another version of the
+    operator would choose is no reason to compute an old run in a new way.
+    """
+    deepspeed = spec.deepspeed
+    micro = (deepspeed and deepspeed.micro_batch_size) or plan.micro_batch_size
+    return plan.replace(
+        zero_stage=(deepspeed and deepspeed.zero_stage) or plan.zero_stage,
+        micro_batch_size=micro,
+        gradient_accumulation_steps=math.ceil(plan.global_batch_size / (spec.world_size * micro)),
+    )
+
+
 def _global_batch(spec: FineTuneJobSpec, micro: int, rows: int) -> int:
     """The largest of 8 to 64 that leaves enough steps, as a multiple of what runs at once."""
     unit = spec.world_size * micro

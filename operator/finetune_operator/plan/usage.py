@@ -1,40 +1,58 @@
 """Device time of attempts: exact where ends were seen, marked where they were not.
 
 A pod costs its devices from the moment it was bound to a node until its trainer container ended.
-The total of an attempt is recomputed from the pods at every look; a pod that vanished unseen stays
-charged with what it had cost by the last look before.
+The total of an attempt is recomputed from the pods at every look. A pod that vanished unseen stays
+charged with what it had cost by its last proof of life, until the attempt's own record on storage
+tells more. Once an attempt is settled its sums change by such a correction only.
 """
 
 from datetime import datetime
 
 from finetune_api.progress import StepLedger
+from finetune_api.run import AttemptRecord
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, FineTuneJobStatus, Usage
 from finetune_operator.plan.observe import Pod
+
+
+def begin(spec: FineTuneJobSpec, number: int, now: datetime) -> Attempt:
+    """A new attempt, with the size of its gang: the spec may change while the job is suspended."""
+    workers = spec.workers
+    return Attempt(
+        number=number,
+        workers=workers.replicas,
+        devices_per_worker=workers.devices_per_worker,
+        start_time=now,
+    )
+
+
+def _end(pod: Pod) -> datetime | None:
+    """When it ceased to hold devices; an evicted pod may never have told about its container."""
+    return pod.ended.finished if pod.ended else pod.terminal_since
 
 
 def _seconds(pod: Pod, until: datetime) -> int:
     if pod.scheduled is None:
         return 0
-    end = min(until, pod.ended.finished) if pod.ended else until
+    end = min(until, _end(pod) or until)
     return max(0, int((end - pod.scheduled).total_seconds()))
 
 
-def account(
-    attempt: Attempt, pods: list[Pod], replicas: int, devices: int, now: datetime
-) -> Attempt:
-    """The attempt with its device seconds up to now; `devices` is per pod."""
+def account(attempt: Attempt, pods: list[Pod], now: datetime) -> Attempt:
+    """The attempt with its device seconds up to now."""
+    devices = attempt.devices_per_worker
     # A pod whose object is gone has a known cost only when its end was seen.
-    known = [pod for pod in pods if pod.ended or not pod.gone]
-    going = any(pod.ended is None and not pod.gone for pod in pods)
-    total = devices * sum(_seconds(pod, now) for pod in known)
-    vanished = replicas - len(known) if attempt.created else 0
+    known = [pod for pod in pods if _end(pod) or not pod.gone]
+    going = any(_end(pod) is None for pod in known)
+    seconds = devices * sum(_seconds(pod, now) for pod in known)
+    vanished = attempt.workers - len(known) if attempt.created else 0
     vanished_seconds = attempt.vanished_device_seconds
     if vanished > attempt.vanished_workers:
         last = attempt.accounted_until or attempt.start_time
         then = devices * sum(_seconds(pod, last) for pod in known)
         vanished_seconds = max(vanished_seconds, attempt.device_seconds - then)
     return attempt.replace(
-        device_seconds=max(attempt.device_seconds, total + vanished_seconds),
+        device_seconds=max(attempt.device_seconds, seconds + vanished_seconds),
         accounted_until=now if going else attempt.accounted_until,
         vanished_workers=max(vanished, attempt.vanished_workers),
         vanished_device_seconds=vanished_seconds,
@@ -42,18 +60,66 @@ def account(
     )
 
 
-def split(attempt: Attempt, ledger: StepLedger | None, gang_devices: int) -> Attempt:
-    """Divide an ended attempt's time by its ledger of steps; what is left is overhead."""
+def settle(attempt: Attempt, pods: list[Pod]) -> Attempt:
+    """Every pod of the attempt is over: its sums are final.
+
+    Where all ends were seen the total is the plain sum, whatever a clock of ours that runs ahead of
+    the nodes' had charged meanwhile.
+    """
+    own = [pod for pod in pods if pod.attempt == attempt.number]
+    unseen = [pod for pod in own if pod.ended is None and pod.scheduled and not pod.gone]
+    exact = attempt.vanished_workers == 0 and not unseen
+    if exact and own:
+        seconds = sum(_seconds(pod, pod.ended.finished) for pod in own if pod.ended)
+        attempt = attempt.replace(device_seconds=attempt.devices_per_worker * seconds)
+    parts = attempt.productive_device_seconds + attempt.lost_device_seconds
+    return attempt.replace(
+        settled=True,
+        estimated=attempt.estimated or bool(unseen),
+        device_seconds=max(attempt.device_seconds, parts),
+    )
+
+
+def split(attempt: Attempt, ledger: StepLedger | None) -> Attempt:
+    """Divide an attempt's time by its ledger of steps; what is left is overhead."""
     if ledger is None:
         return attempt
-    productive = min(attempt.device_seconds, int(ledger.productive_seconds * gang_devices))
+    devices = attempt.workers * attempt.devices_per_worker
+    productive = min(attempt.device_seconds, int(ledger.productive_seconds * devices))
     left = attempt.device_seconds - productive
     return attempt.replace(
         productive_device_seconds=productive,
-        lost_device_seconds=min(left, round(ledger.redone_seconds * gang_devices)),
+        lost_device_seconds=min(left, round(ledger.redone_seconds * devices)),
         first_step=ledger.first_step,
         last_step=ledger.highest_step,
     )
+
+
+def correct(status: FineTuneJobStatus, records: list[AttemptRecord]) -> FineTuneJobStatus:
+    """Mend estimates of earlier attempts by what these wrote about themselves, once each.
+
+    The record's time is a proof of life of its gang that the operator did not see. It is worker
+    0's; the mark `estimated` stays, for the others' ends are taken to be the same.
+    """
+    known = {record.attempt: record for record in records}
+    mended = [
+        _corrected(attempt, known[attempt.number])
+        if attempt.settled
+        and attempt.estimated
+        and not attempt.corrected
+        and attempt.number in known
+        else attempt
+        for attempt in status.attempts
+    ]
+    return status.replace(attempts=mended) if mended != status.attempts else status
+
+
+def _corrected(attempt: Attempt, record: AttemptRecord) -> Attempt:
+    last = attempt.accounted_until or attempt.start_time
+    unseen = max(0, int((record.update_time - last).total_seconds()))
+    more = unseen * attempt.vanished_workers * attempt.devices_per_worker
+    attempt = attempt.replace(device_seconds=attempt.device_seconds + more, corrected=True)
+    return split(attempt, record.ledger)
 
 
 def total(status: FineTuneJobStatus) -> Usage:
@@ -83,6 +149,7 @@ def fold(status: FineTuneJobStatus, most: int = 10) -> FineTuneJobStatus:
         device_seconds=sum(p.device_seconds for p in parts),
         productive_device_seconds=sum(p.productive_device_seconds for p in parts),
         lost_device_seconds=sum(p.lost_device_seconds for p in parts),
+        active_seconds=sum(p.active_seconds for p in parts),
         estimated=any(p.estimated for p in parts),
         last_step=max((p.last_step or 0 for p in parts), default=0),
     )

@@ -1,0 +1,51 @@
+"""Deadlines of a run: start, active, progress. Each says when it strikes; none looks at a clock."""
+
+from datetime import timedelta
+
+from finetune_api.spec import RunPolicy
+from finetune_api.status import Attempt, FineTuneJobStatus
+from finetune_operator.plan.describe import duration, waiting
+from finetune_operator.plan.observe import Pod, World
+from finetune_operator.plan.stops import ACTIVE_DEADLINE, HANG, START_DEADLINE, Stop
+
+# The supervisor in the pod judges first; only one that is stuck itself is left for us.
+_PROGRESS_MARGIN = 60
+
+
+def start(policy: RunPolicy, attempt: Attempt, gang: list[Pod]) -> list[Stop]:
+    """From "all pods exist and none is gated" until all run."""
+    limit, since = policy.start_deadline_seconds, attempt.schedulable_time
+    if limit is None or since is None or attempt.running_time is not None:
+        return []
+    _, why = waiting(gang) or ("", "not all workers run")
+    text = f"not started within runPolicy.startDeadlineSeconds ({limit} s): {why}"
+    return [Stop(START_DEADLINE, text, since + timedelta(seconds=limit))]
+
+
+def active(
+    policy: RunPolicy, status: FineTuneJobStatus, attempt: Attempt, gang: list[Pod]
+) -> list[Stop]:
+    """Time in which whole gangs ran, over all attempts; an export is not cut off any more."""
+    limit, since = policy.active_deadline_seconds, attempt.running_time
+    trained = any(pod.ended and pod.ended.exit_code == 0 for pod in gang)
+    if limit is None or since is None or trained:
+        return []
+    before = sum(a.active_seconds for a in status.attempts if a.number != attempt.number)
+    before += status.folded_attempts.active_seconds if status.folded_attempts else 0
+    text = f"ran for runPolicy.activeDeadlineSeconds ({duration(limit)}); raise it in a new job"
+    return [Stop(ACTIVE_DEADLINE, text, since + timedelta(seconds=limit - before))]
+
+
+def progress(policy: RunPolicy, world: World) -> list[Stop]:
+    """A received report says that nothing moves, and the supervisor does not act on it.
+
+    A report that cannot be had is never a reason: a closed network policy would look the same.
+    """
+    limit = policy.progress_deadline_seconds
+    if world.report is None or world.silent:
+        return []
+    age = world.report.activity_age_seconds
+    if age <= limit + _PROGRESS_MARGIN:
+        return []
+    text = f"nothing was finished for {duration(age)} (runPolicy.progressDeadlineSeconds {limit})"
+    return [Stop(HANG, text)]
