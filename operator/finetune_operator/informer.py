@@ -9,6 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from finetune_api import names
 from finetune_operator.kube import TRANSIENT, ApiError, Kube, Object
@@ -47,11 +48,11 @@ class Pods:
             self._pods[job_uid][uid] = pod
             self.notify(self._keys[job_uid])
 
-    def vanish(self, job_uid: str, pod_uid: str) -> None:
-        """A pod's object is gone."""
+    def vanish(self, job_uid: str, pod_uid: str, at: datetime | None = None) -> None:
+        """A pod's object is gone; `at`: when its deletion was seen."""
         pod = self._pods.get(job_uid, {}).get(pod_uid)
         if pod and not pod.gone:
-            self._pods[job_uid][pod_uid] = pod.vanished()
+            self._pods[job_uid][pod_uid] = pod.vanished(at)
             self.notify(self._keys[job_uid])
 
     def replace(self, items: list[Object], job_uid: str | None = None) -> None:
@@ -112,7 +113,8 @@ async def _watch(
             pods.take(item)
             if event["type"] == "DELETED":
                 labels = item["metadata"].get("labels", {})
-                pods.vanish(labels[names.LABEL_JOB_UID], item["metadata"]["uid"])
+                now = datetime.now(UTC)
+                pods.vanish(labels[names.LABEL_JOB_UID], item["metadata"]["uid"], now)
 
 
 def _replace_in(pods: Pods, items: list[Object], namespace: str) -> None:

@@ -67,7 +67,8 @@ class Model:
         if pod.role == "prepare":
             return ended(pod, 0, self.now, result(prepared=prepared()))
         if event == "run" or not pod.running:
-            return replace(pod, running=True, phase="Running", scheduled=at(self.now), ip="1.2.3.4")
+            bound = pod.scheduled or at(self.now)
+            return replace(pod, running=True, phase="Running", scheduled=bound, ip="1.2.3.4")
         self.step += 3
         said = progressed(self.step, saved=self.step - 1) if pod.index == 0 else {}
         if event == "crash":

@@ -1,5 +1,6 @@
 """Worlds for the planner: jobs and pods in a few words."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -105,8 +106,6 @@ def worker(index: int, attempt: int = 1, **changes: Any) -> Pod:
 
 
 def ended(pod: Pod, code: int, when: float, message: str = "", reason: str = "") -> Pod:
-    from dataclasses import replace
-
     end = Ended(code, reason or ("Completed" if code == 0 else "Error"), at(when), message)
     phase = "Succeeded" if code == 0 else "Failed"
     return replace(pod, running=False, phase=phase, ended=end)
@@ -129,6 +128,11 @@ def committed(**spec: Any) -> Job:
 
 def _identity(item: dict[str, Any]) -> dict[str, Any]:
     return {"metadata": item["metadata"] | {"uid": "prepare-uid"}}
+
+
+def suspended(job: Job) -> Job:
+    """The same job, asked to stop by its user."""
+    return replace(job, spec=job.spec.replace(suspend=True))
 
 
 def running(job: Job | None = None, now: float = 20) -> Job:

@@ -70,8 +70,10 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
     spec, number = world.job.spec, ended.number + 1
     attempt = usage.begin(spec, number, world.now)
     again = ended.outcome in ("Failed", "Preempted")
-    new = usage.fold(status.replace(attempts=[*status.attempts, attempt])).replace(
+    room = usage.fold(status, usage.KEPT - 1)
+    new = room.replace(
         attempt=number,
+        attempts=[*room.attempts, attempt],
         restarts=status.restarts + (1 if again else 0),
         next_attempt_time=None,
         stage=None,

@@ -97,6 +97,7 @@ class Pod:
     inputs: str | None = None  # of a prepare pod: what its answer is valid for
     retry: int = 0  # of a prepare pod: how many failed before it
     gone: bool = False  # the object does not exist any more; this is the last that was seen
+    gone_at: datetime | None = None  # when that was seen; None: it was found missing later
 
     @classmethod
     def of(cls, item: Object) -> "Pod":
@@ -137,9 +138,9 @@ class Pod:
             retry=int(annotations.get(names.ANNOTATION_RETRY, 0)),
         )
 
-    def vanished(self) -> "Pod":
-        """The same pod, its object gone."""
-        return replace(self, gone=True, running=False)
+    def vanished(self, at: datetime | None = None) -> "Pod":
+        """The same pod, its object gone; `at`: the moment of the event that told so."""
+        return replace(self, gone=True, running=False, gone_at=at)
 
     def lost(self, now: datetime) -> bool:
         """Long past the moment by which it should have been gone: nobody will confirm its end."""

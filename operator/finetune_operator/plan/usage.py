@@ -28,7 +28,7 @@ def begin(spec: FineTuneJobSpec, number: int, now: datetime) -> Attempt:
 
 def _end(pod: Pod) -> datetime | None:
     """When it ceased to hold devices; an evicted pod may never have told about its container."""
-    return pod.ended.finished if pod.ended else pod.terminal_since
+    return pod.ended.finished if pod.ended else pod.terminal_since or pod.gone_at
 
 
 def _seconds(pod: Pod, until: datetime) -> int:
@@ -41,9 +41,10 @@ def _seconds(pod: Pod, until: datetime) -> int:
 def account(attempt: Attempt, pods: list[Pod], now: datetime) -> Attempt:
     """The attempt with its device seconds up to now."""
     devices = attempt.devices_per_worker
-    # A pod whose object is gone has a known cost only when its end was seen.
-    known = [pod for pod in pods if _end(pod) or not pod.gone]
-    going = any(_end(pod) is None for pod in known)
+    # A pod whose object is gone has a known cost only when its end was seen, or it had no node.
+    known = [pod for pod in pods if _end(pod) or not pod.gone or pod.scheduled is None]
+    going = any(_end(pod) is None and not pod.gone for pod in known)
+    guessed = any(pod.ended is None and pod.gone and pod.scheduled for pod in pods)
     seconds = devices * sum(_seconds(pod, now) for pod in known)
     vanished = attempt.workers - len(known) if attempt.created else 0
     vanished_seconds = attempt.vanished_device_seconds
@@ -56,7 +57,7 @@ def account(attempt: Attempt, pods: list[Pod], now: datetime) -> Attempt:
         accounted_until=now if going else attempt.accounted_until,
         vanished_workers=max(vanished, attempt.vanished_workers),
         vanished_device_seconds=vanished_seconds,
-        estimated=attempt.estimated or vanished > 0,
+        estimated=attempt.estimated or vanished > 0 or guessed,
     )
 
 
@@ -67,7 +68,7 @@ def settle(attempt: Attempt, pods: list[Pod]) -> Attempt:
     the nodes' had charged meanwhile.
     """
     own = [pod for pod in pods if pod.attempt == attempt.number]
-    unseen = [pod for pod in own if pod.ended is None and pod.scheduled and not pod.gone]
+    unseen = [pod for pod in own if pod.ended is None and pod.scheduled]
     exact = attempt.vanished_workers == 0 and not unseen
     if exact and own:
         seconds = sum(_seconds(pod, pod.ended.finished) for pod in own if pod.ended)
@@ -122,6 +123,9 @@ def _corrected(attempt: Attempt, record: AttemptRecord) -> Attempt:
     return split(attempt, record.ledger)
 
 
+KEPT = 10  # attempts in the list
+
+
 def total(status: FineTuneJobStatus) -> Usage:
     """Sums over all attempts; the three parts add up to the whole."""
     attempts = [*status.attempts, *([status.folded_attempts] if status.folded_attempts else [])]
@@ -138,11 +142,12 @@ def total(status: FineTuneJobStatus) -> Usage:
     )
 
 
-def fold(status: FineTuneJobStatus, most: int = 10) -> FineTuneJobStatus:
+def fold(status: FineTuneJobStatus, most: int) -> FineTuneJobStatus:
     """Keep the newest attempts; the older ones become one sum."""
     if len(status.attempts) <= most:
         return status
-    old, kept = status.attempts[:-most], status.attempts[-most:]
+    cut = len(status.attempts) - most
+    old, kept = status.attempts[:cut], status.attempts[cut:]
     parts = [*([status.folded_attempts] if status.folded_attempts else []), *old]
     folded = parts[-1].replace(
         start_time=parts[0].start_time,

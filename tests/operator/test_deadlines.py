@@ -1,0 +1,199 @@
+"""Deadlines and half gangs: when they strike, and what follows."""
+
+from dataclasses import replace
+
+import pytest
+
+from finetune_api.run import Report
+from tests.operator.test_plan import condition, prepare_pod
+from tests.operator.worlds import (
+    at,
+    committed,
+    ended,
+    look,
+    make_job,
+    progressed,
+    result,
+    running,
+    worker,
+)
+
+
+def policy(job, **changes):
+    return replace(job, spec=job.spec.replace(run_policy=job.spec.run_policy.replace(**changes)))
+
+
+def pending(index, **changes):
+    return worker(index, running=False, phase="Pending", scheduled=None, **changes)
+
+
+def with_pods(job, now=10):
+    return job.with_status(look(job, pending(0), pending(1), now=now).status)
+
+
+def follow(job, *pods, now, most=5):
+    """Looks until nothing more is committed; the last decision and the job then."""
+    for _ in range(most):
+        decision = look(job, *pods, now=now)
+        job = job.with_status(decision.status)
+        if not decision.commits:
+            break
+    return decision, job
+
+
+def test_the_start_deadline_counts_from_the_moment_all_pods_exist():
+    job = policy(with_pods(committed(), now=10), start_deadline_seconds=60)
+    stuck = [pending(i, unschedulable="0/3 nodes are available") for i in (0, 1)]
+    early = look(job, *stuck, now=69)
+    assert early.status.phase == "Queued"
+    assert early.requeue_after == 1
+    decision, job = follow(job, *stuck, now=70)
+    assert [d.grace for d in decision.delete] == [10, 10]
+    gone = [replace(pod, gone=True) for pod in stuck]
+    _, job = follow(job, *gone, now=71)
+    assert (job.status.phase, job.status.reason) == ("Failed", "StartDeadlineExceeded")
+    assert "0/3 nodes are available" in job.status.message
+    assert job.status.usage.device_seconds == 0
+    assert not job.status.usage.estimated
+
+
+def test_a_gang_that_is_held_by_a_gate_is_queued_and_no_deadline_runs():
+    job = policy(committed(), start_deadline_seconds=60)
+    gated = [pending(i, gates=("kueue.x-k8s.io/admission",)) for i in (0, 1)]
+    job = job.with_status(look(job, *gated, now=10).status)
+    later = look(job, *gated, now=5000)
+    assert (later.status.phase, later.status.reason) == ("Queued", "SchedulingGated")
+    assert "kueue.x-k8s.io/admission" in later.status.message
+    assert not later.commits
+
+
+def test_a_prepare_pod_that_never_runs_ends_the_job_by_the_start_deadline():
+    job = policy(make_job(), start_deadline_seconds=60)
+    stuck = prepare_pod(job, created=at(0), waiting=("ImagePullBackOff", "no such image"))
+    assert look(job, stuck, now=59).requeue_after == 1
+    late = look(job, stuck, now=61)
+    assert (late.status.phase, late.status.reason) == ("Failed", "StartDeadlineExceeded")
+    assert "no such image" in late.status.message
+    (doomed,) = look(job.with_status(late.status), stuck, now=62).delete
+    assert doomed.name == "a-prepare"
+
+
+def test_the_active_deadline_saves_first_and_counts_running_time_only():
+    job = policy(running(now=1000), active_deadline_seconds=100)
+    assert not look(job, worker(0), worker(1), now=1099).commits
+    decision, job = follow(job, worker(0), worker(1), now=1100)
+    assert [d.grace for d in decision.delete] == [None, None]
+    said = result("Stopped", reason="Stopped", **progressed(30, saved=30))
+    gang = [ended(worker(i, deletion=at(1400)), 75, 1105, said) for i in (0, 1)]
+    _, job = follow(job, *gang, now=1106)
+    assert (job.status.phase, job.status.reason) == ("Failed", "ActiveDeadlineExceeded")
+    assert job.status.attempts[0].active_seconds == 105
+
+
+def test_the_active_deadline_adds_up_over_attempts():
+    job = policy(running(now=20), active_deadline_seconds=100)
+    crash = [ended(worker(0), 1, 80, result("Failed", reason="Crashed")), ended(worker(1), 88, 80)]
+    job = job.with_status(look(job, *crash, now=81).status)
+    assert job.status.attempts[0].active_seconds == 60
+    decision, job = follow(job, *crash, now=200)
+    job = running(job, now=300)
+    second = [worker(0, 2), worker(1, 2)]
+    assert not look(job, *second, now=339).commits
+    assert look(job, *second, now=340).commits
+
+
+def test_an_export_is_not_cut_off_by_the_active_deadline():
+    job = policy(running(now=20), active_deadline_seconds=100)
+    exporting = [worker(0), ended(worker(1), 0, 100)]
+    assert not look(job, *exporting, now=500).commits
+
+
+def report(age):
+    return Report(
+        job_uid="job-uid",
+        attempt=1,
+        worker_index=0,
+        sequence=1,
+        stage="Training",
+        stage_since=at(20),
+        activity=5,
+        activity_age_seconds=age,
+    )
+
+
+@pytest.mark.parametrize(
+    ("age", "silent", "strikes"),
+    [(1800, False, False), (1860, False, False), (1861, False, True), (9999, True, False)],
+    ids=["in time", "the pod judges first", "the pod is stuck too", "an old report is no report"],
+)
+def test_the_operator_acts_on_a_hang_only_by_a_report_it_received(age, silent, strikes):
+    decision = look(running(), worker(0), worker(1), now=40, report=report(age), silent=silent)
+    assert (decision.status.attempts[-1].stop_reason == "Hang") is strikes
+
+
+def test_a_hang_is_a_counted_restart():
+    decision, job = follow(running(), worker(0), worker(1), now=40, most=1)
+    asked = look(job, worker(0), worker(1), now=41, report=report(5000))
+    job = job.with_status(asked.status)
+    doomed = look(job, worker(0), worker(1), now=42).delete
+    assert [d.grace for d in doomed] == [10, 10]
+    gang = [ended(worker(i, deletion=at(52)), 137, 45) for i in (0, 1)]
+    _, job = follow(job, *gang, now=46)
+    assert (job.status.phase, job.status.reason) == ("Restarting", "Hang")
+    assert job.status.counted_restarts == 1
+
+
+def half(now):
+    return [worker(0, running=False, phase="Pending"), pending(1, unschedulable="no room")]
+
+
+def test_half_a_gang_lets_go_after_a_while_and_tries_again_uncounted():
+    job = committed()
+    job = job.with_status(look(job, *half(0), now=20).status)
+    assert job.status.phase == "Starting"
+    assert "1 of 2 workers have a node" in job.status.message
+    assert look(job, *half(0), now=609).requeue_after == 1
+    decision, job = follow(job, *half(0), now=610)
+    assert {d.name for d in decision.delete} == {"a-1-0", "a-1-1"}
+    gone = [replace(pod, gone=True, gone_at=at(612)) for pod in half(0)]
+    _, job = follow(job, *gone, now=613)
+    attempt = job.status.attempts[-1]
+    assert (attempt.outcome, attempt.reason, attempt.counted) == (
+        "Released",
+        "GangIncomplete",
+        False,
+    )
+    assert job.status.phase == "Restarting"
+    assert 5 <= (job.status.next_attempt_time - at(613)).total_seconds() <= 15
+    assert attempt.device_seconds == 4 * 602  # the half that held a node was not free of charge
+    _, job = follow(job, *gone, now=700)
+    assert (job.status.attempt, job.status.restarts, job.status.counted_restarts) == (2, 0, 0)
+
+
+def test_gangs_that_let_go_again_and_again_wait_longer_but_never_fail():
+    job, waits = committed(), []
+    for number in range(1, 120):
+        start = number * 10_000
+        pods = [
+            worker(0, number, running=False, phase="Pending", scheduled=at(start)),
+            worker(
+                1, number, running=False, phase="Pending", scheduled=None, unschedulable="no room"
+            ),
+        ]
+        job = job.with_status(look(job, *pods, now=start).status)
+        _, job = follow(job, *pods, now=start + 700)
+        gone = [replace(pod, gone=True, gone_at=at(start + 701)) for pod in pods]
+        _, job = follow(job, *gone, now=start + 702)
+        waits.append((job.status.next_attempt_time - at(start + 702)).total_seconds())
+        _, job = follow(job, now=start + 2000)
+        assert job.status.attempt == number + 1
+    assert min(waits[10:]) >= 300 * 0.5
+    assert max(waits) <= 300 * 1.5
+
+
+def test_a_volume_that_is_not_bound_has_a_reason_of_its_own():
+    text = "pod has unbound immediate PersistentVolumeClaims. preemption: 0/1 nodes"
+    stuck = [pending(i, unschedulable=text) for i in (0, 1)]
+    status = look(with_pods(committed()), *stuck, now=30).status
+    assert (status.phase, status.reason) == ("Queued", "VolumeNotBound")
+    assert condition(status, "WorkersReady").reason == "VolumeNotBound"

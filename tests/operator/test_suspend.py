@@ -1,0 +1,169 @@
+"""Suspension: save, go, rest with no pod, and continue at the next step."""
+
+from dataclasses import replace
+
+from tests.operator.test_plan import condition, prepare_pod
+from tests.operator.worlds import (
+    at,
+    committed,
+    ended,
+    look,
+    make_job,
+    progressed,
+    result,
+    running,
+    suspended,
+    worker,
+)
+
+
+def test_suspend_is_written_down_before_a_pod_is_deleted():
+    job = suspended(running())
+    asked = look(job, worker(0), worker(1), now=40)
+    assert asked.commits
+    assert not asked.delete
+    assert asked.status.attempts[-1].stop_reason == "Suspended"
+    assert asked.status.phase == "Suspending"
+    then = look(job.with_status(asked.status), worker(0), worker(1), now=41)
+    assert [(d.name, d.grace) for d in then.delete] == [("a-1-0", None), ("a-1-1", None)]
+
+
+def stopped(codes=(75, 75)):
+    """A suspended job whose gang has gone, saved at step 30."""
+    job = suspended(running())
+    job = job.with_status(look(job, worker(0), worker(1), now=40).status)
+    said = result("Stopped", reason="Stopped", **progressed(30, saved=30))
+    gang = [
+        ended(worker(i, deletion=at(340)), code, 50, said if i == 0 else "")
+        for i, code in enumerate(codes)
+    ]
+    return job.with_status(look(job, *gang, now=51).status), gang
+
+
+def test_a_gang_that_saved_is_suspended_without_counting():
+    job, _ = stopped()
+    attempt = job.status.attempts[-1]
+    assert (attempt.outcome, attempt.counted) == ("Suspended", False)
+    assert "everything is saved" in attempt.message
+    assert job.status.counted_restarts == 0
+
+
+def test_a_gang_that_could_not_save_is_suspended_and_says_so():
+    job, _ = stopped(codes=(75, 137))
+    attempt = job.status.attempts[-1]
+    assert attempt.outcome == "Suspended"
+    assert "redone" in attempt.message
+
+
+def test_suspended_is_true_only_when_no_pod_exists():
+    job, gang = stopped()
+    first = look(job, *gang, now=52)
+    assert first.status.phase == "Suspending"
+    assert condition(first.status, "Suspended").status == "False"
+    left = [replace(pod, gone=True) for pod in gang]
+    then = look(job.with_status(first.status), *left, now=53)
+    assert then.status.phase == "Suspended"
+    assert condition(then.status, "Suspended").status == "True"
+    assert not (then.create or then.delete)
+    assert "step 30" in then.status.message
+
+
+def resting():
+    job, gang = stopped()
+    left = [replace(pod, gone=True) for pod in gang]
+    return job.with_status(look(job, *left, now=53).status), left
+
+
+def test_a_resumed_job_commits_the_next_attempt_and_it_is_no_restart():
+    job, left = resting()
+    job = replace(job, spec=job.spec.replace(suspend=False))
+    decision = look(job, *left, now=500)
+    assert decision.commits
+    assert decision.status.attempt == 2
+    assert decision.status.restarts == 0
+    assert condition(decision.status, "Suspended").status == "False"
+
+
+def test_workers_changed_while_suspended_change_the_gang_and_what_follows_from_it():
+    job, left = resting()
+    assert job.status.plan.global_batch_size == 8
+    workers = job.spec.workers.replace(replicas=1, devices_per_worker=2)
+    deepspeed = {"zeroStage": 3, "microBatchSize": 2}
+    spec = type(job.spec).model_validate(
+        job.spec.to_dict() | {"suspend": False, "deepspeed": deepspeed}
+    )
+    job = replace(job, spec=spec.replace(workers=workers))
+    decision = look(job, *left, now=500)
+    plan = decision.status.plan
+    assert (plan.zero_stage, plan.micro_batch_size, plan.gradient_accumulation_steps) == (3, 2, 2)
+    assert (plan.global_batch_size, plan.total_steps) == (
+        job.status.plan.global_batch_size,
+        job.status.plan.total_steps,
+    )
+    job = job.with_status(decision.status)
+    names = [p["metadata"]["name"] for p in look(job, now=501).create]
+    assert names == ["a", "a-2-0"]
+    # What the smaller gang costs does not touch what the larger one has cost.
+    assert decision.status.attempts[0].device_seconds == job.status.attempts[0].device_seconds > 0
+
+
+def test_a_job_that_is_suspended_before_its_gang_removes_the_prepare_pod():
+    job = suspended(make_job())
+    pod = prepare_pod(running=True)
+    first = look(job, pod)
+    assert [d.name for d in first.delete] == ["a-prepare"]
+    assert first.status.phase == "Suspending"
+    then = look(job.with_status(first.status), replace(pod, gone=True))
+    assert then.status.phase == "Suspended"
+    assert not then.create
+
+
+def test_a_job_that_is_suspended_between_commit_and_creation_makes_no_pod():
+    job = suspended(committed())
+    asked = look(job, now=9)
+    assert asked.commits
+    assert not asked.create
+    closed = look(job.with_status(asked.status), now=10)
+    assert closed.status.attempts[-1].outcome == "Suspended"
+    rest = look(job.with_status(closed.status), now=11)
+    assert rest.status.phase == "Suspended"
+
+
+def test_a_gang_that_finished_while_it_was_asked_to_stop_has_succeeded():
+    job = suspended(running())
+    job = job.with_status(look(job, worker(0), worker(1), now=40).status)
+    gang = [ended(worker(i, deletion=at(340)), 0, 50, result()) for i in (0, 1)]
+    closed = look(job, *gang, now=51)
+    assert closed.status.attempts[-1].outcome == "Succeeded"
+
+
+def test_a_permanent_failure_while_it_was_asked_to_stop_fails_the_job():
+    job = suspended(running())
+    job = job.with_status(look(job, worker(0), worker(1), now=40).status)
+    bad = ended(worker(0, deletion=at(340)), 65, 45, result("Failed", reason="BadData"))
+    other = ended(worker(1, deletion=at(340)), 88, 46)
+    closed = look(job, bad, other, now=51)
+    assert look(job.with_status(closed.status), bad, other, now=52).status.phase == "Failed"
+
+
+def test_a_pod_on_a_lost_node_keeps_the_job_suspending_and_is_named():
+    job, gang = stopped()
+    lost = replace(gang[1], ended=None, phase="Running", node="n7", deletion=at(60))
+    waiting = look(job, gang[0], lost, now=500)
+    assert waiting.status.phase == "Suspending"
+    gone = look(job.with_status(waiting.status), replace(gang[0], gone=True), lost, now=501)
+    assert "a-1-1 on node n7" in gone.status.message
+    assert gone.requeue_after
+
+
+def test_suspend_during_the_back_off_rests_and_a_resume_is_the_restart():
+    job = running()
+    crash = [ended(worker(0), 1, 30, result("Failed", reason="Crashed")), ended(worker(1), 88, 31)]
+    job = job.with_status(look(job, *crash, now=32).status)
+    job = suspended(job)
+    job = job.with_status(look(job, *crash, now=33).status)
+    left = [replace(pod, gone=True) for pod in crash]
+    job = job.with_status(look(job, *left, now=34).status)
+    assert job.status.phase == "Suspended"
+    job = replace(job, spec=job.spec.replace(suspend=False))
+    assert look(job, *left, now=900).status.restarts == 1
