@@ -70,5 +70,16 @@ def full_job(name: str = "a") -> Object:
             "keepLast": 3,
         },
         cache="pvc://cache/shared",
-        runPolicy={"maxRestarts": 5, "terminationGracePeriodSeconds": 120},
+        runPolicy={
+            "maxRestarts": 5,
+            "activeDeadlineSeconds": 86400,
+            "startDeadlineSeconds": 7200,
+            "gangStartTimeoutSeconds": 300,
+            "progressDeadlineSeconds": 900,
+            "terminationGracePeriodSeconds": 120,
+            "ttlSecondsAfterFinished": 3600,
+            "cleanPodPolicy": "All",
+        },
+        scheduling={"priorityClassName": "batch"},
+        suspend=True,
     )

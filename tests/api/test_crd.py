@@ -120,7 +120,7 @@ def test_every_rule_has_a_bad_manifest():
     everywhere = set(rules(SPEC)) | {
         rule["message"]
         for rule in SCHEMA["x-kubernetes-validations"]
-        if rule["message"] != crd.FROZEN_RULE.message
+        if rule["message"] not in (crd.FROZEN_RULE.message, crd.SUSPENDED_RULE.message)
     }
     unbroken = [m for m in everywhere if not any(m.startswith(known) for known in RULES)]
     assert unbroken == []
@@ -225,11 +225,28 @@ FROZEN = {
     "dataset": {"dataset": {"train": [{"source": "pvc://w/other.jsonl"}]}},
     "loss": {"dataset": {"lossOn": "All"}},
     "training": {"training": {"seed": 1}},
-    "workers": {"workers": {"replicas": 2}},
-    "deepspeed": {"deepspeed": {"zeroStage": 1}},
     "cache": {"cache": "pvc://w/elsewhere"},
     "storage": {"checkpoints": {"storage": "pvc://w/elsewhere"}},
 }
+SUSPENDED_ONLY = {
+    "workers": {"workers": {"replicas": 2}},
+    "image": {"workers": {"image": "other:1"}},
+    "template": {"workers": {"template": {"spec": {"nodeSelector": {"a": "b"}}}}},
+    "deepspeed": {"deepspeed": {"zeroStage": 1}},
+    "scheduling": {"scheduling": {"priorityClassName": "high"}},
+}
+FREE = {
+    "checkpoints": {"keepLast": 5},
+    "runPolicy": {"maxRestarts": 9, "activeDeadlineSeconds": 60},
+    "suspend": True,
+}
+
+
+def refused(server: Server, path: str, changes, words: str) -> None:
+    for name, change in changes.items():
+        code, answer = server.patch(f"{path}?dryRun=All", {"spec": change})
+        assert code == 422, name
+        assert words in answer["message"], name
 
 
 @pytest.mark.cluster
@@ -237,16 +254,42 @@ def test_what_training_depends_on_is_frozen_by_the_first_attempt(server: Server)
     code, _ = server.request("POST", JOBS, make_job("frozen"))
     assert code == 201
     path = f"{JOBS}/frozen"
-    for change in FROZEN.values():
+    for change in (FROZEN | SUSPENDED_ONLY).values():
         assert server.patch(f"{path}?dryRun=All", {"spec": change})[0] == 200
     assert server.patch(f"{path}/status", {"status": {"attempt": 1}})[0] == 200
-    for name, change in FROZEN.items():
-        code, answer = server.patch(f"{path}?dryRun=All", {"spec": change})
-        assert code == 422, name
-        assert "are frozen once the first attempt" in answer["message"]
-    free = {"checkpoints": {"keepLast": 5}, "runPolicy": {"maxRestarts": 9}}
-    assert server.patch(path, {"spec": free, "metadata": {"labels": {"a": "b"}}})[0] == 200
+    refused(server, path, FROZEN, "are frozen once the first attempt")
+    refused(server, path, SUSPENDED_ONLY, "only while condition Suspended is True")
+    assert server.patch(path, {"spec": FREE, "metadata": {"labels": {"a": "b"}}})[0] == 200
     assert server.patch(f"{path}/status", {"status": {"attempt": 2}})[0] == 200
+
+
+def suspended(state: str):
+    condition = {
+        "type": "Suspended",
+        "status": state,
+        "reason": "Suspended",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    return {"status": {"attempt": 1, "conditions": [condition]}}
+
+
+@pytest.mark.cluster
+def test_workers_change_only_while_no_pod_exists(server: Server):
+    job = make_job("held", deepspeed={"zeroStage": 2}, suspend=True)
+    assert server.request("POST", JOBS, job)[0] == 201
+    path = f"{JOBS}/held"
+    # Asked for, but pods still save: not yet.
+    assert server.patch(f"{path}/status", suspended("False"))[0] == 200
+    refused(server, path, SUSPENDED_ONLY, "only while condition Suspended is True")
+    refused(server, path, {"removal": {"deepspeed": None}}, "only while condition Suspended")
+    assert server.patch(f"{path}/status", suspended("True"))[0] == 200
+    for change in SUSPENDED_ONLY.values():
+        assert server.patch(f"{path}?dryRun=All", {"spec": change})[0] == 200
+    refused(server, path, FROZEN, "are frozen once the first attempt")
+    # As queueing systems do it: another gang in the very update that ends the suspension.
+    both = {"workers": {"replicas": 4}, "deepspeed": None, "suspend": False}
+    assert server.patch(path, {"spec": both})[0] == 200
+    refused(server, path, SUSPENDED_ONLY, "only while condition Suspended is True")
 
 
 def tightened(schema, *, top=True):
@@ -286,6 +329,7 @@ def test_rules_tightened_later_do_not_lock_stored_objects(control_plane: Cluster
         for body in (
             {"metadata": {"labels": {"team": "x"}}},
             {"spec": {"checkpoints": {"keepLast": 1}}},
+            {"spec": {"suspend": False}},
         ):
             code, answer = server.patch(path, body)
             assert code == 200, answer["message"]
