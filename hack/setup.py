@@ -53,7 +53,8 @@ def main() -> int:
     ).hexdigest()[:16]
     shared = cache / f"venv-{key}"
     with Lock(cache / "venv.lock"):
-        if refused := refusal(shared, for_demo="--demo" in sys.argv[1:]):
+        refused = refusal(shared, for_demo="--demo" in sys.argv[1:])
+        if refused:
             return fail(refused)
         if not (shared / ".complete").exists():
             install(shared, requirements)
