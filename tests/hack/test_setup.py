@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from finetune_local.cache import TREE
+from tests.namespace import NO_NAMESPACES, run_where, small_disk
 
 SCRIPT = TREE / "hack" / "setup.py"
-NO_NAMESPACES = "echo 0 > /proc/sys/user/max_user_namespaces"
 
 
 def older_pythons() -> list[str]:
@@ -29,15 +29,7 @@ def older_pythons() -> list[str]:
 
 def setup(*arguments: str, before: str = "true", **env: str) -> str:
     """What setup says on stderr in a namespace of its own, after a shell command; it must fail."""
-    shell = f'{before} && exec "$0" "$@"'
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", shell]
-        + [sys.executable, str(SCRIPT), *arguments],
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_where(before, sys.executable, str(SCRIPT), *arguments, **env)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -60,8 +52,7 @@ def test_an_older_python_says_that_it_is_too_old(python):
 def test_too_little_disk_is_said_with_every_need_before_anything_is_downloaded(tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
-    # tmpfs in a namespace of its own: a real file system that is really too small.
-    small = f"mount -t tmpfs -o size=64m none {tmp_path} && mkdir {cache}"
+    small = f"{small_disk(tmp_path)} && mkdir {cache}"
     words = setup("--demo", before=small, FINETUNE_CACHE=str(cache), XDG_CACHE_HOME=str(cache))
     assert "0.1 GB of disk are free" in words
     for need in ("Python packages 6.0 GB", "Go build 5.0 GB", "demo's model 1.0 GB"):
@@ -69,8 +60,7 @@ def test_too_little_disk_is_said_with_every_need_before_anything_is_downloaded(t
 
 
 def test_setup_alone_asks_for_no_room_for_the_demo(tmp_path):
-    small = f"mount -t tmpfs -o size=64m none {tmp_path}"
-    words = setup(before=small, FINETUNE_CACHE=str(tmp_path))
+    words = setup(before=small_disk(tmp_path), FINETUNE_CACHE=str(tmp_path))
     assert "Python packages" in words
     assert "demo" not in words
 

@@ -13,20 +13,14 @@ from finetune_local.cluster import IMAGE
 from finetune_local.demo import background, result
 from finetune_local.demo.teller import DemoError
 from tests.installed import wait_for
+from tests.namespace import NO_NAMESPACES, run_where, small_disk
 
 DEMO = [sys.executable, "-m", "finetune_local", "demo"]
 
 
-def refused(before: str, **env: str) -> str:
+def refused(before: str) -> str:
     """What the demo says in a namespace of its own, after a shell command."""
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-        + [f'{before} && exec "$0" "$@"', *DEMO],
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = run_where(before, *DEMO)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert "PyPI" not in done.stdout, "it had begun"
@@ -37,12 +31,12 @@ def test_too_little_disk_is_said_before_anything_is_made(tmp_path):
     # build/ itself is left alone: another demo may be running there.
     build = TREE / "build"
     build.mkdir(exist_ok=True)
-    words = refused(f"mount -t tmpfs -o size=64m none {build}")
+    words = refused(small_disk(build))
     assert words.startswith("demo: 0.1 GB of disk are free, 6.0 GB are needed: demo 6.0 GB in")
 
 
 def test_refused_namespaces_are_said_before_anything_is_made():
-    words = refused("echo 0 > /proc/sys/user/max_user_namespaces")
+    words = refused(NO_NAMESPACES)
     assert words.startswith("demo: the kernel refuses user namespaces")
     assert "sysctl -w" in words
 

@@ -1,10 +1,10 @@
 """Room on disk, counted by file system."""
 
 import os
-import subprocess
 import sys
 
 from finetune_local.machine import GB, Need, no_namespaces, no_room
+from tests.namespace import run_where, small_disk
 
 
 def test_what_fits_is_fine(tmp_path):
@@ -24,15 +24,8 @@ def test_needs_on_one_file_system_add_up(tmp_path):
 
 
 def test_a_cluster_says_that_its_disk_is_too_small(tmp_path):
-    """On a real file system that is too small: a tmpfs in a namespace of its own."""
-    shell = f'mount -t tmpfs -o size=64m none {tmp_path} && exec "$0" "$@"'
-    done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", shell]
-        + [sys.executable, "-m", "finetune_local", "up", "--name", "test-small"],
-        env=os.environ | {"XDG_STATE_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    up = [sys.executable, "-m", "finetune_local", "up", "--name", "test-small"]
+    done = run_where(small_disk(tmp_path), *up, XDG_STATE_HOME=str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.startswith("finetune-local: 0.1 GB of disk are free, 1.0 GB are needed")
     assert len(done.stderr.splitlines()) == 1
