@@ -119,6 +119,9 @@ class Attempt(Message):
     vanished_device_seconds: int = Field(
         default=0, description="Their part of deviceSeconds, up to the last proof of life."
     )
+    vanished_time: Time | None = Field(
+        default=None, description="The last proof of life of the pods that vanished."
+    )
     settled: bool = Field(
         default=False, description="Every pod is over: the sums change by a correction only."
     )

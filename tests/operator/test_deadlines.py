@@ -95,7 +95,7 @@ def test_the_active_deadline_adds_up_over_attempts():
     crash = [ended(worker(0), 1, 80, result("Failed", reason="Crashed")), ended(worker(1), 88, 80)]
     job = job.with_status(look(job, *crash, now=81).status)
     assert job.status.attempts[0].active_seconds == 60
-    decision, job = follow(job, *crash, now=200)
+    _, job = follow(job, *crash, now=200)
     job = running(job, now=300)
     second = [worker(0, 2), worker(1, 2)]
     assert not look(job, *second, now=339).commits
@@ -132,7 +132,7 @@ def test_the_operator_acts_on_a_hang_only_by_a_report_it_received(age, silent, s
 
 
 def test_a_hang_is_a_counted_restart():
-    decision, job = follow(running(), worker(0), worker(1), now=40, most=1)
+    _, job = follow(running(), worker(0), worker(1), now=40, most=1)
     asked = look(job, worker(0), worker(1), now=41, report=report(5000))
     job = job.with_status(asked.status)
     doomed = look(job, worker(0), worker(1), now=42).delete

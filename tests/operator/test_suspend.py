@@ -64,7 +64,8 @@ def test_suspended_is_true_only_when_no_pod_exists():
     then = look(job.with_status(first.status), *left, now=53)
     assert then.status.phase == "Suspended"
     assert condition(then.status, "Suspended").status == "True"
-    assert not (then.create or then.delete)
+    assert not then.create
+    assert not then.delete
     assert "step 30" in then.status.message
 
 

@@ -49,7 +49,7 @@ def run(
     done = finished.read(paths, config.job_uid, config.run_digest or "")
     if done is not None:
         return done
-    newest = store.newest_valid(paths, config.run_digest or "")
+    newest = store.newest_valid(paths, config.run_digest or "", report.advance)
     if newest is None:
         raise TrainerError(
             ExitCode.ENVIRONMENT_UNUSABLE,

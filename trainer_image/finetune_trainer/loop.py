@@ -132,7 +132,7 @@ class Loop:
 
         Folder name, manifest and evaluation, as messages.
         """
-        newest = store.newest_valid(self._paths, self._owner.run_digest)
+        newest = store.newest_valid(self._paths, self._owner.run_digest, self._report.advance)
         self._report.training(checkpoints=store.records(self._paths))
         if newest is None:
             return None
@@ -277,7 +277,9 @@ class Loop:
             validation_loss=evaluation.last if fresh else None,
         )
         first = self._saved_step < 0
-        problem = write.save(self._engine, self._paths, self._owner, position, self._control)
+        problem = write.save(
+            self._engine, self._paths, self._owner, position, self._control, self._report.advance
+        )
         if first:
             load.assert_consistent(self._engine)
         self._saved_at = time.monotonic()

@@ -49,9 +49,14 @@ class RunPaths:
         """Who may write, from this epoch on."""
         return self.storage / f"fence.{epoch}"
 
+    @property
+    def attempts(self) -> Path:
+        """One record an attempt."""
+        return self.storage / "attempts"
+
     def attempt(self, epoch: int) -> Path:
         """What the attempt that holds this epoch did."""
-        return self.storage / "attempts" / f"{epoch}.json"
+        return self.attempts / f"{epoch}.json"
 
     def checkpoint(self, step: int, epoch: int) -> Path:
         """The epoch is in the name: two gangs never open the same file."""

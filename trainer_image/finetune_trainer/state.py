@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.progress import CheckpointRecord, Evaluation, Output, Progress, Stage, StepLedger
-from finetune_api.run import PrepareResult, RankHeartbeat, Report, Result, RunConfig
+from finetune_api.run import AttemptRecord, PrepareResult, RankHeartbeat, Report, Result, RunConfig
 
 _ORDER = ("PreparingData", "LoadingModel")
 
@@ -39,6 +39,7 @@ class PodState:
     prepared: PrepareResult | None = None
     output: Output | None = None
     failures: dict[str, Failure] = field(default_factory=dict)
+    earlier: list[AttemptRecord] = field(default_factory=list)
     sequence: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -97,7 +98,15 @@ class PodState:
                 evaluation=self.evaluation if lead else None,
                 ledger=self.ledger if lead else None,
                 checkpoints=self.checkpoints if lead else [],
+                earlier_attempts=self.earlier if lead else [],
             )
+
+    def silence(self, now: float) -> str:
+        """Which local rank was not heard for the longest time, for a message; may be empty."""
+        if not self.heard:
+            return ""
+        rank, at = min(self.heard.items(), key=lambda entry: entry[1])
+        return f"; rank {rank} was last heard {now - at:.0f} s ago"
 
     def result(self, outcome: str, reason: str, message: str, failed_rank: int | None) -> Result:
         """For the container's termination message."""

@@ -17,10 +17,9 @@ from finetune_api.exit_codes import ExitCode, meaning
 from finetune_api.names import REPORT_PORT
 from finetune_api.run import Outcome, Result, RunConfig
 from finetune_api.storage import AttemptFile
-from finetune_trainer import environment, fence, finished, processes, report_server
+from finetune_trainer import environment, fence, finished, processes, records, report_server
 from finetune_trainer.environment import Gang
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.files import write_atomic
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.processes import Child
 from finetune_trainer.state import Failure, PodState
@@ -41,7 +40,7 @@ class Supervisor:
         self._children: list[Child] = []
         self._started = datetime.now(UTC)
         self._epoch = 0
-        self._stuck = False
+        self._verdict: Failure | None = None  # why we killed the children ourselves
         self._killed: set[str] = set()
         self._ledger_at = time.monotonic()
         self.state: PodState | None = None
@@ -80,6 +79,7 @@ class Supervisor:
             paths = RunPaths.of(config)
             if gang.node_rank == 0:
                 self._epoch = _claim(paths, config)
+                self.state.earlier = records.earlier(paths, config)
             self.state.output = finished.read(paths, config.job_uid, config.run_digest or "")
             if self.state.output is not None:
                 _log.info("%s is complete already", self.state.output.location)
@@ -147,9 +147,9 @@ class Supervisor:
                 failed_at = now
             if failed_at is not None and now - failed_at > _SETTLE_SECONDS:
                 self._kill(children)
-            if self._stop_is_stuck(now):
-                _log.error("no step was finished after SIGTERM; a peer must be gone")
-                self._stuck = True
+            if self._verdict is None and (found := self._stuck(now)):
+                _log.error("%s; killing the processes of this pod", found.message)
+                self._verdict = found
                 self._kill(children)
             self._keep_ledger(now)
             if os.getpid() == 1:
@@ -164,14 +164,25 @@ class Supervisor:
         assert self.state is not None
         self.state.hear(child.name, child.rank, message)
 
-    def _stop_is_stuck(self, now: float) -> bool:
-        """After SIGTERM a rank whose peer is gone waits in a collective for ever."""
-        if self._terminated_at is None or self._stuck or self.state is None:
-            return False
-        if self.state.config.role == "prepare":
-            return False
+    def _stuck(self, now: float) -> Failure | None:
+        """Whether the children will never end by themselves, and what that is."""
+        assert self.state is not None
+        config = self.state.config
+        limit, quiet = config.progress_deadline_seconds, now - self.state.moved_at
+        if quiet > limit:
+            text = (
+                f"nothing was finished for {quiet:.0f} s in stage {self.state.stage} "
+                f"(runPolicy.progressDeadlineSeconds is {limit}){self.state.silence(now)}"
+            )
+            return Failure(int(ExitCode.HANG), "Hang", text)
+        if self._terminated_at is None or config.role == "prepare":
+            return None
+        # After SIGTERM a rank whose peer is gone waits in a collective for ever.
         quiet = now - max(self._terminated_at, self.state.moved_at)
-        return quiet > max(_SHORTEST_STOP, 2 * self._longest_step())
+        if quiet > max(_SHORTEST_STOP, 2 * self._longest_step()):
+            text = "no step was finished after SIGTERM; a peer must be gone"
+            return Failure(int(ExitCode.PEER_LOST), "PeerLost", text)
+        return None
 
     def _longest_step(self) -> float:
         progress = self.state.progress if self.state else None
@@ -202,9 +213,8 @@ class Supervisor:
         assert self.state is not None
         code = child.code() or 0
         failure = self.state.failures.get(child.name)
-        if self._stuck and code == 137:
-            code = int(ExitCode.PEER_LOST)
-            failure = Failure(code, "PeerLost", "no step was finished after SIGTERM")
+        if self._verdict and code == 137:
+            code, failure = self._verdict.code, self._verdict
         elif self._terminated_at is not None and code == 128 + signal.SIGTERM:
             # The default action of a process that had nothing to save yet.
             code = int(ExitCode.STOPPED)
@@ -247,20 +257,19 @@ class Supervisor:
 
     def _write_attempt(self, config: RunConfig, code: int | None) -> None:
         assert self.state is not None
+        outcome = None if code is None else _outcome(code)
+        reason = None if code is None else meaning(code).reason
         record = AttemptFile(
             epoch=self._epoch,
             attempt=config.attempt,
             job_uid=config.job_uid,
             start_time=self._started,
             update_time=datetime.now(UTC),
-            outcome=None if code is None else _outcome(code),
-            reason=None if code is None else meaning(code).reason,
+            outcome=outcome,
+            reason=reason,
             ledger=self.state.ledger,
         )
-        try:
-            write_atomic(RunPaths.of(config).attempt(self._epoch), record.to_json())
-        except OSError as error:
-            _log.warning("the attempt's record could not be written: %s", error)
+        records.write(RunPaths.of(config), record)
 
     def _on_sigterm(self, *_: object) -> None:
         """Tell the children once; a second SIGTERM changes nothing."""

@@ -47,16 +47,17 @@ def account(attempt: Attempt, pods: list[Pod], now: datetime) -> Attempt:
     guessed = any(pod.ended is None and pod.gone and pod.scheduled for pod in pods)
     seconds = devices * sum(_seconds(pod, now) for pod in known)
     vanished = attempt.workers - len(known) if attempt.created else 0
-    vanished_seconds = attempt.vanished_device_seconds
+    vanished_seconds, vanished_time = attempt.vanished_device_seconds, attempt.vanished_time
     if vanished > attempt.vanished_workers:
-        last = attempt.accounted_until or attempt.start_time
-        then = devices * sum(_seconds(pod, last) for pod in known)
+        vanished_time = attempt.accounted_until or attempt.start_time
+        then = devices * sum(_seconds(pod, vanished_time) for pod in known)
         vanished_seconds = max(vanished_seconds, attempt.device_seconds - then)
     return attempt.replace(
         device_seconds=max(attempt.device_seconds, seconds + vanished_seconds),
         accounted_until=now if going else attempt.accounted_until,
         vanished_workers=max(vanished, attempt.vanished_workers),
         vanished_device_seconds=vanished_seconds,
+        vanished_time=vanished_time,
         estimated=attempt.estimated or vanished > 0 or guessed,
     )
 
@@ -116,7 +117,7 @@ def correct(status: FineTuneJobStatus, records: list[AttemptRecord]) -> FineTune
 
 
 def _corrected(attempt: Attempt, record: AttemptRecord) -> Attempt:
-    last = attempt.accounted_until or attempt.start_time
+    last = attempt.vanished_time or record.update_time
     unseen = max(0, int((record.update_time - last).total_seconds()))
     more = unseen * attempt.vanished_workers * attempt.devices_per_worker
     attempt = attempt.replace(device_seconds=attempt.device_seconds + more, corrected=True)

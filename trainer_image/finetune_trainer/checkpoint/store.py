@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from finetune_api.progress import CheckpointRecord
@@ -50,7 +50,9 @@ def _manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def newest_valid(paths: RunPaths, run_digest: str) -> tuple[Path, Manifest] | None:
+def newest_valid(
+    paths: RunPaths, run_digest: str, advance: Callable[[], None] | None = None
+) -> tuple[Path, Manifest] | None:
     """The newest checkpoint of this run whose every file is whole; says what it passes over.
 
     One that does not read back loses its mark: retention must not prefer it to a whole one.
@@ -60,7 +62,7 @@ def newest_valid(paths: RunPaths, run_digest: str) -> tuple[Path, Manifest] | No
             manifest = _manifest(folder)
             if manifest.run_digest != run_digest:
                 raise UnusableError(" belongs to another run (its digest differs)")
-            damaged = damaged_file(folder, manifest)
+            damaged = damaged_file(folder, manifest, advance)
             if damaged is not None:
                 (folder / VERIFIED).unlink(missing_ok=True)
                 raise UnusableError(f"/{damaged} does not match its checksum")
@@ -71,12 +73,14 @@ def newest_valid(paths: RunPaths, run_digest: str) -> tuple[Path, Manifest] | No
     return None
 
 
-def damaged_file(folder: Path, manifest: Manifest) -> str | None:
+def damaged_file(
+    folder: Path, manifest: Manifest, advance: Callable[[], None] | None = None
+) -> str | None:
     """Name of the first file that does not match its checksum, read past the page cache."""
     for entry in manifest.files:
         path = folder / entry.path
         drop_from_cache(path)
-        if digest.of_file(path) != entry.xxh3_128:
+        if digest.of_file(path, advance) != entry.xxh3_128:
             return entry.path
     return None
 

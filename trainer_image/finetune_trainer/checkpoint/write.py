@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,15 +47,21 @@ class Owner:
 
 
 def save(
-    engine: Engine, paths: RunPaths, owner: Owner, position: Position, control: Any
+    engine: Engine,
+    paths: RunPaths,
+    owner: Owner,
+    position: Position,
+    control: Any,
+    advance: Callable[[], None],
 ) -> str | None:
     """Write, publish and verify a checkpoint; collective over `control` (a gloo group).
 
+    `advance` is called as work gets done: a save of hundreds of gigabytes is no hang.
     Returns None when it is published and verified on all ranks, else what went wrong on the first
     rank that failed: training goes on, the older checkpoints stand. TrainerError 79 when fenced.
     """
     folder = paths.checkpoint(position.step, owner.epoch)
-    entries, problem = _try(lambda: _write(engine, folder))
+    entries, problem = _try(lambda: _write(engine, folder, advance))
     failed = _first_problem(problem, control)
     if failed is None:
         gathered = _gather(entries or [], control)
@@ -64,7 +71,7 @@ def save(
         failed = _first_problem(problem, control)
     if failed is None:
         manifest = store.read_manifest(folder)
-        _, problem = _try(lambda: _verify(folder, manifest))
+        _, problem = _try(lambda: _verify(folder, manifest, advance))
         failed = _first_problem(problem, control)
     if failed is None and dist.get_rank() == 0:
         store.mark_verified(folder)
@@ -73,7 +80,7 @@ def save(
     return failed
 
 
-def _write(engine: Engine, folder: Path) -> list[ManifestEntry]:
+def _write(engine: Engine, folder: Path, advance: Callable[[], None]) -> list[ManifestEntry]:
     rank, world = dist.get_rank(), dist.get_world_size()
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
@@ -81,6 +88,7 @@ def _write(engine: Engine, folder: Path) -> list[ManifestEntry]:
         kinds = {"master": fragment.master(), **moments(engine, fragment)}
         for kind, tensor in kinds.items():
             tensors[f"{fragment.name}@{fragment.offset}|{kind}"] = tensor.detach().cpu().clone()
+        advance()
     weights = folder / f"rank-{rank:05d}-of-{world:05d}.safetensors"
     partial = weights.with_suffix(".tmp")
     save_file(tensors, str(partial), {"adamStep": str(adam_step(engine))})
@@ -91,7 +99,7 @@ def _write(engine: Engine, folder: Path) -> list[ManifestEntry]:
         path.chmod(0o644)
     sync_folder(folder)
     return [
-        ManifestEntry(path=p.name, size_bytes=p.stat().st_size, xxh3_128=digest.of_file(p))
+        ManifestEntry(path=p.name, size_bytes=p.stat().st_size, xxh3_128=digest.of_file(p, advance))
         for p in (weights, random)
     ]
 
@@ -141,7 +149,7 @@ def _publish(
     write_atomic(folder / store.MANIFEST, manifest.to_json())
 
 
-def _verify(folder: Path, manifest: Manifest | None) -> None:
+def _verify(folder: Path, manifest: Manifest | None, advance: Callable[[], None]) -> None:
     """Each rank reads back the files of the next one: another node's, where there is one."""
     deadline = time.monotonic() + 30
     while manifest is None:  # a shared file system may show it late to other nodes
@@ -152,7 +160,7 @@ def _verify(folder: Path, manifest: Manifest | None) -> None:
     world = dist.get_world_size()
     turn = (dist.get_rank() + 1) % world
     mine = manifest.replace(files=[f for f in manifest.files if _rank_of(f.path) == turn])
-    damaged = store.damaged_file(folder, mine)
+    damaged = store.damaged_file(folder, mine, advance)
     if damaged:
         raise OSError(f"{folder.name}/{damaged} does not read back as it was written")
 

@@ -1,0 +1,151 @@
+"""Device seconds: exact where ends were seen, marked and corrected where they were not."""
+
+from dataclasses import replace
+
+import pytest
+
+from finetune_api.progress import StepLedger
+from finetune_api.run import AttemptRecord, Report
+from finetune_operator.plan import usage
+from tests.operator.worlds import at, committed, ended, look, progressed, result, running, worker
+
+
+def fresh(workers=2, devices=4):
+    job = committed(workers={"replicas": workers, "devicesPerWorker": devices})
+    return job.status.attempts[0].replace(created=True)
+
+
+RUNNING = worker(0, scheduled=at(10))
+CASES = {
+    "nothing is bound": ([worker(0, scheduled=None), worker(1, scheduled=None)], 50, 0, False),
+    "both run": ([worker(0), worker(1)], 50, 4 * 80, False),
+    "one ended": ([worker(0), ended(worker(1), 0, 30)], 50, 4 * 60, False),
+    "evicted without its container's end": (
+        [worker(0), worker(1, running=False, phase="Failed", terminal_since=at(20))],
+        50,
+        4 * 50,
+        False,
+    ),
+    "seen to vanish": ([worker(0), worker(1).vanished(at(25))], 50, 4 * 55, True),
+    "never bound and gone": ([worker(0), worker(1, scheduled=None).vanished()], 50, 4 * 40, False),
+    "a node's clock behind ours": ([worker(0, scheduled=at(60)), worker(1)], 50, 4 * 40, False),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_pod_costs_its_devices_from_its_node_until_its_end(name):
+    pods, now, seconds, estimated = CASES[name]
+    attempt = usage.account(fresh(), pods, at(now))
+    assert (attempt.device_seconds, attempt.estimated) == (seconds, estimated)
+
+
+def test_a_pod_that_was_found_missing_is_charged_up_to_the_last_proof_of_life():
+    attempt = usage.account(fresh(), [worker(0), worker(1)], at(50))
+    later = usage.account(attempt, [worker(0)], at(200))  # another operator, that never saw it
+    assert later.device_seconds == 4 * (190 + 40)
+    assert (later.vanished_workers, later.estimated) == (1, True)
+    again = usage.account(later, [worker(0)], at(300))
+    assert again.device_seconds == 4 * (290 + 40)
+
+
+def test_a_settled_attempt_is_the_plain_sum_even_if_our_clock_ran_ahead():
+    ahead = usage.account(fresh(), [worker(0), worker(1)], at(400))
+    ends = [ended(worker(0), 0, 110), ended(worker(1), 0, 111)]
+    attempt = usage.settle(usage.account(ahead, ends, at(401)), ends)
+    assert attempt.device_seconds == 4 * (100 + 101)
+    assert not attempt.estimated
+
+
+def test_a_lost_pod_is_settled_as_an_estimate():
+    lost = worker(1, deletion=at(40))
+    pods = [ended(worker(0), 88, 50), lost]
+    attempt = usage.settle(usage.account(fresh(), pods, at(101)), pods)
+    assert attempt.estimated
+    assert attempt.device_seconds == 4 * (40 + 91)
+
+
+def vanished_job():
+    """Attempt 1's worker 0 vanished unseen, attempt 2 runs."""
+    job = running()
+    job = job.with_status(look(job, worker(1), now=200).status)
+    end = [ended(worker(1), 88, 205)]
+    job = job.with_status(look(job, *end, now=230).status)
+    job = job.with_status(look(job, *end, now=231).status)
+    return running(job.with_status(look(job, *end, now=400).status), now=420)
+
+
+def report(attempt, *records):
+    return Report(
+        job_uid="job-uid",
+        attempt=attempt,
+        worker_index=0,
+        sequence=1,
+        stage="Training",
+        stage_since=at(420),
+        activity=1,
+        activity_age_seconds=0,
+        earlier_attempts=list(records),
+    )
+
+
+def test_the_attempts_own_record_corrects_an_estimate_once():
+    job = vanished_job()
+    first = job.status.attempts[0]
+    assert (first.settled, first.estimated, first.vanished_workers) == (True, True, 1)
+    ledger = StepLedger(productive_seconds=100, redone_seconds=5, first_step=0, highest_step=30)
+    record = AttemptRecord(attempt=1, update_time=at(204), ledger=ledger)
+    pods = (worker(0, 2), worker(1, 2))
+    told = look(job, *pods, now=430, report=report(2, record)).status
+    corrected = told.attempts[0]
+    unseen = (at(204) - first.vanished_time).total_seconds()
+    assert corrected.device_seconds == first.device_seconds + 4 * unseen
+    assert (corrected.productive_device_seconds, corrected.lost_device_seconds) == (800, 40)
+    assert corrected.last_step == 30
+    assert corrected.estimated  # the other worker's end is still taken to be the same
+    job = job.with_status(told)
+    later = record.replace(update_time=at(300))
+    again = look(job, *pods, now=440, report=report(2, later)).status
+    assert again.attempts[0] == corrected
+
+
+def test_an_attempt_whose_ends_were_seen_is_never_corrected():
+    job = running()
+    crash = [ended(worker(0), 1, 30, result("Failed", **progressed(9))), ended(worker(1), 88, 31)]
+    for now in (32, 33, 60):
+        job = job.with_status(look(job, *crash, now=now).status)
+    first = job.status.attempts[0]
+    assert first.settled
+    record = AttemptRecord(attempt=1, update_time=at(500), ledger=StepLedger())
+    job = running(job, now=70)
+    told = look(job, worker(0, 2), worker(1, 2), now=80, report=report(2, record)).status
+    assert told.attempts[0] == first
+
+
+def test_an_operator_that_comes_back_in_the_back_off_leaves_settled_sums_alone():
+    job = running()
+    crash = [ended(worker(0), 1, 30, result("Failed", **progressed(9))), ended(worker(1), 88, 31)]
+    for now in (32, 33):
+        job = job.with_status(look(job, *crash, now=now).status)
+    before = job.status
+    back = look(job, now=36)  # its caches know no pod of that attempt
+    assert back.status.attempts == before.attempts
+    assert back.status.usage == before.usage
+
+
+def test_the_three_parts_add_up_when_the_ledger_claims_too_much():
+    attempt = fresh().replace(device_seconds=100)
+    split = usage.split(attempt, StepLedger(productive_seconds=90, redone_seconds=90))
+    assert split.productive_device_seconds == 100
+    assert split.lost_device_seconds == 0
+
+
+def test_old_attempts_fold_into_sums_that_stay():
+    job = committed()
+    attempt = fresh().replace(device_seconds=10, active_seconds=3, outcome="Failed", last_step=7)
+    many = [attempt.replace(number=n) for n in range(1, 14)]
+    status = job.status.replace(attempts=many[:10], folded_attempts=None)
+    folded = usage.fold(status, 9)
+    assert [a.number for a in folded.attempts] == list(range(2, 11))
+    assert usage.total(folded).device_seconds == usage.total(status).device_seconds
+    assert folded.folded_attempts.active_seconds == 3
+    assert replace(job, status=folded).status.folded_attempts.last_step == 7
