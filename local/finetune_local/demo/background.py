@@ -12,7 +12,7 @@ from pathlib import Path
 
 from finetune_api import names
 from finetune_local.build import binaries
-from finetune_local.cluster import IMAGE, Cluster, ClusterError
+from finetune_local.cluster import IMAGE, Cluster, ClusterError, die_with_parent
 from finetune_local.demo.teller import DemoError
 
 _INTERVAL = 2.0  # s, between looks
@@ -62,7 +62,8 @@ def watch(
 
     `look` is called every other second meanwhile.
     """
-    process = subprocess.Popen(command, env=env)
+    # Only the main thread of the demo starts processes, so the hook is safe.
+    process = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
     try:
         while (code := process.poll()) is None:
             if (ended := operator.poll()) is not None:
@@ -117,7 +118,9 @@ def _started_pods(cluster: Cluster, job: str) -> list[str]:
 def _follow(cluster: Cluster, pod: str, path: Path) -> "subprocess.Popen[bytes]":
     command = [str(binaries() / "kubectl"), "--kubeconfig", str(cluster.kubeconfig)]
     with path.open("wb") as file:
-        return subprocess.Popen([*command, "logs", "-f", pod], stdout=file, stderr=file)
+        return subprocess.Popen(
+            [*command, "logs", "-f", pod], stdout=file, stderr=file, preexec_fn=die_with_parent
+        )
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
