@@ -62,7 +62,7 @@ def test_too_little_disk_is_said_with_every_need_before_anything_is_downloaded(t
 def test_setup_alone_asks_for_no_room_for_the_demo(tmp_path):
     words = setup(before=small_disk(tmp_path), FINETUNE_CACHE=str(tmp_path))
     assert "Python packages" in words
-    assert "demo" not in words
+    assert "; demo" not in words
 
 
 def test_refused_namespaces_are_said_with_the_remedy():
@@ -89,3 +89,10 @@ def test_the_script_finds_unshare_only_on_the_path(tmp_path):
     assert done.returncode == 1
     assert "unshare (package util-linux) is not on the PATH" in done.stderr
     assert shutil.which("unshare")
+
+
+@pytest.mark.parametrize(("target", "asked"), [("setup", False), ("demo", True), ("test", False)])
+def test_only_the_demo_asks_for_its_room(target, asked):
+    done = subprocess.run(["make", "-n", target], cwd=TREE, capture_output=True, text=True)
+    assert "hack/setup.py" in done.stdout
+    assert ("hack/setup.py --demo" in done.stdout) == asked
