@@ -6,8 +6,9 @@ import sys
 from importlib.metadata import version
 
 from finetune_cli import logs, watch
-from finetune_cli.cluster import Cluster, Place
+from finetune_cli.cluster import Cluster
 from finetune_cli.errors import CliError
+from finetune_cli.kubeconfig import Place
 from finetune_cli.logs import Options
 from finetune_cli.select import Wanted
 

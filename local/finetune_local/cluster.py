@@ -19,6 +19,7 @@ from finetune_local import layout
 from finetune_local.build import binaries
 from finetune_local.cache import TREE, clusters_folder
 from finetune_local.layout import Identities, Settings
+from finetune_local.machine import cluster_needs, no_namespaces, no_room
 from finetune_local.pki import Authority, Identity
 
 IMAGE = "finetune-trainer:local"
@@ -256,18 +257,8 @@ class Cluster:
 
 def check_machine() -> None:
     """ClusterError in words when this machine cannot run a local cluster."""
-    if not sys.platform.startswith("linux"):
-        raise ClusterError(f"the local cluster runs on Linux only, this is {sys.platform}")
-    if shutil.which("unshare") is None:
-        raise ClusterError("the program unshare (package util-linux) is not on the PATH")
-    probe = ["unshare", "--user", "--map-root-user", "--pid", "--mount", "--fork", "--mount-proc"]
-    done = subprocess.run([*probe, "true"], check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise ClusterError(
-            f"the kernel refuses user namespaces ({done.stderr.strip()}); allow them: "
-            "sysctl -w user.max_user_namespaces=15000, and on Ubuntu also "
-            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-        )
+    if refused := no_namespaces() or no_room(cluster_needs()):
+        raise ClusterError(refused)
 
 
 def die_with_parent() -> None:
