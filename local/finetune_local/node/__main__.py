@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from finetune_local.node import images, provisioner
+from finetune_local.node.addresses import Addresses
 from finetune_local.node.agent import Agent
 from finetune_local.node.api import Api
 from finetune_local.node.logs import LogServer
@@ -36,7 +37,8 @@ async def _run(arguments: argparse.Namespace) -> None:
     arguments.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     api, storage = Api(arguments.kubeconfig), Api(arguments.provisioner_kubeconfig)
     known = images.load(arguments.images)
-    agent = Agent(api, arguments.name, arguments.state, known, arguments.pod_network)
+    addresses = Addresses(arguments.pod_network, arguments.state / "next-address")
+    agent = Agent(api, arguments.name, arguments.state, known, addresses, arguments.devices)
     server = LogServer(
         lambda: list(agent.pods.values()),
         arguments.serving_cert,

@@ -1,5 +1,7 @@
-"""/etc/hosts of a pod: its own name, and those of the pods that share its subdomain (pure)."""
+"""/etc/hosts of a pod: its own name, and those of the pods that share its subdomain ."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 Object = dict[str, Any]
@@ -28,3 +30,10 @@ def render(pod: Object, pods: list[Object], domain: str = "cluster.local") -> st
         names += [f"{host}.{subdomain}"]
         lines.append(" ".join([ip, *(names if subdomain else []), *([host] if mine else [])]))
     return "\n".join(lines) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Write in place: what is bind-mounted keeps its inode."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
