@@ -15,6 +15,7 @@ from pathlib import Path
 
 from finetune_local.build import binaries
 from finetune_local.cache import clusters_folder
+from finetune_local.components import Components
 from finetune_local.layout import SOCKETS, Settings
 from finetune_local.machine import ClusterError, check_machine, die_with_parent
 from finetune_local.prepare import IMAGE, write_files, write_kubeconfig
@@ -114,6 +115,27 @@ class Cluster:
         except (FileNotFoundError, ValueError):
             return None
         return pid if str(self.directory) in command_of(pid) else None
+
+    def component(self, name: str) -> int | None:
+        """Process id of etcd, kube-apiserver, NAME-node-1, ...; None while it is down."""
+        return self._components().pid(name)
+
+    def kill_component(self, name: str, *, stay_down: bool = False) -> None:
+        """kill -9 one component; it is started again soon, or when `start_component` says so.
+
+        A node's agent takes the processes of its pods along: it is as if the machine were lost.
+        """
+        self._components().kill(name, stay_down=stay_down)
+
+    def start_component(self, name: str) -> None:
+        """Start what was killed; returns when the process is there, not when it is ready."""
+        self._components().start(name)
+
+    def _components(self) -> Components:
+        pid = self.supervisor()
+        if pid is None:
+            raise ClusterError(f"cluster {self.name!r} is down")
+        return Components(self.directory, pid)
 
     def kubectl(
         self, *arguments: str, stdin: str | None = None, kubeconfig: Path | None = None
