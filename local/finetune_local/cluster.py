@@ -41,7 +41,8 @@ class Cluster:
             )
         self.name = name
         self.directory = clusters_folder() / name
-        self._process: subprocess.Popen[bytes] | None = None  # when this object brought it up
+        self._is_ours = False  # this object brings it up, or did
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def kubeconfig(self) -> Path:
@@ -76,36 +77,35 @@ class Cluster:
         check_machine()
         cluster._check_sockets()
         binary = binaries() / "controlplane"
-        with _choices() as taken:
-            if cluster.supervisor() is not None:
-                raise ClusterError(
-                    f"cluster {name!r} runs already; "
-                    f"take it down: finetune-local down --name {name}"
-                )
-            cluster._remove()
-            network = _free_network(taken)
-            count = 0 if control_plane_only else nodes
-            settings = Settings(name, _free_port(), network, devices, count)
-            write_files(cluster.directory, settings, binary)
         try:
-            cluster._start(tied=tied)
+            # The lock is held until the supervisor is there: only then others see what is taken.
+            with _choices() as taken:
+                cluster._begin(binary, devices, 0 if control_plane_only else nodes, taken, tied)
             cluster._wait_until_ready()
+        except ClusterError:
+            if cluster._is_ours:
+                cluster.down(keep_logs=True)
+            raise
         except BaseException:
-            cluster.down(keep_logs=True)
+            if cluster._is_ours:
+                cluster.down()
             raise
         return cluster
 
     def down(self, *, keep_logs: bool = False) -> None:
-        """End every process and remove every file; fine when nothing runs."""
+        """End every process and remove every file (but the logs); fine when nothing runs."""
         pid = self.supervisor()
         if pid is not None:
             os.kill(pid, signal.SIGKILL)  # its child, process 1 of the namespace, dies with it
         if self._process is not None:
+            self._process.kill()
             self._process.wait()
             self._process = None
         if pid is not None:
             wait_gone(pid, self.directory)
-        if not keep_logs:
+        if keep_logs:
+            self._remove_all_but("logs", "cluster.json")
+        else:
             self._remove()
 
     def supervisor(self) -> int | None:
@@ -164,6 +164,27 @@ class Cluster:
                 f"{longest} is too long for a socket ({_SOCKET_PATH_BYTES} bytes); "
                 "choose a shorter name, or another folder by XDG_STATE_HOME"
             )
+
+    def _begin(
+        self, binary: Path, devices: int, nodes: int, taken: list[Settings], tied: bool
+    ) -> None:
+        if self.supervisor() is not None:
+            raise ClusterError(
+                f"cluster {self.name!r} runs already; "
+                f"take it down: finetune-local down --name {self.name}"
+            )
+        self._remove()
+        self._is_ours = True
+        settings = Settings(self.name, _free_port(), _free_network(taken), devices, nodes)
+        write_files(self.directory, settings, binary)
+        self._start(tied=tied)
+
+    def _remove_all_but(self, *names: str) -> None:
+        for entry in self.directory.iterdir():
+            if entry.is_dir() and entry.name not in names:
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name not in names:
+                entry.unlink()
 
     def _remove(self) -> None:
         """Delete the folder, if it is a cluster's: one that holds cluster.json."""
