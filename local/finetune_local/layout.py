@@ -128,6 +128,7 @@ def node(folder: Path, settings: Settings, name: str) -> Component:
             *("--name", name, "--address", "127.0.0.1"),
             *("--kubeconfig", str(folder / f"{name}.conf")),
             *("--provisioner-kubeconfig", str(folder / "provisioner.conf")),
+            *("--names-kubeconfig", str(folder / "names.conf")),
             *("--serving-cert", str(folder / "pki" / f"{name}.crt")),
             *("--serving-key", str(folder / "pki" / f"{name}.key")),
             *("--client-ca", str(folder / "pki" / "ca.crt")),

@@ -67,6 +67,7 @@ def _identities(folder: Path, settings: Settings) -> Identities:
         "controller-manager": ("system:kube-controller-manager", ()),
         "scheduler": ("system:kube-scheduler", ()),
         "provisioner": ("finetune-local:provisioner", ()),
+        "names": ("finetune-local:names", ()),
     }
     for file, (user, groups) in users.items():
         client(file, authority.issue(file, user, groups))

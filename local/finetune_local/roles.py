@@ -18,6 +18,18 @@ metadata: {name: finetune-local-provisioner}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: finetune-local-provisioner}
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: "finetune-local:provisioner"}]
 ---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: finetune-local-names}
+rules:
+- {apiGroups: [""], resources: [pods, services], verbs: [get, list, watch]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: finetune-local-names}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: finetune-local-names}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: "finetune-local:names"}]
+---
 apiVersion: storage.k8s.io/v1
 kind: StorageClass
 metadata:

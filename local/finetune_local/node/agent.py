@@ -11,6 +11,7 @@ from finetune_local.node.api import TRANSIENT, Api, ApiError
 from finetune_local.node.events import Recorder
 from finetune_local.node.images import Image
 from finetune_local.node.lookup import look_up
+from finetune_local.node.names import Names
 from finetune_local.node.pod import Pod
 
 Object = dict[str, Any]
@@ -28,12 +29,15 @@ class Agent:
         known: dict[str, Image],
         addresses: Addresses,
         devices: int,
+        names: Names,
     ) -> None:
         self.pods: dict[str, Pod] = {}  # by uid, until the object is gone and nothing is left
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._api, self._name, self._state, self._known = api, name, state, known
         self._addresses, self._devices = addresses, devices
         self._recorder = Recorder(api, name)
+        self._names = names
+        names.changed = self._refresh_hosts
 
     async def run(self) -> None:
         """List, watch, list again when the watch breaks."""
@@ -73,7 +77,6 @@ class Agent:
         if uid not in self.pods:
             self._start(item)
         self.pods[uid].update(item)
-        self._refresh_hosts()
 
     def _start(self, item: Object) -> None:
         uid, namespace = item["metadata"]["uid"], item["metadata"]["namespace"]
@@ -112,23 +115,15 @@ class Agent:
                 del self.pods[uid]
 
     def _hosts(self, item: Object) -> Path:
-        path = self._state / "pods" / str(item["metadata"]["uid"]) / "hosts"
-        hosts.write(path, hosts.render(self._with_ip(item), self._all_pods()))
+        pod = self.pods[item["metadata"]["uid"]]
+        path = pod.folder / "hosts"
+        text = hosts.render(item, pod.state.ip, self._names.pods, self._names.services)
+        if not path.exists() or path.read_text() != text:
+            hosts.write(path, text)
         return path
 
     def _refresh_hosts(self) -> None:
-        everything = self._all_pods()
+        """Pods that run see the names of peers that come later, on whatever node."""
         for pod in self.pods.values():
-            path = pod.folder / "hosts"
-            if pod.object["spec"].get("subdomain") and path.exists():
-                text = hosts.render(self._with_ip(pod.object), everything)
-                if path.read_text() != text:
-                    hosts.write(path, text)
-
-    def _all_pods(self) -> list[Object]:
-        return [self._with_ip(pod.object) for pod in self.pods.values() if not pod.ended]
-
-    def _with_ip(self, item: Object) -> Object:
-        pod = self.pods.get(item["metadata"]["uid"])
-        ip = pod.state.ip if pod else item.get("status", {}).get("podIP")
-        return item | {"status": item.get("status", {}) | {"podIP": ip}}
+            if not pod.ended and (pod.folder / "hosts").exists():
+                self._hosts(pod.object)
