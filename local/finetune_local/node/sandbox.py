@@ -69,7 +69,7 @@ def _build(root: Path, config: dict[str, Any]) -> None:
     if config["read_only_root"]:
         for mount in [*config["mounts"], *own]:
             _mount_point(root, mount["source"], mount["target"])
-        read_only(root)
+        read_only(root, but=root / "proc")  # as container runtimes leave it
     _mount("tmpfs", root / "dev" / "shm", "tmpfs", _NOSUID | _NODEV)
     for mount in [*own[:-2], *config["mounts"], *own[-2:]]:
         bind_at(root, mount["source"], mount["target"], mount["read_only"])
@@ -154,20 +154,22 @@ def inside(root: Path, target: str) -> Path:
     return place
 
 
-def read_only(place: Path) -> None:
-    """Nothing below can be written, mounts below it neither.
+def read_only(place: Path, but: Path | None = None) -> None:
+    """Nothing below can be written, mounts below it neither, but for one.
 
     In a user namespace the flags that came with a mount from outside are locked: a remount that
     does not repeat them is refused.
     """
     for point in _mounts_below(place):
+        if but is not None and point == but.resolve():
+            continue
         told = os.statvfs(point).f_flag
         flags = told & _SAME_FLAGS | (_RELATIME if told & _STATVFS_RELATIME else 0)
         _mount(None, point, None, _REMOUNT | _BIND | _READ_ONLY | flags)
 
 
 def _mounts_below(place: Path) -> list[Path]:
-    points = []
+    place, points = place.resolve(), []  # as the kernel tells it: without links above the root
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         # Spaces and the like are written as \040.
         name = line.split()[4].decode("unicode_escape").encode("latin-1")
