@@ -51,7 +51,8 @@ async def test_a_key_is_never_handled_twice_at_once_and_not_forgotten():
 class Impatient(Queue):
     """Notes how long it should wait, and does not."""
 
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self.pauses: list[float] = []
 
     def add_after(self, key: Key, seconds: float) -> None:
