@@ -126,13 +126,14 @@ def _kopf_settings(settings: Settings) -> kopf.OperatorSettings:
 def _registry(jobs: Jobs, configuration: Any, hearts: dict[str, Heart]) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
+    # Coroutines: kopf runs plain functions in threads, and our queue belongs to the loop.
     @kopf.on.login(registry=registry)
-    def login(**_: Any) -> kopf.AiohttpSession:
+    async def login(**_: Any) -> kopf.AiohttpSession:
         session = open_session(configuration, _Pulse(hearts))
         return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
 
     @kopf.on.event(API_GROUP, "v1alpha1", PLURAL, registry=registry)
-    def event(event: kopf.RawEvent, **_: Any) -> None:
+    async def event(event: kopf.RawEvent, **_: Any) -> None:
         item = dict(event["object"])
         if event["type"] == "DELETED":
             metadata = item["metadata"]
