@@ -20,7 +20,7 @@ from finetune_api.names import PLURAL
 from finetune_operator import jobs as paths
 from finetune_operator.health import Health, Heart
 from finetune_operator.jobs import Jobs
-from finetune_operator.kube import TRANSIENT, ApiError, Kube, backoff, open_session
+from finetune_operator.kube import TRANSIENT, ApiError, Kube, backoff, open_session, refusal
 from finetune_operator.settings import Settings
 
 _log = logging.getLogger("finetune.watch")
@@ -145,7 +145,7 @@ def _registry(jobs: Jobs, configuration: Any, hearts: dict[str, Heart]) -> kopf.
 
 
 class _Pulse:
-    """Sees each request of kopf: beats the hearts, and keeps watches a little apart."""
+    """Sees kopf's requests on jobs: beats the hearts, and keeps watches a little apart."""
 
     def __init__(self, hearts: dict[str, Heart]) -> None:
         self._hearts = hearts
@@ -165,6 +165,12 @@ class _Pulse:
         heart.beat()
         if response.status == 200 and not watches:
             heart.fill()
+        if response.status >= 400 and response.content_type != "application/json":
+            # Not from the API server's own hand; kopf would write it to the log as it is.
+            async with response:
+                error = await refusal(response)
+            await asyncio.sleep(error.retry_after)
+            raise aiohttp.ClientConnectionError(str(error))
         return response
 
     async def _apart(self, path: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from finetune_local.cluster import Cluster
 from tests.installed import Operator, free_port, install, ready, wait_for
+from tests.operator.faults import Proxy
 from tests.operator.kubelet import names
 from tests.operator.test_live import _CLAIM, apply
 
@@ -34,15 +35,23 @@ def api(control_plane: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def replicas(api: Cluster, proxy, tmp_path) -> Iterator[tuple[Operator, Operator]]:
-    """The first leads, by way of the proxy; the second stands by."""
+def second_proxy(api: Cluster) -> Iterator[Proxy]:
+    with Proxy(api) as running:
+        yield running
+
+
+@pytest.fixture
+def replicas(api: Cluster, proxy, second_proxy, tmp_path) -> Iterator[tuple[Operator, Operator]]:
+    """The first leads, the second stands by and is ready; each has its own proxy."""
     user = api.user_kubeconfig("finetune-system", "finetune-operator")
     first = Operator(api, tmp_path / "first.log", proxy.kubeconfig(user), **LEASE)
-    second = Operator(api, tmp_path / "second.log", **LEASE)
+    port = free_port()
+    through = second_proxy.kubeconfig(user)
+    second = Operator(api, tmp_path / "second.log", through, HEALTH_PORT=str(port), **LEASE)
     first.start()
     wait_for("the first leads", lambda: leads(api, first))
     second.start()
-    wait_for("the second stands by", lambda: "operating in" in second.log)
+    assert "standby as" in wait_for("the second stands by", lambda: ready(port))
     yield first, second
     for replica in (first, second):
         replica.kill()
@@ -54,8 +63,8 @@ def lease(api: Cluster) -> dict:
 
 
 def leads(api: Cluster, replica: Operator) -> bool:
-    holder = [line.split()[-1] for line in replica.log.splitlines() if "leading as" in line]
-    return bool(holder) and lease(api)["holderIdentity"] == holder[0]
+    held = [line.split()[-1] for line in replica.log.splitlines() if "leading as" in line]
+    return bool(held) and lease(api)["holderIdentity"] == held[-1]
 
 
 def acquired(api: Cluster) -> datetime:
@@ -67,26 +76,27 @@ def works(api: Cluster, name: str) -> None:
     wait_for("prepare pod", lambda: f"{name}-prepare" in names(api, name), 30)
 
 
-def test_a_clean_stop_hands_over_at_once(api, replicas):
+def test_a_stop_hands_over_at_once_and_a_kill_when_the_lease_has_run_out(
+    api, replicas, second_proxy
+):
     first, second = replicas
     works(api, "handed")
+    assert not [seen for seen in second_proxy.seen if seen.writes and "/leases" not in seen.path]
     stopped = datetime.now(UTC)
     assert first.stop() == 0
     wait_for("the second leads", lambda: leads(api, second))
     assert acquired(api) - stopped < timedelta(seconds=2) + SLACK
     works(api, "over")
-    assert second.stop() == 0
-    assert lease(api)["holderIdentity"] == ""
-
-
-def test_a_killed_leader_is_followed_when_its_lease_has_run_out_and_not_before(api, replicas):
-    first, second = replicas
-    first.kill()
+    first.start()
+    wait_for("the first stands by", lambda: first.log.count("operating in") == 2)
+    second.kill()
     killed, renewed = datetime.now(UTC), datetime.fromisoformat(lease(api)["renewTime"])
-    wait_for("the second leads", lambda: leads(api, second))
+    wait_for("the first leads again", lambda: leads(api, first))
     assert acquired(api) - killed < DURATION + SLACK
     assert acquired(api) - renewed >= DURATION
     works(api, "orphan")
+    assert first.stop() == 0
+    assert lease(api)["holderIdentity"] == ""
 
 
 def test_a_leader_paused_for_longer_than_its_lease_writes_nothing_more_and_ends(
@@ -107,22 +117,3 @@ def test_a_leader_paused_for_longer_than_its_lease_writes_nothing_more_and_ends(
     assert names(api, "meanwhile") == set()
     second.signal(signal.SIGCONT)
     wait_for("the second still leads and works", lambda: names(api, "meanwhile"))
-
-
-def test_a_standby_writes_nothing(api, proxy, tmp_path):
-    user = api.user_kubeconfig("finetune-system", "finetune-operator")
-    leader = Operator(api, tmp_path / "leader.log", **LEASE)
-    port = free_port()
-    standby = Operator(
-        api, tmp_path / "standby.log", proxy.kubeconfig(user), HEALTH_PORT=str(port), **LEASE
-    )
-    leader.start()
-    wait_for("one leads", lambda: leads(api, leader))
-    standby.start()
-    said = wait_for("the standby is ready", lambda: ready(port))
-    assert "standby as" in said
-    works(api, "watched")
-    assert not [seen for seen in proxy.seen if seen.writes]
-    assert any(seen.path.endswith("/finetunejobs") for seen in proxy.seen)
-    standby.kill()
-    leader.kill()
