@@ -59,7 +59,7 @@ FAULTS = {
     "conflict": [{"methods": ("PATCH",), "code": 409, "times": 3}],
     "later": [{"code": 429, "headers": {"Retry-After": "1"}, "times": 4, "watch": False}],
     "lost": [{"methods": (method,), "lose": True, "times": 2} for method in WRITES],
-    "slow": [{"delay": 0.4, "watch": False}],
+    "slow": [{"delay": 0.25, "watch": False}],
     "gone": [
         {"path": path, "watch": True, "code": 410, "times": 2} for path in ("pods", "finetunejobs")
     ],
@@ -99,7 +99,7 @@ def test_an_api_server_that_is_away_loses_nothing_and_is_not_flooded(api, operat
         kubelet.end("away-1-0", 1, result("Failed", reason="Crashed"))
         kubelet.end("away-1-1", 1)
         apply(api, "created-meanwhile")
-        time.sleep(8)
+        time.sleep(6)
         assert operator.running
         assert len(proxy.seen) - before < 80
     gang(api, kubelet, "away", 2)

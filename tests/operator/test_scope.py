@@ -10,6 +10,7 @@ from finetune_local.cluster import Cluster
 from finetune_operator.selector import Selector
 from finetune_operator.settings import Settings, SettingsError
 from tests.installed import Operator, install, wait_for
+from tests.operator.faults import Seen
 from tests.operator.kubelet import names
 from tests.operator.test_live import _CLAIM
 from tests.operator.worlds import make_spec
@@ -153,6 +154,10 @@ def test_an_operator_of_two_namespaces_needs_no_right_elsewhere(writer, tmp_path
         operator.kill()
 
 
+def _reads(seen: Seen, name: str) -> bool:
+    return seen.path.endswith(f"/finetunejobs/{name}")
+
+
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_two_operators_share_a_cluster_and_a_job_moves_between_them(api, proxy, tmp_path):
@@ -165,13 +170,14 @@ def test_two_operators_share_a_cluster_and_a_job_moves_between_them(api, proxy, 
         apply(api, "theirs", lane="blue")
         wait_for("mine", lambda: "mine-prepare" in names(api, "mine"), 30)
         assert names(api, "theirs") == set()
-        # Let go while nothing tells the operator: its watches are silent.
-        with proxy.fault(watch=True, mute=True):
+        # Its watch on jobs is silent: only a live read can tell that the job has moved.
+        with proxy.fault(path="/finetunejobs", watch=True, mute=True) as silent:
             proxy.cut_streams()
+            wait_for("a silent watch", lambda: silent.met, 30)
             api.kubectl("label", "--overwrite", "ftj", "mine", "lane=blue")
             before = len(proxy.seen)
             api.kubectl("delete", "pod", "mine-prepare", "--grace-period=0", "--force")
-            wait_for("streams", lambda: len(proxy.seen) > before + 1, 20)
+            wait_for("a live read", lambda: any(_reads(s, "mine") for s in proxy.seen[before:]), 30)
         proxy.cut_streams()
         apply(api, "last", lane="red")
         wait_for("red works on", lambda: names(api, "last"), 30)
