@@ -140,11 +140,11 @@ class Kube:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=self._silence)
         async with self._session.get(url, timeout=timeout) as response:
             if response.status >= 400:
-                raise await _error(response)
+                raise await refusal(response)
             async for line in _lines(response.content):
                 event = _parse(line)
                 if event["type"] == "ERROR":
-                    raise _refusal(event["object"].get("code", 500), event["object"], 0.0)
+                    raise _said(event["object"].get("code", 500), event["object"], 0.0)
                 yield event
 
     async def _request(
@@ -186,7 +186,7 @@ class Kube:
             timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, 5)),
         ) as response:
             if response.status >= 400:
-                raise await _error(response)
+                raise await refusal(response)
             return _parse(await response.read())
 
 
@@ -199,8 +199,8 @@ def _parse(text: bytes) -> Object:
     return answer
 
 
-async def _error(response: aiohttp.ClientResponse) -> ApiError:
-    """Only a Status is quoted: what else answers (a proxy's page) may hold anything."""
+async def refusal(response: aiohttp.ClientResponse) -> ApiError:
+    """Why it was refused. Only a Status is quoted: a proxy's page may hold anything."""
     try:
         status = json.loads(await response.content.read(_ERROR_BYTES))
     except ValueError:
@@ -211,10 +211,10 @@ async def _error(response: aiohttp.ClientResponse) -> ApiError:
         pause = 0.0  # a date, as proxies send it
     if not isinstance(status, dict) or status.get("kind") != "Status":
         status = {"message": f"HTTP {response.status} without a Status of Kubernetes"}
-    return _refusal(response.status, status, pause)
+    return _said(response.status, status, pause)
 
 
-def _refusal(code: int, status: Object, pause: float) -> ApiError:
+def _said(code: int, status: Object, pause: float) -> ApiError:
     return ApiError(code, status.get("reason", ""), status.get("message", f"HTTP {code}"), pause)
 
 

@@ -13,8 +13,8 @@ _VALUE = rf"(?:{_NAME})?"
 _FORMS = {
     "in": re.compile(rf"{_KEY}\s*={{1,2}}\s*(?P<values>{_VALUE})"),
     "notin": re.compile(rf"{_KEY}\s*!=\s*(?P<values>{_VALUE})"),
-    "in ()": re.compile(rf"{_KEY}\s+in\s*\((?P<values>[^()]+)\)"),
-    "notin ()": re.compile(rf"{_KEY}\s+notin\s*\((?P<values>[^()]+)\)"),
+    "in ()": re.compile(rf"{_KEY}\s+in\s*\((?P<values>[^()]*)\)"),
+    "notin ()": re.compile(rf"{_KEY}\s+notin\s*\((?P<values>[^()]*)\)"),
     "exists": re.compile(_KEY),
     "absent": re.compile(rf"!\s*{_KEY}"),
 }

@@ -20,7 +20,7 @@ from finetune_api.names import PLURAL
 from finetune_operator import jobs as paths
 from finetune_operator.health import Health, Heart
 from finetune_operator.jobs import Jobs
-from finetune_operator.kube import TRANSIENT, ApiError, Kube, backoff, open_session
+from finetune_operator.kube import TRANSIENT, ApiError, Kube, backoff, open_session, refusal
 from finetune_operator.settings import Settings
 
 _log = logging.getLogger("finetune.watch")
@@ -126,13 +126,14 @@ def _kopf_settings(settings: Settings) -> kopf.OperatorSettings:
 def _registry(jobs: Jobs, configuration: Any, hearts: dict[str, Heart]) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
+    # Coroutines: kopf runs plain functions in threads, and our queue belongs to the loop.
     @kopf.on.login(registry=registry)
-    def login(**_: Any) -> kopf.AiohttpSession:
+    async def login(**_: Any) -> kopf.AiohttpSession:
         session = open_session(configuration, _Pulse(hearts))
         return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
 
     @kopf.on.event(API_GROUP, "v1alpha1", PLURAL, registry=registry)
-    def event(event: kopf.RawEvent, **_: Any) -> None:
+    async def event(event: kopf.RawEvent, **_: Any) -> None:
         item = dict(event["object"])
         if event["type"] == "DELETED":
             metadata = item["metadata"]
@@ -144,7 +145,7 @@ def _registry(jobs: Jobs, configuration: Any, hearts: dict[str, Heart]) -> kopf.
 
 
 class _Pulse:
-    """Sees each request of kopf: beats the hearts, and keeps watches a little apart."""
+    """Sees kopf's requests on jobs: beats the hearts, and keeps watches a little apart."""
 
     def __init__(self, hearts: dict[str, Heart]) -> None:
         self._hearts = hearts
@@ -164,6 +165,12 @@ class _Pulse:
         heart.beat()
         if response.status == 200 and not watches:
             heart.fill()
+        if response.status >= 400 and response.content_type != "application/json":
+            # Not from the API server's own hand; kopf would write it to the log as it is.
+            async with response:
+                error = await refusal(response)
+            await asyncio.sleep(error.retry_after)
+            raise aiohttp.ClientConnectionError(str(error))
         return response
 
     async def _apart(self, path: str) -> None:
