@@ -14,7 +14,7 @@ settings.register_profile("steady", deadline=None, suppress_health_check=[Health
 settings.load_profile("steady")
 
 
-def _sweep() -> None:
+def sweep() -> None:
     """Remove the files of clusters whose test run was killed; their processes died with it."""
     for folder in clusters_folder().glob("test-*"):
         left = Cluster(folder.name)
@@ -25,7 +25,7 @@ def _sweep() -> None:
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Cluster]:
     """kube-apiserver and friends without a node: pods stay Pending unless a test moves them."""
-    _sweep()
+    sweep()
     cluster = Cluster.up(f"test-api-{os.getpid()}", control_plane_only=True, tied=True)
     yield cluster
     cluster.down()
@@ -34,7 +34,7 @@ def control_plane() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster with one node of four devices that really runs pods."""
-    _sweep()
+    sweep()
     cluster = Cluster.up(f"test-node-{os.getpid()}", devices=4, tied=True)
     yield cluster
     cluster.down()

@@ -57,6 +57,11 @@ class Operator:
         return self._process.wait(15)
 
     @property
+    def running(self) -> bool:
+        """Whether the process that was started last is still there."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def log(self) -> str:
         return self._log.read_text()
 

@@ -3,8 +3,10 @@
 Standard library only: `make setup` asks here before it has installed a single package.
 """
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -14,6 +16,11 @@ from pathlib import Path
 from finetune_local.cache import clusters_folder
 
 GB = 1000**3
+_PR_SET_PDEATHSIG = 1
+
+
+class ClusterError(Exception):
+    """A cluster did not do what was asked; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -70,3 +77,14 @@ def _existing(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder
+
+
+def check_machine() -> None:
+    """ClusterError in words when this machine cannot run a local cluster."""
+    if refused := no_namespaces() or no_room(cluster_needs()):
+        raise ClusterError(refused)
+
+
+def die_with_parent() -> None:
+    """To be run between fork and exec: the kernel kills us when the parent is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

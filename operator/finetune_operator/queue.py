@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ class Queue:
 
     _ready: asyncio.Queue[Key] = field(default_factory=asyncio.Queue)
     _queued: set[Key] = field(default_factory=set)
-    _working: set[Key] = field(default_factory=set)
+    _working: dict[Key, float] = field(default_factory=dict)  # since when, monotonic
     _again: set[Key] = field(default_factory=set)
     _timers: dict[Key, asyncio.TimerHandle] = field(default_factory=dict)
     _failures: dict[Key, int] = field(default_factory=dict)
@@ -49,6 +50,13 @@ class Queue:
     def __len__(self) -> int:
         return len(self._queued)
 
+    def longest(self) -> tuple[Key, float] | None:
+        """The key that is worked on for the longest, and for how many seconds."""
+        if not self._working:
+            return None
+        key = min(self._working, key=self._working.__getitem__)
+        return key, time.monotonic() - self._working[key]
+
     async def work(self, handle: Callable[[Key], Awaitable[float | None]]) -> None:
         """Handle keys for ever; `handle` says after how many seconds it wants to look again."""
         while True:
@@ -56,7 +64,7 @@ class Queue:
             await asyncio.sleep(0)
             key = await self._ready.get()
             self._queued.discard(key)
-            self._working.add(key)
+            self._working[key] = time.monotonic()
             delay: float | None = None
             try:
                 delay = await handle(key)
@@ -65,7 +73,7 @@ class Queue:
                 failures = self._failures[key] = self._failures.get(key, 0) + 1
                 delay = min(_LONGEST, _FIRST * 2 ** min(failures, 10))
             finally:
-                self._working.discard(key)
+                del self._working[key]
             if key in self._again:
                 self._again.discard(key)
                 self.add(key)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -42,6 +42,7 @@ class Reconciler:
     settings: Settings
     throttle: Throttle
     clock: Callable[[], datetime] = _now
+    _stale: set[Key] = field(default_factory=set)
 
     async def reconcile(self, key: Key) -> float | None:
         """Seconds until the next look, None when an event will tell."""
@@ -51,8 +52,8 @@ class Reconciler:
             _log.error("%s/%s cannot be read by this version: %s", *key, error)
             return None
         except ApiError as error:
-            if error.code == 409:
-                await self._refresh(key)  # planned from an old version
+            if error.code in (404, 409):
+                self._stale.add(key)  # planned from an old version, or from a job that is gone
             else:
                 _log.warning("%s/%s: %s", *key, error)
             raise RetryError from error
@@ -61,6 +62,9 @@ class Reconciler:
             raise RetryError from error
 
     async def _look(self, key: Key) -> float | None:
+        if key in self._stale:
+            await self._refresh(key)
+            self._stale.discard(key)
         item = self.jobs.get(key)
         if item is None:
             self.throttle.forget(key)
@@ -100,13 +104,17 @@ class Reconciler:
 
     async def _refresh(self, key: Key) -> Job | None:
         """The live job, its pods read after it; None when it is gone."""
+        known = self.jobs.get(key)
         try:
             item = await self.kube.get(jobs.path(key))
         except ApiError as error:
             if error.code != 404:
                 raise
+            if known:  # and not what was created under that name meanwhile
+                self.jobs.remove(key, known["metadata"]["uid"])
             return None
-        self.jobs.take(item)
+        if not self.jobs.take(item):
+            return None  # its labels have moved: another operator's now
         uid = item["metadata"]["uid"]
         selector = f"{names.LABEL_JOB_UID}={uid}"
         found, _ = await self.kube.list(informer.path(key[0]), labelSelector=selector)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -30,35 +29,6 @@ def make_pod(name: str, command: list[str], **changes) -> str:
 
 def wait_until(cluster: Cluster, pod: str, phase: str) -> None:
     cluster.kubectl("wait", f"--for=jsonpath={{.status.phase}}={phase}", f"pod/{pod}")
-
-
-def processes_of(cluster: Cluster) -> list[str]:
-    """Command lines that name the cluster's folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(cluster.directory).encode() in line:
-                found.append(line.decode())
-    return found
-
-
-def test_two_clusters_side_by_side_and_nothing_is_left_after_a_kill(cluster):
-    other = Cluster.up(f"test-other-{os.getpid()}", control_plane_only=True)
-    try:
-        assert other.settings.server != cluster.settings.server
-        other.kubectl("create", "namespace", "only-here")
-        with pytest.raises(ClusterError, match="NotFound"):
-            cluster.kubectl("get", "namespace", "only-here")
-        os.kill(other.supervisor(), signal.SIGKILL)
-        wait_for("every process has ended", lambda: not processes_of(other), 15)
-    finally:
-        other.down()
-    assert not other.directory.exists()
-    assert "Ready" in cluster.kubectl("get", "nodes")
 
 
 def test_secrets_are_readable_by_their_owner_only(cluster):
