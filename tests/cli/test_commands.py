@@ -126,6 +126,15 @@ def test_a_job_deleted_while_it_is_watched(jobs):
     assert "was deleted while it was watched" in words
 
 
+def test_an_interrupt_shows_no_traceback_even_while_libraries_are_read(tmp_path):
+    (tmp_path / "kubernetes.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([*COMMAND, "watch", "x"], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 NOT_KUBECONFIGS = {
     "no YAML": "a: [b\n: x",
     "a list": "- a\n- b\n",
