@@ -69,7 +69,7 @@ def test_a_component_that_is_held_down_stays_down_until_it_is_started(cluster):
         cluster.kill_component("kube-proxy")
 
 
-@pytest.mark.parametrize("name", ["kube-apiserver", "etcd"])
+@pytest.mark.parametrize("name", ["kube-apiserver", pytest.param("etcd", marks=pytest.mark.slow)])
 def test_pods_outlive_the_control_plane(cluster, name):
     """A pod ends while nobody can be told; it is told later."""
     victim = f"outlives-{name}"
