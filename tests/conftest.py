@@ -5,22 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_local.cache import clusters_folder
-from finetune_local.cluster import Cluster
-
-
-def sweep() -> None:
-    """Remove the files of clusters whose test run was killed; their processes died with it."""
-    for folder in clusters_folder().glob("test-*"):
-        left = Cluster(folder.name)
-        if left.supervisor() is None:
-            left.down()
+from finetune_local.cluster import Cluster, sweep
 
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Cluster]:
     """kube-apiserver and friends without a node: pods stay Pending unless a test moves them."""
-    sweep()
+    sweep("test-")
     cluster = Cluster.up(f"test-api-{os.getpid()}", control_plane_only=True, tied=True)
     yield cluster
     cluster.down()
@@ -29,7 +20,7 @@ def control_plane() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster with one node of four devices that really runs pods."""
-    sweep()
+    sweep("test-")
     cluster = Cluster.up(f"test-node-{os.getpid()}", devices=4, tied=True)
     yield cluster
     cluster.down()
