@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+<<<<<<< HEAD
 from finetune_local.cache import clusters_folder
 from finetune_local.cluster import Cluster
 
@@ -20,12 +21,15 @@ def sweep() -> None:
         left = Cluster(folder.name)
         if left.supervisor() is None:
             left.down()
+=======
+from finetune_local.cluster import Cluster, sweep
+>>>>>>> wip-local
 
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Cluster]:
     """kube-apiserver and friends without a node: pods stay Pending unless a test moves them."""
-    sweep()
+    sweep("test-")
     cluster = Cluster.up(f"test-api-{os.getpid()}", control_plane_only=True, tied=True)
     yield cluster
     cluster.down()
@@ -34,7 +38,7 @@ def control_plane() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster with one node of four devices that really runs pods."""
-    sweep()
+    sweep("test-")
     cluster = Cluster.up(f"test-node-{os.getpid()}", devices=4, tied=True)
     yield cluster
     cluster.down()

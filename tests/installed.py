@@ -72,10 +72,6 @@ class Operator:
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def running(self) -> bool:
         """Whether the process that was started last is still there."""
         return self._process is not None and self._process.poll() is None
 

@@ -22,7 +22,7 @@ from finetune_local.prepare import IMAGE, write_files, write_kubeconfig
 from finetune_local.processes import command_of, wait_gone
 from finetune_local.roles import MANIFESTS
 
-__all__ = ["IMAGE", "Cluster", "ClusterError", "check_machine", "die_with_parent"]
+__all__ = ["IMAGE", "Cluster", "ClusterError", "check_machine", "die_with_parent", "sweep"]
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,29}[a-z0-9])?")  # a part of node names, and a folder
 _SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the end
@@ -238,15 +238,25 @@ class Cluster:
             time.sleep(0.25)
 
 
+def sweep(prefix: str) -> None:
+    """Remove the files of clusters that died with the test run that had brought them up."""
+    with _choices():  # nobody is between writing files and starting
+        for cluster in _clusters():
+            if cluster.name.startswith(prefix) and cluster.supervisor() is None:
+                cluster._remove()
+
+
 @contextmanager
 def _choices() -> Iterator[list[Settings]]:
     """What other clusters have taken; nobody else chooses meanwhile."""
-    folder = clusters_folder()
-    with (folder / "lock").open("w") as lock:
+    with (clusters_folder() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        names = [file.parent.name for file in folder.glob("*/cluster.json")]
-        clusters = [Cluster(name) for name in names if _NAME.fullmatch(name)]
-        yield [c.settings for c in clusters if c.supervisor() is not None]
+        yield [c.settings for c in _clusters() if c.supervisor() is not None]
+
+
+def _clusters() -> list[Cluster]:
+    names = [file.parent.name for file in clusters_folder().glob("*/cluster.json")]
+    return [Cluster(name) for name in names if _NAME.fullmatch(name)]
 
 
 def _free_port() -> int:

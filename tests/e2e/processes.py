@@ -13,7 +13,7 @@ def wait_for_step(cluster, pod: str, step: int) -> None:
         except ClusterError:
             return False
 
-    wait_for(f"{pod} finished step {step}", logged)
+    wait_for(f"{pod} finished step {step}", logged, 240)
 
 
 def rank_process(job: str, rank: int) -> int:

@@ -12,15 +12,16 @@ from tests.installed import finished, pods, status, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-_HIGH = """
+_CLASS = """
 apiVersion: scheduling.k8s.io/v1
 kind: PriorityClass
 metadata: {name: urgent}
 value: 1000
----
+"""
+_INTRUDER = """
 apiVersion: v1
 kind: Pod
-metadata: {name: intruder}
+metadata: {{name: {name}}}
 spec:
   priorityClassName: urgent
   restartPolicy: Never
@@ -29,7 +30,7 @@ spec:
   - name: main
     image: finetune-trainer:local
     command: [sleep, "15"]
-    resources: {limits: {finetune.dev/cpu-device: "2"}}
+    resources: {{limits: {{finetune.dev/cpu-device: "2"}}}}
 """
 
 
@@ -40,7 +41,9 @@ def node_of(cluster, pod: str) -> str:
 def test_a_preempted_gang_saves_waits_for_room_and_loses_nothing(cluster, operator, submit):
     submit("preempted")
     wait_for_step(cluster, "preempted-1-0", 50)
-    cluster.kubectl("apply", "-f", "-", stdin=_HIGH)
+    cluster.kubectl("apply", "-f", "-", stdin=_CLASS)
+    for name in ("intruder-1", "intruder-2"):  # both nodes
+        cluster.kubectl("create", "-f", "-", stdin=_INTRUDER.format(name=name))
     queued = wait_for(
         "the second attempt to wait for room",
         lambda: (now := status(cluster, "preempted")).get("reason") == "Unschedulable" and now,
@@ -48,7 +51,7 @@ def test_a_preempted_gang_saves_waits_for_room_and_loses_nothing(cluster, operat
     assert queued["attempt"] == 2
     assert "Insufficient finetune.dev/cpu-device" in queued["message"]
     done = finished(cluster, "preempted", 240)
-    cluster.kubectl("delete", "pod", "intruder")
+    cluster.kubectl("delete", "pod", "intruder-1", "intruder-2")
     assert done["phase"] == "Succeeded", done["message"]
     assert (done["restarts"], done.get("countedRestarts", 0)) == (1, 0)
     first, second = done["attempts"]

@@ -86,11 +86,12 @@ def followed(cluster: Cluster, name: str, first: str) -> Iterator[Callable[[], s
     """`kubectl logs -f`, once it has said its first line; the rest is returned when it ends."""
     program = [str(binaries() / "kubectl"), "--kubeconfig", str(cluster.kubeconfig)]
     command = [*program, "logs", "-f", name]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # Without a buffer: what is read ahead of the first line would be lost.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdout is not None
         try:
-            assert process.stdout.readline() == first + "\n"
-            yield lambda: process.communicate(timeout=15)[0]
+            assert process.stdout.readline().decode() == first + "\n"
+            yield lambda: process.communicate(timeout=15)[0].decode()
         finally:
             process.kill()
 

@@ -47,10 +47,10 @@ def test_a_pod_deleted_by_force_leaves_no_process_and_ends_its_followers(cluster
 
 def test_a_pod_deleted_while_it_starts_is_gone_soon(cluster):
     """SIGTERM must reach a container whose process is not there yet."""
-    for number in range(4):
+    for number in range(3):
         name = f"hasty-{number}"
         create(cluster, pod(name, container("sleep 1000"), terminationGracePeriodSeconds=60))
-        time.sleep(0.1 * number)
+        time.sleep(0.15 * number)
         started = time.monotonic()
         wait_for(f"{name} is bound", lambda name=name: "nodeName" in get(cluster, name)["spec"])
         cluster.kubectl("delete", "pod", name, "--grace-period=2", "--timeout=15s")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from finetune_local.cache import clusters_folder
-from finetune_local.cluster import Cluster, ClusterError, die_with_parent
+from finetune_local.cluster import Cluster, ClusterError, die_with_parent, sweep
 from finetune_local.processes import is_alive, wait_gone
 from tests.installed import wait_for
 from tests.local.pods import container, create, logs, pod, processes_with
@@ -129,6 +129,24 @@ def test_a_start_that_fails_keeps_its_logs_and_nothing_else(monkeypatch):
     left = {path.name for path in Cluster(name).directory.iterdir()}
     assert left == {"logs", "cluster.json"}
     Cluster(name).down()
+
+
+def test_files_of_dead_clusters_are_swept_and_no_others():
+    prefix = f"test-swept-{os.getpid()}"
+    running = Cluster(f"{prefix}-a")
+    dead = Cluster(f"{prefix}-b")
+    for cluster in (running, dead):
+        cluster.directory.mkdir()
+        (cluster.directory / "cluster.json").write_text(
+            '{"name": "x", "api_port": 1, "pod_network": "", "devices": 1, "nodes": 0}'
+        )
+    with subprocess.Popen(["sh", "-c", "sleep 100; :", "sh", str(running.directory)]) as holder:
+        (running.directory / "supervisor.pid").write_text(str(holder.pid))
+        sweep(prefix)
+        assert (running.directory.exists(), dead.directory.exists()) == (True, False)
+        holder.kill()
+    sweep(prefix)
+    assert not running.directory.exists()
 
 
 def test_a_zombie_is_gone(tmp_path):

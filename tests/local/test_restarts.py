@@ -7,6 +7,7 @@ import time
 import pytest
 
 from finetune_local.cluster import ClusterError
+from finetune_local.processes import children_of, command_of
 from tests.installed import wait_for
 from tests.local.pods import container, create, ended, exits, get, logs, pod, processes_with, run
 
@@ -57,6 +58,22 @@ def test_a_killed_agent_takes_its_pods_along_and_says_so(cluster):
     cluster.kubectl("delete", "pod", "restart-done", "restart-victim", "restart-after")
 
 
+@pytest.mark.slow
+def test_what_a_stuck_shim_holds_is_ended_by_the_next_agent(cluster):
+    """The shim cannot notice that its agent is gone; nobody notes how the container ended."""
+    env = [{"name": "MARKER", "value": "shim-victim"}]
+    node = on(cluster, "node-1")
+    create(cluster, pod("stuck", container("echo up; sleep 1000", env=env), nodeSelector=node))
+    wait_for("it runs", lambda: "up" in logs(cluster, "stuck"))
+    agent = agent_of(cluster, "node-1")
+    (shim,) = (pid for pid in children_of(agent) if "shim.py" in " ".join(command_of(pid)))
+    os.kill(shim, signal.SIGSTOP)
+    cluster.kill_component(f"{cluster.name}-node-1")
+    assert processes_with("MARKER=shim-victim")
+    assert exits(ended(cluster, "stuck"))["main"]["exitCode"] == 137
+    assert not processes_with("MARKER=shim-victim")
+
+
 def test_a_component_that_is_held_down_stays_down_until_it_is_started(cluster):
     cluster.kill_component("kube-scheduler", stay_down=True)
     create(cluster, pod("unscheduled", container("true")))
@@ -69,7 +86,7 @@ def test_a_component_that_is_held_down_stays_down_until_it_is_started(cluster):
         cluster.kill_component("kube-proxy")
 
 
-@pytest.mark.parametrize("name", ["kube-apiserver", "etcd"])
+@pytest.mark.parametrize("name", ["kube-apiserver", pytest.param("etcd", marks=pytest.mark.slow)])
 def test_pods_outlive_the_control_plane(cluster, name):
     """A pod ends while nobody can be told; it is told later."""
     victim = f"outlives-{name}"
