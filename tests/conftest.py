@@ -6,24 +6,11 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-<<<<<<< HEAD
-from finetune_local.cache import clusters_folder
-from finetune_local.cluster import Cluster
+from finetune_local.cluster import Cluster, sweep
 
 # Verdicts must not depend on how busy the machine is.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
-
-
-def sweep() -> None:
-    """Remove the files of clusters whose test run was killed; their processes died with it."""
-    for folder in clusters_folder().glob("test-*"):
-        left = Cluster(folder.name)
-        if left.supervisor() is None:
-            left.down()
-=======
-from finetune_local.cluster import Cluster, sweep
->>>>>>> wip-local
 
 
 @pytest.fixture(scope="session")
