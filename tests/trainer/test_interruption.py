@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 
@@ -106,17 +105,12 @@ def test_a_stop_does_not_wait_for_a_peer_that_never_came(make_job: MakeJob) -> N
     job = make_job()
     (pod,) = job.start(gang.make_plan(), only=1)
     deadline = time.monotonic() + 60
-    while not listens(pod.address, 29500):
+    while not gang.listens(pod.address, 29500):
         assert time.monotonic() < deadline, job.log
         time.sleep(0.05)
     pod.terminate()
     assert pod.wait(60) == 75
     assert "nothing is lost" in pod.result.message
-
-
-def listens(address: str, port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((address, port)) == 0
 
 
 def test_a_stop_does_not_wait_for_a_peer_that_hangs(make_job: MakeJob) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Output
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
-from finetune_trainer import finished, model
+from finetune_trainer import finished, model, tensor_file
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.errors import TrainerError
@@ -78,7 +78,7 @@ def _write_weights(
 
     def flush() -> None:
         name = f"shard-{len(shards)}.safetensors"
-        save_file(shard, str(out / name), {"format": "pt"})
+        tensor_file.write(out / name, shard, {"format": "pt"}, report.advance)
         shards.append(dict.fromkeys(shard, name))
         shard.clear()
 

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +81,6 @@ class Loop:
         self._device, self._control, self._stop = device, control, stop
         self._meter = ProgressMeter(config, plan, len(self.rows))
         self._saved_at, self._saved_step = time.monotonic(), -1
-        self._losses: deque[float] = deque(maxlen=100)
 
     def run(self) -> bool:
         """Train to the end; False when it was stopped before, with everything saved."""
@@ -118,7 +116,7 @@ class Loop:
             return
         name, fields, measured = found[0]
         manifest = Manifest.model_validate(fields)
-        load.load(self._engine, self._paths.checkpoints / name, manifest)
+        load.load(self._engine, self._paths.checkpoints / name, manifest, self._report.advance)
         self.state.step = self._saved_step = manifest.step
         self.state.rows_consumed = manifest.rows_consumed
         self.state.tokens_seen = manifest.tokens_seen
@@ -259,9 +257,15 @@ class Loop:
             best_step=best_step,
         )
         if self.rank == 0:
-            write_atomic(self._paths.storage / "evaluation.json", state.evaluation.to_json())
+            self._keep_evaluation()
             self._report.training(evaluation=state.evaluation)
             _log.info("validation loss %.4f at step %d", loss, state.step)
+
+    def _keep_evaluation(self) -> None:
+        try:
+            write_atomic(self._paths.storage / "evaluation.json", self.state.evaluation.to_json())
+        except OSError as error:  # a number is lost, not the run
+            _log.error("the evaluation could not be recorded (%s); training goes on", error)
 
     def _save(self, *, must: bool) -> None:
         """Save; a failure ends the attempt (73) only where nothing comes after it."""
@@ -298,9 +302,12 @@ class Loop:
 
     def _retain(self) -> None:
         owner, keep = self._owner, self._config.checkpoints.keep_last
-        fence.check(self._paths, owner.epoch, owner.attempt)
-        for folder in store.superseded(self._paths, keep, owner.epoch):
-            store.remove(folder)
+        try:
+            fence.check(self._paths, owner.epoch, owner.attempt)
+            for folder in store.superseded(self._paths, keep, owner.epoch):
+                store.remove(folder)
+        except OSError as error:
+            _log.error("old checkpoints could not be removed (%s); training goes on", error)
         self._report.training(checkpoints=store.records(self._paths))
 
     def _end(self) -> int:
