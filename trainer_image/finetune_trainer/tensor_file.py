@@ -8,7 +8,7 @@ Format: 8 bytes header length (little-endian), JSON header, the tensors' bytes i
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
