@@ -3,7 +3,6 @@
 import errno
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch

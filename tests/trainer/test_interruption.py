@@ -129,8 +129,12 @@ def test_a_stop_does_not_wait_for_a_peer_that_hangs(make_job: MakeJob) -> None:
 def test_a_diverged_run_ends_with_what_to_change(make_job: MakeJob) -> None:
     job = make_job()
     job.nodes = 1
+    job.config["checkpoints"]["intervalSteps"] = 1
     job.start(gang.make_plan(learningRate=1e30, warmupSteps=0))
     assert job.wait() == [86], job.log
+    # The first step ruins the weights, and no step but the next one can tell.
+    assert "no checkpoint of step 1: the loss of the weights after step 1 is not finite" in job.log
+    assert not list((job.storage / "checkpoints").glob("*/*"))
     result = job.pods[0].result
     assert (result.outcome, result.reason) == ("Failed", "Diverged")
     assert "gradients were not finite in 3 steps up to step 4; lower" in result.message

@@ -35,6 +35,7 @@ class Position:
     step: int
     rows_consumed: int
     tokens_seen: int
+    skipped: int
     validation_loss: float | None
 
 
@@ -157,6 +158,7 @@ def _publish(
         step=position.step,
         rows_consumed=position.rows_consumed,
         tokens_seen=position.tokens_seen,
+        skipped_steps=position.skipped,
         fence_epoch=owner.epoch,
         attempt=owner.attempt,
         job_uid=owner.job_uid,
