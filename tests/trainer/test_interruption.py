@@ -132,14 +132,15 @@ def test_a_diverged_run_ends_with_what_to_change(make_job: MakeJob) -> None:
     job.config["checkpoints"]["intervalSteps"] = 1
     job.start(gang.make_plan(learningRate=1e30, warmupSteps=0))
     assert job.wait() == [86], job.log
-    # The first step ruins the weights, and no step but the next one can tell.
-    assert "no checkpoint of step 1: the loss of the weights after step 1 is not finite" in job.log
-    assert not list((job.storage / "checkpoints").glob("*/*"))
+    # The first step ruins the weights, and nothing but the next one can tell.
+    assert "checkpoint step-00000001-e0001 holds weights with which the run diverged" in job.log
+    assert "checkpoint of step 2" not in job.log
     result = job.pods[0].result
     assert (result.outcome, result.reason) == ("Failed", "Diverged")
     assert "gradients were not finite in 3 steps up to step 4; lower" in result.message
     assert result.progress is not None
     assert result.progress.skipped_steps == 2
+    assert result.checkpoints == []  # the next attempt begins before it
     assert result.progress.grad_norm is None  # NaN is no JSON
 
 

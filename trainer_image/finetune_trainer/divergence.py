@@ -17,16 +17,24 @@ class Divergence:
     skipped: int = 0
     in_a_row: int = 0
 
-    def judge(self, finite: bool, step: int) -> None:
-        """Take in what step number `step` was; TrainerError 86 when it is one too many."""
+    def is_too_much(self, finite: bool) -> bool:
+        """Take in a step: whether the run cannot go on after it."""
         if finite:
             self.in_a_row = 0
-            return
+            return False
         self.skipped += 1
         self.in_a_row += 1
         # DeepSpeed leaves such a step out, except in fp32, where it ruins the weights.
-        if self.fp32 or self.in_a_row >= _IN_A_ROW:
-            raise self._ended(f"gradients were not finite in {self.in_a_row} steps up to {step}")
+        return self.fp32 or self.in_a_row >= _IN_A_ROW
+
+    def last_good(self, step: int) -> int:
+        """Step whose weights are beyond doubt when `step` was one too many: the streak began with
+        those of the step after it."""
+        return step - self.in_a_row - 1
+
+    def ended(self, step: int) -> TrainerError:
+        """Why the run ends with this step."""
+        return self._error(f"gradients were not finite in {self.in_a_row} steps up to step {step}")
 
     @property
     def in_doubt(self) -> bool:
@@ -39,9 +47,9 @@ class Divergence:
 
     def ruined(self, step: int) -> TrainerError:
         """The weights after a step give no finite loss: no checkpoint, no model."""
-        return self._ended(f"the loss of the weights after step {step} is not finite")
+        return self._error(f"the loss of the weights after step {step} is not finite")
 
-    def _ended(self, what: str) -> TrainerError:
+    def _error(self, what: str) -> TrainerError:
         return TrainerError(
             ExitCode.DIVERGED,
             f"{what}; lower training.learningRate (now {self.learning_rate}) or look at the data "

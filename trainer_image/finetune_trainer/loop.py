@@ -173,7 +173,9 @@ class Loop:
         norm, applied = self._engine.step(rate)
         agreed = self._agree(float(loss) / trained)
         finite = applied and math.isfinite(norm) and math.isfinite(agreed.loss)
-        self._divergence.judge(finite, state.step + 1)
+        if self._divergence.is_too_much(finite):
+            self._condemn(self._divergence.last_good(state.step + 1))
+            raise self._divergence.ended(state.step + 1)
         self._trained_rows = rows
         state.step += 1
         state.rows_consumed += len(rows)
@@ -335,6 +337,13 @@ class Loop:
         except OSError as error:
             _log.error("old checkpoints could not be removed (%s); training goes on", error)
         self._report.training(checkpoints=store.records(self._paths))
+
+    def _condemn(self, last_good: int) -> None:
+        """The next attempt must begin before the weights that made the first bad step."""
+        if self.rank == 0:
+            fence.check(self._paths, self._owner.epoch, self._owner.attempt)
+            store.condemn(self._paths, last_good)
+            self._report.training(checkpoints=store.records(self._paths))
 
     def _end(self) -> int:
         """Row at which the run ends; only the last step of all can be short."""

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 import xxhash
@@ -82,4 +82,5 @@ def _header(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes
 def _bytes(tensor: torch.Tensor) -> memoryview:
     """Of a copy on the host where there is none yet; views of flat fp32 buffers need none."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    array: Any = flat.numpy()  # a buffer, which its annotations do not say on Python 3.11
+    return memoryview(array)

@@ -13,7 +13,7 @@ from finetune_trainer.data import digest
 from finetune_trainer.files import write_atomic
 from finetune_trainer.paths import RunPaths
 
-MANIFEST, VERIFIED = "MANIFEST.json", "VERIFIED"
+MANIFEST, VERIFIED, DIVERGED = "MANIFEST.json", "VERIFIED", "DIVERGED"
 _NAME = re.compile(r"step-(\d+)-e(\d+)")
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def _manifest(folder: Path) -> Manifest:
+    if (folder / DIVERGED).exists():
+        raise UnusableError(" holds weights with which the run diverged")
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
     except FileNotFoundError:
@@ -113,6 +115,19 @@ def drop_from_cache(path: Path) -> None:
 def mark_verified(folder: Path) -> None:
     """Remember that every file was read back."""
     write_atomic(folder / VERIFIED, "")
+
+
+def condemn(paths: RunPaths, last_good: int) -> None:
+    """Nothing later than a step is resumed from any more: it is whole, and its weights are not."""
+    for folder, manifest in published(paths):
+        if manifest.step <= last_good:
+            continue
+        try:
+            write_atomic(folder / DIVERGED, "")
+        except OSError as error:
+            _log.error("checkpoint %s could not be marked as diverged: %s", folder.name, error)
+        else:
+            _log.warning("checkpoint %s holds weights with which the run diverged", folder.name)
 
 
 def records(paths: RunPaths) -> list[CheckpointRecord]:
