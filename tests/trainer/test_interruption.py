@@ -190,13 +190,18 @@ def test_a_stopped_preparation_is_done_again(make_job: MakeJob) -> None:
     tiny.write_jsonl(job.claim / "data/train.jsonl", tiny.make_messages(20_000, 4))
     pod = job.start_prepare()
     job.wait_for_text("line 3")
+    prepared_data = job.storage / "cache/prepared"
+    assert list(prepared_data.glob(".building-uid-1-*"))
     pod.terminate()
     assert pod.wait(60) == 75
     assert pod.result.outcome == "Stopped"
+    assert not list(prepared_data.glob(".building-*"))
+    (prepared_data / ".building-uid-1-killed").mkdir()  # an earlier pod of this job had no time
     tiny.write_jsonl(job.claim / "data/train.jsonl", tiny.make_messages(30, 5))
     prepared = job.prepare().result.prepared
     assert prepared is not None
     assert prepared.data.examples == 30
+    assert not list(prepared_data.glob(".building-*"))
 
 
 def test_a_newer_attempt_takes_the_storage_over(make_job: MakeJob) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Evaluation, Plan
@@ -70,7 +71,9 @@ class Loop:
         folder = paths.prepared(config.prepared_digest or "")
         self.rows = Rows(folder, "train")
         self.validation = Rows(folder, "validation")
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        # accelerate adopts the process group that the rendezvous made.
+        process = PartialState(cpu=device.type == "cpu")
+        self.rank, self.world = process.process_index, process.num_processes
         self.state = State()
         self._config, self._plan, self._engine = config, plan, engine
         self._paths, self._owner, self._report = paths, owner, report
