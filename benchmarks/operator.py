@@ -31,14 +31,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from benchmarks.operators import observe, peer, sandbox
-from benchmarks.operators.api import Api, Refused
+from benchmarks.operators.api import Api, RefusedError
 from benchmarks.operators.contenders import Contender, Kubeflow, Ours, stop
 from benchmarks.operators.kubelet import NODE
 from benchmarks.operators.observe import Audit, Request
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from finetune_api.names import REPORT_PORT
 from finetune_local.build import BuildError
 from finetune_local.cache import TREE
@@ -62,7 +62,7 @@ def main() -> int:
             return sandbox.run_inside("benchmarks.operator", sys.argv[1:])
         sandbox.furnish()
         return asyncio.run(_run(arguments))
-    except (ClusterError, BuildError, peer.PeerError, Refused) as error:
+    except (ClusterError, BuildError, peer.PeerError, RefusedError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -82,10 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--ours", action=argparse.BooleanOptionalAction, default=True, help="measure ours")
     add("--peer", action=argparse.BooleanOptionalAction, default=True, help="measure Kubeflow's")
     add(
+        "--released",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Kubeflow's as released: 20 requests a second, 1 worker",
+    )
+    add(
         "--lifted",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Kubeflow's also with 2000 requests a second and 8 workers instead of 20 and 1",
+        help="Kubeflow's with 2000 requests a second and 8 workers",
     )
     add("--singles", type=int, default=30, help="single jobs (30)")
     add("--rest", type=int, default=60, help="seconds of rest, and of training (60)")
@@ -96,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _peers(arguments: argparse.Namespace) -> list[bool]:
     """Kubeflow's variants to measure, as their `lifted`."""
-    return [False] * arguments.peer + [True] * (arguments.peer and arguments.lifted)
+    if not arguments.peer:
+        return []
+    return [False] * arguments.released + [True] * arguments.lifted
 
 
 class ControlPlane(Cluster):
@@ -140,7 +148,12 @@ async def _run(arguments: argparse.Namespace) -> int:
     cluster = ControlPlane.up("bench", control_plane_only=True, tied=True)
     figures = {}
     try:
-        cluster.kubectl("create", "-f", "-", stdin=f'{{"apiVersion":"v1","kind":"Node","metadata":{{"name":"{NODE}"}}}}')
+        cluster.kubectl(
+            "create",
+            "-f",
+            "-",
+            stdin=f'{{"apiVersion":"v1","kind":"Node","metadata":{{"name":"{NODE}"}}}}',
+        )
         async with Api(cluster.kubeconfig) as api:
             for contender in contenders:
                 measurement = Measurement(cluster, api, contender, arguments)
@@ -174,7 +187,7 @@ class Measurement:
         self.ends = OUT / f"{slug}-prepare-ends.log"
         contender.install(self.cluster)
         with _kubelet(self.cluster, self.ends, OUT / f"{slug}-kubelet.log") as kubelet:
-            self.others = observe.components() | {"kubelet": kubelet.pid}
+            self.others = observe.components() | {"kubelet": kubelet.pid, "this": os.getpid()}
             process = contender.start(self.cluster, OUT / f"{slug}.log")
             self.pid = process.pid
             watch = asyncio.create_task(self._watch())
@@ -217,6 +230,7 @@ class Measurement:
         jobs, started = self.arguments.jobs, time.time()
         before = observe.cpu_seconds(self.pid)
         others = {name: observe.cpu_seconds(pid) for name, pid in self.others.items()}
+        busy = observe.machine_seconds()
         profile = _profile(self.pid) if self.arguments.profile else None
         slots = asyncio.Semaphore(_APPLIERS)
 
@@ -238,8 +252,12 @@ class Measurement:
         else:
             self._row("burst: s until all run", f"{reached} of {jobs} in {now - started:.0f} s")
         self._row("burst: CPU s", f"{cpu:.1f}")
+        rest = observe.machine_seconds() - busy - cpu
         for name, pid in self.others.items():
-            self._row(f"burst: CPU s of {name}", f"{observe.cpu_seconds(pid) - others[name]:.1f}")
+            used = observe.cpu_seconds(pid) - others[name]
+            rest -= used
+            self._row(f"burst: CPU s of {name}", f"{used:.1f}")
+        self._row("burst: CPU s of all else on the machine", f"{rest:.1f}")
         mine = self._mine(started)
         done = max(1, reached)
         self._row("burst: writes per job", f"{sum(r.writes for r in mine) / done:.1f}")
@@ -300,9 +318,10 @@ class Measurement:
 
     async def _rest(self) -> None:
         """After the last writes have ebbed, for a while."""
-        deadline = time.time() + 30
-        while time.time() < deadline and any(r.writes for r in self._mine(time.time() - 5)):
+        for _ in range(30):
             await asyncio.sleep(1)
+            if not any(r.writes for r in self._mine(time.time() - 5)):
+                break
         await self._window("rest", self.arguments.rest)
 
     async def _training(self) -> None:
@@ -373,12 +392,17 @@ def _profile(pid: int) -> subprocess.Popen[bytes]:
     program = shutil.which("py-spy")
     if program is None:
         raise ClusterError("--profile needs py-spy on the PATH: pip install py-spy")
-    output = ["-o", str(OUT / "profile.txt"), "-f", "raw", "-r", "200"]
+    output = ["-o", str(OUT / "profile.txt"), "--gil", "-f", "raw", "-r", "200"]
     return subprocess.Popen([program, "record", "-p", str(pid), *output])
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, console=_console, transient=True, disable=not _console.is_terminal)
 
 
@@ -401,7 +425,8 @@ async def _clean(api: Api, contender: Contender) -> None:
 def _print(figures: dict[str, dict[str, str]], arguments: argparse.Namespace) -> None:
     """The table, in Markdown."""
     rows = list(dict.fromkeys(row for column in figures.values() for row in column))
-    print(f"\n{time.strftime('%Y-%m-%d')}, {_machine()}. {arguments.jobs:,} jobs x {arguments.pods:,} pods.")
+    size = f"{arguments.jobs:,} jobs x {arguments.pods:,} pods"
+    print(f"\n{time.strftime('%Y-%m-%d')}, {_machine()}. {size}.")
     print(f"`python benchmarks/operator.py {' '.join(sys.argv[1:])}`\n")
     print("| | " + " | ".join(figures) + " |")
     print("|---|" + "---|" * len(figures))
@@ -411,9 +436,18 @@ def _print(figures: dict[str, dict[str, str]], arguments: argparse.Namespace) ->
 
 def _machine() -> str:
     text = Path("/proc/cpuinfo").read_text()
-    model = next((line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")), "?")
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in text.splitlines()
+            if line.startswith("model name")
+        ),
+        "?",
+    )
     memory = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text()).group(1))  # type: ignore[union-attr]
-    return f"{os.cpu_count()} cores of {model}, {memory / 2**20:.0f} GiB, Linux {os.uname().release}"
+    return (
+        f"{os.cpu_count()} cores of {model}, {memory / 2**20:.0f} GiB, Linux {os.uname().release}"
+    )
 
 
 if __name__ == "__main__":

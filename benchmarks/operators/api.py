@@ -15,7 +15,7 @@ MERGE = "application/merge-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json"
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The API server said no; `code` is the HTTP status."""
 
     def __init__(self, code: int, text: str) -> None:
@@ -46,7 +46,7 @@ class Api:
     async def send(
         self, method: str, path: str, body: Object | None = None, kind: str = "application/json"
     ) -> bytes:
-        """One request; the answer holds metadata only. Refused from 400 on."""
+        """One request; the answer holds metadata only. RefusedError from 400 on."""
         # A deleted collection is answered with itself, which has no such form.
         accept = "application/json" if method == "DELETE" else _METADATA
         headers = {"Content-Type": kind, "Accept": accept}
@@ -55,24 +55,26 @@ class Api:
         async with self._session.request(method, url, data=data, headers=headers) as response:
             answer = await response.read()
             if response.status >= 400:
-                raise Refused(response.status, answer.decode(errors="replace"))
+                raise RefusedError(response.status, answer.decode(errors="replace"))
             return answer
 
     async def get(self, path: str) -> Object:
         """A whole object or list."""
         async with self._session.get(self._server + path) as response:
             if response.status >= 400:
-                raise Refused(response.status, await response.text())
+                raise RefusedError(response.status, await response.text())
             answer: Object = await response.json(content_type=None)
             return answer
 
-    async def watch(self, path: str, query: str = "", *, whole: bool = False) -> AsyncIterator[Object]:
+    async def watch(
+        self, path: str, query: str = "", *, whole: bool = False
+    ) -> AsyncIterator[Object]:
         """Everything there is as ADDED, then what happens, for ever; after a break again all."""
         while True:
             try:
                 async for event in self._watch(path, query, whole=whole):
                     yield event
-            except (Refused, aiohttp.ClientError) as error:
+            except (RefusedError, aiohttp.ClientError) as error:
                 print(f"watch of {path}: {error}", file=sys.stderr)
                 await asyncio.sleep(1)  # "storage is (re)initializing", for a new kind
 
@@ -82,7 +84,7 @@ class Api:
         timeout = aiohttp.ClientTimeout(total=None)
         async with self._session.get(url, headers=headers, timeout=timeout) as response:
             if response.status >= 400:
-                raise Refused(response.status, await response.text())
+                raise RefusedError(response.status, await response.text())
             buffer = b""
             async for chunk in response.content.iter_any():
                 *lines, buffer = (buffer + chunk).split(b"\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.operators import peer
+
 from finetune_local.cache import TREE
 from finetune_local.cluster import IMAGE, Cluster, ClusterError, die_with_parent
 

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aiohttp import web
-
 from benchmarks.operators import sandbox
-from benchmarks.operators.api import MERGE, Api, Object, Refused
+from benchmarks.operators.api import MERGE, Api, Object, RefusedError
+
 from finetune_api import names
 from finetune_api.base import format_time
 from finetune_api.progress import DataSummary, Progress, StepLedger
@@ -138,7 +138,7 @@ async def _live(
             if prepares:
                 await api.send("PATCH", f"{path}/status", {"status": _ended(container)}, MERGE)
                 print(time.time(), name, file=ended)  # type: ignore[call-overload]
-        except Refused as error:
+        except RefusedError as error:
             if error.code != 404:  # deleted meanwhile
                 raise
 

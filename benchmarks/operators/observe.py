@@ -74,7 +74,9 @@ class Audit:
 
 def _request(line: dict[str, Any]) -> Request:
     target = line.get("objectRef", {})
-    kind = target.get("resource", "") + (f"/{target['subresource']}" if "subresource" in target else "")
+    kind = target.get("resource", "") + (
+        f"/{target['subresource']}" if "subresource" in target else ""
+    )
     return Request(
         user=line["user"]["username"],
         verb=line["verb"],
@@ -129,6 +131,14 @@ def cpu_seconds(pid: int) -> float:
     """User and system time so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def machine_seconds() -> float:
+    """CPU time that the whole machine was busy so far, other people's processes included."""
+    user, nice, system, _idle, _wait, *rest = (
+        Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    )
+    return sum(int(ticks) for ticks in (user, nice, system, *rest[:3])) / _TICKS
 
 
 def memory_mib(pid: int, kind: str = "VmRSS") -> float:

@@ -1,4 +1,4 @@
-"""Kubeflow's training-operator v1: built from its Go module, and put onto the cluster as shipped."""
+"""Kubeflow's training-operator v1: built from its Go module, put onto the cluster as shipped."""
 
 import base64
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from benchmarks.operators.sandbox import CERTIFICATES, SERVICE_ADDRESS
+
 from finetune_local.cache import cache_folder
 from finetune_local.cluster import Cluster, ClusterError
 
@@ -44,7 +44,9 @@ def build(*, lifted: bool) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     what = "without its request limit" if lifted else "as released"
-    print(f"training-operator {VERSION} {what}: building from Go modules (minutes, once)", flush=True)
+    print(
+        f"training-operator {VERSION} {what}: building from Go modules (minutes, once)", flush=True
+    )
     target = f"{_MODULE}/cmd/{_PROGRAM}" + ("" if lifted else f"@{VERSION}")
     done = subprocess.run(
         [go, "install", "-trimpath", target],
@@ -125,7 +127,7 @@ def _rights(folder: Path) -> list[dict[str, Any]]:
 
 
 def _webhook(manifests: Path) -> list[dict[str, Any]]:
-    """The validating webhook of PyTorchJobs, its Service, and the Secret its certificate goes to."""
+    """The validating webhook of PyTorchJobs, its Service, and the Secret of its certificate."""
     webhook = yaml.safe_load((manifests / "webhook" / "manifests.yaml").read_text())
     webhook["metadata"]["name"] = _WEBHOOK
     webhook["webhooks"] = [w for w in webhook["webhooks"] if "pytorchjob" in w["name"]]

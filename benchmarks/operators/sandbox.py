@@ -1,4 +1,4 @@
-"""A private network and process space: nothing listens where others could reach it, all ends with us.
+"""A private network and process space: nothing of ours is reachable, all of it ends with us.
 
 Kubeflow's webhook server can only listen on every address. In a network of its own, with nothing
 but a loopback interface in it, that is harmless. The process space ends every process when its
