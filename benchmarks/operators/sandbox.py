@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -34,6 +36,8 @@ def run_inside(module: str, arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupted)
     spaces = ["--user", "--map-root-user", "--net", "--pid", "--mount", "--mount-proc"]
     command = ["unshare", *spaces, "--fork", "--kill-child", sys.executable, "-m", module]
+    # SIGINT is ignored in what a shell starts in the background, until somebody handles it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="ftb-") as folder:
         env = os.environ | {_STATE: folder, "XDG_STATE_HOME": folder}
         process = subprocess.Popen(
@@ -42,14 +46,30 @@ def run_inside(module: str, arguments: list[str]) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                process.wait(20)  # the terminal has told those inside, too
             return 130
         finally:
             process.kill()
             process.wait()
+            _wait_gone(folder)
             with suppress(OSError):
                 CERTIFICATES.rmdir()
+
+
+def _wait_gone(folder: str, seconds: float = 15) -> None:
+    """Until no process of the space is left: the kernel ends them one after the other."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and any(map(_names(folder), Path("/proc").iterdir())):
+        time.sleep(0.1)
+
+
+def _names(folder: str) -> Callable[[Path], bool]:
+    def check(entry: Path) -> bool:
+        try:
+            return entry.name.isdigit() and folder.encode() in (entry / "environ").read_bytes()
+        except OSError:
+            return False
+
+    return check
 
 
 def _interrupted(_signal: int, _frame: FrameType | None) -> None:
