@@ -187,7 +187,10 @@ class Measurement:
         self.ends = OUT / f"{slug}-prepare-ends.log"
         contender.install(self.cluster)
         with _kubelet(self.cluster, self.ends, OUT / f"{slug}-kubelet.log") as kubelet:
-            self.others = observe.components() | {"kubelet": kubelet.pid, "this": os.getpid()}
+            self.others = observe.components() | {
+                "kubelet": kubelet.pid,
+                "the benchmark": os.getpid(),
+            }
             process = contender.start(self.cluster, OUT / f"{slug}.log")
             self.pid = process.pid
             watch = asyncio.create_task(self._watch())
@@ -259,10 +262,9 @@ class Measurement:
             self._row(f"burst: CPU s of {name}", f"{used:.1f}")
         self._row("burst: CPU s of all else on the machine", f"{rest:.1f}")
         mine = self._mine(started)
-        done = max(1, reached)
-        self._row("burst: writes per job", f"{sum(r.writes for r in mine) / done:.1f}")
-        _console.print("   ", observe.by_kind(mine, done))
-        self._row("burst: other requests per job", f"{sum(not r.writes for r in mine) / done:.1f}")
+        self._row("burst: writes per job", f"{sum(r.writes for r in mine) / jobs:.1f}")
+        _console.print("   ", observe.by_kind(mine, jobs))
+        self._row("burst: other requests per job", f"{sum(not r.writes for r in mine) / jobs:.1f}")
         errors = [r for r in mine if r.code >= 400 and r.writes]
         self._row("burst: refused writes", f"{len(errors)}")
         self._latencies("burst", {f"j{n:05d}" for n in range(jobs)})
