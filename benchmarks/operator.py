@@ -27,6 +27,8 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -334,10 +336,7 @@ class Measurement:
         await asyncio.sleep(_STEP_SECONDS)
 
     async def _steps(self, seconds: int) -> None:
-        async with self.api._session.post(
-            f"http://127.0.0.1:{REPORT_PORT}/train?step-seconds={seconds}"
-        ) as response:
-            response.raise_for_status()
+        await self.api.post(f"http://127.0.0.1:{REPORT_PORT}/train?step-seconds={seconds}")
 
     async def _window(self, phase: str, seconds: int) -> None:
         started, before = time.time(), observe.cpu_seconds(self.pid)
@@ -370,24 +369,23 @@ class Measurement:
         self._latencies("single", {f"j{n:05d}" for n in range(first, first + count)})
 
 
-class _kubelet:  # noqa: N801
+@contextmanager
+def _kubelet(cluster: Cluster, ends: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The scripted kubelet's process."""
-
-    def __init__(self, cluster: Cluster, ends: Path, log: Path) -> None:
-        self._command = [sys.executable, "-m", "benchmarks.operators.kubelet"]
-        self._command += [str(cluster.kubeconfig), str(ends)]
-        self._log = log
-
-    def __enter__(self) -> subprocess.Popen[bytes]:
-        with self._log.open("wb") as output:
-            self._process = subprocess.Popen(
-                self._command, cwd=TREE, stdout=output, stderr=output, preexec_fn=die_with_parent
-            )
-        return self._process
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+    command = [sys.executable, "-m", "benchmarks.operators.kubelet"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, str(cluster.kubeconfig), str(ends)],
+            cwd=TREE,
+            stdout=output,
+            stderr=output,
+            preexec_fn=die_with_parent,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _profile(pid: int) -> subprocess.Popen[bytes]:
@@ -446,7 +444,7 @@ def _machine() -> str:
         ),
         "?",
     )
-    memory = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text()).group(1))  # type: ignore[union-attr]
+    memory = int(Path("/proc/meminfo").read_text().split()[1])  # MemTotal, kB
     return (
         f"{os.cpu_count()} cores of {model}, {memory / 2**20:.0f} GiB, Linux {os.uname().release}"
     )

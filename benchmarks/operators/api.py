@@ -58,6 +58,11 @@ class Api:
                 raise RefusedError(response.status, answer.decode(errors="replace"))
             return answer
 
+    async def post(self, url: str) -> None:
+        """To another server, here the scripted kubelet."""
+        async with self._session.post(url) as response:
+            response.raise_for_status()
+
     async def get(self, path: str) -> Object:
         """A whole object or list."""
         async with self._session.get(self._server + path) as response:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from aiohttp import web
 from benchmarks.operators import sandbox
@@ -118,7 +119,7 @@ async def serve(kubeconfig: Path, log: Path) -> None:
 
 
 async def _live(
-    api: Api, slots: asyncio.Semaphore, trainers: Trainers, metadata: Object, ended: object
+    api: Api, slots: asyncio.Semaphore, trainers: Trainers, metadata: Object, ended: TextIO
 ) -> None:
     labels = metadata.get("labels", {})
     name, prepares = metadata["name"], labels.get(names.LABEL_ROLE) == "prepare"
@@ -137,7 +138,7 @@ async def _live(
             await api.send("PATCH", f"{path}/status", {"status": status}, MERGE)
             if prepares:
                 await api.send("PATCH", f"{path}/status", {"status": _ended(container)}, MERGE)
-                print(time.time(), name, file=ended)  # type: ignore[call-overload]
+                print(time.time(), name, file=ended)
         except RefusedError as error:
             if error.code != 404:  # deleted meanwhile
                 raise

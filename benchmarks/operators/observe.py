@@ -1,6 +1,7 @@
 """What is read from outside of the operators: processes, and the API server's audit log."""
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -166,5 +167,4 @@ def components() -> dict[str, int]:
 
 def percentile(values: list[float], share: float) -> float:
     """The smallest value that at least this share of them does not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -(-len(ordered) * share // 1).__int__() - 1))]
+    return sorted(values)[max(1, math.ceil(len(values) * share)) - 1]
