@@ -100,7 +100,7 @@ async def operate(settings: Settings, configuration: object, stop: asyncio.Event
         pods.forget(uid)
         reports.drop(uid)
 
-    jobs = Jobs(queue.add, removed, settings.selector)
+    jobs = Jobs(queue.add_new, removed, settings.selector)
     throttle = Throttle(settings.progress_write_interval)
     reconciler = Reconciler(kube, jobs, pods, reports, Recorder(kube), settings, throttle)
     signals = functools.partial(_stop_on_signals, stop)

@@ -9,16 +9,17 @@ reads. A write that failed otherwise may have happened: its caller looks again b
 """
 
 import asyncio
-import json
 import os
 import random
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes import client, config
+from pydantic_core import from_json, to_json
 
 Object = dict[str, Any]
 _PAGE = 500
@@ -28,6 +29,7 @@ _LIST_TIMEOUT = 60.0  # s; a page of large objects from a busy server
 _PAUSES = (0.2, 0.5, 1.0, 2.0)  # s between repetitions
 _LONGEST_PAUSE = 30.0  # s that a server may ask for in Retry-After
 _ERROR_BYTES = 64 * 1024
+_CREDENTIALS = 10.0  # s for which they are believed
 
 
 class ApiError(Exception):
@@ -55,13 +57,20 @@ def load_configuration() -> Any:
 def open_session(configuration: Any, *more: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
     """A session with the configuration's certificates and credentials."""
 
+    known: dict[str, str] = {}
+    until = 0.0
+
     async def credentials(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        # Asked for at every request: tokens in pods rotate.
-        for setting in configuration.auth_settings().values():
-            if setting["in"] == "header" and setting["value"]:
-                request.headers[setting["key"]] = setting["value"]
+        # Asked for again and again, for tokens in pods rotate; not at every request, for it costs
+        # as much as the rest of a request does.
+        nonlocal known, until
+        if time.monotonic() >= until:
+            settings = configuration.auth_settings().values()
+            known = {s["key"]: s["value"] for s in settings if s["in"] == "header" and s["value"]}
+            until = time.monotonic() + _CREDENTIALS
+        request.headers.update(known)
         return await handler(request)
 
     context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
@@ -181,7 +190,7 @@ class Kube:
         async with self._session.request(
             method,
             url,
-            data=None if body is None else json.dumps(body),
+            data=None if body is None else to_json(body),
             headers={"Content-Type": content_type},
             timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, 5)),
         ) as response:
@@ -193,7 +202,7 @@ class Kube:
 def _parse(text: bytes) -> Object:
     """What is not JSON does not come from an API server: as if it were away."""
     try:
-        answer: Object = json.loads(text)
+        answer: Object = from_json(text)
     except ValueError:
         raise aiohttp.ClientPayloadError("the answer is not JSON") from None
     return answer
@@ -202,7 +211,7 @@ def _parse(text: bytes) -> Object:
 async def refusal(response: aiohttp.ClientResponse) -> ApiError:
     """Why it was refused. Only a Status is quoted: a proxy's page may hold anything."""
     try:
-        status = json.loads(await response.content.read(_ERROR_BYTES))
+        status = from_json(await response.content.read(_ERROR_BYTES))
     except ValueError:
         status = None
     try:
