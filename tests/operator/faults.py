@@ -55,6 +55,7 @@ class Seen:
     at: float  # monotonic, when it came
     method: str
     path: str
+    watch: bool
 
     @property
     def writes(self) -> bool:
@@ -142,7 +143,8 @@ class Proxy:
         await asyncio.sleep(0.05)  # transports close on the loop's next turns
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append(Seen(time.monotonic(), request.method, request.path))
+        watch = "watch" in request.query
+        self.seen.append(Seen(time.monotonic(), request.method, request.path, watch))
         fault = next((fault for fault in self._faults if fault.matches(request)), Fault())
         fault.met += 1
         if fault.delay:
