@@ -44,8 +44,10 @@ class Fault:
 
     def answer(self) -> web.Response:
         status = {"kind": "Status", "code": self.code, "reason": "Fault", "message": "a fault"}
-        text = json.dumps(status) if self.body is None else self.body
-        return web.Response(status=self.code, headers=self.headers, text=text)
+        text, kind = json.dumps(status), "application/json"
+        if self.body is not None:
+            text, kind = self.body, "text/html"
+        return web.Response(status=self.code, headers=self.headers, text=text, content_type=kind)
 
 
 @dataclass(frozen=True)
