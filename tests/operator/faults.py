@@ -44,8 +44,10 @@ class Fault:
 
     def answer(self) -> web.Response:
         status = {"kind": "Status", "code": self.code, "reason": "Fault", "message": "a fault"}
-        text = json.dumps(status) if self.body is None else self.body
-        return web.Response(status=self.code, headers=self.headers, text=text)
+        text, kind = json.dumps(status), "application/json"
+        if self.body is not None:
+            text, kind = self.body, "text/html"
+        return web.Response(status=self.code, headers=self.headers, text=text, content_type=kind)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Seen:
     at: float  # monotonic, when it came
     method: str
     path: str
+    watch: bool
 
     @property
     def writes(self) -> bool:
@@ -142,7 +145,8 @@ class Proxy:
         await asyncio.sleep(0.05)  # transports close on the loop's next turns
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append(Seen(time.monotonic(), request.method, request.path))
+        watch = "watch" in request.query
+        self.seen.append(Seen(time.monotonic(), request.method, request.path, watch))
         fault = next((fault for fault in self._faults if fault.matches(request)), Fault())
         fault.met += 1
         if fault.delay:

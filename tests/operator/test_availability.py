@@ -81,7 +81,8 @@ def test_a_life_ends_as_if_nothing_had_happened(api, operator, proxy, fault):
         proxy.cut_streams()
         end(kubelet, fault, 1)
         done = finished(api, fault, 40)
-        assert any(what.met for what in active)
+        # How many deletes a life needs is for the policies to say.
+        assert all(what.met or what.methods == ("DELETE",) for what in active)
     assert (done["phase"], done["attempt"], done.get("restarts", 0)) == ("Succeeded", 1, 0)
     parts = ("productive", "lost", "overhead")
     usage = done["usage"]

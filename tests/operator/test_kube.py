@@ -114,9 +114,12 @@ async def test_pods_are_known_again_after_a_watch_went_wrong(configuration, prox
     with proxy.fault(path="/pods", watch=True, **fault) as broken:
         proxy.cut_streams()
         await until(lambda: broken.met)
+        before = len(proxy.seen)
         await kube.create(path, pod("watched-2"))
         await kube.delete(f"{path}/watched-1", {"gracePeriodSeconds": 0})
         await until(lambda: known(pods) == {"watched-2"})
+    again = [s for s in proxy.seen[before:] if s.method == "GET" and not s.watch]
+    assert bool(again) == ("code" in fault), "read anew only where the watch cannot go on"
     task.cancel()
     await kube.delete(f"{path}/watched-2", {"gracePeriodSeconds": 0})
     await kube.close()
