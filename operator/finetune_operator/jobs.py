@@ -32,14 +32,13 @@ class Jobs:
         return list(self._items.items())
 
     def take(self, item: Object) -> None:
-        """A version; an older one of the same object changes nothing."""
+        """A version; an older one changes nothing, nor does one of a job of that name before."""
         metadata = item["metadata"]
         key = (metadata["namespace"], metadata["name"])
         known = self._items.get(key)
-        if known and known["metadata"]["uid"] == metadata["uid"]:
-            versions = [int(i["metadata"]["resourceVersion"]) for i in (known, item)]
-            if versions[1] <= versions[0]:
-                return
+        # Versions are of the whole collection: they order two jobs of one name as well.
+        if known and int(metadata["resourceVersion"]) <= int(known["metadata"]["resourceVersion"]):
+            return
         if known and known["metadata"]["uid"] != metadata["uid"]:
             self.removed(known["metadata"]["uid"])
         self._items[key] = item

@@ -1,5 +1,6 @@
 """One look at one job: observe, plan, check, write, act."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -51,8 +52,9 @@ class Reconciler:
             _log.error("%s/%s cannot be read by this version: %s", *key, error)
             return None
         except ApiError as error:
-            if error.code == 409:
-                await self._refresh(key)  # planned from an old version
+            if error.code in (404, 409):  # planned from an old version
+                with contextlib.suppress(ApiError, *TRANSIENT):  # then the retry finds out again
+                    await self._refresh(key)
             else:
                 _log.warning("%s/%s: %s", *key, error)
             raise RetryError from error
@@ -100,11 +102,15 @@ class Reconciler:
 
     async def _refresh(self, key: Key) -> Job | None:
         """The live job, its pods read after it; None when it is gone."""
+        known = self.jobs.get(key)
         try:
             item = await self.kube.get(jobs.path(key))
         except ApiError as error:
             if error.code != 404:
                 raise
+            # A watch that was too old does not tell what went meanwhile.
+            if known:
+                self.jobs.remove(key, known["metadata"]["uid"])
             return None
         self.jobs.take(item)
         uid = item["metadata"]["uid"]
