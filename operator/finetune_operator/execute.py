@@ -80,12 +80,7 @@ async def _create(kube: Kube, job: Job, item: Object) -> Refusal | None:
 
 async def _taken(kube: Kube, job: Job, item: Object) -> Refusal | None:
     name, kind = item["metadata"]["name"], item["kind"]
-    try:
-        live = await kube.get(f"{_collection(item)}/{name}")
-    except ApiError as error:
-        if error.code != 404:
-            raise
-        return None  # gone since: the next look creates it
+    live = await kube.get(f"{_collection(item)}/{name}")  # 404, gone since: the retry creates it
     owners = [o["uid"] for o in live["metadata"].get("ownerReferences", []) if o.get("controller")]
     if job.uid in owners:
         return None

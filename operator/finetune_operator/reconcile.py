@@ -135,7 +135,9 @@ class Reconciler:
         except ApiError as error:
             if error.code != 404:
                 raise
-            if known:  # and not what was created under that name meanwhile
+            # A watch that was too old does not tell what went meanwhile; what was created under
+            # that name since stays.
+            if known:
                 self.jobs.remove(key, known["metadata"]["uid"])
             return None
         if not self.jobs.take(item):

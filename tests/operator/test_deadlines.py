@@ -49,7 +49,7 @@ def test_the_start_deadline_counts_from_the_moment_all_pods_exist():
     assert early.requeue_after == 1
     decision, job = follow(job, *stuck, now=70)
     assert [d.grace for d in decision.delete] == [10, 10]
-    gone = [replace(pod, gone=True) for pod in stuck]
+    gone = [pod.vanished(at(70)) for pod in stuck]
     _, job = follow(job, *gone, now=71)
     assert (job.status.phase, job.status.reason) == ("Failed", "StartDeadlineExceeded")
     assert "0/3 nodes are available" in job.status.message

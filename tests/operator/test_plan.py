@@ -50,6 +50,14 @@ def test_a_refused_prepare_pod_is_not_created_and_the_reason_is_shown():
     assert decision.requeue_after
 
 
+def test_a_name_that_is_taken_is_said_once_and_not_written_again_and_again():
+    """A refusal of the creation is known only after the plan: the next plan must not unsay it."""
+    refused = look(make_job(), refusal=Refusal("NameTaken", "pod a-prepare exists")).status
+    again = look(make_job(refused))
+    assert again.create
+    assert again.status == refused
+
+
 def test_edited_inputs_replace_the_prepare_pod():
     pod = prepare_pod()
     edited = make_job(model={"source": "pvc://w/other"})

@@ -75,6 +75,14 @@ def resting():
     return job.with_status(look(job, *left, now=53).status), left
 
 
+def test_suspended_is_said_only_after_a_live_read():
+    """A watch that lags behind may not know the pod that was just created."""
+    first = look(make_job(suspend=True))
+    assert first.commits
+    assert condition(first.status, "Suspended").status == "True"
+    assert not look(make_job(first.status, suspend=True)).acts
+
+
 def test_a_resumed_job_commits_the_next_attempt_and_it_is_no_restart():
     job, left = resting()
     job = replace(job, spec=job.spec.replace(suspend=False))

@@ -27,7 +27,18 @@ CASES = {
         False,
     ),
     "seen to vanish": ([worker(0), worker(1).vanished(at(25))], 50, 4 * 55, True),
-    "never bound and gone": ([worker(0), worker(1, scheduled=None).vanished()], 50, 4 * 40, False),
+    "seen to go and never bound": (
+        [worker(0), worker(1, scheduled=None).vanished(at(25))],
+        50,
+        4 * 40,
+        False,
+    ),
+    "found missing, may have been bound unseen": (
+        [worker(0), worker(1, scheduled=None).vanished()],
+        50,
+        4 * 40,
+        True,
+    ),
     "a node's clock behind ours": ([worker(0, scheduled=at(60)), worker(1)], 50, 4 * 40, False),
 }
 

@@ -48,7 +48,8 @@ def describe(
 ) -> FineTuneJobStatus:
     """The status as people see it. `creating`: pods are missing, so an old refusal still counts."""
     if creating and (refused := _refused(world)):
-        situation = Situation(situation.phase, refused.reason, refused.message, accepted=False)
+        phase = world.job.status.phase or situation.phase
+        situation = Situation(phase, refused.reason, refused.message, accepted=False)
     if situation.phase == "Running" and world.silent:
         situation = Situation(situation.phase, "ReportUnreachable", "", situation.stage)
     message = situation.message or _progress_sentence(status, situation)

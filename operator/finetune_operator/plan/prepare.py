@@ -65,7 +65,7 @@ def _create(world: World, image: str, inputs: str) -> Decision:
         return _refused(world, world.refusal.reason, world.refusal.message)
     situation = Situation("Preparing", message="starting the prepare pod")
     return Decision(
-        status=describe(world, job.status, situation),
+        status=describe(world, job.status, situation, creating=True),
         create=[pod],
         check=Check(claims=tuple(render.claims(job)), pod=pod),
     )

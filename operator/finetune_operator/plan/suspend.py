@@ -24,7 +24,9 @@ def hold(world: World, status: FineTuneJobStatus) -> Decision:
         text = "no pod is left; set spec.suspend to false to go on"
         if status.attempt and status.latest_checkpoint:
             text += f" from the checkpoint of step {status.latest_checkpoint.step}"
-        return Decision(describe(world, status, Situation("Suspended", "Suspended", text)))
+        rests = describe(world, status, Situation("Suspended", "Suspended", text))
+        # A cache that missed a pod must not say so: made again from a live read.
+        return Decision(rests, commits=status.phase != "Suspended")
     doomed = [Delete(pod.name, pod.uid) for pod in left if not pod.deletion]
     # A pod on a node that is lost stays until the node is back or removed: name it.
     where = f" on node {left[0].node}" if left[0].node else ""

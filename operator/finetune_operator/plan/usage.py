@@ -41,8 +41,8 @@ def _seconds(pod: Pod, until: datetime) -> int:
 def account(attempt: Attempt, pods: list[Pod], now: datetime) -> Attempt:
     """The attempt with its device seconds up to now."""
     devices = attempt.devices_per_worker
-    # A pod whose object is gone has a known cost only when its end was seen, or it had no node.
-    known = [pod for pod in pods if _end(pod) or not pod.gone or pod.scheduled is None]
+    # A pod that was found missing has no known cost: it may have got a node while nobody looked.
+    known = [pod for pod in pods if _end(pod) or not pod.gone]
     going = any(_end(pod) is None and not pod.gone for pod in known)
     guessed = any(pod.ended is None and pod.gone and pod.scheduled for pod in pods)
     seconds = devices * sum(_seconds(pod, now) for pod in known)

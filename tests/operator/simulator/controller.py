@@ -1,0 +1,128 @@
+"""One life of the operator process: real caches, real reconciler, empty at its start.
+
+Watches and the queue are driven by hand: the world says when events arrive, and time is simulated.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_api.names import LABEL_JOB_UID
+from finetune_operator import queue
+from finetune_operator.events import Recorder
+from finetune_operator.informer import Pods
+from finetune_operator.jobs import Jobs
+from finetune_operator.queue import Key, RetryError
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.settings import Settings
+from finetune_operator.status import Throttle, Urgency
+from tests.operator.simulator.api import Api, Wire
+from tests.operator.simulator.clock import Clock
+from tests.operator.simulator.store import JOBS, PODS
+
+SETTINGS = Settings(trainer_image="trainer:1")
+_MOST_LOOKS = 60
+
+
+class SimulatedThrottle(Throttle):
+    """Reads the simulated clock instead of the machine's."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(SETTINGS.progress_write_interval)
+        self._clock = clock
+
+    def wait(self, key: Key, kind: Urgency, now: float) -> float:
+        return super().wait(key, kind, self._clock.seconds)
+
+
+@dataclass
+class Controller:
+    """`stalled` watches deliver nothing until they flow again or are cut."""
+
+    wire: Wire
+    clock: Clock
+    reports: Any
+    ready: set[Key] = field(default_factory=set)
+    timers: dict[Key, float] = field(default_factory=dict)
+    failures: dict[Key, int] = field(default_factory=dict)
+    stalled: set[str] = field(default_factory=set)
+    looks: int = 0
+    looked_at: tuple[float, int] = (-1.0, 0)  # moment and version of the last look's beginning
+    look_began: int = 0  # the call before the first one of this look
+
+    def __post_init__(self) -> None:
+        self.api = Api(self.wire)
+        self.pods = Pods(self.ready.add)
+        self.jobs = Jobs(self.ready.add, self.pods.forget)
+        self.reconciler = Reconciler(
+            self.api,  # type: ignore[arg-type]
+            self.jobs,
+            self.pods,
+            self.reports,
+            Recorder(self.api),  # type: ignore[arg-type]
+            SETTINGS,
+            SimulatedThrottle(self.clock),
+            self.clock.now,
+        )
+        self.cursor = {PODS: 0, JOBS: 0}
+        self.relist(PODS)
+        self.relist(JOBS)
+        self.wire.deliver = self.deliver
+
+    def relist(self, plural: str) -> None:
+        """As at the start, and after a watch was too old: what is there, not what went."""
+        store = self.wire.store
+        self.stalled.discard(plural)
+        self.cursor[plural] = len(store.log[plural])
+        if plural == PODS:
+            self.pods.replace([p for p in store.list(PODS) if p["metadata"].get("labels")])
+            return
+        for job in store.list(JOBS):
+            self.jobs.take(job)
+
+    def deliver(self) -> None:
+        """Every event that the watches have for us."""
+        for plural in (PODS, JOBS):
+            log = self.wire.store.log[plural]
+            start = self.cursor[plural]
+            if start == len(log) or plural in self.stalled:
+                continue
+            self.cursor[plural] = len(log)
+            for kind, item in log[start:]:
+                self._take(plural, kind, item)
+
+    def _take(self, plural: str, kind: str, item: dict[str, Any]) -> None:
+        metadata = item["metadata"]
+        if plural == PODS:
+            self.pods.take(item)
+            if kind == "DELETED":
+                job_uid = metadata["labels"][LABEL_JOB_UID]
+                self.pods.vanish(job_uid, metadata["uid"], self.clock.now())
+        elif kind == "DELETED":
+            self.jobs.remove((metadata["namespace"], metadata["name"]), metadata["uid"])
+        else:
+            self.jobs.take(item)
+
+    async def work(self) -> None:
+        """Until nothing is left to do at this moment."""
+        for _ in range(_MOST_LOOKS):
+            self.deliver()
+            for key in [k for k, at in self.timers.items() if at <= self.clock.seconds]:
+                del self.timers[key]
+                self.ready.add(key)
+            if not self.ready:
+                return
+            await self._handle(self.ready.pop())
+        raise AssertionError(f"never comes to rest: more than {_MOST_LOOKS} looks at one moment")
+
+    async def _handle(self, key: Key) -> None:
+        """As finetune_operator.queue.Queue does."""
+        self.looks, self.look_began = self.looks + 1, self.wire.calls
+        self.looked_at = (self.clock.seconds, self.wire.store.version)
+        try:
+            delay = await self.reconciler.reconcile(key)
+            self.failures.pop(key, None)
+        except RetryError:
+            failures = self.failures[key] = self.failures.get(key, 0) + 1
+            delay = min(queue._LONGEST, queue._FIRST * 2 ** min(failures, 10))
+        if delay is not None:
+            self.timers[key] = min(self.timers.get(key, 1e12), self.clock.seconds + delay)

@@ -1,0 +1,318 @@
+"""What may happen in a history: every event is one value, and reads like a sentence."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+
+from tests.operator import worlds
+from tests.operator.simulator.api import FAULTS, BeforeAnswer
+from tests.operator.simulator.store import JOBS, PODS, Object
+
+if TYPE_CHECKING:
+    from tests.operator.simulator.world import World
+
+LABEL = "finetune.dev/job-uid"
+
+
+@dataclass(frozen=True)
+class Event:
+    """`value` is a pod's place in the list of all pods, seconds, or what the event needs."""
+
+    what: str
+    value: Any = None
+
+    def __repr__(self) -> str:
+        return f"Event({self.what!r}" + (f", {self.value!r})" if self.value is not None else ")")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The job of a history."""
+
+    replicas: int = 2
+    devices: int = 2
+    sidecar: bool = False
+    policy: tuple[tuple[str, Any], ...] = field(default=())
+
+    def spec(self) -> Object:
+        workers: Object = {"replicas": self.replicas, "devicesPerWorker": self.devices}
+        if self.sidecar:
+            workers["template"] = {"spec": {"containers": [{"name": "side", "image": "side:1"}]}}
+        policy = {"terminationGracePeriodSeconds": 30, **dict(self.policy)}
+        return worlds.make_spec(workers=workers, runPolicy=policy)
+
+
+CONFIGS = (
+    Config(),
+    Config(replicas=1),
+    Config(replicas=3, devices=1),
+    Config(sidecar=True),
+    Config(policy=(("maxRestarts", 1),)),
+    Config(policy=(("maxRestarts", 0),)),
+    Config(policy=(("maxRestarts", 100),)),
+    Config(policy=(("cleanPodPolicy", "All"), ("ttlSecondsAfterFinished", 100))),
+    Config(policy=(("cleanPodPolicy", "None"),), sidecar=True),
+    Config(policy=(("activeDeadlineSeconds", 300),)),
+    Config(policy=(("startDeadlineSeconds", 60),)),
+    Config(policy=(("gangStartTimeoutSeconds", 60),)),
+    Config(policy=(("progressDeadlineSeconds", 60),), replicas=3),
+)
+
+
+def _pod(world: "World", place: int) -> Object | None:
+    pods = world.nodes.pods()
+    pods = [pod for pod in pods if pod["metadata"].get("labels")]
+    return pods[place % len(pods)] if pods else None
+
+
+def _to_pod(name: str) -> "Action":
+    """An event of the node model that befalls one pod."""
+
+    def action(world: "World", place: int) -> None:
+        if pod := _pod(world, place):
+            getattr(world.nodes, name)(pod)
+
+    return action
+
+
+def _lose(world: "World", place: int) -> None:
+    if pod := _pod(world, place):
+        world.blind = True
+        world.nodes.lose(pod)
+
+
+def _go(world: "World", _: Any) -> None:
+    world.clock.seconds += 1
+    world.nodes.round()
+
+
+def _wait(world: "World", seconds: float) -> None:
+    world.clock.seconds += seconds
+
+
+def _train(world: "World", _: float) -> None:
+    world.nodes.train(save=True)
+    if not world.away:
+        world.pull_reports()
+
+
+def _exit(world: "World", value: tuple[int, int, bool]) -> None:
+    place, code, reported = value
+    pod = _pod(world, place)
+    process = world.nodes.processes.get(pod["metadata"]["uid"]) if pod else None
+    if process and (code != 0 or not process.attempt):
+        world.nodes.exit(process, code, reported=reported)
+
+
+def _delete_pod(world: "World", value: tuple[int, int | None]) -> None:
+    place, grace = value
+    if pod := _pod(world, place):
+        body = {} if grace is None else {"gracePeriodSeconds": grace}
+        world.store.delete(PODS, pod["metadata"]["name"], body)
+
+
+def _report(world: "World", what: str) -> None:
+    reports = world.controller.reports
+    reports.unreachable = what == "unreachable"
+    if not world.away:
+        world.pull_reports(100_000.0 if what == "hangs" else 0.0)
+
+
+def _watch(world: "World", value: tuple[str, str]) -> None:
+    plural, what = value
+    if what == "stall":
+        world.blind = True
+        world.controller.stalled.add(plural)
+    elif what == "flow":
+        world.controller.stalled.discard(plural)
+    else:
+        world.blind = True
+        world.controller.relist(plural)
+
+
+def _away(world: "World", away: bool) -> None:
+    if away:
+        world.blind = True
+    elif world.away:
+        world.restart()
+    world.away = away
+
+
+def _suspend(world: "World", value: bool) -> None:
+    world.edit({"suspend": value})
+
+
+def _delete_job(world: "World", recreate: bool) -> None:
+    if world.job:
+        world.store.delete(JOBS, "a", {})
+    if recreate:
+        world.create_job()
+
+
+def _scale(world: "World", replicas: int) -> None:
+    """Allowed while Suspended only."""
+    if world.condition("Suspended") == "True":
+        world.edit({"workers": {"replicas": replicas}})
+
+
+def _model(world: "World", source: str) -> None:
+    """Allowed before the first commit only."""
+    if world.job and "attempt" not in world.job.get("status", {}):
+        world.edit({"model": {"source": source}})
+
+
+def _policy(world: "World", value: tuple[str, Any]) -> None:
+    world.edit({"runPolicy": dict([value])})
+
+
+def _forbid(world: "World", value: bool) -> None:
+    world.store.forbidden = value
+    world.store.version += 1
+
+
+def _claims(world: "World", present: bool) -> None:
+    _present(world, "persistentvolumeclaims", "w", present)
+
+
+def _foreign_service(world: "World", present: bool) -> None:
+    found = world.store.objects["services"].get("a")
+    if found and found["metadata"].get("ownerReferences"):
+        return
+    _present(world, "services", "a", present)
+
+
+def _present(world: "World", plural: str, name: str, present: bool) -> None:
+    there = name in world.store.objects[plural]
+    if present and not there:
+        world.store.create(plural, {"metadata": {"name": name, "namespace": "default"}})
+    elif there and not present:
+        world.store.delete(plural, name, {})
+
+
+def _at_call(world: "World", value: tuple[int, Any]) -> None:
+    calls, what = value
+    if isinstance(what, str):
+        what = FAULTS[what]
+        world.blind = True
+    world.wire.arm(calls, what)
+
+
+Action = Callable[["World", Any], None]
+ACTIONS: dict[str, Action] = {
+    "nothing": lambda world, _: None,
+    "go": _go,
+    "wait": _wait,
+    "train": _train,
+    "finish": lambda world, _: world.nodes.finish(),
+    "exit": _exit,
+    "crash often": lambda world, _: None,  # the world takes these steps one by one
+    "ends are reported": lambda world, _: [
+        world.nodes.report(uid) for uid in list(world.nodes.unreported)
+    ],
+    "unschedulable": _to_pod("unschedulable"),
+    "image missing": _to_pod("image_missing"),
+    "start": _to_pod("start"),
+    "free": lambda world, _: world.nodes.held.clear(),
+    "preempt": _to_pod("preempt"),
+    "evict": _to_pod("evict"),
+    "delete pod": _delete_pod,
+    "lose node": _lose,
+    "delete node": _to_pod("delete_node"),
+    "nodes recover": lambda world, _: world.nodes.recover(),
+    "report": _report,
+    "watch": _watch,
+    "restart operator": lambda world, _: world.restart(),
+    "operator away": _away,
+    "late effects arrive": lambda world, _: world.wire.arrive(),
+    "suspend": _suspend,
+    "delete job": _delete_job,
+    "create job": lambda world, _: world.create_job(),
+    "scale": _scale,
+    "edit model": _model,
+    "edit policy": _policy,
+    "forbid": _forbid,
+    "claims": _claims,
+    "foreign service": _foreign_service,
+    "at call": _at_call,
+}
+
+_PLACES = range(3)
+CRASHES = (Event("go"), Event("exit", (1, 1, True)), Event("go"), Event("wait", 400))
+_CODES = (1, 64, 75, 79, 86, 87, 88, 89, 137)
+_WORLD = [
+    *(Event("exit", (place, code, True)) for place in _PLACES for code in _CODES),
+    *(Event("exit", (place, code, False)) for place in _PLACES for code in (1, 75, 137)),
+    *(Event("exit", (0, code, True)) for code in (0, 0, 65)),
+    *(Event("ends are reported") for _ in range(3)),
+    *(
+        Event(what, place)
+        for place in _PLACES
+        for what in ("unschedulable", "image missing", "preempt", "evict", "start", "start")
+    ),
+    *(Event("lose node", place) for place in _PLACES for _ in range(2)),
+    *(Event("delete node", place) for place in _PLACES for _ in range(2)),
+    *(Event("delete pod", (place, grace)) for place in _PLACES for grace in (None, 0)),
+    Event("nodes recover"),
+    Event("free"),
+    Event("free"),
+]
+_USER = [
+    *(Event("suspend", value) for value in (True, True, False, False, False)),
+    *(Event("delete job", recreate) for recreate in (True, True, False)),
+    Event("create job"),
+    *(Event("scale", replicas) for replicas in (1, 2, 3)),
+    Event("edit model", "pvc://w/other"),
+    Event("edit policy", ("maxRestarts", 5)),
+    Event("edit policy", ("activeDeadlineSeconds", 10)),
+    *(
+        Event(what, value)
+        for what in ("forbid", "claims", "foreign service")
+        for value in (True, False)
+    ),
+]
+_OPERATOR = [
+    *(Event("report", what) for what in ("fresh", "hangs", "unreachable")),
+    *(
+        Event("watch", (plural, what))
+        for plural in (PODS, JOBS)
+        for what in ("stall", "stall", "flow", "cut")
+    ),
+    Event("restart operator"),
+    *(Event("operator away", away) for away in (True, False, False)),
+    Event("late effects arrive"),
+]
+_RACES = [event for event in (*_WORLD[::3], *_USER) if event.what != "start"]
+_FAULTS = [
+    *(Event("at call", (call, name)) for call in (1, 2, 3, 4, 5, 6, 8, 10) for name in FAULTS),
+    *(Event("at call", (call, event)) for call in (2, 3, 4, 6) for event in _RACES),
+    *(Event("at call", (call, BeforeAnswer(event))) for call in (1, 2, 5) for event in _RACES[::2]),
+    *(Event("at call", (c, BeforeAnswer(Event("delete job", True)))) for c in range(1, 9)),
+]
+
+
+def _often(events: list[Event], share: int) -> list[Event]:
+    """All of them, repeated to about that share of the catalogue, in thousandths."""
+    return events * max(1, round(share * 10 / len(events)))
+
+
+# Simple ones first: hypothesis shrinks towards the beginning of the list.
+CATALOGUE = [
+    Event("nothing"),
+    *_often([Event("go")], 280),
+    *_often([Event("train", 20), Event("train", 200), Event("finish")], 110),
+    *_often([Event("wait", seconds) for seconds in (1, 3, 12, 30, 70, 400, 900)], 90),
+    *_often([Event("crash often", 11)], 1),
+    *_often(_WORLD, 220),
+    *_often(_USER, 80),
+    *_often(_OPERATOR, 60),
+    *_often(_FAULTS, 160),
+]
+HISTORIES = st.lists(st.sampled_from(CATALOGUE), min_size=10, max_size=50)
+
+
+def readable(config: Config, history: list[Event]) -> str:
+    """As a person reads it, and as a pinned test repeats it."""
+    lines = "".join(f"        {event!r},\n" for event in history if event.what != "nothing")
+    return f"run(\n    {config!r},\n    [\n{lines}    ],\n)"

@@ -1,0 +1,405 @@
+"""Scheduler, kubelets and the processes in pods. Every pod has a node of its own.
+
+A process outlives its pod object when the node is lost: only the fence on storage stops it.
+"""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from finetune_api import names
+from tests.operator import worlds
+from tests.operator.simulator.clock import START, Clock
+from tests.operator.simulator.storage import Run
+from tests.operator.simulator.store import PODS, Object, Store
+
+TOTAL_STEPS = 1_000_000
+STOPPED, FENCED, PEER_LOST, KILLED = 75, 79, 88, 137
+_TERMINAL = ("Succeeded", "Failed")
+
+
+@dataclass
+class Process:
+    """The trainer container of a pod; it may outlive the pod's object."""
+
+    pod: Object  # as it was when the container started
+    job_uid: str
+    attempt: int
+    index: int
+    started: float
+    epoch: int | None = None  # fence that worker 0 claimed
+    first_step: int = 0
+    step: int = 0
+    productive: float = 0.0
+    redone: float = 0.0
+    busy_since: float = 0.0
+
+    @property
+    def uid(self) -> str:
+        return str(self.pod["metadata"]["uid"])
+
+
+@dataclass
+class Nodes:
+    """Moves pods as kubelets and the scheduler do."""
+
+    store: Store
+    clock: Clock
+    processes: dict[str, Process] = field(default_factory=dict)  # alive, by pod uid
+    runs: dict[str, Run] = field(default_factory=lambda: defaultdict(Run))
+    lost: set[str] = field(default_factory=set)  # pod uids whose node does not answer
+    held: set[str] = field(default_factory=set)  # pod uids that find no node or no image
+    unreported: dict[str, Object] = field(default_factory=dict)  # final statuses not yet written
+    # How the processes of a gang ended, whether anybody knows or not; None: killed with its node.
+    ends: dict[tuple[str, int], dict[str, int | None]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+
+    def pods(self) -> list[Object]:
+        """All that exist, by name."""
+        pods = self.store.objects[PODS]
+        return [pods[name] for name in sorted(pods)]
+
+    # Before it runs
+
+    def bind(self, pod: Object) -> None:
+        if "nodeName" in pod["spec"]:
+            return
+        self.store.bind(pod)
+        self.store.status(pod, {"conditions": [self._condition("PodScheduled", "True")]})
+
+    def unschedulable(self, pod: Object) -> None:
+        if "nodeName" in pod["spec"]:
+            return
+        self.held.add(pod["metadata"]["uid"])
+        condition = self._condition("PodScheduled", "False")
+        condition["message"] = "0/4 nodes are available: Insufficient nvidia.com/gpu"
+        self.store.status(pod, {"conditions": [condition]})
+
+    def image_missing(self, pod: Object) -> None:
+        if pod["metadata"]["uid"] in self.processes or pod["status"]["phase"] != "Pending":
+            return
+        self.bind(pod)
+        self.held.add(pod["metadata"]["uid"])
+        state = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+        self.store.status(self._live(pod), {"containerStatuses": [_container(state)]})
+
+    def start(self, pod: Object) -> None:
+        """Bound if need be, and its container runs."""
+        uid = pod["metadata"]["uid"]
+        if uid in self.processes or pod["status"]["phase"] != "Pending" or uid in self.held:
+            return
+        if "deletionTimestamp" in pod["metadata"] or uid in self.lost:
+            return
+        self.bind(pod)
+        labels = pod["metadata"].get("labels", {})
+        process = Process(
+            pod,
+            labels.get(names.LABEL_JOB_UID, ""),
+            int(labels.get(names.LABEL_ATTEMPT, 0)),
+            int(labels.get(names.LABEL_WORKER_INDEX, 0)),
+            self.clock.seconds,
+        )
+        self.processes[uid] = process
+        state = {"running": {"startedAt": self.clock.stamp()}}
+        status = {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [_container(state)]}
+        self.store.status(self._live(pod), status)
+        if process.attempt and process.index == 0:
+            self._claim(process)
+        if process.attempt and self._whole(process):
+            for member in self._gang(process):
+                member.busy_since = self.clock.seconds
+
+    def _claim(self, process: Process) -> None:
+        run = self.runs[process.job_uid]
+        process.epoch = run.claim(process.attempt)
+        if process.epoch is None:
+            self.exit(process, FENCED)
+            return
+        process.first_step = process.step = run.checkpoint
+
+    # While it runs
+
+    def train(self, *, save: bool) -> None:
+        """Every gang that is whole finishes a step for every second since it last did."""
+        for process in list(self.processes.values()):
+            if process.epoch is None or not self._whole(process):
+                continue
+            run, seconds = self.runs[process.job_uid], int(self.clock.seconds - process.busy_since)
+            process.busy_since += seconds
+            new = max(0, process.step + seconds - max(process.step, run.highest_step))
+            process.productive += new
+            process.redone += seconds - new
+            process.step += seconds
+            run.highest_step = max(run.highest_step, process.step)
+            run.records[process.attempt] = (
+                self.clock.stamp(),
+                process.productive,
+                process.redone,
+                process.step,
+            )
+            if save and not run.publish(process.step, process.epoch, process.attempt):
+                self.exit(process, FENCED)
+
+    def _gang(self, one: Process) -> list[Process]:
+        return [
+            p
+            for p in self.processes.values()
+            if (p.job_uid, p.attempt) == (one.job_uid, one.attempt)
+        ]
+
+    def _whole(self, process: Process) -> bool:
+        return len(self._gang(process)) == self._replicas(process)
+
+    def _replicas(self, process: Process) -> int:
+        """Of its attempt, as its environment tells it."""
+        env = process.pod["spec"]["containers"][0]["env"]
+        return next(int(e["value"]) for e in env if e["name"] == "PET_NNODES")
+
+    # Its end
+
+    def exit(self, process: Process, code: int, *, reported: bool = True) -> None:
+        """The process ends; its kubelet says so now or later, or never when the node is lost."""
+        if process.uid not in self.processes:
+            return
+        if code in (0, STOPPED) and process.epoch is not None:
+            run, final = self.runs[process.job_uid], code == 0
+            if not run.publish(process.step, process.epoch, process.attempt, final=final):
+                code = FENCED
+        message = self._last_words(process, code)
+        self._forget(process, code)
+        end = {
+            "exitCode": code,
+            "reason": "Completed" if code == 0 else "Error",
+            "finishedAt": self.clock.stamp(),
+            "message": message,
+        }
+        sidecar = len(process.pod["spec"]["containers"]) > 1
+        phase = "Running" if sidecar else "Succeeded" if code == 0 else "Failed"
+        status = {"phase": phase, "containerStatuses": [_container({"terminated": end})]}
+        self.unreported[process.uid] = status
+        if reported:
+            self.report(process.uid)
+
+    def _forget(self, process: Process, code: int | None) -> None:
+        del self.processes[process.uid]
+        self.ends[process.job_uid, process.attempt][process.uid] = code
+
+    def kill(self, uid: str) -> None:
+        """It ends and nobody ever tells how."""
+        self.unreported.pop(uid, None)
+        if process := self.processes.get(uid):
+            self._forget(process, None)
+
+    def _last_words(self, process: Process, code: int) -> str:
+        if code == KILLED:
+            return ""
+        if not process.attempt:
+            said = {"prepared": worlds.prepared()} if code == 0 else {}
+            return _message("Succeeded" if code == 0 else "Failed", "BadData", **said)
+        if process.index != 0 or process.epoch is None:
+            return ""
+        outcome = {0: "Succeeded", STOPPED: "Stopped"}.get(code, "Failed")
+        output = {"output": worlds.OUTPUT} if code == 0 else {}
+        reason = {0: "Completed", STOPPED: "Stopped", FENCED: "Fenced", PEER_LOST: "PeerLost"}
+        return _message(outcome, reason.get(code, "Crashed"), **self.said(process), **output)
+
+    def said(self, process: Process) -> dict[str, Any]:
+        """Progress, ledger and checkpoints, as reports and results carry them."""
+        run = self.runs[process.job_uid]
+        ledger = {
+            "productiveSeconds": process.productive,
+            "redoneSeconds": process.redone,
+            "firstStep": process.first_step,
+            "highestStep": process.step,
+        }
+        steps = sorted({p.step for p in run.published if not p.final}, reverse=True)[:2]
+        return {
+            "progress": {"step": process.step, "totalSteps": TOTAL_STEPS},
+            "ledger": ledger,
+            "checkpoints": [_checkpoint(step) for step in steps if step],
+        }
+
+    def report(self, uid: str) -> None:
+        """A kubelet writes how the container ended; one that was deleted meanwhile then goes."""
+        pod = self._by_uid(uid)
+        if uid in self.lost or uid not in self.unreported:
+            return
+        status = self.unreported.pop(uid)
+        if pod is None or pod["status"]["phase"] in _TERMINAL:
+            return
+        pod = self.store.status(pod, status)
+        if "deletionTimestamp" in pod["metadata"]:
+            self._remove(pod)
+
+    def stop(self, pod: Object) -> None:
+        """A kubelet carries out a deletion: SIGTERM, a checkpoint, the end, the object goes."""
+        uid = pod["metadata"]["uid"]
+        if "deletionTimestamp" not in pod["metadata"] or uid in self.lost:
+            return
+        process = self.processes.get(uid)
+        if process is None:
+            self.report(uid)
+            if left := self._by_uid(uid):
+                self._remove(left)
+            return
+        late = _due(pod) <= self.clock.seconds
+        ends = self.ends[process.job_uid, process.attempt].values()
+        # A rank in a collective with a dead peer cannot save.
+        saves = process.attempt and not late and all(code in (0, STOPPED) for code in ends)
+        self.exit(process, STOPPED if saves else KILLED)
+
+    def deadlines(self) -> list[float]:
+        """When the grace of a pod that is being deleted ends, in seconds of the clock."""
+        return [_due(pod) for pod in self._stopping()]
+
+    def kill_overdue(self) -> None:
+        for pod in self._stopping():
+            if _due(pod) <= self.clock.seconds:
+                self.stop(pod)
+
+    def _stopping(self) -> list[Object]:
+        return [
+            pod
+            for pod in self.store.objects[PODS].values()
+            if "deletionTimestamp" in pod["metadata"] and pod["metadata"]["uid"] not in self.lost
+        ]
+
+    def _remove(self, pod: Object) -> None:
+        self.store.delete(PODS, pod["metadata"]["name"], {"gracePeriodSeconds": 0})
+
+    # What befalls it
+
+    def preempt(self, pod: Object) -> None:
+        """The scheduler or the eviction API: marked as disrupted, then deleted."""
+        conditions = [c for c in pod["status"].get("conditions", []) if c["type"] == "PodScheduled"]
+        conditions.append(self._condition("DisruptionTarget", "True"))
+        if pod["status"]["phase"] in _TERMINAL:
+            return
+        self.store.status(pod, {"conditions": conditions})
+        self.store.delete(PODS, pod["metadata"]["name"], {})
+
+    def evict(self, pod: Object) -> None:
+        """The kubelet itself, under disk pressure: the pod fails as a whole."""
+        uid = pod["metadata"]["uid"]
+        if "nodeName" not in pod["spec"] or pod["status"]["phase"] in _TERMINAL or uid in self.lost:
+            return
+        self.kill(uid)
+        kept = [c for c in pod["status"].get("conditions", []) if c["type"] != "Ready"]
+        status = {
+            "phase": "Failed",
+            "reason": "Evicted",
+            "message": "the node was low on ephemeral-storage",
+            "conditions": [*kept, self._condition("Ready", "False")],
+        }
+        states = pod["status"].get("containerStatuses") or [{}]
+        if "terminated" not in states[0].get("state", {}):
+            status["containerStatuses"] = []
+        pod = self.store.status(pod, status)
+        if "deletionTimestamp" in pod["metadata"]:
+            self._remove(pod)
+
+    def lose(self, pod: Object) -> None:
+        """Its node does not answer any more; after a while the taint manager deletes the pod."""
+        if "nodeName" not in pod["spec"]:
+            return
+        self.lost.add(pod["metadata"]["uid"])
+
+    def taint(self) -> None:
+        for pod in self.pods():
+            uid = pod["metadata"]["uid"]
+            if uid in self.lost and "deletionTimestamp" not in pod["metadata"]:
+                self.preempt(pod)
+
+    def delete_node(self, pod: Object) -> None:
+        """The Node object goes: the pod is collected, and nobody stopped its process."""
+        if pod["metadata"]["uid"] in self.lost:
+            self._remove(pod)
+
+    def recover(self) -> None:
+        """Lost nodes answer again: what has no pod object is stopped, ends are reported."""
+        lost, self.lost = self.lost, set()
+        for uid in lost:
+            pod = self._by_uid(uid)
+            if pod is None:
+                self.kill(uid)
+            elif uid in self.unreported:
+                self.report(uid)
+
+    def _by_uid(self, uid: str) -> Object | None:
+        last = self.store.last[uid]
+        pod = self.store.objects[PODS].get(last["metadata"]["name"])
+        return pod if pod and pod["metadata"]["uid"] == uid else None
+
+    def _live(self, pod: Object) -> Object:
+        return self.store.objects[PODS][pod["metadata"]["name"]]
+
+    def _condition(self, kind: str, status: str) -> Object:
+        return {"type": kind, "status": status, "lastTransitionTime": self.clock.stamp()}
+
+    # All of it, as a good day goes
+
+    def round(self) -> None:
+        """One round of a world in which nothing goes wrong."""
+        self.store.collect_garbage()
+        self.taint()
+        for uid in list(self.unreported):
+            self.report(uid)
+        for uid in set(self.processes) - self.lost:
+            if self._by_uid(uid) is None:
+                self.kill(uid)  # deleted by force: its kubelet ends it all the same
+        for pod in self.pods():
+            uid = pod["metadata"]["uid"]
+            if "deletionTimestamp" in pod["metadata"]:
+                self.stop(pod)
+            elif uid in self.processes:
+                self._continue(self.processes[uid])
+            else:
+                self.start(pod)
+
+    def _continue(self, process: Process) -> None:
+        """What a process does by itself: all stop together, none works without its peers."""
+        if process.uid in self.lost:
+            return
+        if not process.attempt:
+            self.exit(process, 0)
+            return
+        ends = self.ends[process.job_uid, process.attempt].values()
+        if any(code not in (0, STOPPED) for code in ends):
+            self.exit(process, PEER_LOST)
+        elif STOPPED in ends:
+            self.exit(process, STOPPED)
+
+    def finish(self) -> None:
+        """Gangs that are whole come to the end of training."""
+        self.train(save=True)
+        whole = [p for p in self.processes.values() if p.attempt and self._whole(p)]
+        for process in sorted(whole, key=lambda p: (-p.attempt, p.index)):
+            self.exit(process, 0)
+
+
+def _due(pod: Object) -> float:
+    moment = datetime.fromisoformat(pod["metadata"]["deletionTimestamp"])
+    return (moment - START).total_seconds()
+
+
+@lru_cache(4096)
+def _checkpoint_json(step: int) -> str:
+    return worlds.checkpoint(step).to_json()
+
+
+def _checkpoint(step: int) -> Object:
+    item: Object = json.loads(_checkpoint_json(step))
+    return item
+
+
+def _message(outcome: str, reason: str, **said: Any) -> str:
+    said = {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in said.items()}
+    return json.dumps({"outcome": outcome, "reason": reason, **said})
+
+
+def _container(state: Object) -> Object:
+    return {"name": names.CONTAINER, "state": state}

@@ -1,0 +1,69 @@
+"""Reports of running gangs, pulled when the world says so."""
+
+from collections.abc import Callable
+from typing import Any
+
+from finetune_api.base import Message
+from finetune_api.run import Report
+from finetune_operator.__main__ import _targets
+from tests.operator.simulator.node import Nodes, Process
+
+
+class SimulatedReports:
+    """The interface of finetune_operator.reports.Reports that the reconciler uses."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+        self._newest: dict[str, Report] = {}
+        self.unreachable = False
+        self.heard: set[str] = set()
+
+    def newest(self, job_uid: str, attempt: int | None) -> Report | None:
+        report = self._newest.get(job_uid)
+        return report if report and report.attempt == attempt else None
+
+    def silent(self, job_uid: str) -> bool:
+        return self.unreachable and job_uid in self.heard
+
+    def drop(self, job_uid: str) -> None:
+        self._newest.pop(job_uid, None)
+
+    def pull(self, jobs: Any, pods: Any, notify: Callable[[Any], None], age: float = 0.0) -> None:
+        """Ask worker 0 of every gang that runs, as the caches know it."""
+        for target in _targets(jobs, pods):
+            self.heard.add(target.job_uid)
+            process = self._nodes.processes.get(target.pods[0].uid)
+            if process and process.epoch is not None and not self.unreachable:
+                self._newest[target.job_uid] = self._report(process, age)
+            notify(target.key)
+
+    def _report(self, process: Process, age: float) -> Report:
+        records = self._nodes.runs[process.job_uid].records
+        earlier = [
+            {
+                "attempt": number,
+                "updateTime": when,
+                "ledger": {
+                    "productiveSeconds": productive,
+                    "redoneSeconds": redone,
+                    "highestStep": step,
+                },
+            }
+            for number, (when, productive, redone, step) in records.items()
+            if number < process.attempt
+        ]
+        values: dict[str, Any] = {
+            "jobUid": process.job_uid,
+            "attempt": process.attempt,
+            "workerIndex": 0,
+            "sequence": process.step,
+            "stage": "Training",
+            "stageSince": self._nodes.clock.now(),
+            "activity": process.step,
+            "activityAgeSeconds": age,
+            "earlierAttempts": earlier[-10:],
+            **self._nodes.said(process),
+        }
+        message: Message = Report.model_validate(values)
+        assert isinstance(message, Report)
+        return message

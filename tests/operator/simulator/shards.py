@@ -1,0 +1,33 @@
+"""Many histories on several cores.
+
+A run of N histories with a seed is the same run on every machine: it is cut into shards of a fixed
+size, each with a seed of its own.
+"""
+
+import logging
+import multiprocessing
+from collections.abc import Iterator
+
+from tests.operator.simulator.search import FoundError, search
+
+_SIZE = 250
+
+
+def shard(number_and_size: tuple[int, int]) -> tuple[int, str]:
+    """Histories run, and what was found."""
+    logging.disable(logging.CRITICAL)
+    number, size = number_and_size
+    try:
+        search(number, size)
+    except FoundError as error:
+        return size, f"seed {number}: {error}"
+    return size, ""
+
+
+def simulate(histories: int, seed: int, processes: int) -> Iterator[tuple[int, str]]:
+    """Shard by shard: histories it ran, and the smallest history that failed (or "")."""
+    sizes = [_SIZE] * (histories // _SIZE) + ([histories % _SIZE] if histories % _SIZE else [])
+    shards = [(seed * 1_000_000 + number, size) for number, size in enumerate(sizes)]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes) as pool:
+        yield from pool.imap_unordered(shard, shards)

@@ -1,0 +1,189 @@
+"""What the API server does with objects, without the network: one namespace, synchronous.
+
+Objects are never changed in place: every write makes a new dict, so what a reader holds stays what
+it was, and the log of watch events needs no copies.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from finetune_operator.kube import ApiError
+from tests.operator.simulator.clock import Clock
+
+Object = dict[str, Any]
+JOBS, PODS = "finetunejobs", "pods"
+_TERMINAL = ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One object before and after a write; `late`: the writer has long given up on it."""
+
+    plural: str
+    before: Object | None
+    after: Object | None
+    by_operator: bool = False
+    late: bool = False
+    body: Object | None = None  # what was sent
+
+
+@lru_cache(4096)
+def parse(path: str) -> tuple[str, str | None, str | None]:
+    """Plural, name and subresource of a path."""
+    parts = path.split("/namespaces/", 1)[1].split("/")[1:] + [None, None]
+    return str(parts[0]), parts[1], parts[2]
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """RFC 7386."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+@dataclass
+class Store:
+    """Objects by plural and name, and every event that a watch would send."""
+
+    clock: Clock
+    changed: Callable[[Change], None]
+    version: int = 100
+    objects: dict[str, dict[str, Object]] = field(default_factory=lambda: defaultdict(dict))
+    log: dict[str, list[tuple[str, Object]]] = field(default_factory=lambda: defaultdict(list))
+    last: dict[str, Object] = field(
+        default_factory=dict
+    )  # newest version of every pod ever, by uid
+    forbidden: bool = False  # a quota or an admission policy refuses pods
+
+    def get(self, plural: str, name: str) -> Object:
+        found = self.objects[plural].get(name)
+        if found is None:
+            raise ApiError(404, "NotFound", f'{plural} "{name}" not found')
+        return found
+
+    def list(self, plural: str, selector: str = "") -> list[Object]:
+        label, _, value = selector.partition("=")
+        items = self.objects[plural].values()
+        if not selector:
+            return list(items)
+        found = [(i, i["metadata"].get("labels", {}).get(label)) for i in items]
+        return [i for i, have in found if (have == value if value else have is not None)]
+
+    def create(
+        self, plural: str, body: Object, *, dry: bool = False, operator: bool = False, late=False
+    ) -> Object:
+        name = body["metadata"]["name"]
+        if plural == PODS and self.forbidden:
+            raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: exceeded quota: gpus')
+        if existing := self.objects[plural].get(name):
+            text = f'{plural} "{name}" already exists'
+            if "deletionTimestamp" in existing["metadata"]:
+                text = f"object is being deleted: {text}"
+            raise ApiError(409, "AlreadyExists", text)
+        if dry:
+            return body
+        metadata = {
+            **body["metadata"],
+            "uid": f"{plural}-{self.version + 1}",
+            "generation": 1,
+            "creationTimestamp": self.clock.stamp(),
+        }
+        item = {**body, "metadata": metadata}
+        if plural == PODS:
+            item["status"] = {"phase": "Pending"}
+        return self._write(plural, None, item, operator=operator, late=late, body=body)
+
+    def patch(
+        self, plural: str, name: str, sub: str | None, body: Object, *, operator=False, late=False
+    ) -> Object:
+        """Merge patch with the preconditions that its metadata names."""
+        old = self.get(plural, name)
+        for field_name in ("uid", "resourceVersion"):
+            wanted = body.get("metadata", {}).get(field_name)
+            if wanted is not None and wanted != old["metadata"][field_name]:
+                raise ApiError(409, "Conflict", "the object has been modified")
+        parts = ("status",) if sub == "status" else tuple(k for k in body if k != "status")
+        new = dict(old)
+        for part in parts:
+            if part != "metadata" and part in body:
+                new[part] = merged(old.get(part, {}), body[part])
+        if new == old:
+            return old
+        if sub is None and new.get("spec") != old.get("spec"):
+            generation = old["metadata"]["generation"] + 1
+            new["metadata"] = {**old["metadata"], "generation": generation}
+        return self._write(plural, old, new, operator=operator, late=late, body=body)
+
+    def delete(
+        self, plural: str, name: str, body: Object, *, operator: bool = False, late: bool = False
+    ) -> None:
+        """At once, except a pod that a node holds: that gets its grace."""
+        old = self.get(plural, name)
+        uid = body.get("preconditions", {}).get("uid")
+        if uid is not None and uid != old["metadata"]["uid"]:
+            raise ApiError(409, "Conflict", "the UID in the precondition does not match")
+        grace = self._grace(old, body) if plural == PODS else 0
+        if grace > 0:
+            due = self.clock.stamp(grace)
+            if due < old["metadata"].get("deletionTimestamp", "9999"):
+                new = {**old, "metadata": {**old["metadata"], "deletionTimestamp": due}}
+                self._write(plural, old, new, operator=operator, late=late)
+            return
+        del self.objects[plural][name]
+        self.version += 1
+        gone = {**old, "metadata": {**old["metadata"], "resourceVersion": str(self.version)}}
+        self.log[plural].append(("DELETED", gone))
+        self.changed(Change(plural, old, None, by_operator=operator, late=late, body=body))
+
+    def status(self, pod: Object, status: Object) -> Object:
+        """Written by a kubelet or the scheduler: fields that are not named stay."""
+        old = self.objects[PODS][pod["metadata"]["name"]]
+        return self._write(PODS, old, {**old, "status": {**old.get("status", {}), **status}})
+
+    def bind(self, pod: Object) -> Object:
+        """By the scheduler."""
+        old = self.objects[PODS][pod["metadata"]["name"]]
+        node = f"node-of-{pod['metadata']['name']}"
+        return self._write(PODS, old, {**old, "spec": {**old["spec"], "nodeName": node}})
+
+    def _grace(self, pod: Object, body: Object) -> int:
+        if "nodeName" not in pod["spec"] or pod["status"]["phase"] in _TERMINAL:
+            return 0
+        return int(body.get("gracePeriodSeconds", pod["spec"]["terminationGracePeriodSeconds"]))
+
+    def _write(self, plural: str, old: Object | None, new: Object, **how: Any) -> Object:
+        self.version += 1
+        new["metadata"] = {**new["metadata"], "resourceVersion": str(self.version)}
+        self.objects[plural][new["metadata"]["name"]] = new
+        if plural == PODS:
+            self.last[new["metadata"]["uid"]] = new
+        if plural in (JOBS, PODS):
+            self.log[plural].append(("MODIFIED" if old else "ADDED", new))
+        operator, late = how.get("operator", False), how.get("late", False)
+        self.changed(Change(plural, old, new, operator, late, how.get("body")))
+        return new
+
+    def collect_garbage(self) -> None:
+        """Dependents of an owner that is gone follow it."""
+        alive = {job["metadata"]["uid"] for job in self.objects[JOBS].values()}
+        for plural in (PODS, "services"):
+            for item in list(self.objects[plural].values()):
+                owners = item["metadata"].get("ownerReferences", [])
+                orphan = owners and not any(o["uid"] in alive for o in owners)
+                if orphan and "deletionTimestamp" not in item["metadata"]:
+                    self.delete(plural, item["metadata"]["name"], {})
+
+
+def size(status: Object) -> int:
+    """Bytes of a status as it is stored."""
+    return len(json.dumps(status, separators=(",", ":")))
