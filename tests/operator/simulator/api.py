@@ -4,17 +4,19 @@ Something is armed for the n-th call from now: an error before or after the effe
 operator, an effect that comes late, or an event of the world that happens just then.
 """
 
-from collections import defaultdict
+from collections import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+import defaultdict
 
 from finetune_operator.kube import ApiError
 from tests.operator.simulator.store import Object, Store, parse
 
 
-class Crash(BaseException):  # noqa: N818 - no handler for errors may stop it
-    """The operator process dies here."""
+class Crash(BaseException):
+    """The operator process dies here. No error: no handler for errors may stop it."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,8 @@ class Wire:
     def arrive(self) -> None:
         late, self.under_way = self.under_way, []
         for effect in late:
-            try:
+            with contextlib.suppress(ApiError):  # nobody listens any more
                 effect()
-            except ApiError:
-                pass  # nobody listens any more
 
 
 class Api:

@@ -34,7 +34,7 @@ class Change:
 @lru_cache(4096)
 def parse(path: str) -> tuple[str, str | None, str | None]:
     """Plural, name and subresource of a path."""
-    parts = path.split("/namespaces/", 1)[1].split("/")[1:] + [None, None]
+    parts = [*path.split("/namespaces/", 1)[1].split("/")[1:], None, None]
     return str(parts[0]), parts[1], parts[2]
 
 
