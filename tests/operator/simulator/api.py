@@ -4,12 +4,11 @@ Something is armed for the n-th call from now: an error before or after the effe
 operator, an effect that comes late, or an event of the world that happens just then.
 """
 
-from collections import contextlib
+import contextlib
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-
-import defaultdict
 
 from finetune_operator.kube import ApiError
 from tests.operator.simulator.store import Object, Store, parse
