@@ -63,7 +63,7 @@ def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str,
     return {
         "finished": finished,
         "steps": recorder.steps,
-        "evaluation": loop.state.evaluation.to_dict(),
+        "evaluation": loop.evaluator.result.to_dict(),
         "accumulation": str(accumulation_type(engine)),
     }
 

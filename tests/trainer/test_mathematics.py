@@ -18,12 +18,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_api.run import RunConfig
-from finetune_trainer import order
+from finetune_trainer import export, order
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.paths import RunPaths
-from tests.trainer import gang
+from finetune_trainer.reporter import SilentReporter
+from tests.trainer import gang, weights
 from tests.trainer.checkpoints import flip_a_byte
 from tests.trainer.conftest import MakeJob
 from tests.trainer.test_packed_rows import separate
@@ -92,6 +93,8 @@ def make_qwen(folder: Path, tokenizer_from: Path) -> None:
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(tokenizer_from / name, folder / name)
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +231,19 @@ def test_a_run_computes_what_plain_torch_computes(
             torch.testing.assert_close(
                 found, expected.flatten(), rtol=1e-4 if kind in KINDS else 0, atol=1e-6
             )
+
+
+def test_a_head_of_its_own_and_biases_are_exported(launch: Launch) -> None:
+    config = RunConfig.model_validate(launch.configs["fp32-3"])
+    paths = RunPaths.of(config)
+    export.run(config, paths, SilentReporter(), 1)
+    reader = launch.checkpoint("fp32-3")
+    exported = dict(weights.load(paths.final).named_parameters())
+    assert exported.keys() == set(reader.names()) >= {"lm_head.weight"}
+    assert any(name.endswith("q_proj.bias") for name in exported)
+    for name, parameter in exported.items():
+        master = reader.read(name, "master", 0, parameter.numel())
+        assert torch.equal(parameter.detach().flatten(), master), name
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -7,15 +7,14 @@ clock, a non-finite loss) is agreed on first.
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 
 from finetune_api.exit_codes import ExitCode
-from finetune_api.progress import Evaluation, Plan
+from finetune_api.progress import Plan
 from finetune_api.run import RunConfig
 from finetune_trainer import batch, fence, order
 from finetune_trainer.checkpoint import choose, load, store, write
@@ -24,8 +23,9 @@ from finetune_trainer.data.rows import Rows
 from finetune_trainer.divergence import Divergence
 from finetune_trainer.engine import Engine
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.files import write_atomic
+from finetune_trainer.evaluate import Evaluator
 from finetune_trainer.paths import RunPaths
+from finetune_trainer.peers import Peers
 from finetune_trainer.progress import ProgressMeter
 from finetune_trainer.reporter import Reporter
 from finetune_trainer.schedule import learning_rate
@@ -41,7 +41,6 @@ class State:
     step: int = 0
     rows_consumed: int = 0
     tokens_seen: int = 0
-    evaluation: Evaluation = field(default_factory=Evaluation)
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,14 @@ class Loop:
     ) -> None:
         folder = paths.prepared(config.prepared_digest or "")
         self.rows = Rows(folder, "train")
-        self.validation = Rows(folder, "validation")
-        # accelerate adopts the process group that the rendezvous made.
-        process = PartialState(cpu=device.type == "cpu")
-        self.rank, self.world = process.process_index, process.num_processes
         self.state = State()
+        self.peers = Peers.of(device, control)
+        self.evaluator = Evaluator(
+            engine, Rows(folder, "validation"), plan.micro_batch_size, self.peers, paths, report
+        )
         self._config, self._plan, self._engine = config, plan, engine
         self._paths, self._owner, self._report = paths, owner, report
-        self._device, self._control, self._stop = device, control, stop
+        self._stop = stop
         self._meter = ProgressMeter(config, plan, len(self.rows))
         fp32 = config.training.precision == "FP32"
         self._divergence = Divergence(plan.learning_rate, fp32)
@@ -89,7 +88,7 @@ class Loop:
         self._resume()
         if self.state.step == 0 and self._agree(0.0).stop:
             return False
-        if self.state.step == 0 and self.state.evaluation.baseline is None and self._evaluate():
+        if self.state.step == 0 and self.evaluator.result.baseline is None and self._evaluate():
             return False
         self._report.stage("Training")
         self._saved_at = time.monotonic()
@@ -104,7 +103,7 @@ class Loop:
                 self._save(must=False)
             if agreed.stop and not last:
                 return False
-        if self.state.evaluation.last_step != self.state.step:
+        if self.evaluator.result.last_step != self.state.step:
             self._evaluate()  # this attempt, or the one before, was stopped before it could
         return True
 
@@ -115,10 +114,10 @@ class Loop:
 
     def _resume(self) -> None:
         found = choose.newest_whole(
-            self._paths, self._owner.run_digest, self._control, self._report.advance
+            self._paths, self._owner.run_digest, self.peers.control, self._report.advance
         )
-        measured = [self._measured() if self.rank == 0 else None]
-        dist.broadcast_object_list(measured, src=0, group=self._control)
+        if self.peers.rank == 0:
+            self._report.training(checkpoints=store.records(self._paths))
         if found is None:
             self._meter.start(0)
             load.assert_consistent(self._engine)
@@ -128,23 +127,10 @@ class Loop:
         self.state.step = self._saved_step = manifest.step
         self.state.rows_consumed = manifest.rows_consumed
         self.state.tokens_seen = manifest.tokens_seen
-        self.state.evaluation = Evaluation.model_validate(measured[0])
+        self.evaluator.resume()
         self._divergence.skipped = manifest.skipped_steps
-        self._report.training(evaluation=self.state.evaluation)
         self._meter.start(self.state.step)
         _log.info("resumed from checkpoint %s", folder.name)
-
-    def _measured(self) -> dict[str, Any]:
-        """What earlier attempts recorded of the validation loss; told by rank 0."""
-        self._report.training(checkpoints=store.records(self._paths))
-        try:
-            recorded = (self._paths.storage / "evaluation.json").read_text()
-            return Evaluation.model_validate_json(recorded).to_dict()
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:  # a number is lost, not the run
-            _log.error("evaluation.json cannot be read (%s); training goes on", error)
-            return {}
 
     def _step(self) -> Agreed:
         """One optimizer step over the next rows of the sequence."""
@@ -154,13 +140,15 @@ class Loop:
             state.rows_consumed, plan.global_batch_size, len(self.rows), training.seed, self._end()
         )
         trained = int(self.rows.trained_tokens[rows].sum())
-        loss = torch.zeros((), device=self._device)
+        loss = torch.zeros((), device=self.peers.device)
         tokens = 0
-        for own in order.micro_batches(rows, self.rank, self.world, plan.micro_batch_size):
+        for own in order.micro_batches(
+            rows, self.peers.rank, self.peers.world, plan.micro_batch_size
+        ):
             # A rank that ran out of rows takes part with weight zero: collectives must match.
             picked = [self.rows[row] for row in own or rows[:1]]
-            scale = self.world / trained if own else 0.0
-            micro = batch.make(picked, self._device)
+            scale = self.peers.world / trained if own else 0.0
+            micro = batch.make(picked, self.peers.device)
             part = self._engine.backward(micro, scale)
             if own:
                 loss += part
@@ -198,15 +186,15 @@ class Loop:
         )
         # From every rank: each supervisor judges a hang by how long steps take.
         self._report.training(progress=progress, ledger=ledger)
-        if self.rank == 0:
+        if self.peers.rank == 0:
             _log.info("step %d of %d, loss %.4f", state.step, plan.total_steps, agreed.loss)
         return agreed
 
     def _agree(self, loss: float) -> Agreed:
         """Sum one small vector over the ranks: the loss, who was asked to stop, is a save due."""
-        save = self.rank == 0 and self._save_is_due()
+        save = self.peers.rank == 0 and self._save_is_due()
         vector = torch.tensor([loss, float(self._stop.is_set()), float(save)], dtype=torch.float64)
-        dist.all_reduce(vector, group=self._control)
+        dist.all_reduce(vector, group=self.peers.control)
         total, stop, due = vector.tolist()
         return Agreed(stop=stop > 0, save=due > 0, loss=total)
 
@@ -221,36 +209,8 @@ class Loop:
         return bool(by_steps or by_clock)
 
     def _evaluate(self) -> bool:
-        """Token-weighted validation loss; every rank runs as many forward passes.
-
-        True when it was left off because of a stop: nothing is recorded then.
-        """
-        if not len(self.validation):
-            return False
-        self._report.stage("Evaluating")
-        total = torch.zeros(2, dtype=torch.float64)
-        rows = list(range(len(self.validation)))
-        for own in order.micro_batches(rows, self.rank, self.world, self._plan.micro_batch_size):
-            if self._any(self._stop.is_set()):
-                return True
-            loss = self._forward(self.validation, own or rows[:1])
-            if own:
-                total += torch.tensor([loss, float(self.validation.trained_tokens[own].sum())])
-            self._report.advance()
-        dist.all_reduce(total, group=self._control)
-        self._record_evaluation(float(total[0] / total[1]))
-        self._report.stage("Training")
-        return False
-
-    def _forward(self, rows: Rows, picked: list[int]) -> float:
-        """Sum of token losses of one micro-batch."""
-        return float(self._engine.loss(batch.make([rows[n] for n in picked], self._device)))
-
-    def _any(self, mine: bool) -> bool:
-        """Whether it is so on any rank."""
-        vector = torch.tensor([int(mine)])
-        dist.all_reduce(vector, op=dist.ReduceOp.MAX, group=self._control)
-        return bool(vector.item())
+        """True when it was left off because of a stop."""
+        return self.evaluator.measure(self.state.step, self._stop.is_set)
 
     def _is_ruined(self) -> bool:
         """Whether the weights as they are give no finite loss, told by rows that they just saw.
@@ -260,35 +220,10 @@ class Loop:
         """
         rows = self._trained_rows
         size = self._plan.micro_batch_size
-        own = order.micro_batches(rows, self.rank, self.world, size)[0] or rows[:1]
-        return self._any(not math.isfinite(self._forward(self.rows, own)))
-
-    def _record_evaluation(self, loss: float) -> None:
-        state = self.state
-        if not math.isfinite(loss):
-            _log.error("the validation loss at step %d is not finite", state.step)
-            return
-        before = state.evaluation
-        best, best_step = before.best, before.best_step
-        if best is None or loss < best:
-            best, best_step = loss, state.step
-        state.evaluation = Evaluation(
-            baseline=loss if state.step == 0 else before.baseline,
-            last=loss,
-            last_step=state.step,
-            best=best,
-            best_step=best_step,
-        )
-        if self.rank == 0:
-            self._keep_evaluation()
-            self._report.training(evaluation=state.evaluation)
-            _log.info("validation loss %.4f at step %d", loss, state.step)
-
-    def _keep_evaluation(self) -> None:
-        try:
-            write_atomic(self._paths.storage / "evaluation.json", self.state.evaluation.to_json())
-        except OSError as error:  # a number is lost, not the run
-            _log.error("the evaluation could not be recorded (%s); training goes on", error)
+        own = order.micro_batches(rows, self.peers.rank, self.peers.world, size)[0] or rows[:1]
+        picked = [self.rows[row] for row in own]
+        loss = float(self._engine.loss(batch.make(picked, self.peers.device)))
+        return self.peers.any(not math.isfinite(loss))
 
     def _save(self, *, must: bool) -> None:
         """Save; a failure ends the attempt (73) only where nothing comes after it."""
@@ -302,7 +237,7 @@ class Loop:
             _log.error("no checkpoint of step %d: %s", self.state.step, ruined.message)
             self._report.stage("Training")
             return
-        evaluation = self.state.evaluation
+        evaluation = self.evaluator.result
         fresh = evaluation.last_step == self.state.step
         position = Position(
             step=self.state.step,
@@ -313,7 +248,12 @@ class Loop:
         )
         first = self._saved_step < 0
         problem = write.save(
-            self._engine, self._paths, self._owner, position, self._control, self._report.advance
+            self._engine,
+            self._paths,
+            self._owner,
+            position,
+            self.peers.control,
+            self._report.advance,
         )
         if first:
             load.assert_consistent(self._engine)
@@ -327,7 +267,7 @@ class Loop:
         else:
             self._saved_step = self.state.step
             _log.info("saved a checkpoint of step %d", self.state.step)
-        if self.rank == 0:
+        if self.peers.rank == 0:
             self._retain()
         self._report.stage("Training")
 
@@ -343,7 +283,7 @@ class Loop:
 
     def _condemn(self, last_good: int) -> None:
         """The next attempt must begin before the weights that made the first bad step."""
-        if self.rank == 0:
+        if self.peers.rank == 0:
             fence.check(self._paths, self._owner.epoch, self._owner.attempt)
             store.condemn(self._paths, last_good)
             self._report.training(checkpoints=store.records(self._paths))
