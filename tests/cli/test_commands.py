@@ -17,7 +17,7 @@ from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from tests.api.jobs import make_job
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 COMMAND = [sys.executable, "-m", "finetune_cli"]
 BEAT = "for i in 1 2 3; do echo line $i; sleep 0.2; done"
 

@@ -74,6 +74,7 @@ def test_devices_are_summed_over_the_pods_that_live():
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_pod_that_bypasses_the_scheduler_is_not_admitted_without_devices(cluster):
     item = holding("greedy-bypass", 5)
     item["spec"]["nodeName"] = f"{cluster.name}-node-1"
@@ -84,6 +85,7 @@ def test_a_pod_that_bypasses_the_scheduler_is_not_admitted_without_devices(clust
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_root_user_against_the_pods_word_waits_and_says_so(cluster):
     security = {"runAsNonRoot": True, "runAsUser": 0}
     create(cluster, pod("rooted", container("id", securityContext=security)))

@@ -20,7 +20,7 @@ from tests.local.pods import (
     waiting,
 )
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 def test_secrets_are_readable_by_their_owner_only(cluster):

@@ -13,7 +13,7 @@ from finetune_local.node.shim import LogWriter
 from tests.installed import wait_for
 from tests.local.pods import container, create, ended, exits, followed, keep, let_go, logs, pod, run
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 def test_the_account_token_is_mounted_and_the_machine_is_left_alone(cluster):

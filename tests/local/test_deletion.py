@@ -20,7 +20,7 @@ from tests.local.pods import (
     run,
 )
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 STUBBORN = "trap 'echo no' TERM; echo up; while true; do sleep 0.1; done"
 
 

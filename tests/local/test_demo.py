@@ -109,6 +109,7 @@ def make_pod(cluster, name: str, script: str) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_the_log_of_a_pod_that_is_deleted_is_kept(cluster, tmp_path):
     folder = tmp_path / "logs"
     with background.pod_logs(cluster, "logs-kept", folder) as look:
@@ -165,6 +166,7 @@ class Listener:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keep", "first", "last"),
     [

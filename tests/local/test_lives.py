@@ -17,7 +17,7 @@ from finetune_local.processes import is_alive, wait_gone
 from tests.installed import wait_for
 from tests.local.pods import container, create, logs, pod, processes_with
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 _UP = """
 import sys

@@ -60,6 +60,7 @@ def test_a_peer_has_a_name(case):
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_gang_on_two_nodes_meets_once_its_service_selects_it(cluster):
     script = "until getent hosts gang-{peer}.gang.default.svc; do sleep 0.1; done; sleep 2"
     items = []

@@ -11,7 +11,7 @@ from finetune_local.processes import children_of, command_of
 from tests.installed import wait_for
 from tests.local.pods import container, create, ended, exits, get, logs, pod, processes_with, run
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 def agent_of(cluster, node: str) -> int:
@@ -58,7 +58,6 @@ def test_a_killed_agent_takes_its_pods_along_and_says_so(cluster):
     cluster.kubectl("delete", "pod", "restart-done", "restart-victim", "restart-after")
 
 
-@pytest.mark.slow
 def test_what_a_stuck_shim_holds_is_ended_by_the_next_agent(cluster):
     """The shim cannot notice that its agent is gone; nobody notes how the container ended."""
     env = [{"name": "MARKER", "value": "shim-victim"}]
@@ -86,7 +85,7 @@ def test_a_component_that_is_held_down_stays_down_until_it_is_started(cluster):
         cluster.kill_component("kube-proxy")
 
 
-@pytest.mark.parametrize("name", ["kube-apiserver", pytest.param("etcd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["kube-apiserver", "etcd"])
 def test_pods_outlive_the_control_plane(cluster, name):
     """A pod ends while nobody can be told; it is told later."""
     victim = f"outlives-{name}"
@@ -99,7 +98,6 @@ def test_pods_outlive_the_control_plane(cluster, name):
     assert end["exitCode"] == 3
 
 
-@pytest.mark.slow
 def test_a_lost_node_is_not_ready_and_comes_back(cluster):
     node = f"{cluster.name}-node-2"
     cluster.kill_component(node, stay_down=True)

@@ -13,7 +13,7 @@ from finetune_local.node import sandbox
 from tests.installed import wait_for
 from tests.local.pods import container, create, get, pod, run, waiting
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 BINARY = bytes([0xFF, 0x00, 0xFE, 0x0A, 0x80])
 
 

@@ -12,7 +12,7 @@ from finetune_operator.health import Health
 from finetune_operator.informer import Pods
 from finetune_operator.kube import TRANSIENT, ApiError, Kube
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 MAPS = "/api/v1/namespaces/default/configmaps"
 
 

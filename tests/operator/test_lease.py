@@ -79,6 +79,7 @@ def holder(api: Cluster) -> str:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 async def test_of_two_replicas_one_leads_until_it_lets_go(control_plane, configuration):
     settings = LeaseSettings("default", "test", 10)
     kube = Kube(configuration)
@@ -100,6 +101,7 @@ async def test_of_two_replicas_one_leads_until_it_lets_go(control_plane, configu
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 async def test_a_lease_that_somebody_else_took_is_noticed_and_left_alone(
     control_plane, configuration
 ):
@@ -116,6 +118,7 @@ async def test_a_lease_that_somebody_else_took_is_noticed_and_left_alone(
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 async def test_a_leader_that_cannot_renew_gives_up_before_its_lease_ends(configuration, proxy):
     kube = Kube(configuration)
     elector = Elector(kube, LeaseSettings("default", "test", 10))
@@ -127,6 +130,7 @@ async def test_a_leader_that_cannot_renew_gives_up_before_its_lease_ends(configu
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 async def test_one_slow_answer_does_not_cost_the_lease(configuration, proxy):
     kube = Kube(configuration)
     elector = Elector(kube, LeaseSettings("default", "test", 10))
@@ -142,6 +146,7 @@ async def test_one_slow_answer_does_not_cost_the_lease(configuration, proxy):
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 async def test_nothing_is_sent_when_little_of_the_lease_is_left(configuration, proxy):
     clock = Clock()
     lease_kube = Kube(configuration)
@@ -165,6 +170,7 @@ async def test_nothing_is_sent_when_little_of_the_lease_is_left(configuration, p
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 async def test_a_write_is_over_before_its_lease_could_be(configuration, proxy):
     kube = Kube(configuration, lambda: 0.5)
     with proxy.fault(path="/pods", delay=20), pytest.raises(TimeoutError):

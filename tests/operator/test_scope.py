@@ -43,6 +43,7 @@ def api(control_plane: Cluster) -> Cluster:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_selectors_select_what_the_api_server_selects(api):
     items = [
         {
