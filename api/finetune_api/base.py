@@ -34,20 +34,21 @@ class Message(BaseModel):
 
     def replace(self, **changes: Any) -> Self:
         """A validated copy with some fields changed (python names)."""
-        return type(self).model_validate(dict(self) | changes)
+        return type(self).model_validate(self.__dict__ | changes)
 
 
 def _parse_time(value: object) -> object:
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
-    if isinstance(value, datetime):
+    if isinstance(value, datetime) and (value.tzinfo is not UTC or value.microsecond):
         return value.astimezone(UTC).replace(microsecond=0)
     return value
 
 
 def format_time(value: datetime) -> str:
     """RFC 3339 in UTC with second precision, as Kubernetes writes times."""
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    whole = value.astimezone(UTC).replace(microsecond=0, tzinfo=None)
+    return f"{whole.isoformat()}Z"  # strftime takes five times as long
 
 
 Time = Annotated[

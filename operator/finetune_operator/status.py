@@ -32,6 +32,8 @@ class Urgency(IntEnum):
 
 def urgency(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Urgency:
     """What kind of change this is."""
+    if old == new:
+        return Urgency.NONE
     before, after = old.to_dict(), new.to_dict()
     if before == after:
         return Urgency.NONE
