@@ -22,7 +22,7 @@ demo: setup ## fine-tune a real 135M model through a real API server (KEEP=1 lea
 
 test: setup ## everything, as CI runs it
 	@$(BIN)/python hack/lint.py
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.e2e.processes import rank_process, wait_for_step
 from tests.installed import finished, pods, status
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def spent(pod) -> float:

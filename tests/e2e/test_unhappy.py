@@ -10,7 +10,7 @@ from finetune_local.cluster import Cluster
 from tests.e2e.conftest import manifest
 from tests.installed import Operator, pods, status, wait_for
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 _DEVICE = "finetune.dev/cpu-device"
 _IMAGE = "finetune-trainer:local"
