@@ -48,7 +48,6 @@ async def test_a_job_that_went_unseen_is_forgotten():
     assert not world.controller.failures
 
 
-
 async def test_a_late_answer_about_the_job_before_does_not_hide_the_new_one():
     """Deleted and made again while a status write was under way: its answer is of the old job."""
     world = World(Config())

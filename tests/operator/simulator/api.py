@@ -4,6 +4,7 @@ Something is armed for the n-th call from now: an error before or after the effe
 operator, an effect that comes late, or an event of the world that happens just then.
 """
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from finetune_operator.kube import ApiError
 from tests.operator.simulator.store import Object, Store, parse
 
 
-class Crash(BaseException):  # noqa: N818 - no handler for errors may stop it
-    """The operator process dies here."""
+class Crash(BaseException):
+    """The operator process dies here: no handler for errors may stop it."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,8 @@ class Wire:
     def arrive(self) -> None:
         late, self.under_way = self.under_way, []
         for effect in late:
-            try:
+            with contextlib.suppress(ApiError):  # nobody listens any more
                 effect()
-            except ApiError:
-                pass  # nobody listens any more
 
 
 class Api:
@@ -108,6 +107,7 @@ class Api:
         return self._call(
             lambda late: self._store.create(plural, body, dry=dry, operator=True, late=late),
             writes=not dry,
+            conflicts=not dry,
         )
 
     async def patch(self, path: str, body: Object) -> Object:
@@ -115,6 +115,7 @@ class Api:
         return self._call(
             lambda late: self._store.patch(plural, str(name), sub, body, operator=True, late=late),
             writes=True,
+            conflicts=True,
         )
 
     async def delete(self, path: str, body: Object) -> Object:
@@ -124,7 +125,9 @@ class Api:
             writes=True,
         )
 
-    def _call(self, effect: Callable[[bool], Any], *, writes: bool = False) -> Any:
+    def _call(
+        self, effect: Callable[[bool], Any], *, writes: bool = False, conflicts: bool = False
+    ) -> Any:
         if self.dead:
             raise Crash
         wire = self._wire
@@ -134,7 +137,7 @@ class Api:
         after: Any = None
         for what in wire.armed.pop(wire.calls, ()) if wire.armed else ():
             if isinstance(what, Fault):
-                fault = what
+                fault = what if conflicts or what.name != "conflict" else fault
             elif isinstance(what, BeforeAnswer):
                 after = what
             else:

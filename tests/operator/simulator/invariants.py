@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from tests.operator.simulator.world import World
 
 Check = Callable[["World", Any], str | None]
-MOMENTS = ("status written", "pod created", "pod deleted", "at rest", "waiting", "at the end")
+MOMENTS = (
+    "status written",
+    "pod created",
+    "pod deleted",
+    "at rest",
+    "waiting",  # faults have ceased, the world is as it was
+    "stuck",  # everything was done but for lost nodes, and they did not come back
+    "settled",  # the same, and the job needs no node back
+    "at the end",
+)
 _FINISHED = ("Succeeded", "Failed")
 _TERMINAL = ("Succeeded", "Failed")
 _AGAIN = ("Failed", "Preempted")
@@ -271,7 +280,7 @@ def _names_it(world: "World", _: Any) -> str | None:
     status = job.get("status", {})
     if not status.get("message"):
         return f"phase {status.get('phase')} has no message"
-    missing = (world.store.forbidden or "w" not in world.store.objects["persistentvolumeclaims"])
+    missing = world.store.forbidden or "w" not in world.store.objects["persistentvolumeclaims"]
     creating = status.get("phase") in ("Preparing", "Starting") and not _own_pods(
         world, job["metadata"]["uid"]
     )
@@ -280,10 +289,23 @@ def _names_it(world: "World", _: Any) -> str | None:
     return None
 
 
+@always("stuck", "a job that waits for a pod on a lost node names it")
+def _names_the_pod(world: "World", _: Any) -> str | None:
+    if not world.job:
+        return None
+    status = world.job.get("status", {})
+    pods = [p for p in _own_pods(world, world.job["metadata"]["uid"]) if not _alive(world, p)]
+    lost = [p["metadata"]["name"] for p in pods if _runs(p)]
+    waits = status.get("phase") == "Suspending" or ("attempt" not in status and lost)
+    if not lost or not waits or any(name in status["message"] for name in lost):
+        return None
+    return f"{lost} are lost, and it says: {status['message']}"
+
+
 # When everything has gone well for a while
 
 
-@always("at the end", "every history leads to an end")
+@always("settled", "every history leads to an end, whether lost nodes come back or not")
 def _ends(world: "World", _: Any) -> str | None:
     job = world.job
     if job is None:

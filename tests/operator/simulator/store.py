@@ -34,7 +34,7 @@ class Change:
 @lru_cache(4096)
 def parse(path: str) -> tuple[str, str | None, str | None]:
     """Plural, name and subresource of a path."""
-    parts = path.split("/namespaces/", 1)[1].split("/")[1:] + [None, None]
+    parts = [*path.split("/namespaces/", 1)[1].split("/")[1:], None, None]
     return str(parts[0]), parts[1], parts[2]
 
 
@@ -60,7 +60,9 @@ class Store:
     version: int = 100
     objects: dict[str, dict[str, Object]] = field(default_factory=lambda: defaultdict(dict))
     log: dict[str, list[tuple[str, Object]]] = field(default_factory=lambda: defaultdict(list))
-    last: dict[str, Object] = field(default_factory=dict)  # newest version of every pod ever, by uid
+    last: dict[str, Object] = field(
+        default_factory=dict
+    )  # newest version of every pod ever, by uid
     forbidden: bool = False  # a quota or an admission policy refuses pods
 
     def get(self, plural: str, name: str) -> Object:
