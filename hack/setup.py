@@ -6,18 +6,19 @@ clone of this repository shares it. `.venv` holds the tree itself (editable) and
 packages through one .pth file. Standard library only: this runs before anything is installed.
 """
 
+# NB: an older Python must be able to read this file, or it could not say that it is too old.
+from __future__ import annotations
+
 import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent
-DISK_BYTES = (
-    25 * 1000**3
-)  # environment 6 GB, pip's download 4 GB, Go modules and build 8 GB, room to run
 MINIMUM_PYTHON = (3, 11)
 OWN = "finetune-operator["
 # The interpreter itself, also when a virtual environment is active: ours may be about to go.
@@ -32,6 +33,9 @@ def main() -> int:
         )
     import tomllib
 
+    sys.path.insert(0, str(TREE / "local"))
+    from finetune_local.cache import cache_folder
+
     try:
         import ensurepip  # noqa: F401 - Debian ships Python without it
         import venv  # noqa: F401
@@ -39,44 +43,40 @@ def main() -> int:
         return fail(
             "Python's venv module is missing; on Debian and Ubuntu: apt-get install python3-venv"
         )
-    if refused := user_namespaces_refused():
-        return fail(refused)
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "finetune-operator"
-    cache = Path(os.environ.get("FINETUNE_CACHE", default)).expanduser()
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache = cache_folder()
+    except OSError as error:
+        return fail(f"{error}; set FINETUNE_CACHE to a folder that can be written")
     requirements = dependencies(tomllib.loads((TREE / "pyproject.toml").read_text()))
     key = hashlib.sha256(
         "\n".join([sys.version, sys.base_prefix, *requirements]).encode()
     ).hexdigest()[:16]
     shared = cache / f"venv-{key}"
     with Lock(cache / "venv.lock"):
+        refused = refusal(shared, for_demo="--demo" in sys.argv[1:])
+        if refused:
+            return fail(refused)
         if not (shared / ".complete").exists():
-            free = shutil.disk_usage(cache).free
-            if free < DISK_BYTES:
-                return fail(
-                    f"{free / 1e9:.0f} GB free in {cache}, {DISK_BYTES / 1e9:.0f} GB are needed; "
-                    "set FINETUNE_CACHE to a folder with room"
-                )
             install(shared, requirements)
     link(shared)
     return 0
 
 
-def user_namespaces_refused() -> str | None:
-    """Said before gigabytes are fetched: without user namespaces nothing of ours can run pods."""
-    if not sys.platform.startswith("linux"):
-        return f"the local cluster runs on Linux only, this is {sys.platform}"
-    if shutil.which("unshare") is None:
-        return "the program unshare (package util-linux) is not on the PATH"
-    probe = ["unshare", "--user", "--map-root-user", "--pid", "--mount", "--fork", "--mount-proc"]
-    done = subprocess.run([*probe, "true"], check=False, capture_output=True, text=True)
-    if done.returncode == 0:
-        return None
-    return (
-        f"the kernel refuses user namespaces ({done.stderr.strip()}); allow them: "
-        "sysctl -w user.max_user_namespaces=15000, and on Ubuntu also "
-        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-    )
+def refusal(shared: Path, *, for_demo: bool) -> str | None:
+    """What this machine lacks for all that follows, said before gigabytes are fetched."""
+    from finetune_local import build
+    from finetune_local.demo import inputs
+    from finetune_local.machine import GB, Need, cluster_needs, no_namespaces, no_room
+
+    needs = build.needs()
+    if not (shared / ".complete").exists():
+        needs += [
+            Need("Python packages", 6 * GB, shared.parent),
+            Need("pip's downloads", 4 * GB, Path(tempfile.gettempdir())),
+        ]
+    if for_demo:
+        needs += [*cluster_needs(), *inputs.needs()]
+    return no_namespaces() or no_room(needs)
 
 
 def dependencies(project: dict) -> list[str]:

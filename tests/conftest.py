@@ -6,26 +6,17 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from finetune_local.cache import clusters_folder
-from finetune_local.cluster import Cluster
+from finetune_local.cluster import Cluster, sweep
 
 # Verdicts must not depend on how busy the machine is.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
 
-def _sweep() -> None:
-    """Remove the files of clusters whose test run was killed; their processes died with it."""
-    for folder in clusters_folder().glob("test-*"):
-        left = Cluster(folder.name)
-        if left.supervisor() is None:
-            left.down()
-
-
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Cluster]:
     """kube-apiserver and friends without a node: pods stay Pending unless a test moves them."""
-    _sweep()
+    sweep("test-")
     cluster = Cluster.up(f"test-api-{os.getpid()}", control_plane_only=True, tied=True)
     yield cluster
     cluster.down()
@@ -34,7 +25,7 @@ def control_plane() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster with one node of four devices that really runs pods."""
-    _sweep()
+    sweep("test-")
     cluster = Cluster.up(f"test-node-{os.getpid()}", devices=4, tied=True)
     yield cluster
     cluster.down()

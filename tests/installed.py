@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,12 @@ def install(cluster: Cluster) -> None:
 class Operator:
     """The operator process, with the rights of its service account and no more."""
 
-    def __init__(self, cluster: Cluster, log: Path) -> None:
+    def __init__(
+        self, cluster: Cluster, log: Path, config: Path | None = None, **settings: str
+    ) -> None:
+        """`settings`: more FINETUNE_* variables, without the prefix."""
         self._log = log
-        config = cluster.user_kubeconfig("finetune-system", "finetune-operator")
+        config = config or cluster.user_kubeconfig("finetune-system", "finetune-operator")
         self._env = os.environ | {
             "KUBECONFIG": str(config),
             "FINETUNE_TRAINER_IMAGE": IMAGE,
@@ -36,6 +41,7 @@ class Operator:
             "FINETUNE_PROGRESS_WRITE_SECONDS": "0.5",
             "FINETUNE_RESTART_BACKOFF_SECONDS": "1",
         }
+        self._env |= {f"FINETUNE_{name}": value for name, value in settings.items()}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -52,13 +58,44 @@ class Operator:
 
     def stop(self) -> int:
         """Exit code after SIGTERM."""
+        self.signal(signal.SIGTERM)
+        return self.wait(15)
+
+    def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(15)
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        """Exit code, once it has ended by itself."""
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process that was started last is still there."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:
         return self._log.read_text()
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def ready(port: int) -> str:
+    """What an operator says that is ready; nothing while it is not."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            text: str = answer.read().decode()
+            return text
+    except OSError:
+        return ""
 
 
 def status(cluster: Cluster, name: str) -> Object:

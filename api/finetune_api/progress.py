@@ -11,6 +11,10 @@ Stage = Literal[
 ]
 
 
+# checkpoints.storage (256) and what the trainer adds to it, checkpoints/step-00000400-e0002.
+LOCATION_MAX = 300
+
+
 class SourceSummary(Message):
     """One training source after preparation."""
 
@@ -93,7 +97,7 @@ class CheckpointRecord(Message):
     """One published checkpoint on storage."""
 
     step: int
-    location: str = Field(max_length=700)
+    location: str = Field(max_length=LOCATION_MAX)
     creation_time: Time
     size_bytes: int
     verified: bool = Field(description="Read back from storage and equal to its checksums.")
@@ -104,7 +108,7 @@ class CheckpointRecord(Message):
 class Output(Message):
     """The finished model folder."""
 
-    location: str = Field(max_length=700)
+    location: str = Field(max_length=LOCATION_MAX)
     size_bytes: int
     verified: bool = Field(description="Loaded back with transformers and compared.")
 

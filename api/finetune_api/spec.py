@@ -14,10 +14,12 @@ from finetune_api.schema import Rule, opaque, rules
 
 URI_RULE = Rule(
     "self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[^?#]+$') && "
-    "!self.matches('(^|/)[.][.](/|$)')",
+    "!self.matches('(^|/)[.][.](/|$)') && !self.matches('^pvc://[^/]+(/[.]?)*$')",
     "must be pvc://CLAIM/PATH (a path on a PersistentVolumeClaim of this namespace) without '..'",
 )
 Uri = Annotated[str, Field(min_length=1, max_length=512, json_schema_extra=rules(URI_RULE))]
+# Shorter: it stands in the status of every checkpoint, and a status has 32 kB.
+StorageUri = Annotated[str, Field(min_length=1, max_length=256, json_schema_extra=rules(URI_RULE))]
 
 
 class Spec(Message):
@@ -280,7 +282,7 @@ class Workers(Spec):
 class Checkpoints(Spec):
     """Where the run lives and how often it is saved."""
 
-    storage: Uri = Field(
+    storage: StorageUri = Field(
         description="Folder of this run: checkpoints, the finished model, records of attempts. "
         "pvc://CLAIM/PATH on a claim that every worker can mount for writing."
     )

@@ -1,8 +1,13 @@
-"""FineTuneJobStatus: what the operator says about a job."""
+"""FineTuneJobStatus: what the operator says about a job.
+
+The whole of it stays below 32 kB, for it is sent to every watcher with every change (a test fills
+each field to its bound). So texts are cut, never refused, where the whole stands elsewhere too:
+conditions repeat `message`, older attempts have their events, sources are in the spec.
+"""
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from finetune_api.base import Message, Time
 from finetune_api.progress import (
@@ -29,17 +34,32 @@ Phase = Literal[
 ]
 Sentence = Annotated[str, Field(max_length=1024)]
 Word = Annotated[str, Field(max_length=64)]
+Cell = Annotated[str, Field(max_length=32)]
+_SHORT, _SOURCE_MAX = 200, 128
+
+
+def _head(text: str) -> str:
+    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
+
+
+def _tail(text: str) -> str:
+    return text if len(text) <= _SOURCE_MAX else "…" + text[1 - _SOURCE_MAX :]
+
+
+Short = Annotated[
+    str,
+    BeforeValidator(lambda text: _head(text) if isinstance(text, str) else text),
+    Field(max_length=_SHORT),
+]
 
 
 class Resolved(Message):
     """Chosen once, at the first commit, and kept for the life of the job."""
 
     image: str = Field(max_length=512, description="Trainer image.")
-    model_revision: str = Field(
-        max_length=128, description="Digest of the model folder's contents."
-    )
-    prepared_digest: str = Field(max_length=128, description="Digest of the prepared data.")
-    run_digest: str = Field(max_length=128, description="What a resume must match.")
+    model_revision: str = Field(max_length=80, description="Digest of the model folder's contents.")
+    prepared_digest: str = Field(max_length=80, description="Digest of the prepared data.")
+    run_digest: str = Field(max_length=80, description="What a resume must match.")
     parameter_count: int = Field(description="Parameters of the model.")
 
 
@@ -130,16 +150,22 @@ class Attempt(Message):
     )
 
 
+def _shortened(attempt: Attempt) -> Attempt:
+    if attempt.message is None or len(attempt.message) <= _SHORT:
+        return attempt
+    return attempt.replace(message=_head(attempt.message))
+
+
 class Display(Message):
     """Ready strings for printer columns, which cannot format."""
 
-    progress: Word | None = None
-    step: Word | None = None
-    loss: Word | None = None
-    eta: Word | None = None
-    gpu_hours: Word | None = None
-    checkpoint: Word | None = None
-    workers: Word | None = None
+    progress: Cell | None = None
+    step: Cell | None = None
+    loss: Cell | None = None
+    eta: Cell | None = None
+    gpu_hours: Cell | None = None
+    checkpoint: Cell | None = None
+    workers: Cell | None = None
 
 
 class Condition(Message):
@@ -148,7 +174,7 @@ class Condition(Message):
     type: Word
     status: Literal["True", "False", "Unknown"]
     reason: Word
-    message: Sentence = ""
+    message: Short = ""
     observed_generation: int | None = None
     last_transition_time: Time
 
@@ -192,9 +218,27 @@ class FineTuneJobStatus(Message):
     display: Display | None = None
     conditions: list[Condition] = Field(
         default_factory=list,
-        max_length=16,
+        max_length=8,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
+
+    @field_validator("attempts")
+    @classmethod
+    def _shorten_older(cls, attempts: list[Attempt]) -> list[Attempt]:
+        return [*(_shortened(attempt) for attempt in attempts[:-1]), *attempts[-1:]]
+
+    @field_validator("folded_attempts")
+    @classmethod
+    def _shorten_folded(cls, folded: Attempt | None) -> Attempt | None:
+        return folded and _shortened(folded)
+
+    @field_validator("data")
+    @classmethod
+    def _shorten_sources(cls, data: DataSummary | None) -> DataSummary | None:
+        if data is None or all(len(source.source) <= _SOURCE_MAX for source in data.sources):
+            return data
+        short = [source.replace(source=_tail(source.source)) for source in data.sources]
+        return data.replace(sources=short)
 
     @property
     def finished(self) -> bool:

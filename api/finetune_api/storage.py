@@ -55,6 +55,7 @@ class Manifest(Message):
     step: int
     rows_consumed: int
     tokens_seen: int = 0
+    skipped_steps: int = 0
     fence_epoch: int
     attempt: int
     job_uid: str

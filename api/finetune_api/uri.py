@@ -11,7 +11,7 @@ class ClaimPath:
     """A path on a PersistentVolumeClaim of the job's namespace."""
 
     claim: str
-    path: str  # relative, normalised, "" is the root of the claim
+    path: str  # relative, normalised
 
     @classmethod
     def parse(cls, uri: str) -> "ClaimPath":
@@ -20,7 +20,7 @@ class ClaimPath:
             raise ValueError(f"{uri!r}: only pvc://CLAIM/PATH is supported")
         claim, _, path = uri.removeprefix(SCHEME).partition("/")
         parts = [part for part in path.split("/") if part not in ("", ".")]
-        if not claim or ".." in parts:
+        if not claim or not parts or ".." in parts:
             raise ValueError(f"{uri!r}: must be pvc://CLAIM/PATH without '..'")
         return cls(claim, "/".join(parts))
 

@@ -4,12 +4,12 @@ import argparse
 import os
 import sys
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from finetune_cli import logs, watch
-from finetune_cli.cluster import Cluster, Place
 from finetune_cli.errors import CliError
-from finetune_cli.logs import Options
-from finetune_cli.select import Wanted
+
+if TYPE_CHECKING:
+    from finetune_cli.cluster import Cluster
 
 _EXAMPLES = """examples:
   kubectl finetune watch smollm2-chat             live until the job has finished
@@ -21,8 +21,12 @@ _EXAMPLES = """examples:
 
 def main() -> int:
     """Run one command; 0 done, 1 failed in words, 130 interrupted."""
-    arguments = _parser().parse_args()
     try:
+        arguments = _parser().parse_args()
+        # Most of a second, so not above: an interrupt meanwhile must not show a traceback.
+        from finetune_cli.cluster import Cluster
+        from finetune_cli.kubeconfig import Place
+
         place = Place(arguments.kubeconfig, arguments.context, arguments.namespace)
         code: int = arguments.run(Cluster(place), arguments)
         return code
@@ -87,13 +91,18 @@ def _positive(text: str) -> int:
     return value
 
 
-def _watch(cluster: Cluster, arguments: argparse.Namespace) -> int:
+def _watch(cluster: "Cluster", arguments: argparse.Namespace) -> int:
+    from finetune_cli import watch
+
     return watch.run(cluster, arguments.name)
 
 
-def _logs(cluster: Cluster, arguments: argparse.Namespace) -> int:
+def _logs(cluster: "Cluster", arguments: argparse.Namespace) -> int:
+    from finetune_cli import logs
+    from finetune_cli.select import Wanted
+
     wanted = Wanted(arguments.worker, arguments.attempt, arguments.prepare)
-    options = Options(arguments.follow, arguments.tail, arguments.timestamps)
+    options = logs.Options(arguments.follow, arguments.tail, arguments.timestamps)
     return logs.run(cluster, arguments.name, wanted, options)
 
 

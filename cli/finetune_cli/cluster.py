@@ -2,60 +2,39 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import urllib3
-from kubernetes import client, config
+from kubernetes import client
 from kubernetes.client.rest import ApiException
 
 from finetune_api import names
 from finetune_api.base import API_GROUP
-from finetune_cli.errors import CliError
+from finetune_cli.errors import (
+    AwayError,
+    CliError,
+    ForbiddenError,
+    MissingError,
+    NoSuchJobError,
+)
+from finetune_cli.kubeconfig import Place, load
 
 Object = dict[str, Any]
 _VERSION = "v1alpha1"
 _TIMEOUT = (5, 15)  # s: connect, read
 
 
-class AwayError(CliError):
-    """The API server does not answer; trying again may help."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which kubeconfig, context and namespace."""
-
-    kubeconfig: str | None = None
-    context: str | None = None
-    namespace: str | None = None
-
-
 class Cluster:
     """A namespace of a cluster."""
 
     def __init__(self, place: Place) -> None:
-        try:
-            configuration = client.Configuration()
-            config.load_kube_config(
-                config_file=place.kubeconfig,
-                context=place.context,
-                client_configuration=configuration,
-            )
-            contexts, active = config.list_kube_config_contexts(place.kubeconfig)
-        except config.ConfigException as error:
-            text = f"no cluster is configured ({error}); set KUBECONFIG or give --kubeconfig"
-            raise CliError(text) from None
-        if place.context:
-            active = next(c for c in contexts if c["name"] == place.context)
-        configuration.retries = 0
+        configuration, self.namespace = load(place)
         self.server: str = configuration.host
-        self.namespace: str = place.namespace or active["context"].get("namespace") or "default"
         api = client.ApiClient(configuration)
         self._core, self._custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
 
     def job(self, name: str) -> Object:
-        """A FineTuneJob; CliError says which jobs there are when it does not exist."""
+        """A FineTuneJob; NoSuchJobError says which jobs there are."""
         try:
             job: Object = self._ask(
                 lambda: self._custom.get_namespaced_custom_object(
@@ -69,7 +48,9 @@ class Cluster:
                 f"get finetunejob {name}",
             )
         except MissingError:
-            raise CliError(self._no_such_job(name)) from None
+            raise NoSuchJobError(self._no_such_job(name)) from None
+        if not isinstance(job, dict) or "metadata" not in job:
+            raise CliError(f"{self.server} does not answer as a Kubernetes API server")
         return job
 
     def _no_such_job(self, name: str) -> str:
@@ -85,7 +66,7 @@ class Cluster:
                 f"{self.server} does not know FineTuneJobs; is finetune-operator installed there?"
             )
         except CliError:
-            listed = {"items": []}
+            return f"no FineTuneJob {name!r} in namespace {self.namespace}"
         found = [item["metadata"]["name"] for item in listed["items"]]
         there = f"there are {', '.join(sorted(found)[:5])}" if found else "there is none"
         return f"no FineTuneJob {name!r} in namespace {self.namespace}; {there}"
@@ -101,12 +82,9 @@ class Cluster:
         return self._items(self._core.list_namespaced_pod, "list pods", field_selector=selector)
 
     def events(self, job_uid: str) -> list[Object]:
-        """Events of a job, oldest first."""
+        """Events of a job; ForbiddenError when only those are not permitted."""
         selector = f"involvedObject.uid={job_uid}"
-        found = self._items(
-            self._core.list_namespaced_event, "list events", field_selector=selector
-        )
-        return sorted(found, key=lambda event: event.get("lastTimestamp") or "")
+        return self._items(self._core.list_namespaced_event, "list events", field_selector=selector)
 
     def log(self, pod: str, **options: Any) -> Iterator[bytes]:
         """Chunks of the trainer container's log, ending when the stream ends."""
@@ -159,16 +137,12 @@ class Cluster:
                 "another --context"
             )
         if error.status == 403:
-            return CliError(f"not permitted in namespace {self.namespace}: {message}")
+            return ForbiddenError(f"not permitted in namespace {self.namespace}: {message}")
         if error.status == 404:
             return MissingError(f"{what}: {message}")
         if error.status in (429, 500, 502, 503, 504):
             return AwayError(f"the cluster at {self.server} is busy: {message}")
         return CliError(f"{what}: {message}")
-
-
-class MissingError(CliError):
-    """404."""
 
 
 def _short(error: Exception) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finetune_cli.cluster import AwayError, Cluster, MissingError
+from finetune_cli.cluster import Cluster
+from finetune_cli.errors import AwayError, MissingError
 from finetune_cli.select import Wanted, pick, state
 
 Object = dict[str, Any]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -13,6 +14,7 @@ from finetune_api.status import FineTuneJobStatus
 
 Object = dict[str, Any]
 _COLOURS = {"Succeeded": "green", "Failed": "red", "Restarting": "yellow", "Running": "cyan"}
+_NO_TIME = "1970-01-01T00:00:00Z"
 _EVENTS = 5
 
 
@@ -25,22 +27,46 @@ class Snapshot:
     created: datetime
     now: datetime
     status: FineTuneJobStatus
-    events: tuple[Object, ...] = ()
+    phase: str = ""  # as the operator says it, also a word that this version does not know
+    stage: str = ""
+    events: tuple[Object, ...] = ()  # oldest first
     note: str = ""  # trouble of this command itself
 
     @classmethod
     def of(cls, job: Object, events: list[Object], now: datetime, note: str = "") -> "Snapshot":
-        """From API objects; unknown fields of a newer operator are ignored."""
-        metadata = job["metadata"]
+        """From API objects."""
+        metadata, status = job["metadata"], job.get("status") or {}
         return cls(
             name=metadata["name"],
             namespace=metadata["namespace"],
             created=datetime.fromisoformat(metadata["creationTimestamp"]),
             now=now,
-            status=FineTuneJobStatus.model_validate(job.get("status") or {}),
-            events=tuple(events),
+            status=readable(status),
+            phase=str(status.get("phase") or ""),
+            stage=str(status.get("stage") or ""),
+            events=tuple(sorted(events, key=moment)),
             note=note,
         )
+
+
+def readable(status: Object) -> FineTuneJobStatus:
+    """What this version understands: a newer operator may add fields, and values to ours."""
+    try:
+        return FineTuneJobStatus.model_validate(status)
+    except ValidationError as error:
+        unread = {found["loc"][0] for found in error.errors()}
+        return FineTuneJobStatus.model_validate(
+            {name: value for name, value in status.items() if name not in unread}
+        )
+
+
+def moment(event: Object) -> datetime:
+    """When an event happened last. Writers fill different fields, and may leave the others null."""
+    series = event.get("series") or {}
+    times = (event.get("lastTimestamp"), series.get("lastObservedTime"), event.get("eventTime"))
+    made = event["metadata"].get("creationTimestamp")
+    found = next((time for time in (*times, made) if time), _NO_TIME)
+    return datetime.fromisoformat(found).astimezone(UTC)
 
 
 def duration(seconds: float) -> str:
@@ -56,14 +82,12 @@ def duration(seconds: float) -> str:
 
 
 def _state(shot: Snapshot) -> str:
-    status = shot.status
-    if status.phase is None:
+    if not shot.phase:
         waited = (shot.now - shot.created).total_seconds()
         hint = "; is finetune-operator running?" if waited > 30 else ""
         return f"waiting for the operator{hint}"
-    parts = [status.phase, *([status.stage] if status.stage else [])]
-    text = " / ".join(parts)
-    return f"{text} ({status.reason})" if status.reason else text
+    text = f"{shot.phase} / {shot.stage}" if shot.stage else shot.phase
+    return f"{text} ({shot.status.reason})" if shot.status.reason else text
 
 
 def _numbers(status: FineTuneJobStatus) -> list[tuple[str, str]]:
@@ -117,7 +141,7 @@ def usage_text(status: FineTuneJobStatus) -> str:
 def panel(shot: Snapshot) -> RenderableType:
     """The live view."""
     status = shot.status
-    colour = _COLOURS.get(status.phase or "", "white")
+    colour = _COLOURS.get(shot.phase, "white")
     title = Text.assemble(
         (f"{shot.namespace}/{shot.name}  ", "bold"),
         (_state(shot), f"bold {colour}"),
@@ -145,8 +169,7 @@ def panel(shot: Snapshot) -> RenderableType:
 
 def event_line(event: Object) -> str:
     """Time, reason, message."""
-    moment = datetime.fromisoformat(event["lastTimestamp"]).astimezone(UTC)
-    return f"{moment:%H:%M:%S} {event.get('reason', '')}: {event.get('message', '')}"
+    return f"{moment(event):%H:%M:%S} {event.get('reason') or ''}: {event.get('message') or ''}"
 
 
 def _warns(event: Object) -> bool:

@@ -13,52 +13,71 @@ from rich.console import Console
 from rich.live import Live
 
 from finetune_cli import view
-from finetune_cli.cluster import AwayError, Cluster
-from finetune_cli.errors import CliError
-from finetune_cli.view import Snapshot
+from finetune_cli.cluster import Cluster
+from finetune_cli.errors import AwayError, CliError, ForbiddenError, NoSuchJobError
+from finetune_cli.view import Object, Snapshot
 
 _INTERVAL = 1.0  # s
 
 
 def run(cluster: Cluster, name: str) -> int:
     """0 when the job succeeded, 1 when it failed; CliError when it cannot be watched."""
-    first = _look(cluster, name, None)
-    final = _live(cluster, first) if sys.stdout.isatty() else _lines(cluster, first)
+    look = _Look(cluster, name)
+    first = look(None)
+    final = _live(look, first) if sys.stdout.isatty() else _lines(look, first)
     print("\n".join(view.result(final)), flush=True)
     return 0 if final.status.phase == "Succeeded" else 1
 
 
-def _look(cluster: Cluster, name: str, before: Snapshot | None) -> Snapshot:
-    """A new snapshot; the old one with a note while the API server is away."""
-    now = datetime.now(UTC)
-    try:
-        job = cluster.job(name)
-        events = cluster.events(job["metadata"]["uid"])
-    except AwayError as error:
-        if before is None:
-            raise
-        return replace(before, now=now, note=f"{error}; trying again")
-    except CliError:
-        if before is None:
-            raise
-        raise CliError(f"{before.namespace}/{name} was deleted while it was watched") from None
-    shot = Snapshot.of(job, events, now)
-    if before and shot.created != before.created:
-        raise CliError(f"{before.namespace}/{name} was deleted and made anew; watch it again")
-    return shot
+class _Look:
+    """Takes snapshots of one job."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self._cluster, self._name = cluster, name
+        self._events_permitted = True
+
+    def __call__(self, before: Snapshot | None) -> Snapshot:
+        """A new snapshot; the old one with a note while the API server is away."""
+        now = datetime.now(UTC)
+        try:
+            job = self._cluster.job(self._name)
+            shot = Snapshot.of(job, self._events(job["metadata"]["uid"]), now)
+        except AwayError as error:
+            if before is None:
+                raise
+            return replace(before, now=now, note=f"{error}; trying again")
+        except NoSuchJobError:
+            if before is None:
+                raise
+            place = f"{before.namespace}/{before.name}"
+            raise CliError(f"{place} was deleted while it was watched") from None
+        if before and shot.created != before.created:
+            place = f"{before.namespace}/{before.name}"
+            raise CliError(f"{place} was deleted and made anew; watch it again")
+        return shot
+
+    def _events(self, uid: str) -> list[Object]:
+        if not self._events_permitted:
+            return []
+        try:
+            return self._cluster.events(uid)
+        except ForbiddenError as error:
+            self._events_permitted = False
+            print(f"{error}; going on without events", file=sys.stderr, flush=True)
+            return []
 
 
-def _live(cluster: Cluster, shot: Snapshot) -> Snapshot:
+def _live(look: _Look, shot: Snapshot) -> Snapshot:
     console = Console()
     with Live(view.panel(shot), console=console, refresh_per_second=4, transient=True) as live:
         while not shot.status.finished:
             time.sleep(_INTERVAL)
-            shot = _look(cluster, shot.name, shot)
+            shot = look(shot)
             live.update(view.panel(shot))
     return shot
 
 
-def _lines(cluster: Cluster, shot: Snapshot) -> Snapshot:
+def _lines(look: _Look, shot: Snapshot) -> Snapshot:
     before: Snapshot | None = None
     while True:
         for line in view.plain(before, shot):
@@ -66,4 +85,4 @@ def _lines(cluster: Cluster, shot: Snapshot) -> Snapshot:
         if shot.status.finished:
             return shot
         time.sleep(_INTERVAL)
-        before, shot = shot, _look(cluster, shot.name, shot)
+        before, shot = shot, look(shot)

@@ -86,7 +86,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _kubeconfig(arguments: argparse.Namespace) -> int:
     cluster = Cluster(arguments.name)
-    _ = cluster.settings
+    if cluster.supervisor() is None:
+        raise ClusterError(f"cluster {cluster.name!r} is down; bring it up: finetune-local up")
     print(cluster.kubeconfig)
     return 0
 

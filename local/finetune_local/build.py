@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from finetune_local.cache import TREE, cache_folder
+from finetune_local.machine import GB, Need, no_room
 
 SOURCE = TREE / "local" / "controlplane"
 _GO_MINIMUM = (1, 26)
@@ -23,14 +24,31 @@ class BuildError(Exception):
 
 def binaries() -> Path:
     """Folder with `controlplane` and a `kubectl` that is the same file; builds it when missing."""
-    sources = [SOURCE / name for name in ("go.mod", "go.sum", "main.go")]
-    key = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
-    folder = cache_folder() / f"controlplane-{key}"
+    folder = _folder()
     with (cache_folder() / "controlplane.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if refused := no_room(needs()):
+            raise BuildError(refused)
         if not (folder / "kubectl").exists():
             _build(folder)
     return folder
+
+
+def needs() -> list[Need]:
+    """Room for building the control plane; none when it is built already."""
+    if (_folder() / "kubectl").exists():
+        return []
+    go_path = Path(os.environ.get("GOPATH", "").split(os.pathsep)[0] or Path.home() / "go")
+    modules = Path(os.environ.get("GOMODCACHE") or go_path / "pkg" / "mod")
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    objects = Path(os.environ.get("GOCACHE") or user_cache / "go-build")
+    return [Need("Go modules", 2 * GB, modules), Need("Go build", 5 * GB, objects)]
+
+
+def _folder() -> Path:
+    sources = [SOURCE / name for name in ("go.mod", "go.sum", "main.go")]
+    key = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
+    return cache_folder() / f"controlplane-{key}"
 
 
 def _build(folder: Path) -> None:

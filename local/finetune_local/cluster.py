@@ -1,9 +1,8 @@
 """Bring a local cluster up, say how it is, take it down."""
 
-import ctypes
 import fcntl
-import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,61 +10,39 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from contextlib import contextmanager
 from pathlib import Path
 
-from finetune_local import layout
 from finetune_local.build import binaries
-from finetune_local.cache import TREE, clusters_folder
-from finetune_local.layout import Identities, Settings
-from finetune_local.pki import Authority, Identity
+from finetune_local.cache import clusters_folder
+from finetune_local.components import Components
+from finetune_local.layout import SOCKETS, Settings
+from finetune_local.machine import ClusterError, check_machine, die_with_parent
+from finetune_local.prepare import IMAGE, write_files, write_kubeconfig
+from finetune_local.processes import command_of, wait_gone
+from finetune_local.roles import MANIFESTS
 
-IMAGE = "finetune-trainer:local"
-_PR_SET_PDEATHSIG = 1
-_IMAGE_USER = 65532  # "nonroot", as the real image has
+__all__ = ["IMAGE", "Cluster", "ClusterError", "check_machine", "die_with_parent", "sweep"]
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,29}[a-z0-9])?")  # a part of node names, and a folder
+_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the end
 _READY_SECONDS = 90.0
-
-_PROVISIONER = """
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: finetune-local-provisioner}
-rules:
-- apiGroups: [""]
-  resources: [persistentvolumes]
-  verbs: [get, list, watch, create, delete, patch]
-- {apiGroups: [""], resources: [persistentvolumeclaims], verbs: [get, list, watch]}
-- {apiGroups: [storage.k8s.io], resources: [storageclasses], verbs: [get, list, watch]}
-- {apiGroups: [""], resources: [events], verbs: [create, patch]}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: finetune-local-provisioner}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: finetune-local-provisioner}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: "finetune-local:provisioner"}]
----
-apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata:
-  name: local
-  annotations: {storageclass.kubernetes.io/is-default-class: "true"}
-provisioner: finetune.dev/local
-reclaimPolicy: Delete
-volumeBindingMode: Immediate
-"""
-
-
-class ClusterError(Exception):
-    """A cluster did not do what was asked; the message says what to do."""
 
 
 class Cluster:
     """One local cluster, known by its name."""
 
     def __init__(self, name: str) -> None:
+        """ClusterError for what is no name: folders are made and deleted by it."""
+        if not _NAME.fullmatch(name):
+            raise ClusterError(
+                f"{name!r} is no name of a cluster; allowed are 1 to 31 of a-z, 0-9 and -, "
+                "the first and the last one not -"
+            )
         self.name = name
         self.directory = clusters_folder() / name
-        self._process: subprocess.Popen[bytes] | None = None  # when this object brought it up
+        self._is_ours = False  # this object brings it up, or did
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def kubeconfig(self) -> Path:
@@ -79,7 +56,7 @@ class Cluster:
             return Settings.load(self.directory / "cluster.json")
         except FileNotFoundError:
             raise ClusterError(
-                f"no cluster {self.name!r}; bring it up: finetune-local up"
+                f"no cluster {self.name!r}; bring it up: finetune-local up --name {self.name}"
             ) from None
 
     @classmethod
@@ -96,48 +73,69 @@ class Cluster:
 
         `tied`: it ends with the process that brought it up, however that ends.
         """
-        check_machine()
         cluster = cls(name)
+        check_machine()
+        cluster._check_sockets()
         binary = binaries() / "controlplane"
-        with _choices() as taken:
-            if cluster.supervisor() is not None:
-                raise ClusterError(
-                    f"cluster {name!r} runs already; "
-                    f"take it down: finetune-local down --name {name}"
-                )
-            shutil.rmtree(cluster.directory, ignore_errors=True)
-            cluster._prepare(binary, devices, 0 if control_plane_only else nodes, taken)
         try:
-            cluster._start(tied=tied)
+            # The lock is held until the supervisor is there: only then others see what is taken.
+            with _choices() as taken:
+                cluster._begin(binary, devices, 0 if control_plane_only else nodes, taken, tied)
             cluster._wait_until_ready()
+        except ClusterError:
+            if cluster._is_ours:
+                cluster.down(keep_logs=True)
+            raise
         except BaseException:
-            cluster.down(keep_logs=True)
+            if cluster._is_ours:
+                cluster.down()
             raise
         return cluster
 
     def down(self, *, keep_logs: bool = False) -> None:
-        """End every process and remove every file; fine when nothing runs."""
+        """End every process and remove every file (but the logs); fine when nothing runs."""
         pid = self.supervisor()
         if pid is not None:
             os.kill(pid, signal.SIGKILL)  # its child, process 1 of the namespace, dies with it
         if self._process is not None:
+            self._process.kill()
             self._process.wait()
             self._process = None
         if pid is not None:
-            _wait_gone(pid, self.directory)
-        if not keep_logs:
-            shutil.rmtree(self.directory, ignore_errors=True)
-        if not keep_logs and self.directory.exists():
-            raise ClusterError(f"{self.directory} could not be removed; remove it by hand")
+            wait_gone(pid, self.directory)
+        if keep_logs:
+            self._remove_all_but("logs", "cluster.json")
+        else:
+            self._remove()
 
     def supervisor(self) -> int | None:
         """Process id of what holds the cluster, None when it is down."""
         try:
             pid = int((self.directory / "supervisor.pid").read_text())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (FileNotFoundError, ValueError, ProcessLookupError):
+        except (FileNotFoundError, ValueError):
             return None
-        return pid if str(self.directory).encode() in command else None
+        return pid if str(self.directory) in command_of(pid) else None
+
+    def component(self, name: str) -> int | None:
+        """Process id of etcd, kube-apiserver, NAME-node-1, ...; None while it is down."""
+        return self._components().pid(name)
+
+    def kill_component(self, name: str, *, stay_down: bool = False) -> None:
+        """kill -9 one component; it is started again soon, or when `start_component` says so.
+
+        A node's agent takes the processes of its pods along: it is as if the machine were lost.
+        """
+        self._components().kill(name, stay_down=stay_down)
+
+    def start_component(self, name: str) -> None:
+        """Start what was killed; returns when the process is there, not when it is ready."""
+        self._components().start(name)
+
+    def _components(self) -> Components:
+        pid = self.supervisor()
+        if pid is None:
+            raise ClusterError(f"cluster {self.name!r} is down")
+        return Components(self.directory, pid)
 
     def kubectl(
         self, *arguments: str, stdin: str | None = None, kubeconfig: Path | None = None
@@ -156,64 +154,50 @@ class Cluster:
         token = self.kubectl(
             "create", "token", service_account, "--namespace", namespace, "--duration", "24h"
         ).strip()
-        path = self.directory / f"{namespace}-{service_account}.conf"
-        _write_private(path, self._kubeconfig({"token": token}))
-        return path
+        file = f"{namespace}-{service_account}"
+        return write_kubeconfig(self.directory, file, self.settings, {"token": token})
 
-    def _prepare(self, binary: Path, devices: int, nodes: int, taken: list[Settings]) -> None:
-        for part in ("", "logs", "etcd"):
-            (self.directory / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings = Settings(self.name, _free_port(), _free_network(taken), devices, nodes)
-        settings.save(self.directory / "cluster.json")
-        identities = self._identities(settings)
-        components = layout.control_plane(self.directory, binary, settings, identities)
-        components += [layout.node(self.directory, settings, name) for name in settings.node_names]
-        entries = json.dumps([asdict(component) for component in components])
-        (self.directory / "components.json").write_text(entries)
-        path = os.pathsep.join([str(TREE / ".venv" / "bin"), os.environ.get("PATH", os.defpath)])
-        image = {"env": {"PATH": path, "HOME": "/tmp"}, "user": _IMAGE_USER}
-        (self.directory / "images.json").write_text(json.dumps({IMAGE: image}))
-
-    def _identities(self, settings: Settings) -> Identities:
-        authority = Authority(self.directory / "pki")
-        (self.directory / "server").write_text(settings.server)
-        identities = Identities(
-            ca=authority.certificate,
-            api_server=authority.issue(
-                "apiserver",
-                "kube-apiserver",
-                names=("127.0.0.1", "localhost", "kubernetes.default.svc", "10.96.0.1"),
-            ),
-            kubelet_client=authority.issue(
-                "kubelet-client", "kube-apiserver-kubelet-client", ("system:masters",)
-            ),
-            service_accounts=authority.signing_key("service-accounts"),
-        )
-        users = {
-            "admin": ("finetune-local:admin", ("system:masters",)),
-            "controller-manager": ("system:kube-controller-manager", ()),
-            "scheduler": ("system:kube-scheduler", ()),
-            "provisioner": ("finetune-local:provisioner", ()),
-        }
-        for file, (user, groups) in users.items():
-            self._client(file, authority.issue(file, user, groups))
-        for name in settings.node_names:
-            identity = authority.issue(
-                name, f"system:node:{name}", ("system:nodes",), ("127.0.0.1", name)
+    def _check_sockets(self) -> None:
+        longest = max((str(self.directory / name) for name in SOCKETS), key=len)
+        if len(os.fsencode(longest)) > _SOCKET_PATH_BYTES:
+            raise ClusterError(
+                f"{longest} is too long for a socket ({_SOCKET_PATH_BYTES} bytes); "
+                "choose a shorter name, or another folder by XDG_STATE_HOME"
             )
-            self._client(name, identity)
-        return identities
 
-    def _client(self, file: str, identity: Identity) -> None:
-        user = {
-            "client-certificate": str(identity.certificate),
-            "client-key": str(identity.key),
-        }
-        _write_private(self.directory / f"{file}.conf", self._kubeconfig(user))
+    def _begin(
+        self, binary: Path, devices: int, nodes: int, taken: list[Settings], tied: bool
+    ) -> None:
+        if self.supervisor() is not None:
+            raise ClusterError(
+                f"cluster {self.name!r} runs already; "
+                f"take it down: finetune-local down --name {self.name}"
+            )
+        self._remove()
+        self._is_ours = True
+        settings = Settings(self.name, _free_port(), _free_network(taken), devices, nodes)
+        write_files(self.directory, settings, binary)
+        self._start(tied=tied)
 
-    def _kubeconfig(self, user: dict[str, str]) -> str:
-        ca = self.directory / "pki" / "ca.crt"
-        return layout.kubeconfig(self.settings.server, ca, user)
+    def _remove_all_but(self, *names: str) -> None:
+        for entry in self.directory.iterdir():
+            if entry.is_dir() and entry.name not in names:
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name not in names:
+                entry.unlink()
+
+    def _remove(self) -> None:
+        """Delete the folder, if it is a cluster's: one that holds cluster.json."""
+        if not self.directory.exists():
+            return
+        if not (self.directory / "cluster.json").is_file() and any(self.directory.iterdir()):
+            raise ClusterError(
+                f"{self.directory} is not the folder of a cluster (it has no cluster.json); "
+                "remove it by hand"
+            )
+        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.directory.exists():
+            raise ClusterError(f"{self.directory} could not be removed; remove it by hand")
 
     def _start(self, *, tied: bool) -> None:
         namespace = ["--user", "--map-root-user", "--pid", "--mount", "--fork", "--kill-child"]
@@ -234,7 +218,7 @@ class Cluster:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _READY_SECONDS
         self._retry(deadline, "get", "--raw", "/readyz")
-        self._retry(deadline, "apply", "-f", "-", stdin=_PROVISIONER)
+        self._retry(deadline, "apply", "-f", "-", stdin=MANIFESTS)
         self._retry(deadline, "get", "serviceaccount", "default")
         for name in self.settings.node_names:
             self._retry(deadline, "get", "node", name)
@@ -254,35 +238,25 @@ class Cluster:
             time.sleep(0.25)
 
 
-def check_machine() -> None:
-    """ClusterError in words when this machine cannot run a local cluster."""
-    if not sys.platform.startswith("linux"):
-        raise ClusterError(f"the local cluster runs on Linux only, this is {sys.platform}")
-    if shutil.which("unshare") is None:
-        raise ClusterError("the program unshare (package util-linux) is not on the PATH")
-    probe = ["unshare", "--user", "--map-root-user", "--pid", "--mount", "--fork", "--mount-proc"]
-    done = subprocess.run([*probe, "true"], check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise ClusterError(
-            f"the kernel refuses user namespaces ({done.stderr.strip()}); allow them: "
-            "sysctl -w user.max_user_namespaces=15000, and on Ubuntu also "
-            "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-        )
-
-
-def die_with_parent() -> None:
-    """To be run between fork and exec: the kernel kills us when the parent is gone."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def sweep(prefix: str) -> None:
+    """Remove the files of clusters that died with the test run that had brought them up."""
+    with _choices():  # nobody is between writing files and starting
+        for cluster in _clusters():
+            if cluster.name.startswith(prefix) and cluster.supervisor() is None:
+                cluster._remove()
 
 
 @contextmanager
 def _choices() -> Iterator[list[Settings]]:
     """What other clusters have taken; nobody else chooses meanwhile."""
-    folder = clusters_folder()
-    with (folder / "lock").open("w") as lock:
+    with (clusters_folder() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        files = folder.glob("*/cluster.json")
-        yield [Settings.load(f) for f in files if Cluster(f.parent.name).supervisor() is not None]
+        yield [c.settings for c in _clusters() if c.supervisor() is not None]
+
+
+def _clusters() -> list[Cluster]:
+    names = [file.parent.name for file in clusters_folder().glob("*/cluster.json")]
+    return [Cluster(name) for name in names if _NAME.fullmatch(name)]
 
 
 def _free_port() -> int:
@@ -298,34 +272,3 @@ def _free_network(taken: list[Settings]) -> str:
         if (network := f"127.{second}.0.0/16") not in used:
             return network
     raise ClusterError("235 local clusters run already; take some down")
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-
-
-def _wait_gone(pid: int, directory: Path, seconds: float = 15.0) -> None:
-    """Until neither the process nor anything it started is left."""
-    deadline = time.monotonic() + seconds
-    marker = str(directory).encode()
-    while time.monotonic() < deadline:
-        with suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-        if not Path(f"/proc/{pid}").exists() and not _any_process_names(marker):
-            return
-        time.sleep(0.05)
-    raise ClusterError(f"processes of {directory} are still there after {seconds:.0f} s")
-
-
-def _any_process_names(marker: bytes) -> bool:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if any(word.startswith(marker) or b"=" + marker in word for word in words):
-                return True
-    return False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune_local.pki import Identity
 
-KUBELET_PORT_NAME = "kubelet"
+SOCKETS = ("etcd.sock:0", "etcd-peer.sock:0")
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,8 @@ def control_plane(
     folder: Path, binary: Path, settings: Settings, identities: Identities
 ) -> list[Component]:
     """etcd (on a socket that only the owner can reach), API server, controllers, scheduler."""
-    # "unix://<file>:0" is etcd's way to name a socket; the file lies in a folder with mode 0700.
-    etcd = f"unix://{folder}/etcd.sock"
-    peer = f"unix://{folder}/etcd-peer.sock"
+    # etcd wants a port even of a socket; the files lie in a folder with mode 0700.
+    etcd, peer = (f"unix://{folder}/{name}" for name in SOCKETS)
     api_server, accounts = identities.api_server, identities.service_accounts
     manager, scheduler = folder / "controller-manager.conf", folder / "scheduler.conf"
     commands = {
@@ -129,6 +128,7 @@ def node(folder: Path, settings: Settings, name: str) -> Component:
             *("--name", name, "--address", "127.0.0.1"),
             *("--kubeconfig", str(folder / f"{name}.conf")),
             *("--provisioner-kubeconfig", str(folder / "provisioner.conf")),
+            *("--names-kubeconfig", str(folder / "names.conf")),
             *("--serving-cert", str(folder / "pki" / f"{name}.crt")),
             *("--serving-key", str(folder / "pki" / f"{name}.key")),
             *("--client-ca", str(folder / "pki" / "ca.crt")),

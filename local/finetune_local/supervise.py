@@ -2,7 +2,8 @@
 
 It is process 1 of a PID namespace, so its death, however it comes, ends every process of the
 cluster, and the last one takes the mounts of the namespace with it. A component that ends is
-started again, later each time, as a machine's service manager would.
+started again, later each time, as a machine's service manager would; not one that is held down
+(`Cluster.kill_component`).
 """
 
 import json
@@ -14,6 +15,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune_local.components import HELD, PERIOD
 from finetune_local.layout import Component
 
 _LONGEST_WAIT = 20.0  # s
@@ -40,7 +42,7 @@ def main() -> int:
         for child in children:
             _step(child, folder)
         _reap_orphans(children)
-        time.sleep(0.1)
+        time.sleep(PERIOD)
 
 
 def _step(child: _Child, folder: Path) -> None:
@@ -51,7 +53,9 @@ def _step(child: _Child, folder: Path) -> None:
         wait = min(0.5 * 2**child.failures, _LONGEST_WAIT)
         child.start_at = now + wait
         _say(f"{child.component.name} ended with {code}; again in {wait:.1f} s")
-    if child.process is None and now >= child.start_at:
+    if child.process is None and (folder / HELD / child.component.name).exists():
+        child.failures, child.start_at = 0, now
+    elif child.process is None and now >= child.start_at:
         with (folder / "logs" / f"{child.component.name}.log").open("ab") as log:
             child.process = subprocess.Popen(
                 child.component.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import sys
@@ -16,6 +17,7 @@ from finetune_operator.health import Health
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
 from finetune_operator.kube import Kube, load_configuration
+from finetune_operator.lease import Elector, LeaseLostError
 from finetune_operator.queue import Queue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.reports import Reports, Target
@@ -47,17 +49,26 @@ def main() -> int:
     try:
         asyncio.run(_run(settings, configuration))
     except ExceptionGroup as group:
-        for cause in group.exceptions:
-            _log.error("ending: %s", cause, exc_info=cause)
+        for cause in _causes(group):
+            # That another replica may lead is no fault of ours: words are enough.
+            trace = None if isinstance(cause, LeaseLostError) else cause
+            _log.error("ending: %s", cause, exc_info=trace)
         return 1
     return 0
+
+
+def _causes(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for cause in group.exceptions:
+        if isinstance(cause, ExceptionGroup):
+            yield from _causes(cause)
+        else:
+            yield cause
 
 
 async def _run(settings: Settings, configuration: object) -> None:
     """Everything at once, until SIGTERM or until one part dies."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _stop_on_signals(stop)
     parts = asyncio.create_task(operate(settings, configuration, stop))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({parts, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -70,41 +81,73 @@ async def _run(settings: Settings, configuration: object) -> None:
     _log.info("stopped")
 
 
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+
 async def operate(settings: Settings, configuration: object, stop: asyncio.Event) -> None:
-    """Run the parts until cancelled; sets `stop` when a signal ended the watch."""
-    queue, kube, health = Queue(), Kube(configuration), Health()
-    pods = Pods(queue.add)
-    jobs = Jobs(queue.add, pods.forget)
+    """Run the parts until cancelled; `stop` is set by SIGTERM and SIGINT."""
+    queue = Queue()
+    lease_kube = Kube(configuration)  # its own connections: nothing that hangs delays a renewal
+    elector = Elector(lease_kube, settings.lease) if settings.lease else None
+    kube = Kube(configuration, elector.guard) if elector else Kube(configuration)
+    health = Health(queue.longest, elector.describe) if elector else Health(queue.longest)
+    pods = Pods(queue.add, lambda uid: jobs.knows(uid))
     reports = Reports(settings.report_interval, lambda: _targets(jobs, pods), queue.add)
+
+    def removed(uid: str) -> None:
+        pods.forget(uid)
+        reports.drop(uid)
+
+    jobs = Jobs(queue.add_new, removed, settings.selector)
     throttle = Throttle(settings.progress_write_interval)
-    recorder = Recorder(kube)
-    reconciler = Reconciler(kube, jobs, pods, reports, recorder, settings, throttle)
+    reconciler = Reconciler(kube, jobs, pods, reports, Recorder(kube), settings, throttle)
+    signals = functools.partial(_stop_on_signals, stop)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(health.run(settings.health_port))
-            listed = []
-            for namespace in settings.namespaces or (None,):
-                listed.append(asyncio.Event())
-                group.create_task(informer.run(kube, pods, namespace, listed[-1]))
-            for event in listed:
-                await event.wait()
-            # Only now: a job that is looked at before its pods are known would seem to have none.
-            group.create_task(reports.run())
-            for _ in range(_WORKERS):
-                group.create_task(queue.work(reconciler.reconcile))
-            group.create_task(_watch(jobs, configuration, settings, health, stop))
+            await _fill(group, kube, pods, settings, health)
+            group.create_task(watch.run(kube, jobs, configuration, settings, health, signals))
+            group.create_task(_lead(elector, queue, reconciler, reports))
             _log.info("operating in %s", ", ".join(settings.namespaces) or "all namespaces")
     finally:
         queue.close()
         await kube.close()
+        await lease_kube.close()
 
 
-async def _watch(
-    jobs: Jobs, configuration: object, settings: Settings, health: Health, stop: asyncio.Event
+async def _fill(
+    group: asyncio.TaskGroup, kube: Kube, pods: Pods, settings: Settings, health: Health
 ) -> None:
-    """kopf takes over SIGTERM and SIGINT while it runs, and returns on them."""
-    await watch.run(jobs, configuration, settings.namespaces, health.ready)
-    stop.set()
+    """Until all pods are known: a job that is looked at before would seem to have none."""
+    hearts = []
+    for namespace in settings.namespaces or (None,):
+        where = namespace or "all namespaces"
+        heart = health.heart(f"watch on pods in {where}", informer.LATE, filled=False)
+        group.create_task(informer.run(kube, pods, namespace, heart))
+        hearts.append(heart)
+    for heart in hearts:
+        await heart.filled.wait()
+
+
+async def _lead(
+    elector: Elector | None, queue: Queue, reconciler: Reconciler, reports: Reports
+) -> None:
+    """What only the leader does; a standby has the same caches and works on nothing."""
+    try:
+        if elector:
+            await elector.acquire()
+        async with asyncio.TaskGroup() as group:
+            if elector:
+                group.create_task(elector.renew())
+            group.create_task(reports.run())
+            for _ in range(_WORKERS):
+                group.create_task(queue.work(reconciler.reconcile))
+    finally:
+        # The workers have ended: whoever leads next meets no write of ours.
+        if elector:
+            await elector.release()
 
 
 def _targets(jobs: Jobs, pods: Pods) -> Iterator[Target]:

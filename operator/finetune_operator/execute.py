@@ -84,6 +84,9 @@ async def _taken(kube: Kube, job: Job, item: Object) -> Refusal | None:
     owners = [o["uid"] for o in live["metadata"].get("ownerReferences", []) if o.get("controller")]
     if job.uid in owners:
         return None
+    if "deletionTimestamp" in live["metadata"]:
+        text = f"{kind} {name} of an earlier job is still ending; waiting for it to go"
+        return Refusal("WaitingForOldPods", text)
     text = f"{kind} {name} exists in namespace {job.namespace} and is not this job's"
     return Refusal("NameTaken", f"{text}; delete it or give the job another name")
 

@@ -1,23 +1,91 @@
-"""Liveness from what the operator really does: a heart that beats only while work is done."""
+"""Liveness and readiness from what the operator really does.
+
+Each part that must go on for ever has a heart, which beats when the part does something: an event,
+a bookmark, a request, a repeated attempt. An API server that is away therefore kills nobody; a part
+that hangs is named, and the kubelet starts the process again.
+"""
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
-_DEAD_AFTER = 120.0  # s
+from finetune_operator.queue import Key
+
+_LOOP_LATE = 60.0  # s
+_LOOK_LATE = 600.0  # s; a thousand pods of a slow API server are created in less
+
+
+@dataclass
+class Heart:
+    """One part: when it last did something, and whether its cache is filled."""
+
+    name: str
+    late_after: float  # s
+    clock: Callable[[], float]
+    filled: asyncio.Event
+    _last: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.beat()
+
+    def beat(self) -> None:
+        """It did something."""
+        self._last = self.clock()
+
+    def fill(self) -> None:
+        """It knows everything that exists."""
+        self.filled.set()
+        self.beat()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last beat."""
+        return self.clock() - self._last
 
 
 @dataclass
 class Health:
-    """Ready once the caches are filled; alive while the event loop turns."""
+    """Alive while every heart beats and no look at a job hangs; ready once the caches are full."""
 
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-    _beat: float = field(default_factory=time.monotonic)
+    longest: Callable[[], tuple[Key, float] | None] = lambda: None  # look at a job
+    role: Callable[[], str] = lambda: "the only replica"
+    clock: Callable[[], float] = time.monotonic
+    _hearts: list[Heart] = field(default_factory=list)
+
+    def heart(self, name: str, late_after: float, *, filled: bool = True) -> Heart:
+        """A new part to be watched."""
+        heart = Heart(name, late_after, self.clock, asyncio.Event())
+        if filled:
+            heart.fill()
+        self._hearts.append(heart)
+        return heart
+
+    def late(self) -> list[str]:
+        """A sentence for each part that hangs."""
+        sentences = [
+            f"{heart.name}: nothing for {heart.age:.0f} s, {heart.late_after:.0f} s are allowed"
+            for heart in self._hearts
+            if heart.age > heart.late_after
+        ]
+        look = self.longest()
+        if look and look[1] > _LOOK_LATE:
+            (namespace, name), seconds = look
+            text = f"one look for {seconds:.0f} s, {_LOOK_LATE:.0f} s are allowed"
+            sentences.append(f"worker on {namespace}/{name}: {text}")
+        return sentences
+
+    def unfilled(self) -> list[str]:
+        """A sentence for each cache that is not filled yet."""
+        return [
+            f"{heart.name}: not listed yet" for heart in self._hearts if not heart.filled.is_set()
+        ]
 
     async def run(self, port: int) -> None:
         """Serve /healthz and /readyz; only beats when no port is given."""
+        loop = self.heart("event loop", _LOOP_LATE)
         runner = None
         if port:
             app = web.Application()
@@ -27,15 +95,19 @@ class Health:
             await web.TCPSite(runner, port=port).start()
         try:
             while True:
-                self._beat = time.monotonic()
+                loop.beat()
                 await asyncio.sleep(5)
         finally:
             if runner:
                 await runner.cleanup()
 
     async def _alive(self, _: web.Request) -> web.Response:
-        late = time.monotonic() - self._beat
-        return web.Response(status=200 if late < _DEAD_AFTER else 500, text=f"beat {late:.0f}s ago")
+        return self._answer(self.late())
 
     async def _ready(self, _: web.Request) -> web.Response:
-        return web.Response(status=200 if self.ready.is_set() else 503)
+        return self._answer(self.late() + self.unfilled())
+
+    def _answer(self, wrong: list[str]) -> web.Response:
+        ages = [f"{heart.name}: {heart.age:.0f} s ago" for heart in self._hearts]
+        lines = [*wrong, "", *ages] if wrong else ["ok", "", self.role(), *ages]
+        return web.Response(status=503 if wrong else 200, text="\n".join(lines) + "\n")

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from finetune_api import names
-from finetune_operator.kube import TRANSIENT, ApiError, Kube, Object
+from finetune_operator.health import Heart
+from finetune_operator.kube import TRANSIENT, ApiError, Kube, Object, backoff
 from finetune_operator.plan.observe import Pod
 from finetune_operator.queue import Key
 
 _log = logging.getLogger("finetune.informer")
-_RETRY = 1.0  # s
+_SELECTOR = names.LABEL_JOB_UID
+LATE = 240.0  # s without event, bookmark or new attempt
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Pods:
     """Cache of pods by job uid."""
 
     notify: Callable[[Key], None]
+    ours: Callable[[str], bool] = lambda _: True  # whether a job of that uid is this operator's
     _pods: dict[str, dict[str, Pod]] = field(default_factory=lambda: defaultdict(dict))
     _versions: dict[str, int] = field(default_factory=dict)
     _keys: dict[str, Key] = field(default_factory=dict)
@@ -54,6 +57,8 @@ class Pods:
         if pod and not pod.gone:
             self._pods[job_uid][pod_uid] = pod.vanished(at)
             self.notify(self._keys[job_uid])
+        if not self.ours(job_uid):
+            self.forget(job_uid)  # nobody will ask how it ended
 
     def replace(self, items: list[Object], job_uid: str | None = None) -> None:
         """A complete list, of one job or of all: what is not in it is gone."""
@@ -82,39 +87,46 @@ def path(namespace: str | None) -> str:
     return f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
 
 
-async def run(kube: Kube, pods: Pods, namespace: str | None, ready: asyncio.Event) -> None:
-    """List, then watch, for ever."""
-    selector = {"labelSelector": names.LABEL_JOB_UID}
+async def run(kube: Kube, pods: Pods, namespace: str | None, heart: Heart) -> None:
+    """List, then watch, for ever; the list is read again only when its version is too old."""
+    version: str | None = None
+    pauses = backoff()
     while True:
+        heart.beat()
         try:
-            items, version = await kube.list(path(namespace), **selector)
-            pods.replace(items) if namespace is None else _replace_in(pods, items, namespace)
-            ready.set()
-            await _watch(kube, pods, namespace, version, selector)
+            if version is None:
+                version = await _list(kube, pods, namespace)
+                heart.fill()
+            async for event in kube.watch(path(namespace), version, labelSelector=_SELECTOR):
+                version = event["object"]["metadata"]["resourceVersion"]
+                heart.beat()
+                pauses = backoff()
+                _apply(pods, event)
         except ApiError as error:
+            version = None
             if error.code != 410:
                 _log.warning("pods cannot be watched: %s", error)
-                await asyncio.sleep(_RETRY)
         except TRANSIENT as error:
-            _log.warning("the API server does not answer (%s); trying again", error)
-            await asyncio.sleep(_RETRY)
+            _log.warning("the API server does not answer (%r); trying again", error)
+        # Also after a plain end: a stream that ends at once, again and again, must not spin.
+        await asyncio.sleep(next(pauses))
 
 
-async def _watch(
-    kube: Kube, pods: Pods, namespace: str | None, version: str, selector: dict[str, str]
-) -> None:
-    """Until the version is too old or the connection breaks; a plain end goes on from there."""
-    while True:
-        async for event in kube.watch(path(namespace), version, **selector):
-            item = event["object"]
-            version = item["metadata"]["resourceVersion"]
-            if event["type"] == "BOOKMARK":
-                continue
-            pods.take(item)
-            if event["type"] == "DELETED":
-                labels = item["metadata"].get("labels", {})
-                now = datetime.now(UTC)
-                pods.vanish(labels[names.LABEL_JOB_UID], item["metadata"]["uid"], now)
+async def _list(kube: Kube, pods: Pods, namespace: str | None) -> str:
+    items, version = await kube.list(path(namespace), labelSelector=_SELECTOR)
+    pods.replace(items) if namespace is None else _replace_in(pods, items, namespace)
+    return version
+
+
+def _apply(pods: Pods, event: Object) -> None:
+    item = event["object"]
+    if event["type"] == "BOOKMARK":
+        return
+    pods.take(item)
+    if event["type"] == "DELETED":
+        labels = item["metadata"].get("labels", {})
+        now = datetime.now(UTC)
+        pods.vanish(labels[names.LABEL_JOB_UID], item["metadata"]["uid"], now)
 
 
 def _replace_in(pods: Pods, items: list[Object], namespace: str) -> None:

@@ -3,30 +3,42 @@
 Configuration and credentials come from the `kubernetes` package (kubeconfig or the pod's service
 account, token rotation included); the requests are ours, because its typed models refuse or drop
 fields newer than the client.
+
+What is repeated here: whatever the server answers with 429 (it has not been carried out), and
+reads. A write that failed otherwise may have happened: its caller looks again before it acts.
 """
 
 import asyncio
-import json
 import os
+import random
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes import client, config
+from pydantic_core import from_json, to_json
 
 Object = dict[str, Any]
 _PAGE = 500
 _MERGE = "application/merge-patch+json"
+_TIMEOUT = 10.0  # s
+_LIST_TIMEOUT = 60.0  # s; a page of large objects from a busy server
+_PAUSES = (0.2, 0.5, 1.0, 2.0)  # s between repetitions
+_LONGEST_PAUSE = 30.0  # s that a server may ask for in Retry-After
+_ERROR_BYTES = 64 * 1024
+_CREDENTIALS = 10.0  # s for which they are believed
 
 
 class ApiError(Exception):
     """The API server refused; `code` is the HTTP status, `reason` its CamelCase word."""
 
-    def __init__(self, code: int, reason: str, message: str) -> None:
+    def __init__(self, code: int, reason: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.code, self.reason, self.message = code, reason, message
+        self.retry_after = retry_after  # s
 
 
 TRANSIENT = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
@@ -42,18 +54,60 @@ def load_configuration() -> Any:
     return client.Configuration.get_default_copy()
 
 
+def open_session(configuration: Any, *more: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
+    """A session with the configuration's certificates and credentials."""
+
+    known: dict[str, str] = {}
+    until = 0.0
+
+    async def credentials(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        # Asked for again and again, for tokens in pods rotate; not at every request, for it costs
+        # as much as the rest of a request does.
+        nonlocal known, until
+        if time.monotonic() >= until:
+            settings = configuration.auth_settings().values()
+            known = {s["key"]: s["value"] for s in settings if s["in"] == "header" and s["value"]}
+            until = time.monotonic() + _CREDENTIALS
+        request.headers.update(known)
+        return await handler(request)
+
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    return aiohttp.ClientSession(
+        # No limit: the watches of many namespaces would take every slot from the requests.
+        connector=aiohttp.TCPConnector(ssl=context, limit=0),
+        timeout=aiohttp.ClientTimeout(total=_TIMEOUT, sock_connect=5),
+        middlewares=(*more, credentials),
+    )
+
+
+def backoff(first: float = 0.2, longest: float = 10.0) -> Iterator[float]:
+    """Pauses for ever, growing, each its own so that many clients do not come back at once."""
+    pause = first
+    while True:
+        yield pause * random.uniform(0.75, 1.25)
+        pause = min(pause * 2, longest)
+
+
+def _always() -> float:
+    return _TIMEOUT
+
+
 class Kube:
     """A client of one API server."""
 
-    def __init__(self, configuration: Any) -> None:
-        self._configuration = configuration
-        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
-        if configuration.cert_file:
-            context.load_cert_chain(configuration.cert_file, configuration.key_file)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, limit=64),
-            timeout=aiohttp.ClientTimeout(total=10, sock_connect=5),
-        )
+    def __init__(
+        self, configuration: Any, guard: Callable[[], float] = _always, silence: float = 90.0
+    ) -> None:
+        """`guard` is asked before each write: how many seconds it may take; it raises to forbid it.
+
+        `silence`: seconds after which a watch is dead; bookmarks come about once a minute.
+        """
+        self._host, self._guard, self._silence = configuration.host, guard, silence
+        self._session = open_session(configuration)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -91,25 +145,16 @@ class Kube:
         """Events from a version on, until the server ends the stream; ApiError 410 when too old."""
         query |= {"watch": "1", "resourceVersion": version, "allowWatchBookmarks": "true"}
         query["timeoutSeconds"] = "300"
-        url = f"{self._configuration.host}{path}?{urlencode(query)}"
-        # Bookmarks come about once a minute: silence for longer is a dead connection.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=90)
-        async with self._session.get(url, timeout=timeout, headers=self._credentials()) as response:
+        url = f"{self._host}{path}?{urlencode(query)}"
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=self._silence)
+        async with self._session.get(url, timeout=timeout) as response:
             if response.status >= 400:
-                raise await _error(response)
+                raise await refusal(response)
             async for line in _lines(response.content):
-                event = json.loads(line)
+                event = _parse(line)
                 if event["type"] == "ERROR":
-                    status = event["object"]
-                    raise ApiError(
-                        status.get("code", 500), status.get("reason", ""), status["message"]
-                    )
+                    raise _said(event["object"].get("code", 500), event["object"], 0.0)
                 yield event
-
-    def _credentials(self) -> dict[str, str]:
-        """Asked for at every request: tokens in pods rotate."""
-        settings = self._configuration.auth_settings().values()
-        return {s["key"]: s["value"] for s in settings if s["in"] == "header" and s["value"]}
 
     async def _request(
         self,
@@ -119,23 +164,67 @@ class Kube:
         body: Object | None = None,
         content_type: str = "application/json",
     ) -> Object:
-        url = f"{self._configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
-        data = None if body is None else json.dumps(body)
-        headers = {"Content-Type": content_type} | self._credentials()
-        async with self._session.request(method, url, data=data, headers=headers) as response:
+        for pause in _PAUSES:
+            try:
+                return await self._send(method, path, query, body, content_type)
+            except ApiError as error:
+                if error.code != 429 and (method != "GET" or error.code < 500):
+                    raise
+                pause = max(pause, error.retry_after)
+            except TRANSIENT:
+                if method != "GET":
+                    raise
+            await asyncio.sleep(pause * random.uniform(1.0, 1.25))
+        return await self._send(method, path, query, body, content_type)
+
+    async def _send(
+        self, method: str, path: str, query: dict[str, str], body: Object | None, content_type: str
+    ) -> Object:
+        if method == "GET":
+            seconds = _LIST_TIMEOUT if "limit" in query else _TIMEOUT
+        else:
+            seconds = min(self._guard(), _TIMEOUT)
+            # The server gives up too: what it has not begun by then never happens.
+            query = query | {"timeout": f"{int(seconds * 1000)}ms"}
+        url = f"{self._host}{path}" + (f"?{urlencode(query)}" if query else "")
+        async with self._session.request(
+            method,
+            url,
+            data=None if body is None else to_json(body),
+            headers={"Content-Type": content_type},
+            timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, 5)),
+        ) as response:
             if response.status >= 400:
-                raise await _error(response)
-            answer: Object = await response.json(content_type=None)
-            return answer
+                raise await refusal(response)
+            return _parse(await response.read())
 
 
-async def _error(response: aiohttp.ClientResponse) -> ApiError:
-    text = await response.text()
+def _parse(text: bytes) -> Object:
+    """What is not JSON does not come from an API server: as if it were away."""
     try:
-        status = json.loads(text)
-        return ApiError(response.status, status.get("reason", ""), status.get("message", text))
+        answer: Object = from_json(text)
     except ValueError:
-        return ApiError(response.status, "", text[:512])
+        raise aiohttp.ClientPayloadError("the answer is not JSON") from None
+    return answer
+
+
+async def refusal(response: aiohttp.ClientResponse) -> ApiError:
+    """Why it was refused. Only a Status is quoted: a proxy's page may hold anything."""
+    try:
+        status = from_json(await response.content.read(_ERROR_BYTES))
+    except ValueError:
+        status = None
+    try:
+        pause = min(float(response.headers.get("Retry-After", "0")), _LONGEST_PAUSE)
+    except ValueError:
+        pause = 0.0  # a date, as proxies send it
+    if not isinstance(status, dict) or status.get("kind") != "Status":
+        status = {"message": f"HTTP {response.status} without a Status of Kubernetes"}
+    return _said(response.status, status, pause)
+
+
+def _said(code: int, status: Object, pause: float) -> ApiError:
+    return ApiError(code, status.get("reason", ""), status.get("message", f"HTTP {code}"), pause)
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:

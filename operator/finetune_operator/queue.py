@@ -1,32 +1,47 @@
-"""Work queue of keys: deduplicated, one worker per key, delayed adds, backoff after errors."""
+"""Work queue of keys: deduplicated, one worker per key, delayed adds, backoff after errors.
+
+Two lanes: what has begun goes before what is new. Else a thousand jobs that arrive together would
+all prepare their data before the first of them gets its gang.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 Key = tuple[str, str]  # namespace, name
 _FIRST, _LONGEST = 0.2, 60.0  # s
+BEGUN, NEW = 0, 1  # lanes
 
 
 @dataclass
 class Queue:
     """Level triggered: a key that is added while it is worked on is worked on once more."""
 
-    _ready: asyncio.Queue[Key] = field(default_factory=asyncio.Queue)
-    _queued: set[Key] = field(default_factory=set)
-    _working: set[Key] = field(default_factory=set)
+    _ready: asyncio.PriorityQueue[tuple[int, int, Key]] = field(
+        default_factory=asyncio.PriorityQueue
+    )
+    _order: Iterator[int] = field(default_factory=count)
+    _queued: dict[Key, int] = field(default_factory=dict)  # lane
+    _working: dict[Key, float] = field(default_factory=dict)  # since when, monotonic
     _again: set[Key] = field(default_factory=set)
     _timers: dict[Key, asyncio.TimerHandle] = field(default_factory=dict)
     _failures: dict[Key, int] = field(default_factory=dict)
 
-    def add(self, key: Key) -> None:
-        """Work on a key as soon as a worker is free."""
+    def add(self, key: Key, lane: int = BEGUN) -> None:
+        """Work on a key as soon as a worker is free and its lane's turn comes."""
         if key in self._working:
             self._again.add(key)
-        elif key not in self._queued:
-            self._queued.add(key)
-            self._ready.put_nowait(key)
+        elif lane < self._queued.get(key, NEW + 1):
+            # An entry of a later lane stays behind, and is passed over when its turn comes.
+            self._queued[key] = lane
+            self._ready.put_nowait((lane, next(self._order), key))
+
+    def add_new(self, key: Key) -> None:
+        """Work on a key when nothing that has begun is waiting."""
+        self.add(key, NEW)
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Work on a key later; of several timers the earliest stays."""
@@ -49,14 +64,23 @@ class Queue:
     def __len__(self) -> int:
         return len(self._queued)
 
+    def longest(self) -> tuple[Key, float] | None:
+        """The key that is worked on for the longest, and for how many seconds."""
+        if not self._working:
+            return None
+        key = min(self._working, key=self._working.__getitem__)
+        return key, time.monotonic() - self._working[key]
+
     async def work(self, handle: Callable[[Key], Awaitable[float | None]]) -> None:
         """Handle keys for ever; `handle` says after how many seconds it wants to look again."""
         while True:
             # A queue that is never empty would not give way, and starve watches and signals.
             await asyncio.sleep(0)
-            key = await self._ready.get()
-            self._queued.discard(key)
-            self._working.add(key)
+            lane, _, key = await self._ready.get()
+            if self._queued.get(key) != lane:
+                continue
+            del self._queued[key]
+            self._working[key] = time.monotonic()
             delay: float | None = None
             try:
                 delay = await handle(key)
@@ -65,7 +89,7 @@ class Queue:
                 failures = self._failures[key] = self._failures.get(key, 0) + 1
                 delay = min(_LONGEST, _FIRST * 2 ** min(failures, 10))
             finally:
-                self._working.discard(key)
+                del self._working[key]
             if key in self._again:
                 self._again.discard(key)
                 self.add(key)

@@ -1,10 +1,9 @@
 """One look at one job: observe, plan, check, write, act."""
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -43,6 +42,7 @@ class Reconciler:
     settings: Settings
     throttle: Throttle
     clock: Callable[[], datetime] = _now
+    _stale: set[Key] = field(default_factory=set)
 
     async def reconcile(self, key: Key) -> float | None:
         """Seconds until the next look, None when an event will tell."""
@@ -52,9 +52,8 @@ class Reconciler:
             _log.error("%s/%s cannot be read by this version: %s", *key, error)
             return None
         except ApiError as error:
-            if error.code in (404, 409):  # planned from an old version
-                with contextlib.suppress(ApiError, *TRANSIENT):  # then the retry finds out again
-                    await self._refresh(key)
+            if error.code in (404, 409):
+                self._stale.add(key)  # planned from an old version, or from a job that is gone
             else:
                 _log.warning("%s/%s: %s", *key, error)
             raise RetryError from error
@@ -63,29 +62,57 @@ class Reconciler:
             raise RetryError from error
 
     async def _look(self, key: Key) -> float | None:
+        if key in self._stale:
+            await self._refresh(key)
+            self._stale.discard(key)
         item = self.jobs.get(key)
         if item is None:
             self.throttle.forget(key)
             return None
         world = self._observe(Job.of(item))
         decision = plan(world, self.settings)
-        if decision.acts:
-            # Caches are good enough to see that something is to be done, not to do it.
-            live = await self._refresh(key)
-            if live is None:
-                return None
-            world = self._observe(live)
+        if not decision.acts:
+            written, delay = await self._write(key, world, decision)
+            if written:
+                await self._tell([(world, decision)])
+            return _soonest(delay, decision.requeue_after)
+        # Caches are good enough to see that something is to be done, not to do it.
+        live = await self._refresh(key)
+        return None if live is None else await self._carry_out(key, self._observe(live))
+
+    async def _carry_out(self, key: Key, world: World) -> float | None:
+        """Check, commit, act.
+
+        What a commit leads to is planned from its own answer and the pods that were just listed:
+        the commit would have failed if anybody had changed the job since it was read.
+        """
+        told: list[tuple[World, Decision]] = []
+        try:
+            wait = await self._steps(key, world, told)
+        except Exception:
+            await self._tell(told)
+            raise
+        await self._tell(told)  # last, for people can wait, and devices cost
+        return wait
+
+    async def _steps(
+        self, key: Key, world: World, told: list[tuple[World, Decision]]
+    ) -> float | None:
+        while True:
             decision = plan(world, self.settings)
-        if decision.check:
-            refusal = await execute.admit(self.kube, world.job, decision.check)
+            refusal = None
+            if decision.check:
+                refusal = await execute.admit(self.kube, world.job, decision.check)
             if refusal:
                 world = replace(world, refusal=refusal)
                 decision = plan(world, self.settings)
-        delay = await self._write(key, world, decision)
-        if decision.acts and delay is None:
-            await self._act(key, world, decision)
-        waits = [d for d in (delay, decision.requeue_after) if d is not None]
-        return min(waits) if waits else None
+            written, delay = await self._write(key, world, decision)
+            told.append((world, decision))
+            if delay is None:
+                await self._act(key, world, decision)
+            if written is None or refusal or not decision.commits:
+                return _soonest(delay, decision.requeue_after)
+            world = self._observe(written)
 
     def _observe(self, job: Job) -> World:
         attempt = job.status.attempt
@@ -108,35 +135,47 @@ class Reconciler:
         except ApiError as error:
             if error.code != 404:
                 raise
-            # A watch that was too old does not tell what went meanwhile.
+            # A watch that was too old does not tell what went meanwhile; what was created under
+            # that name since stays.
             if known:
                 self.jobs.remove(key, known["metadata"]["uid"])
             return None
-        self.jobs.take(item)
+        if not self.jobs.take(item):
+            return None  # its labels have moved: another operator's now
         uid = item["metadata"]["uid"]
         selector = f"{names.LABEL_JOB_UID}={uid}"
         found, _ = await self.kube.list(informer.path(key[0]), labelSelector=selector)
         self.pods.replace(found, uid)
         return Job.of(item)
 
-    async def _write(self, key: Key, world: World, decision: Decision) -> float | None:
-        """Write the status if it tells something new; seconds to wait when it is not its turn."""
+    async def _write(
+        self, key: Key, world: World, decision: Decision
+    ) -> tuple[Job | None, float | None]:
+        """Write the status if it tells something new.
+
+        The job as it was answered, None when nothing was written; seconds to wait when it is not
+        its turn.
+        """
         job, new = world.job, decision.status
         kind = urgency(job.status, new)
         if kind is Urgency.NONE:
-            return None
+            return None, None
         wait = self.throttle.wait(key, Urgency.NOW if decision.acts else kind, time.monotonic())
         if wait > 0:
-            return wait
+            return None, wait
         patch = {
             "metadata": {"resourceVersion": job.resource_version, "uid": job.uid},
             "status": merge_patch(job.status.to_dict(), new.to_dict()),
         }
         answer = await self.kube.patch(f"{jobs.path(key)}/status", patch)
         self.jobs.take(answer)
-        for event in events.between(job.status, new):
-            await self.recorder.record(job, event, world.now)
-        return None
+        return Job.of(answer), None
+
+    async def _tell(self, told: list[tuple[World, Decision]]) -> None:
+        """Events of what these decisions have changed."""
+        for world, decision in told:
+            for event in events.between(world.job.status, decision.status):
+                await self.recorder.record(world.job, event, world.now)
 
     async def _act(self, key: Key, world: World, decision: Decision) -> None:
         job = world.job
@@ -152,6 +191,12 @@ class Reconciler:
         if item is None or item["metadata"]["uid"] != job.uid:
             return
         world = replace(self._observe(Job.of(item)), refusal=refusal)
-        refused = plan(world, self.settings)
-        await self._write(key, world, replace(refused, create=[], delete=[]))
+        refused = replace(plan(world, self.settings), create=[], delete=[], commits=False)
+        written, _ = await self._write(key, world, replace(refused, check=None))
+        if written:
+            await self._tell([(world, refused)])
         raise RetryError
+
+
+def _soonest(*waits: float | None) -> float | None:
+    return min((wait for wait in waits if wait is not None), default=None)

@@ -20,6 +20,7 @@ _MOST_BYTES = 256 * 1024
 _PARALLEL = 32
 _TIMEOUT = aiohttp.ClientTimeout(total=2)
 SILENT_AFTER = 30.0  # s
+IDLE = 60.0  # s; from here on a deadline may strike
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,11 @@ class Reports:
                 if report is None:
                     continue
                 self._heard[target.job_uid] = time.monotonic()
-                if report.worker_index == 0 and report != self._newest.get(target.job_uid):
+                if report.worker_index == 0:
+                    known = self._newest.get(target.job_uid)
                     self._newest[target.job_uid] = report
-                    self.notify(target.key)
+                    if tells_more(known, report):
+                        self.notify(target.key)
                 return
         if self.silent(target.job_uid):
             self.notify(target.key)
@@ -94,6 +97,15 @@ class Reports:
     def drop(self, job_uid: str) -> None:
         """The job is finished or gone."""
         self._newest.pop(job_uid, None)
+
+
+def tells_more(known: Report | None, report: Report) -> bool:
+    """Whether a job must be looked at for it. Ages and counters grow in every report."""
+    if known is None or report.activity_age_seconds > IDLE:
+        return True
+    same = {name: getattr(known, name) for name in ("sequence", "activity", "ranks")}
+    ages = {"activity_age_seconds": known.activity_age_seconds}
+    return report.model_copy(update=same | ages) != known
 
 
 async def fetch(session: aiohttp.ClientSession, pod: Pod, target: Target) -> Report | None:

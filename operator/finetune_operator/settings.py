@@ -1,11 +1,22 @@
 """Settings of the operator, from the environment."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from finetune_operator.selector import Selector
 
 
 class SettingsError(Exception):
     """A variable is missing or not what it should be."""
+
+
+@dataclass(frozen=True)
+class LeaseSettings:
+    """The Lease that replicas compete for."""
+
+    namespace: str
+    name: str
+    duration: int = 15  # s
 
 
 @dataclass(frozen=True)
@@ -14,10 +25,12 @@ class Settings:
 
     trainer_image: str
     namespaces: tuple[str, ...] = ()  # empty: all
+    selector: Selector = field(default_factory=Selector)  # of jobs; empty: all
     report_interval: float = 5.0  # s
     restart_backoff: float = 10.0  # s, doubled for each counted restart
     progress_write_interval: float = 5.0  # s between writes of progress alone, per job
     health_port: int = 0  # 0: no health endpoint
+    lease: LeaseSettings | None = None  # None: this is the only replica
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -29,13 +42,46 @@ class Settings:
         return cls(
             trainer_image=image,
             namespaces=tuple(name.strip() for name in names.split(",") if name.strip()),
+            selector=_selector("FINETUNE_JOB_SELECTOR"),
             report_interval=_seconds("FINETUNE_REPORT_INTERVAL_SECONDS", cls.report_interval),
             restart_backoff=_seconds("FINETUNE_RESTART_BACKOFF_SECONDS", cls.restart_backoff),
             progress_write_interval=_seconds(
                 "FINETUNE_PROGRESS_WRITE_SECONDS", cls.progress_write_interval
             ),
-            health_port=int(_seconds("FINETUNE_HEALTH_PORT", cls.health_port)),
+            health_port=_whole("FINETUNE_HEALTH_PORT", cls.health_port, 0, 65535),
+            lease=_lease(),
         )
+
+
+def _lease() -> LeaseSettings | None:
+    name = os.environ.get("FINETUNE_LEASE_NAME", "")
+    namespace = os.environ.get("FINETUNE_LEASE_NAMESPACE", "")
+    # Less than 10 s would leave too little to renew in: writes end 5 s before the lease does.
+    duration = _whole("FINETUNE_LEASE_DURATION_SECONDS", LeaseSettings.duration, 10, 600)
+    if bool(name) != bool(namespace):
+        missing = "FINETUNE_LEASE_NAMESPACE" if name else "FINETUNE_LEASE_NAME"
+        raise SettingsError(
+            f"{missing} is not set; a Lease is named by FINETUNE_LEASE_NAMESPACE and "
+            "FINETUNE_LEASE_NAME together, a single replica needs neither"
+        )
+    return LeaseSettings(namespace, name, duration) if name else None
+
+
+def _selector(name: str) -> Selector:
+    text = os.environ.get(name, "")
+    try:
+        return Selector.parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{name} is {text!r}: {error}") from None
+
+
+def _whole(name: str, default: int, least: int, most: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+        raise SettingsError(f"{name} is {text!r}; a whole number from {least} to {most} is allowed")
+    return int(text)
 
 
 def _seconds(name: str, default: float) -> float:
@@ -46,6 +92,6 @@ def _seconds(name: str, default: float) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if value < 0:
+    if not 0 <= value < float("inf"):
         raise SettingsError(f"{name} is {text!r}; a number of at least 0 is allowed")
     return value

@@ -1,6 +1,7 @@
 """Every constraint of the CRD's spec, found by walking it, and a value that breaks it."""
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,12 @@ class Constraint:
 
     @property
     def name(self) -> str:
-        return f"{'.'.join(map(str, self.path))}:{self.keyword}"
+        return f"{field(self.path)}:{self.keyword}"
+
+
+def field(path: Path) -> str:
+    """As the API server writes it: spec.dataset.train[0].source."""
+    return re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, path)))
 
 
 KEYWORDS = (
@@ -34,29 +40,48 @@ KEYWORDS = (
     "minItems",
     "maxItems",
 )
+# What refuses nothing by itself, or is followed or counted elsewhere.
+OTHERS = {
+    *("description", "default", "required", "properties", "items"),
+    *("exclusiveMinimum", "exclusiveMaximum"),
+    *("x-kubernetes-validations", "x-kubernetes-preserve-unknown-fields"),
+}
 
 
 def walk(schema: Object, path: Path = ("spec",)) -> Iterator[Constraint]:
-    """All constraints below a schema; rules have a table of their own."""
+    """All constraints below a schema; rules have a table of their own.
+
+    ValueError for a keyword that nobody here has thought about.
+    """
+    if unknown := set(schema) - OTHERS - set(KEYWORDS):
+        raise ValueError(f"{field(path)}: what do {sorted(unknown)} refuse?")
     for keyword in KEYWORDS:
         if keyword in schema:
             yield Constraint(path, keyword, schema)
-    for field in schema.get("required", []):
-        yield Constraint((*path, field), "required", schema)
+    for required in schema.get("required", []):
+        yield Constraint((*path, required), "required", schema)
     for name, inner in schema.get("properties", {}).items():
         yield from walk(inner, (*path, name))
     if "items" in schema:
         yield from walk(schema["items"], (*path, 0))
 
 
-def rules(schema: Object) -> Iterator[str]:
-    """Messages of all CEL rules below a schema."""
+@dataclass(frozen=True)
+class Place:
+    """One CEL rule at one place of the schema."""
+
+    field: str  # the field that a refusal names
+    message: str
+
+
+def rules(schema: Object, path: Path) -> Iterator[Place]:
+    """All CEL rules below a schema, each at the field that it names."""
     for rule in schema.get("x-kubernetes-validations", []):
-        yield rule["message"]
-    for inner in schema.get("properties", {}).values():
-        yield from rules(inner)
+        yield Place(f"{field(path)}{rule.get('fieldPath', '')}".lstrip("."), rule["message"])
+    for name, inner in schema.get("properties", {}).items():
+        yield from rules(inner, (*path, name))
     if "items" in schema:
-        yield from rules(schema["items"])
+        yield from rules(schema["items"], (*path, 0))
 
 
 def broken(good: Object, constraint: Constraint) -> Object:
@@ -89,7 +114,7 @@ def bad_value(constraint: Constraint) -> Any:
     if keyword in ("minLength", "minItems"):
         return "" if keyword == "minLength" else []
     if keyword == "maxLength":
-        prefix = "pvc://w/" if schema[keyword] == 512 else ""
+        prefix = "pvc://w/" if "x-kubernetes-validations" in schema else ""
         return prefix + "x" * (schema[keyword] + 1)
     items = schema["items"]
     named = {"source": "pvc://w/x"} if "source" in items.get("properties", {}) else {"name": "x"}

@@ -3,6 +3,22 @@
 from typing import Any
 
 Object = dict[str, Any]
+BAD_URIS = (
+    "x",
+    "w/x",
+    "/data/x",
+    "hf://org/model",
+    "s3://bucket/x",
+    "pvc:///x",
+    "pvc://w",
+    "pvc://w/",
+    "pvc://w//",
+    "pvc://w/.",
+    "pvc://w/./",
+    "pvc://w//./.",
+    "pvc://w/../x",
+    "pvc://w/a/..",
+)
 
 
 def make_job(name: str = "a", **spec: Any) -> Object:

@@ -13,8 +13,8 @@ from finetune_api import crd
 from finetune_api.spec import FineTuneJobSpec
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster, ClusterError
-from tests.api.constraints import broken, rules, walk
-from tests.api.jobs import full_job, make_job
+from tests.api.constraints import Place, broken, field, rules, walk
+from tests.api.jobs import BAD_URIS, full_job, make_job
 from tests.api.server import JOBS, Server
 
 FILE = TREE / "crds" / "finetune.dev_finetunejobs.yaml"
@@ -44,41 +44,46 @@ def template(**spec):
     return make_job(workers={"template": {"spec": spec}})
 
 
-# Message of a rule -> manifests that break it.
-RULES = {
-    "must be pvc://CLAIM/PATH": [
-        make_job(model={"source": source})
-        for source in ("hf://org/model", "pvc://w", "pvc://w/", "pvc://w/../x", "pvc://W/x", "x")
-    ]
-    + [
-        make_job(dataset={"train": [{"source": "/data/x.jsonl"}]}),
-        make_job(
-            dataset={"train": [{"source": "pvc://w/x"}], "validation": [{"source": "s3://b/x"}]}
-        ),
-        make_job(checkpoints={"storage": "s3://bucket/x"}),
-        make_job(cache="file:///x"),
-    ],
-    "set at most one of epochs and maxSteps": [training(epochs=1.0, maxSteps=5)],
-    "set at most one of warmupRatio and warmupSteps": [training(warmupRatio=0.1, warmupSteps=5)],
-    "training.globalBatchSize must be divisible": [
+# What the API server refuses and a pod would not: its names are stricter.
+STRICTER = ("pvc://W/x", "pvc://w/x?y", "pvc://w/x#y")
+URIS = {
+    "spec.model.source": lambda uri: make_job(model={"source": uri}),
+    "spec.dataset.train[0].source": lambda uri: make_job(dataset={"train": [{"source": uri}]}),
+    "spec.dataset.validation[0].source": lambda uri: make_job(
+        dataset={"train": [{"source": "pvc://w/x"}], "validation": [{"source": uri}]}
+    ),
+    "spec.checkpoints.storage": lambda uri: make_job(checkpoints={"storage": uri}),
+    "spec.cache": lambda uri: make_job(cache=uri),
+}
+# Field that a rule names -> manifests that break it.
+BAD = {name: [make(uri) for uri in BAD_URIS + STRICTER] for name, make in URIS.items()} | {
+    "spec.training.maxSteps": [training(epochs=1.0, maxSteps=5)],
+    "spec.training.warmupSteps": [training(warmupRatio=0.1, warmupSteps=5)],
+    "spec.training.globalBatchSize": [
         make_job(training={"globalBatchSize": 5}, workers={"replicas": 2}),
         make_job(training={"globalBatchSize": 6}, deepspeed={"microBatchSize": 4}),
     ],
-    "must be the name of an extended resource": [make_job(workers={"deviceResource": "gpus"})],
-    "template.spec.restartPolicy": [template(restartPolicy="Always")],
-    "template.spec.hostname": [template(hostname="x")],
-    "template.spec.subdomain": [template(subdomain="x")],
-    "template.spec.terminationGracePeriodSeconds": [template(terminationGracePeriodSeconds=5)],
-    "every container needs a name": [
+    "spec.workers.deviceResource": [make_job(workers={"deviceResource": "gpus"})],
+    "spec.workers.template.spec.restartPolicy": [template(restartPolicy="Always")],
+    "spec.workers.template.spec.hostname": [template(hostname="x")],
+    "spec.workers.template.spec.subdomain": [template(subdomain="x")],
+    "spec.workers.template.spec.terminationGracePeriodSeconds": [
+        template(terminationGracePeriodSeconds=5)
+    ],
+    "spec.workers.template.spec.containers": [
         template(containers=[{"name": "trainer", "command": ["x"]}]),
         template(containers=[{"name": "trainer", "args": ["x"]}]),
         template(containers=[{"image": "x"}]),
     ],
-    "at most 52 characters": [
-        make_job("a" * 53),
-        make_job("1a"),
-        make_job("a.b"),
-    ],
+    "metadata.name": [make_job("a" * 53), make_job("1a"), make_job("a.b")],
+}
+# Rules about a change have tests of their own, below.
+OF_CHANGES = (crd.FROZEN_RULE.message, crd.SUSPENDED_RULE.message)
+AT_THE_ROOT = {key: SCHEMA[key] for key in ("x-kubernetes-validations",)}
+PLACES = {
+    f"{place.field}: {place.message}": place
+    for place in (*rules(SPEC, ("spec",)), *rules(AT_THE_ROOT, ()))
+    if place.message not in OF_CHANGES
 }
 
 
@@ -116,14 +121,16 @@ def test_every_default_of_training_is_said_in_its_description():
             assert text in schema["description"].lower(), name
 
 
-def test_every_rule_has_a_bad_manifest():
-    everywhere = set(rules(SPEC)) | {
-        rule["message"]
-        for rule in SCHEMA["x-kubernetes-validations"]
-        if rule["message"] not in (crd.FROZEN_RULE.message, crd.SUSPENDED_RULE.message)
-    }
-    unbroken = [m for m in everywhere if not any(m.startswith(known) for known in RULES)]
-    assert unbroken == []
+def test_every_rule_has_a_bad_manifest_at_every_place():
+    assert sorted({place.field for place in PLACES.values()}) == sorted(BAD)
+
+
+def test_a_rule_counts_at_each_place_and_an_unknown_keyword_is_noticed():
+    text = {"type": "string", "x-kubernetes-validations": [{"rule": "false", "message": "no"}]}
+    schema = {"properties": {"a": text, "b": {"type": "array", "items": text}}}
+    assert list(rules(schema, ("spec",))) == [Place("spec.a", "no"), Place("spec.b[0]", "no")]
+    with pytest.raises(ValueError, match=r"spec.a: what do \['pattern'\] refuse"):
+        list(walk({"properties": {"a": {"type": "string", "pattern": "x"}}}))
 
 
 @pytest.fixture(scope="module")
@@ -143,18 +150,19 @@ def test_every_constraint_refuses_and_names_the_field(server: Server, name: str)
         pytest.skip("a spec that is no object cannot carry a job")
     code, answer = server.dry_run(broken(full_job(), constraint))
     assert code == 422, answer
-    path = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, constraint.path)))
-    assert path in answer["message"]
+    assert f"{field(constraint.path)}: " in answer["message"]
     assert re.search(ALLOWED[constraint.keyword], answer["message"]), answer["message"]
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("message", RULES)
-def test_every_rule_refuses_in_its_own_words(server: Server, message: str):
-    for job in RULES[message]:
+@pytest.mark.parametrize("name", PLACES)
+def test_every_rule_refuses_in_its_own_words_and_names_the_field(server: Server, name: str):
+    place = PLACES[name]
+    for job in BAD[place.field]:
         code, answer = server.dry_run(job)
         assert code == 422, (job, answer)
-        assert message in answer["message"]
+        assert place.message in answer["message"]
+        assert f"{place.field}: Invalid value" in answer["message"]
 
 
 @pytest.mark.cluster

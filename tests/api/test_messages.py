@@ -9,16 +9,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_api.exit_codes import MEANINGS, ExitCode, is_permanent, meaning
-from finetune_api.progress import CheckpointRecord, Progress
+from finetune_api.progress import CheckpointRecord, DataSummary, Progress, SourceSummary
 from finetune_api.run import Report, Result
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, Condition, FineTuneJobStatus
 from finetune_api.uri import ClaimPath
 from finetune_local.cache import TREE
+from tests.api.jobs import BAD_URIS
+from tests.api.largest import largest
 
 TIME = "2026-01-01T00:00:00Z"
 
 
-def record(step: int, length: int = 700) -> CheckpointRecord:
+def record(step: int, length: int = 300) -> CheckpointRecord:
     return CheckpointRecord(
         step=step,
         location="x" * length,
@@ -64,11 +67,11 @@ def test_a_reader_ignores_what_a_newer_writer_added():
     assert Report.model_validate_json(newer).worker_index == 0
 
 
-@pytest.mark.parametrize("uri", ["w/x", "hf://a/b", "pvc://w/../x", "pvc://w/a/..", "pvc:///x"])
-def test_addresses_that_leave_the_claim_are_refused(uri):
+@pytest.mark.parametrize("uri", BAD_URIS)
+def test_what_the_api_server_refuses_is_no_address_for_a_pod_either(uri):
     with pytest.raises(ValueError, match="pvc://CLAIM/PATH") as caught:
         ClaimPath.parse(uri)
-    assert uri in str(caught.value)
+    assert repr(uri) in str(caught.value)
 
 
 def test_an_address_is_read_and_written():
@@ -85,29 +88,50 @@ def test_every_exit_code_has_a_meaning():
 
 
 def test_the_largest_status_stays_below_32_kilobytes():
-    sentence = "x" * 1024
-    attempts = [
-        Attempt(number=n, start_time=TIME, completion_time=TIME, outcome="Failed", message=sentence)
-        for n in range(10)
-    ]
-    conditions = [
-        Condition(
-            type=f"T{n}",
-            status="True",
-            reason="x" * 64,
-            message=sentence if n < 3 else "x" * 100,
-            last_transition_time=TIME,
-        )
-        for n in range(7)
-    ]
-    status = FineTuneJobStatus(
-        attempts=attempts,
-        conditions=conditions,
-        checkpoints=[record(n) for n in range(10)],
-        latest_checkpoint=record(1),
-        message=sentence,
-    )
+    """Every field at its bound, in a plain alphabet."""
+    status = FineTuneJobStatus.model_validate(largest(FineTuneJobStatus))
+    given = FineTuneJobStatus.model_fields
+    assert set(given) == {name for name in given if getattr(status, name) is not None}
+    assert len(status.attempts) == 10
     assert len(status.to_json()) < 32_000
+
+
+@given(st.integers(0, 1024))
+def test_texts_that_stand_elsewhere_too_are_cut_and_not_refused(length):
+    sentence = "x" * length
+    attempts = [Attempt(number=n, start_time=TIME, message=sentence) for n in range(3)]
+    condition = Condition(
+        type="Failed",
+        status="True",
+        reason="Crashed",
+        message=sentence,
+        last_transition_time=TIME,
+    )
+    status = FineTuneJobStatus(
+        message=sentence, attempts=attempts, folded_attempts=attempts[0], conditions=[condition]
+    )
+    assert status.message == status.attempts[-1].message == sentence
+    short = sentence if length <= 200 else "x" * 199 + "…"
+    for older in (*status.attempts[:-1], status.folded_attempts, *status.conditions):
+        assert older.message == short
+    assert FineTuneJobStatus.model_validate_json(status.to_json()) == status
+
+
+def test_a_long_source_is_shown_by_its_end():
+    source = SourceSummary(source=f"pvc://w/{'d' * 200}/train.jsonl", rows=1, examples=1)
+    data = DataSummary(
+        examples=1, rows=1, tokens=1, trained_tokens=1, packing_efficiency=1, sources=[source]
+    )
+    shown = FineTuneJobStatus(data=data).data.sources[0].source
+    assert len(shown) == 128
+    assert shown.startswith("…d")
+    assert shown.endswith("/train.jsonl")
+
+
+def test_a_location_has_room_for_the_longest_storage():
+    bounds = FineTuneJobSpec.model_json_schema()["$defs"]["Checkpoints"]["properties"]["storage"]
+    location = "x" * bounds["maxLength"] + "/checkpoints/step-10000000-e000100"
+    assert record(1, length=len(location))
 
 
 def test_the_folder_operator_does_not_hide_the_standard_library():

@@ -5,15 +5,19 @@ import os
 import pty
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from finetune_local import layout
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from tests.api.jobs import make_job
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 COMMAND = [sys.executable, "-m", "finetune_cli"]
 BEAT = "for i in 1 2 3; do echo line $i; sleep 0.2; done"
 
@@ -37,7 +41,9 @@ def write(cluster: Cluster, name: str, **status) -> None:
     cluster.kubectl("patch", "ftj", name, "--subresource=status", "--type=merge", "-p", patch)
 
 
-def run(cluster: Cluster, *arguments: str, kubeconfig: Path | None = None, timeout: float = 60):
+def run(
+    cluster: Cluster | None, *arguments: str, kubeconfig: Path | None = None, timeout: float = 60
+):
     env = os.environ | {"KUBECONFIG": str(kubeconfig or cluster.kubeconfig)}
     return subprocess.run(
         [*COMMAND, *arguments], env=env, capture_output=True, text=True, timeout=timeout
@@ -118,6 +124,156 @@ def test_a_job_deleted_while_it_is_watched(jobs):
     _, words = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "was deleted while it was watched" in words
+
+
+def test_an_interrupt_shows_no_traceback_even_while_libraries_are_read(tmp_path):
+    (tmp_path / "kubernetes.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([*COMMAND, "watch", "x"], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+NOT_KUBECONFIGS = {
+    "no YAML": "a: [b\n: x",
+    "a list": "- a\n- b\n",
+    "words": "just words",
+    "other types": "clusters: 3\ncontexts: {}\nusers: 1\ncurrent-context: a\n",
+    "a number for a server": "clusters: [{name: a, cluster: {server: 5}}]\n"
+    "users: [{name: a, user: {token: x}}]\n"
+    "contexts: [{name: a, context: {cluster: a, user: a}}]\ncurrent-context: a\n",
+    "binary": b"\xff\xfe\x00",
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("kind", NOT_KUBECONFIGS)
+def test_what_is_no_kubeconfig_is_said_with_its_name(tmp_path, kind):
+    path, content = tmp_path / "config", NOT_KUBECONFIGS[kind]
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    done = run(None, "watch", "there", kubeconfig=path)
+    assert done.returncode == 1
+    assert f"{path} is no kubeconfig" in done.stderr
+    assert "set KUBECONFIG or give --kubeconfig" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_server_that_is_no_kubernetes_is_said(tmp_path):
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>welcome</html>")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        config = layout.kubeconfig(
+            f"http://127.0.0.1:{site.server_port}", Path("/dev/null"), {"token": "x"}
+        )
+        (tmp_path / "config").write_text(config)
+        done = run(None, "watch", "there", kubeconfig=tmp_path / "config")
+        site.shutdown()
+    assert "does not answer as a Kubernetes API server" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def limited(cluster: Cluster, name: str, *resources: str) -> Path:
+    """A kubeconfig that may read these resources and no others."""
+    rule = ",".join(resources)
+    cluster.kubectl("create", "serviceaccount", name)
+    cluster.kubectl("create", "role", name, "--verb=get,list", f"--resource={rule}")
+    cluster.kubectl(
+        "create", "rolebinding", name, f"--role={name}", f"--serviceaccount=default:{name}"
+    )
+    return cluster.user_kubeconfig("default", name)
+
+
+def test_without_the_right_to_list_events_a_job_is_shown_without_them(jobs):
+    create(jobs, "eventless", phase="Running", message="going")
+    config = limited(jobs, "no-events", "finetunejobs.finetune.dev")
+    env = os.environ | {"KUBECONFIG": str(config)}
+    process = subprocess.Popen(
+        [*COMMAND, "watch", "eventless"],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "Running: going" in process.stdout.readline()
+    time.sleep(2.5)  # several looks
+    write(jobs, "eventless", phase="Succeeded", message="done")
+    _, words = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert len(words.splitlines()) == 1
+    assert "cannot list resource" in words
+    assert "going on without events" in words
+
+
+def test_rights_that_end_while_a_job_is_watched_are_said(jobs):
+    create(jobs, "revoked", phase="Running", message="going")
+    config = limited(jobs, "revoked", "finetunejobs.finetune.dev", "events")
+    env = os.environ | {"KUBECONFIG": str(config)}
+
+    def end_of_watch(*command: str) -> str:
+        process = subprocess.Popen(
+            [*COMMAND, "watch", "revoked"],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert "Running: going" in process.stdout.readline()
+        jobs.kubectl(*command)
+        _, words = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert len(words.splitlines()) == 1
+        assert "deleted while" not in words
+        return words
+
+    binding = json.loads(jobs.kubectl("get", "rolebinding", "revoked", "-o", "json"))
+    words = end_of_watch("delete", "rolebinding", "revoked")
+    assert "not permitted in namespace default" in words
+    for field in ("resourceVersion", "uid", "creationTimestamp"):
+        del binding["metadata"][field]
+    jobs.kubectl("create", "-f", "-", stdin=json.dumps(binding))
+    # The API server refuses the token of an account that is gone, as it does an expired one.
+    words = end_of_watch("delete", "serviceaccount", "revoked")
+    assert "does not accept these credentials; log in again" in words
+
+
+def test_an_event_without_a_last_timestamp_is_shown(jobs):
+    uid = create(jobs, "odd", phase="Running")
+    event = {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": "odd.1"},
+        "eventTime": "2026-01-01T00:00:30.123456Z",
+        "type": "Normal",
+        "reason": "Odd",
+        "action": "Testing",
+        "note": "written by a newer client",
+        "reportingController": "test",
+        "reportingInstance": "test",
+        "regarding": {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "namespace": "default",
+            "name": "odd",
+            "uid": uid,
+        },
+    }
+    jobs.kubectl("create", "-f", "-", stdin=json.dumps(event))
+    write(jobs, "odd", phase="Failed", reason="Why")
+    done = run(jobs, "watch", "odd")
+    assert "00:00:30 Odd: written by a newer client" in done.stdout
+    assert done.stderr == ""
 
 
 def test_errors_are_plain_words(jobs, tmp_path):

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from finetune_api.status import FineTuneJobStatus
 from finetune_cli import view
 from finetune_cli.view import Snapshot
 
@@ -38,15 +37,10 @@ RUNNING = {
 
 
 def snapshot(seconds: float = 60, events=(), note="", **status) -> Snapshot:
-    return Snapshot(
-        name="a",
-        namespace="default",
-        created=CREATED,
-        now=CREATED + timedelta(seconds=seconds),
-        status=FineTuneJobStatus.model_validate(status),
-        events=tuple(events),
-        note=note,
-    )
+    created = CREATED.isoformat()
+    metadata = {"name": "a", "namespace": "default", "creationTimestamp": created}
+    job = {"metadata": metadata, "status": status}
+    return Snapshot.of(job, list(events), CREATED + timedelta(seconds=seconds), note)
 
 
 def event(reason: str, uid: str = "1", kind: str = "Normal"):
@@ -95,6 +89,51 @@ def test_plain_lines_come_once_and_only_for_changes():
     assert view.plain(before, snapshot(61, [event("Preparing")], phase="Preparing")) == []
     after = snapshot(62, [event("Preparing")], **RUNNING)
     assert view.plain(before, after) == [f"00:01:02 Running / Training: {RUNNING['message']}"]
+
+
+@pytest.mark.parametrize("phase", ["Queued", "Suspending", "Suspended", "Hibernating"])
+def test_a_phase_is_shown_as_the_operator_says_it(phase):
+    shot = snapshot(phase=phase, stage="Dreaming", reason="Newer", message="words", attempt=3)
+    assert f"default/a  {phase} / Dreaming (Newer)" in rendered(shot)
+    assert view.plain(None, shot) == [f"00:01:00 {phase} / Dreaming (Newer): words"]
+    assert not shot.status.finished
+
+
+def test_what_a_newer_operator_writes_differently_is_left_out_and_the_rest_shown():
+    newer = RUNNING | {
+        "evaluation": {"baseline": {"loss": 2.4}},
+        "conditions": [{"type": "New"}],
+        "message": "x" * 5000,
+    }
+    text = rendered(snapshot(**newer))
+    assert "124 of 354" in text
+    assert "Running / Training" in text
+    assert "validation" not in text
+
+
+@pytest.mark.parametrize(
+    ("times", "shown"),
+    [
+        ({"lastTimestamp": "2026-01-01T00:00:10Z"}, "00:00:10"),
+        ({"lastTimestamp": None, "eventTime": "2026-01-01T00:00:20.123456Z"}, "00:00:20"),
+        (
+            {"eventTime": "2026-01-01T00:00:20.1Z", "series": {"lastObservedTime": None}},
+            "00:00:20",
+        ),
+        ({"series": {"lastObservedTime": "2026-01-01T00:00:30.5Z", "count": 2}}, "00:00:30"),
+        ({"lastTimestamp": None, "eventTime": None}, "00:00:40"),
+    ],
+)
+def test_an_event_has_a_time_whoever_wrote_it(times, shown):
+    metadata = {"uid": "1", "creationTimestamp": "2026-01-01T00:00:40Z"}
+    found = {"metadata": metadata, "reason": "Odd", "message": None, **times}
+    assert view.event_line(found) == f"{shown} Odd: "
+
+
+def test_events_are_shown_oldest_first():
+    late = event("Late", "1")
+    early = event("Early", "2") | {"lastTimestamp": None, "eventTime": "2026-01-01T00:00:05.5Z"}
+    assert [e["reason"] for e in snapshot(events=[late, early]).events] == ["Early", "Late"]
 
 
 def test_a_finished_job_shows_its_result():

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,7 +31,15 @@ spec:
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes of two devices each: a gang of two has a worker on each."""
+    two = Cluster.up(f"test-e2e-{os.getpid()}", devices=2, nodes=2, tied=True)
+    yield two
+    two.down()
+
+
+@pytest.fixture(scope="package")
 def workspace(cluster: Cluster, tmp_path_factory) -> Path:
     """The volume behind the claim `w`: a tiny model, data, and room for runs."""
     install(cluster)
@@ -54,32 +63,36 @@ def operator(cluster: Cluster, workspace: Path, tmp_path: Path) -> Iterator[Oper
     running.kill()
 
 
+def manifest(name: str, **changes):
+    """A job on the tiny model, by the cluster's own devices."""
+    spec = {
+        "model": {"source": "pvc://w/model"},
+        "dataset": {
+            "train": [{"source": "pvc://w/data/train.jsonl"}],
+            "validation": [{"source": "pvc://w/data/validation.jsonl"}],
+        },
+        "training": {"maxSteps": 120, "globalBatchSize": 8, "sequenceLength": 128},
+        "workers": {
+            "replicas": 2,
+            "deviceResource": "finetune.dev/cpu-device",
+            "image": "finetune-trainer:local",
+        },
+        "checkpoints": {"storage": f"pvc://w/runs/{name}", "intervalSteps": 40},
+        **changes,
+    }
+    return {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
 @pytest.fixture
 def submit(cluster: Cluster, workspace: Path) -> Callable[..., None]:
     """Create a job on the tiny model."""
 
     def create(name: str, **changes) -> None:
-        spec = {
-            "model": {"source": "pvc://w/model"},
-            "dataset": {
-                "train": [{"source": "pvc://w/data/train.jsonl"}],
-                "validation": [{"source": "pvc://w/data/validation.jsonl"}],
-            },
-            "training": {"maxSteps": 120, "globalBatchSize": 8, "sequenceLength": 128},
-            "workers": {
-                "replicas": 2,
-                "deviceResource": "finetune.dev/cpu-device",
-                "image": "finetune-trainer:local",
-            },
-            "checkpoints": {"storage": f"pvc://w/runs/{name}", "intervalSteps": 40},
-            **changes,
-        }
-        item = {
-            "apiVersion": "finetune.dev/v1alpha1",
-            "kind": "FineTuneJob",
-            "metadata": {"name": name},
-            "spec": spec,
-        }
-        cluster.kubectl("create", "-f", "-", stdin=json.dumps(item))
+        cluster.kubectl("create", "-f", "-", stdin=json.dumps(manifest(name, **changes)))
 
     return create

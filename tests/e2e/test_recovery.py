@@ -11,35 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from finetune_local.cluster import ClusterError
-from tests.installed import finished, pods, status, wait_for
+from tests.e2e.processes import rank_process, wait_for_step
+from tests.installed import finished, pods, status
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-
-
-def wait_for_step(cluster, pod: str, step: int) -> None:
-    def logged() -> bool:
-        try:
-            return f"step {step} of" in cluster.kubectl("logs", pod)
-        except ClusterError:
-            return False
-
-    wait_for(f"{pod} finished step {step}", logged)
-
-
-def rank_process(job: str, rank: int) -> int:
-    """Process id of a rank, by its environment: pods have process ids of their own."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "environ").read_bytes().split(b"\0")
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            ours = any(w.startswith(b"FINETUNE_RUN") and job.encode() in w for w in words)
-            if ours and b"finetune_trainer.rank" in command and f"RANK={rank}".encode() in words:
-                return int(entry.name)
-    raise AssertionError(f"no rank {rank} of {job}")
 
 
 def spent(pod) -> float:
@@ -93,7 +68,7 @@ def test_a_killed_rank_restarts_the_gang_from_the_newest_checkpoint(
     os.kill(rank_process(name, 1), signal.SIGKILL)
     if operator_too:
         operator.kill()
-        time.sleep(8)
+        time.sleep(20)
         operator.start()
     done = finished(cluster, name, 180)
     assert done["phase"] == "Succeeded", done["message"]
@@ -116,7 +91,7 @@ def test_a_deleted_pod_costs_no_step_and_counts_no_restart(
     cluster.kubectl("delete", "pod", f"{name}-1-1", "--wait=false")
     if operator_too:
         operator.kill()
-        time.sleep(8)
+        time.sleep(20)
         operator.start()
     done = finished(cluster, name, 180)
     assert done["phase"] == "Succeeded", done["message"]

@@ -1,64 +1,26 @@
-"""The local cluster behaves as a real one, and down means down."""
+"""The local cluster behaves as a real one."""
 
 import json
-import os
-import signal
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from finetune_local.cluster import Cluster, ClusterError
 from tests.installed import wait_for
+from tests.local.pods import (
+    container,
+    create,
+    ended,
+    exits,
+    followed,
+    get,
+    logs,
+    pod,
+    run,
+    waiting,
+)
 
-pytestmark = pytest.mark.cluster
-
-
-def make_pod(name: str, command: list[str], **changes) -> str:
-    container = {"name": "main", "image": "finetune-trainer:local", "command": command}
-    spec = {"restartPolicy": "Never", "containers": [container | changes.pop("container", {})]}
-    return json.dumps(
-        {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": name},
-            "spec": spec | changes,
-        }
-    )
-
-
-def wait_until(cluster: Cluster, pod: str, phase: str) -> None:
-    cluster.kubectl("wait", f"--for=jsonpath={{.status.phase}}={phase}", f"pod/{pod}")
-
-
-def processes_of(cluster: Cluster) -> list[str]:
-    """Command lines that name the cluster's folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if str(cluster.directory).encode() in line:
-                found.append(line.decode())
-    return found
-
-
-def test_two_clusters_side_by_side_and_nothing_is_left_after_a_kill(cluster):
-    other = Cluster.up(f"test-other-{os.getpid()}", control_plane_only=True)
-    try:
-        assert other.settings.server != cluster.settings.server
-        other.kubectl("create", "namespace", "only-here")
-        with pytest.raises(ClusterError, match="NotFound"):
-            cluster.kubectl("get", "namespace", "only-here")
-        os.kill(other.supervisor(), signal.SIGKILL)
-        wait_for("every process has ended", lambda: not processes_of(other), 15)
-    finally:
-        other.down()
-    assert not other.directory.exists()
-    assert "Ready" in cluster.kubectl("get", "nodes")
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 def test_secrets_are_readable_by_their_owner_only(cluster):
@@ -70,47 +32,29 @@ def test_secrets_are_readable_by_their_owner_only(cluster):
 def test_a_second_cluster_of_that_name_is_refused(cluster):
     with pytest.raises(ClusterError, match="runs already"):
         Cluster.up(cluster.name)
+    assert "Ready" in cluster.kubectl("get", "nodes")
 
 
 def test_logs_are_followed_and_the_exit_is_told(cluster):
-    script = "echo a; sleep 0.5; echo b; exit 3"
-    cluster.kubectl("create", "-f", "-", stdin=make_pod("talker", ["sh", "-c", script]))
+    create(cluster, pod("talker", container("echo a; sleep 1; echo b; exit 3")))
     wait_for("it started", lambda: "a" in logs(cluster, "talker"))
-    assert cluster.kubectl("logs", "-f", "talker") == "a\nb\n"
-    wait_until(cluster, "talker", "Failed")
-    text = cluster.kubectl("describe", "pod", "talker")
-    assert "Exit Code:    3" in text
-
-
-def logs(cluster: Cluster, pod: str) -> str:
-    try:
-        return cluster.kubectl("logs", pod)
-    except ClusterError:
-        return ""
+    with followed(cluster, "talker", "a") as rest:
+        assert rest() == "b\n"
+    status = ended(cluster, "talker")
+    assert status["phase"] == "Failed"
+    assert exits(status)["main"]["exitCode"] == 3
+    assert exits(status)["main"]["reason"] == "Error"
 
 
 def test_a_deleted_pod_gets_sigterm_and_its_grace(cluster):
     script = "trap 'echo bye; exit 0' TERM; echo up; while true; do sleep 0.1; done"
-    cluster.kubectl("create", "-f", "-", stdin=make_pod("polite", ["sh", "-c", script]))
+    create(cluster, pod("polite", container(script)))
     wait_for("it started", lambda: "up" in logs(cluster, "polite"))
-    follow = subprocess.Popen(
-        ["kubectl", "--kubeconfig", str(cluster.kubeconfig), "logs", "-f", "polite"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PATH": f"{_binaries()}:{os.environ['PATH']}"},
-    )
-    assert follow.stdout.readline() == "up\n"
-    started = time.monotonic()
-    cluster.kubectl("delete", "pod", "polite")
-    assert time.monotonic() - started < 20
-    rest, _ = follow.communicate(timeout=10)
-    assert "bye" in rest
-
-
-def _binaries() -> Path:
-    from finetune_local.build import binaries
-
-    return binaries()
+    with followed(cluster, "polite", "up") as rest:
+        started = time.monotonic()
+        cluster.kubectl("delete", "pod", "polite")
+        assert time.monotonic() - started < 20
+        assert rest() == "bye\n"
 
 
 def test_environment_from_secrets_fields_and_the_pods_own_user(cluster):
@@ -119,30 +63,29 @@ def test_environment_from_secrets_fields_and_the_pods_own_user(cluster):
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": "GREETING", "value": "hello $(POD_IP)"},
     ]
-    container = {"env": env, "envFrom": [{"secretRef": {"name": "token"}}]}
-    command = ["sh", "-c", "echo $KEY $GREETING $(id -u) $$$$"]
-    cluster.kubectl("create", "-f", "-", stdin=make_pod("env", command, container=container))
-    wait_until(cluster, "env", "Succeeded")
-    ip = cluster.kubectl("get", "pod", "env", "-o", "jsonpath={.status.podIP}")
-    assert cluster.kubectl("logs", "env") == f"s3cret hello {ip} 65532 1\n"
+    sources = [{"secretRef": {"name": "token"}}]
+    script = "echo $KEY $GREETING $(id -u) $$$$"
+    said = run(cluster, pod("env", container(script, env=env, envFrom=sources)))
+    ip = get(cluster, "env")["status"]["podIP"]
+    assert said == f"s3cret hello {ip} 65532 1\n"
 
 
 def test_an_unknown_image_waits_and_says_so(cluster):
-    pod = make_pod("foreign", ["true"], container={"image": "nowhere/x:1"})
-    cluster.kubectl("create", "-f", "-", stdin=pod)
-    wait_for(
-        "ImagePullBackOff",
-        lambda: "ImagePullBackOff" in cluster.kubectl("get", "pod", "foreign"),
+    create(cluster, pod("foreign", container("true", image="nowhere/x:1")))
+    reason, message = wait_for(
+        "it says so", lambda: waiting(cluster, "foreign")[1] and waiting(cluster, "foreign")
     )
-    assert "nowhere/x:1" in cluster.kubectl("describe", "pod", "foreign")
+    assert reason == "ImagePullBackOff"
+    assert "nowhere/x:1" in message
     cluster.kubectl("delete", "pod", "foreign")
 
 
-def test_init_containers_run_first_and_a_failure_stops_the_pod(cluster):
-    init = {"name": "first", "image": "finetune-trainer:local", "command": ["false"]}
-    pod = make_pod("init", ["echo", "never"], initContainers=[init])
-    cluster.kubectl("create", "-f", "-", stdin=pod)
-    wait_until(cluster, "init", "Failed")
+def test_an_init_container_that_fails_stops_the_pod(cluster):
+    first = container("exit 5", "first")
+    create(cluster, pod("init", container("echo never"), initContainers=[first]))
+    status = ended(cluster, "init")
+    assert status["phase"] == "Failed"
+    assert exits(status, "initContainerStatuses")["first"]["exitCode"] == 5
     assert logs(cluster, "init") == ""
 
 
@@ -155,36 +98,19 @@ def test_a_claim_is_bound_mounted_and_kept_between_pods(cluster):
     }
     cluster.kubectl("create", "-f", "-", stdin=json.dumps(claim))
     volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]
-    mount = {"name": "v", "mountPath": "/data"}
-    security = {"fsGroup": 65532}
-    for name, command, read_only in (
-        ("writer", "echo kept > /data/file", False),
-        ("reader", "cat /data/file; touch /data/x || echo refused", True),
-    ):
-        container = {"volumeMounts": [mount | {"readOnly": read_only}]}
-        pod = make_pod(
-            name,
-            ["sh", "-c", command],
-            container=container,
-            volumes=volumes,
-            securityContext=security,
-        )
-        cluster.kubectl("create", "-f", "-", stdin=pod)
-        wait_until(cluster, name, "Succeeded")
-    text = cluster.kubectl("logs", "reader")
-    assert text.startswith("kept\n")
-    assert text.endswith("refused\n")
+
+    def using(name: str, script: str, *, read_only: bool) -> str:
+        mount = {"name": "v", "mountPath": "/data", "readOnly": read_only}
+        return run(cluster, pod(name, container(script, volumeMounts=[mount]), volumes=volumes))
+
+    using("writer", "echo kept > /data/file", read_only=False)
+    script = "cat /data/file; touch /data/x 2>/dev/null || echo refused"
+    assert using("reader", script, read_only=True) == "kept\nrefused\n"
 
 
 def test_devices_are_counted_by_the_scheduler(cluster):
     resources = {"limits": {"finetune.dev/cpu-device": "5"}}
-    cluster.kubectl(
-        "create", "-f", "-", stdin=make_pod("greedy", ["true"], container={"resources": resources})
-    )
-    wait_for(
-        "unschedulable",
-        lambda: (
-            "Insufficient finetune.dev/cpu-device" in cluster.kubectl("describe", "pod", "greedy")
-        ),
-    )
+    create(cluster, pod("greedy", container("true", resources=resources)))
+    words = "Insufficient finetune.dev/cpu-device"
+    wait_for("unschedulable", lambda: words in cluster.kubectl("describe", "pod", "greedy"))
     cluster.kubectl("delete", "pod", "greedy")

@@ -91,6 +91,7 @@ def test_a_life_with_a_crash_in_it(api, operator):
     assert operator.stop() == 0
 
 
+@pytest.mark.slow
 def test_the_operator_killed_and_started_again_goes_on(api, operator):
     kubelet = Kubelet(api)
     apply(api, "again")
@@ -106,6 +107,7 @@ def test_the_operator_killed_and_started_again_goes_on(api, operator):
     assert first["estimated"]
 
 
+@pytest.mark.slow
 def test_bad_surroundings_are_said_and_mended_without_a_crash_loop(api, operator):
     apply(api, "claimless", model={"source": "pvc://nowhere/model"})
     typo = {"spec": {"nodeSelectr": {"a": "b"}}}
@@ -123,6 +125,7 @@ def test_bad_surroundings_are_said_and_mended_without_a_crash_loop(api, operator
     assert accepted(api, "claimless")["status"] == "True"
 
 
+@pytest.mark.slow
 def test_a_foreign_service_of_that_name_is_left_alone(api, operator):
     kubelet = Kubelet(api)
     api.kubectl("create", "service", "clusterip", "taken", "--tcp=80")
@@ -138,6 +141,7 @@ def test_a_foreign_service_of_that_name_is_left_alone(api, operator):
     assert accepted(api, "taken")["status"] == "True"
 
 
+@pytest.mark.slow
 def test_a_deleted_job_takes_its_pods_with_it(api, operator):
     kubelet = Kubelet(api)
     apply(api, "gone")
@@ -148,6 +152,7 @@ def test_a_deleted_job_takes_its_pods_with_it(api, operator):
         wait_for("no service", lambda: not api.kubectl("get", "service", "gone"), 20)
 
 
+@pytest.mark.slow
 def test_at_rest_nothing_is_written(api, operator):
     kubelet = Kubelet(api)
     apply(api, "rest")

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from itertools import pairwise
 
 from finetune_operator.queue import Key, Queue, RetryError
 
@@ -49,18 +48,30 @@ async def test_a_key_is_never_handled_twice_at_once_and_not_forgotten():
     assert (most, count) == (1, 2)
 
 
+class Impatient(Queue):
+    """Notes how long it should wait, and does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float] = []
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        self.pauses.append(seconds)
+        if len(self.pauses) < 12:
+            self.add(key)
+
+
 async def test_a_failing_key_is_tried_again_with_growing_pauses():
-    queue, times = Queue(), []
+    queue = Impatient()
 
     async def handle(_: Key) -> None:
-        times.append(asyncio.get_running_loop().time())
         raise RetryError
 
     queue.add(A)
-    await run(queue, handle, 1.5)
-    pauses = [b - a for a, b in pairwise(times)]
-    assert len(pauses) == 2
-    assert pauses[1] > 1.5 * pauses[0]
+    await run(queue, handle, 0.2)
+    assert queue.pauses[:3] == [0.4, 0.8, 1.6]
+    assert queue.pauses == sorted(queue.pauses)
+    assert queue.pauses[-1] == 60
 
 
 async def test_of_several_timers_the_earliest_counts():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -70,6 +71,7 @@ class Job:
     devices: int = 1
     nodes: int = 2
     attempt: int = 0
+    mount: str | None = None  # command in a mount namespace that each pod then runs in
     pods: list[Pod] = field(default_factory=list)
 
     @property
@@ -162,11 +164,20 @@ class Job:
             }
         )
         log = folder / f"{name}.log"
+        command = [sys.executable, "-m", "finetune_trainer"]
+        if self.mount:
+            script = f'{self.mount} && exec "$@"'
+            unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+            command = [*unshare, "sh", "-ec", script, "sh", *command]
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "finetune_trainer"], env=env, stdout=output, stderr=output
-            )
+            process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
         return Pod(process, address, folder / f"{name}.json", log)
+
+
+def listens(address: str, port: int) -> bool:
+    """Whether somebody does, at a pod's address."""
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0
 
 
 def make_job(claim: Path, *, training: dict | None = None, checkpoints: dict | None = None) -> Job:

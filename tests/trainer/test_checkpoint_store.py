@@ -106,6 +106,19 @@ def test_a_damaged_checkpoint_is_verified_no_more(paths: RunPaths) -> None:
     assert [(r.step, r.verified) for r in store.records(paths)] == [(4, False), (2, True)]
 
 
+def test_weights_that_diverged_are_not_resumed_from(
+    paths: RunPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (2, 4, 6):
+        write_checkpoint(paths, step)
+    store.condemn(paths, 3)
+    found = store.newest_valid(paths, DIGEST)
+    assert found is not None
+    assert found[1].step == 2
+    assert "step-00000006-e0001 holds weights with which the run diverged; trying" in caplog.text
+    assert [record.step for record in store.records(paths)] == [2]
+
+
 def test_records_tell_size_and_place(paths: RunPaths) -> None:
     folder = write_checkpoint(paths, 4, epoch=3)
     record = store.records(paths)[0]

@@ -1,8 +1,8 @@
 """The finished model from checkpoint files, in process."""
 
+import errno
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +10,14 @@ from safetensors.torch import load_file, save_file
 
 from finetune_api.progress import DataSummary
 from finetune_api.run import RunConfig
-from finetune_trainer import export
+from finetune_trainer import export, fence
+from finetune_trainer.checkpoint import store
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.reporter import SilentReporter
 from tests.trainer import weights
-from tests.trainer.checkpoints import DIGEST, write_checkpoint
+from tests.trainer.checkpoints import DIGEST, flip_a_byte, write_checkpoint
+from tests.trainer.gang import make_plan
 
 Configure = Callable[..., RunConfig]
 
@@ -23,7 +25,8 @@ Configure = Callable[..., RunConfig]
 @pytest.fixture
 def config(configured: Configure) -> RunConfig:
     """A worker's configuration whose run has one checkpoint of two ranks."""
-    made = configured(runDigest=DIGEST, preparedDigest="data")
+    plan = make_plan().to_dict()
+    made = configured(runDigest=DIGEST, preparedDigest="data", plan=plan, attempt=1)
     paths = RunPaths.of(made)
     summary = DataSummary(examples=1, rows=1, tokens=1, trained_tokens=1, packing_efficiency=1)
     paths.prepared("data").mkdir(parents=True)
@@ -35,15 +38,24 @@ def config(configured: Configure) -> RunConfig:
         half = len(flat) // 2
         slices[0][f"{name}@0|master"] = flat[:half].clone()
         slices[1][f"{name}@{half}|master"] = flat[half:].clone()
+    write_checkpoint(paths, 4, slices=slices)
     write_checkpoint(paths, 8, slices=slices)
+    assert fence.claim(paths, made.job_uid, 1) == 1
     return made
 
 
-def run(config: RunConfig, check: Callable[[], None] = lambda: None) -> RunPaths:
+def run(config: RunConfig, epoch: int = 1) -> RunPaths:
     paths = RunPaths.of(config)
-    output = export.run(config, paths, SilentReporter(), check)
+    output = export.run(config, paths, SilentReporter(), epoch)
     assert output.verified
+    assert not list(paths.storage.glob("final.*"))  # nothing beside final
     return paths
+
+
+def refusal(config: RunConfig, epoch: int = 1) -> TrainerError:
+    with pytest.raises(TrainerError) as caught:
+        run(config, epoch)
+    return caught.value
 
 
 def test_a_tied_head_that_is_stored_twice_is_not_exported_untrained(config: RunConfig) -> None:
@@ -88,21 +100,68 @@ def test_an_export_of_another_run_is_replaced(config: RunConfig) -> None:
 
 
 def test_a_fenced_attempt_publishes_nothing(config: RunConfig) -> None:
-    def fenced() -> None:
-        raise TrainerError(export.ExitCode.FENCED, "a newer attempt owns the storage")
-
-    with pytest.raises(TrainerError):
-        run(config, fenced)
-    assert not RunPaths.of(config).final.exists()
+    paths = RunPaths.of(config)
+    fence.claim(paths, config.job_uid, 2)
+    assert refusal(config).code == 79
+    assert not list(paths.storage.glob("final*"))
 
 
-def test_no_checkpoint_is_no_model(config: RunConfig) -> None:
-    shutil.rmtree(RunPaths.of(config).checkpoints)
-    with pytest.raises(TrainerError, match="pvc://w/runs/a: no valid checkpoint to export"):
-        run(config)
+def test_two_gangs_never_write_the_same_files(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old one is paused between its look at the fence and its rename, and wakes up too late."""
+    paths = RunPaths.of(config)
+    look = fence.check
+    published = []
+
+    def pause(paths: RunPaths, epoch: int, attempt: int) -> None:
+        look(paths, epoch, attempt)
+        monkeypatch.setattr(fence, "check", look)
+        newer = config.replace(attempt=2)
+        assert fence.claim(paths, config.job_uid, 2) == 2
+        export.run(newer, paths, SilentReporter(), 2)
+        published.append((paths.final / "model.safetensors").stat())
+
+    monkeypatch.setattr(fence, "check", pause)
+    run(config)
+    assert (paths.final / "model.safetensors").stat() == published[0]
+    assert weights.load(paths.final)
 
 
-def test_nothing_half_exported_is_left(config: RunConfig, tmp_path: Path) -> None:
-    (RunPaths.of(config).storage / "final.tmp-1").mkdir()
-    paths = run(config)
-    assert not list(paths.storage.glob("final.tmp-*"))
+@pytest.mark.parametrize("left", [8, 4], ids=["the older one is left", "nothing is left"])
+def test_only_the_last_step_is_a_model(config: RunConfig, left: int) -> None:
+    paths = RunPaths.of(config)
+    for step in (8, 4)[: 1 if left == 8 else 2]:
+        flip_a_byte(paths.checkpoint(step, 1) / "rank-00000-of-00002.safetensors")
+    error = refusal(config)
+    assert (error.code, error.reason) == (78, "CheckpointDamaged")
+    found = "the newest valid one is of step 4" if left == 8 else "there is none"
+    assert error.message == (
+        f"pvc://w/runs/a: the checkpoint of the last step (8) is damaged or absent, {found}; "
+        "the next attempt trains the rest again"
+    )
+    assert not paths.final.exists()
+    # What the next attempt resumes from is not the damaged one.
+    assert [r.verified for r in store.records(paths)] == [False, left == 8]
+
+
+def test_storage_that_cannot_be_written_is_named(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export.tensor_file, "write", full)
+    error = refusal(config)
+    assert error.code == 73
+    assert error.message.startswith("pvc://w/runs/a: the model could not be written ([Errno 28]")
+    assert not list(RunPaths.of(config).storage.glob("final*"))
+
+
+def test_what_older_gangs_half_exported_goes_and_a_newer_one_s_stays(config: RunConfig) -> None:
+    paths = RunPaths.of(config)
+    assert fence.claim(paths, config.job_uid, 1) == 2
+    for epoch in (1, 3):
+        (paths.storage / f"final.tmp-{epoch}").mkdir()
+    export.run(config, paths, SilentReporter(), 2)
+    assert sorted(path.name for path in paths.storage.glob("final*")) == ["final", "final.tmp-3"]

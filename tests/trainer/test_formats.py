@@ -47,6 +47,13 @@ READABLE = {
         gzip.compress(b"\xef\xbb\xbf" + json.dumps([CHAT, CHAT]).encode()),
     ),
     "dots in the name": ("v1.2.chat.jsonl", lines(CHAT, CHAT)),
+    "fields that say what happens anyway": (
+        "x.jsonl",
+        lines(
+            {**CHAT, "tools": None, "functions": []},
+            {"messages": [{**turn, "train": True, "weight": 1} for turn in CHAT["messages"]]},
+        ),
+    ),
     "unknown keys": ("x.jsonl", lines({**CHAT, "id": 1}, {**CHAT, "id": None})),
 }
 
@@ -130,6 +137,28 @@ REFUSED = {
     "content is null": (
         lines(say(None)),
         f"{NAME} line 1, message 1: content is a null; it must be text",
+    ),
+    "a tool that is called": (
+        lines({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}),
+        f"{NAME} line 1, message 1: 'tool_calls' is not supported yet; remove the field, or the "
+        "row",
+    ),
+    "a turn that is not to be trained": (
+        lines(CHAT, {"messages": [CHAT["messages"][0], {**CHAT["messages"][1], "train": False}]}),
+        f"{NAME} line 2, message 2: 'train' is not supported yet; remove the field, or the row",
+    ),
+    "a turn of no weight": (
+        lines({"messages": [{**CHAT["messages"][0], "weight": 0}]}),
+        f"{NAME} line 1, message 1: 'weight' is not supported yet; remove the field, or the row",
+    ),
+    "a column of tools": (
+        lines({**CHAT, "tools": [{"type": "function"}]}),
+        f"{NAME} line 1: 'tools' is not supported yet; remove the field, or the row",
+    ),
+    "an integer without end": (
+        lines(CHAT) + b'{"id": ' + b"1" * 5000 + b"}",
+        f"{NAME} line 2: not JSON (Exceeds the limit (4300 digits) for integer string conversion: "
+        "value has 5000 digits); every line must be one JSON object; mend or remove it",
     ),
     "an image": (
         lines(say([{"type": "text", "text": "x"}, {"type": "image_url"}])),

@@ -39,6 +39,17 @@ def test_head_of_bf16_keeps_its_loss_in_fp32() -> None:
     assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
 
 
+def test_the_scale_of_a_bf16_gradient_is_not_rounded() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(64, 32, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(400, 32, dtype=torch.bfloat16)
+    loss = head.linear_cross_entropy(hidden, weight, torch.randint(400, (64,)))
+    (whole,) = torch.autograd.grad(loss, hidden, retain_graph=True)
+    (scaled,) = torch.autograd.grad(loss / 3, hidden)
+    assert scaled.dtype == torch.bfloat16
+    assert torch.equal(scaled, (whole.float() / 3).bfloat16())
+
+
 def test_extreme_logits_stay_finite() -> None:
     hidden = torch.full((2, 4), 1e4, requires_grad=True)
     weight = torch.tensor([[1.0] * 4, [-1.0] * 4], requires_grad=True)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 
@@ -106,17 +105,12 @@ def test_a_stop_does_not_wait_for_a_peer_that_never_came(make_job: MakeJob) -> N
     job = make_job()
     (pod,) = job.start(gang.make_plan(), only=1)
     deadline = time.monotonic() + 60
-    while not listens(pod.address, 29500):
+    while not gang.listens(pod.address, 29500):
         assert time.monotonic() < deadline, job.log
         time.sleep(0.05)
     pod.terminate()
     assert pod.wait(60) == 75
     assert "nothing is lost" in pod.result.message
-
-
-def listens(address: str, port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((address, port)) == 0
 
 
 def test_a_stop_does_not_wait_for_a_peer_that_hangs(make_job: MakeJob) -> None:
@@ -135,13 +129,18 @@ def test_a_stop_does_not_wait_for_a_peer_that_hangs(make_job: MakeJob) -> None:
 def test_a_diverged_run_ends_with_what_to_change(make_job: MakeJob) -> None:
     job = make_job()
     job.nodes = 1
+    job.config["checkpoints"]["intervalSteps"] = 1
     job.start(gang.make_plan(learningRate=1e30, warmupSteps=0))
     assert job.wait() == [86], job.log
+    # The first step ruins the weights, and nothing but the next one can tell.
+    assert "checkpoint step-00000001-e0001 holds weights with which the run diverged" in job.log
+    assert "checkpoint of step 2" not in job.log
     result = job.pods[0].result
     assert (result.outcome, result.reason) == ("Failed", "Diverged")
     assert "gradients were not finite in 3 steps up to step 4; lower" in result.message
     assert result.progress is not None
     assert result.progress.skipped_steps == 2
+    assert result.checkpoints == []  # the next attempt begins before it
     assert result.progress.grad_norm is None  # NaN is no JSON
 
 
@@ -191,13 +190,18 @@ def test_a_stopped_preparation_is_done_again(make_job: MakeJob) -> None:
     tiny.write_jsonl(job.claim / "data/train.jsonl", tiny.make_messages(20_000, 4))
     pod = job.start_prepare()
     job.wait_for_text("line 3")
+    prepared_data = job.storage / "cache/prepared"
+    assert list(prepared_data.glob(".building-uid-1-*"))
     pod.terminate()
     assert pod.wait(60) == 75
     assert pod.result.outcome == "Stopped"
+    assert not list(prepared_data.glob(".building-*"))
+    (prepared_data / ".building-uid-1-killed").mkdir()  # an earlier pod of this job had no time
     tiny.write_jsonl(job.claim / "data/train.jsonl", tiny.make_messages(30, 5))
     prepared = job.prepare().result.prepared
     assert prepared is not None
     assert prepared.data.examples == 30
+    assert not list(prepared_data.glob(".building-*"))
 
 
 def test_a_newer_attempt_takes_the_storage_over(make_job: MakeJob) -> None:

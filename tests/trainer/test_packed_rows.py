@@ -65,7 +65,7 @@ def separate(rows: list[Row]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         parts = zip(np.split(row.tokens, cuts), np.split(row.trained, cuts), strict=True)
         for tokens, trained in parts:
             ids = torch.from_numpy(tokens.astype(np.int64))
-            yield ids[None], torch.where(torch.from_numpy(trained) == 1, ids, -100)
+            yield ids[None], torch.where(torch.from_numpy(trained.copy()) == 1, ids, -100)
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:

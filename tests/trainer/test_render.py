@@ -214,6 +214,45 @@ def test_a_tokenizer_without_stop_token_is_refused() -> None:
         Renderer(tokenizer, None)
 
 
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nthe old town<|im_end|>\n' }}"
+    "{% endif %}"
+)
+NO_PROMPT = tiny.TEMPLATE[: tiny.TEMPLATE.index("{% if add_generation_prompt")]
+
+
+@pytest.mark.parametrize("before", ["", DEFAULT_SYSTEM], ids=["bare", "default system prompt"])
+def test_a_chat_may_begin_with_the_assistant(before: str) -> None:
+    tokenizer = tiny.make_tokenizer(before + tiny.TEMPLATE)
+    chat = [{"role": "assistant", "content": "the cat sat"}, *CHAT[1:]]
+    document = Renderer(tokenizer, None).render(Example(WHERE, chat))
+    assert document is not None
+    assert trained_parts(tokenizer, document) == [
+        "the cat sat<|im_end|>",
+        "on a warm mat<|im_end|>",
+        "rain fell<|im_end|>",
+    ]
+
+
+def test_an_assistant_turn_that_cannot_be_found_is_bad_data() -> None:
+    tokenizer = tiny.make_tokenizer(NO_PROMPT)
+    with pytest.raises(TrainerError, match=r"begins with an assistant turn, .* let a user turn"):
+        Renderer(tokenizer, None).render(Example(WHERE, CHAT[2:3]))
+
+
+def test_a_tokenizer_that_ends_texts_itself_ends_them_once() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny.make_tokenizer()
+    stop = (tokenizer.eos_token, tokenizer.eos_token_id)
+    ending = TemplateProcessing(single="$A <|im_end|>", special_tokens=[stop])
+    tokenizer.backend_tokenizer.post_processor = ending
+    document = Renderer(tokenizer, None).render(Example(WHERE, None, "the cat ", "sat"))
+    assert document is not None
+    assert tokenizer.decode(document.tokens) == "the cat sat<|im_end|>"
+    assert trained_parts(tokenizer, document)[-1].endswith("sat<|im_end|>")
+
+
 def test_people_see_what_is_trained(plain_tokenizer: Any) -> None:
     renderer = Renderer(plain_tokenizer, "LastAssistant")
     document = renderer.render(Example(WHERE, CHAT))

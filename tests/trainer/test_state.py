@@ -72,7 +72,7 @@ def test_the_report_is_served_at_its_path_only(state: PodState) -> None:
 def make_record(step: int) -> CheckpointRecord:
     return CheckpointRecord(
         step=step,
-        location="pvc://w/" + "x" * 600,
+        location="pvc://w/" + "x" * 290,
         creation_time=datetime.now(UTC),
         size_bytes=1,
         verified=True,

@@ -7,6 +7,7 @@ import torch
 
 from finetune_api.run import RunConfig
 from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint.fragments import KINDS
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.paths import RunPaths
 from tests.trainer.gang import Job
@@ -18,13 +19,13 @@ def paths_of(job: Job) -> RunPaths:
     return RunPaths.of(RunConfig.model_validate(config))
 
 
-def masters(job: Job) -> dict[str, torch.Tensor]:
-    """fp32 master weights of the newest checkpoint, flattened."""
+def masters(job: Job, kind: str = "master") -> dict[str, torch.Tensor]:
+    """fp32 master weights (or a moment) of the newest checkpoint, flattened."""
     newest = store.newest_valid(paths_of(job), job.config["runDigest"])
     assert newest is not None
     reader = CheckpointReader(*newest)
     parameters = load(job.claim / "model").named_parameters()
-    return {name: reader.read(name, "master", 0, p.numel()) for name, p in parameters}
+    return {name: reader.read(name, kind, 0, p.numel()) for name, p in parameters}
 
 
 def load(folder: Path) -> Any:
@@ -45,10 +46,11 @@ def final(job: Job) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(job: Job, other: Job) -> None:
-    """Bit for bit: fp32 master weights and the exported file."""
-    mine, theirs = masters(job), masters(other)
-    assert mine.keys() == theirs.keys()
-    different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
-    assert not different
+    """Bit for bit: fp32 master weights, both moments, and the exported file."""
+    for kind in KINDS:
+        mine, theirs = masters(job, kind), masters(other, kind)
+        assert mine.keys() == theirs.keys()
+        different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+        assert not different, kind
     files = [run.storage / "final/model.safetensors" for run in (job, other)]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -1,9 +1,13 @@
 """`python -m finetune_trainer`: the command of every pod of a job."""
 
-import logging
-import sys
+from finetune_trainer.stop_signal import StopSignal
 
-from finetune_trainer.supervisor import Supervisor
+stop = StopSignal()  # before the imports below: they take a while, and a stop may come meanwhile
+
+import logging  # noqa: E402
+import sys  # noqa: E402
+
+from finetune_trainer.supervisor import Supervisor  # noqa: E402
 
 _HELP = """finetune_trainer: the supervisor of a trainer pod.
 
@@ -18,7 +22,7 @@ def main() -> int:
         print(_HELP)
         return 0 if sys.argv[1] in ("-h", "--help") else 64
     logging.basicConfig(level=logging.INFO, format="%(asctime)s [supervisor] %(message)s")
-    return Supervisor().run()
+    return Supervisor(stop).run()
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ export EPOCH                     the finished model, from the newest checkpoint
 """
 
 import logging
+import signal
 import sys
 import traceback
+from typing import NoReturn
 
 from finetune_api.run import RunConfig
-from finetune_trainer import fence
 from finetune_trainer.channel import ChannelReporter
 from finetune_trainer.environment import run_config
 from finetune_trainer.errors import TrainerError
@@ -21,6 +22,7 @@ def main() -> int:
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s [{sys.argv[1]}] %(message)s", stream=sys.stderr
     )
+    signal.signal(signal.SIGTERM, _stop)
     report = ChannelReporter.from_environment()
     try:
         config = run_config()
@@ -39,11 +41,15 @@ def main() -> int:
     return 0
 
 
+def _stop(*_: object) -> NoReturn:
+    """As the default action ends a process, except that it may clean up behind itself."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 def _export(config: RunConfig, epoch: int, report: ChannelReporter) -> None:
     from finetune_trainer import export
 
-    paths = RunPaths.of(config)
-    output = export.run(config, paths, report, lambda: fence.check(paths, epoch, config.attempt))
+    output = export.run(config, RunPaths.of(config), report, epoch)
     report.result(output=output.to_dict())
 
 

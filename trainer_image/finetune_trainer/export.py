@@ -4,21 +4,22 @@ No process group, no device, no DeepSpeed: the fp32 master is read slice by slic
 compute type, and written as the base model's files are laid out.
 """
 
+import contextlib
+import errno
 import json
 import logging
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Output
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
-from finetune_trainer import finished, model
+from finetune_trainer import fence, finished, model, tensor_file
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.errors import TrainerError
@@ -29,6 +30,7 @@ from finetune_trainer.reporter import Reporter
 
 _log = logging.getLogger(__name__)
 _SHARD_BYTES = 5_000_000_000
+_PARTIAL, _ASIDE = "final.tmp-", "final.old-"
 _COPIED = (
     "generation_config.json",
     "tokenizer.json",
@@ -41,30 +43,50 @@ _COPIED = (
 )
 
 
-def run(
-    config: RunConfig, paths: RunPaths, report: Reporter, check_fence: Callable[[], None]
-) -> Output:
-    """Export the newest valid checkpoint; TrainerError when it does not load back as it was."""
+def run(config: RunConfig, paths: RunPaths, report: Reporter, epoch: int) -> Output:
+    """Export the last step's checkpoint on behalf of the gang that holds `epoch`.
+
+    TrainerError 79 when a newer gang owns the storage, 78 when the last checkpoint is damaged or
+    the model does not load back as it was, 73 when storage cannot be written.
+    """
     report.stage("Exporting")
     done = finished.read(paths, config.job_uid, config.run_digest or "")
     if done is not None:
         return done
+    folder, manifest = _last_checkpoint(config, paths, report)
+    dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
+    partial = paths.storage / f"{_PARTIAL}{epoch}"  # ours alone: an older gang may still write
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        reader = CheckpointReader(folder, manifest)
+        _write_weights(paths.model, reader, partial, dtype, report)
+        _write_texts(config, paths, manifest, partial, dtype)
+        _load_back(partial, reader, dtype, report)
+        return _publish(config, paths, manifest, partial, epoch)
+    except OSError as error:
+        text = f"{config.checkpoints.storage}: the model could not be written ({error})"
+        raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, text) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _last_checkpoint(config: RunConfig, paths: RunPaths, report: Reporter) -> tuple[Path, Manifest]:
+    """That of the last step; an older one is a model that nobody asked for.
+
+    Retryable: the next attempt resumes before the damage and trains the rest again.
+    """
     newest = store.newest_valid(paths, config.run_digest or "", report.advance)
-    if newest is None:
+    last = config.plan.total_steps if config.plan else None
+    if newest is None or newest[1].step != last:
+        found = f"the newest valid one is of step {newest[1].step}" if newest else "there is none"
         raise TrainerError(
             ExitCode.ENVIRONMENT_UNUSABLE,
-            f"{config.checkpoints.storage}: no valid checkpoint to export",
+            f"{config.checkpoints.storage}: the checkpoint of the last step ({last}) is damaged or "
+            f"absent, {found}; the next attempt trains the rest again",
+            reason="CheckpointDamaged",
         )
-    folder, manifest = newest
-    dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
-    partial = paths.storage / f"final.tmp-{manifest.fence_epoch}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    reader = CheckpointReader(folder, manifest)
-    _write_weights(paths.model, reader, partial, dtype, report)
-    _write_texts(config, paths, manifest, partial, dtype)
-    _load_back(partial, reader, dtype, report)
-    return _publish(config, paths, manifest, partial, check_fence)
+    return newest
 
 
 def _write_weights(
@@ -78,7 +100,7 @@ def _write_weights(
 
     def flush() -> None:
         name = f"shard-{len(shards)}.safetensors"
-        save_file(shard, str(out / name), {"format": "pt"})
+        tensor_file.write(out / name, shard, {"format": "pt"}, report.advance)
         shards.append(dict.fromkeys(shard, name))
         shard.clear()
 
@@ -167,32 +189,55 @@ def _load_back(
 
 
 def _publish(
-    config: RunConfig,
-    paths: RunPaths,
-    manifest: Manifest,
-    partial: Path,
-    check_fence: Callable[[], None],
+    config: RunConfig, paths: RunPaths, manifest: Manifest, partial: Path, epoch: int
 ) -> Output:
-    """Rename into place, then say that it is complete."""
+    """Say that it is complete, then rename: `final` appears whole, and once."""
     size = 0
     for file in partial.iterdir():
-        file.chmod(0o644)  # safetensors writes 0600; servers run under another user
+        file.chmod(0o644)  # servers run under another user
         store.drop_from_cache(file)
         size += file.stat().st_size
-    check_fence()
-    if paths.final.exists():
-        (paths.final / finished.FILE).unlink(missing_ok=True)
-        shutil.rmtree(paths.final)
-    partial.rename(paths.final)
-    sync_folder(paths.storage)
     card = finished.ExportCard(
         job_uid=config.job_uid,
         run_digest=config.run_digest or "",
         step=manifest.step,
         size_bytes=size,
     )
-    write_atomic(paths.final / finished.FILE, card.to_json())
-    for left in paths.storage.glob("final.tmp-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    write_atomic(partial / finished.FILE, card.to_json())
+    fence.check(paths, epoch, config.attempt)
+    _replace(config, paths, partial, epoch)
+    _sweep(paths, epoch)
     _log.info("exported step %d to %s (%d bytes)", manifest.step, paths.final, size)
     return Output(location=paths.uri(paths.final), size_bytes=size, verified=True)
+
+
+def _replace(config: RunConfig, paths: RunPaths, partial: Path, epoch: int) -> None:
+    """Put the model where it belongs, unless another gang of this run has meanwhile.
+
+    NB: this process may have been paused since it read the fence, for longer than the next gang
+    needs to publish. So nothing is deleted in place: what is there is moved aside first, looked at,
+    and moved back when it is this run's finished model.
+    """
+    aside = paths.storage / f"{_ASIDE}{epoch}"
+    shutil.rmtree(aside, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        paths.final.rename(aside)
+    whole = finished.is_complete(aside, config.job_uid, config.run_digest or "")
+    try:
+        (aside if whole else partial).rename(paths.final)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        # Another gang was faster by a moment.
+        if not finished.is_complete(paths.final, config.job_uid, config.run_digest or ""):
+            raise
+    sync_folder(paths.storage)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep(paths: RunPaths, epoch: int) -> None:
+    """What older gangs left when they were killed."""
+    for prefix in (_PARTIAL, _ASIDE):
+        for left in paths.storage.glob(f"{prefix}*"):
+            if int(left.name.removeprefix(prefix)) < epoch:
+                shutil.rmtree(left, ignore_errors=True)

@@ -46,7 +46,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = outputs[0]
         return (
-            None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype),
+            # The scale stays fp32: rounded to bf16 it would be off by up to 0.4 %.
+            None if grad_hidden is None else grad_hidden * scale,
             None if grad_weight is None else (grad_weight * scale).to(ctx.dtype),
             None,
         )

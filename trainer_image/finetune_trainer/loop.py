@@ -4,35 +4,33 @@ Every rank runs the same code and takes the same turns; whatever decides a turn 
 clock, a non-finite loss) is agreed on first.
 """
 
-import json
 import logging
 import math
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
-from finetune_api.progress import Evaluation, Plan
+from finetune_api.progress import Plan
 from finetune_api.run import RunConfig
-from finetune_api.storage import Manifest
 from finetune_trainer import batch, fence, order
-from finetune_trainer.checkpoint import load, store, write
+from finetune_trainer.checkpoint import choose, load, store, write
 from finetune_trainer.checkpoint.write import Owner, Position
-from finetune_trainer.data.rows import Row, Rows
+from finetune_trainer.data.rows import Rows
+from finetune_trainer.divergence import Divergence
 from finetune_trainer.engine import Engine
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.files import write_atomic
+from finetune_trainer.evaluate import Evaluator
 from finetune_trainer.paths import RunPaths
+from finetune_trainer.peers import Peers
 from finetune_trainer.progress import ProgressMeter
 from finetune_trainer.reporter import Reporter
 from finetune_trainer.schedule import learning_rate
 
 _log = logging.getLogger(__name__)
-_NON_FINITE_IN_A_ROW = 3
 _DEFAULT_INTERVAL = 900  # s
 
 
@@ -43,9 +41,6 @@ class State:
     step: int = 0
     rows_consumed: int = 0
     tokens_seen: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    evaluation: Evaluation = field(default_factory=Evaluation)
 
 
 @dataclass(frozen=True)
@@ -74,34 +69,42 @@ class Loop:
     ) -> None:
         folder = paths.prepared(config.prepared_digest or "")
         self.rows = Rows(folder, "train")
-        self.validation = Rows(folder, "validation")
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.state = State()
+        self.peers = Peers.of(device, control)
+        self.evaluator = Evaluator(
+            engine, Rows(folder, "validation"), plan.micro_batch_size, self.peers, paths, report
+        )
         self._config, self._plan, self._engine = config, plan, engine
         self._paths, self._owner, self._report = paths, owner, report
-        self._device, self._control, self._stop = device, control, stop
+        self._stop = stop
         self._meter = ProgressMeter(config, plan, len(self.rows))
+        fp32 = config.training.precision == "FP32"
+        self._divergence = Divergence(plan.learning_rate, fp32)
+        self._trained_rows: list[int] = []  # of the last step
         self._saved_at, self._saved_step = time.monotonic(), -1
-        self._losses: deque[float] = deque(maxlen=100)
 
     def run(self) -> bool:
         """Train to the end; False when it was stopped before, with everything saved."""
         self._resume()
         if self.state.step == 0 and self._agree(0.0).stop:
             return False
-        if self.state.evaluation.baseline is None:
-            self._evaluate()
+        if self.state.step == 0 and self.evaluator.result.baseline is None and self._evaluate():
+            return False
         self._report.stage("Training")
         self._saved_at = time.monotonic()
         while self.state.step < self._plan.total_steps:
             agreed = self._step()
             last = self.state.step == self._plan.total_steps
-            if last:
+            if last and not agreed.stop:  # else what is trained is saved first
                 self._evaluate()
-            if last or agreed.save or agreed.stop:
-                self._save(must=last or agreed.stop)
+            if last or agreed.stop:
+                self._save(must=True)
+            elif agreed.save and not self._divergence.in_doubt:
+                self._save(must=False)
             if agreed.stop and not last:
                 return False
+        if self.evaluator.result.last_step != self.state.step:
+            self._evaluate()  # this attempt, or the one before, was stopped before it could
         return True
 
     @property
@@ -110,36 +113,24 @@ class Loop:
         return self.state.step == max(0, self._saved_step)
 
     def _resume(self) -> None:
-        found = [self._newest() if self.rank == 0 else None]
-        dist.broadcast_object_list(found, src=0, group=self._control)
-        if found[0] is None:
+        found = choose.newest_whole(
+            self._paths, self._owner.run_digest, self.peers.control, self._report.advance
+        )
+        if self.peers.rank == 0:
+            self._report.training(checkpoints=store.records(self._paths))
+        if found is None:
             self._meter.start(0)
             load.assert_consistent(self._engine)
             return
-        name, fields, measured = found[0]
-        manifest = Manifest.model_validate(fields)
-        load.load(self._engine, self._paths.checkpoints / name, manifest)
+        folder, manifest = found
+        load.load(self._engine, folder, manifest, self._report.advance)
         self.state.step = self._saved_step = manifest.step
         self.state.rows_consumed = manifest.rows_consumed
         self.state.tokens_seen = manifest.tokens_seen
-        self.state.evaluation = Evaluation.model_validate(measured)
-        self._report.training(evaluation=self.state.evaluation)
+        self.evaluator.resume()
+        self._divergence.skipped = manifest.skipped_steps
         self._meter.start(self.state.step)
-        _log.info("resumed from checkpoint %s", name)
-
-    def _newest(self) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
-        """Rank 0 looks and the others believe it: shared file systems may show them less.
-
-        Folder name, manifest and evaluation, as messages.
-        """
-        newest = store.newest_valid(self._paths, self._owner.run_digest, self._report.advance)
-        self._report.training(checkpoints=store.records(self._paths))
-        if newest is None:
-            return None
-        folder, manifest = newest
-        saved = self._paths.storage / "evaluation.json"
-        measured = json.loads(saved.read_text()) if saved.is_file() else {}
-        return folder.name, manifest.to_dict(), measured
+        _log.info("resumed from checkpoint %s", folder.name)
 
     def _step(self) -> Agreed:
         """One optimizer step over the next rows of the sequence."""
@@ -149,13 +140,15 @@ class Loop:
             state.rows_consumed, plan.global_batch_size, len(self.rows), training.seed, self._end()
         )
         trained = int(self.rows.trained_tokens[rows].sum())
-        loss = torch.zeros((), device=self._device)
+        loss = torch.zeros((), device=self.peers.device)
         tokens = 0
-        for own in order.micro_batches(rows, self.rank, self.world, plan.micro_batch_size):
+        for own in order.micro_batches(
+            rows, self.peers.rank, self.peers.world, plan.micro_batch_size
+        ):
             # A rank that ran out of rows takes part with weight zero: collectives must match.
             picked = [self.rows[row] for row in own or rows[:1]]
-            scale = self.world / trained if own else 0.0
-            micro = batch.make(picked, self._device)
+            scale = self.peers.world / trained if own else 0.0
+            micro = batch.make(picked, self.peers.device)
             part = self._engine.backward(micro, scale)
             if own:
                 loss += part
@@ -170,7 +163,11 @@ class Loop:
         )
         norm, applied = self._engine.step(rate)
         agreed = self._agree(float(loss) / trained)
-        self._judge(applied and math.isfinite(norm), agreed)
+        finite = applied and math.isfinite(norm) and math.isfinite(agreed.loss)
+        if self._divergence.is_too_much(finite):
+            self._condemn(self._divergence.last_good(state.step + 1))
+            raise self._divergence.ended(state.step + 1)
+        self._trained_rows = rows
         state.step += 1
         state.rows_consumed += len(rows)
         state.tokens_seen += tokens
@@ -185,19 +182,19 @@ class Loop:
             seconds=time.monotonic() - started,
             tokens_seen=state.tokens_seen,
             rows_consumed=state.rows_consumed,
-            skipped=state.skipped,
+            skipped=self._divergence.skipped,
         )
         # From every rank: each supervisor judges a hang by how long steps take.
         self._report.training(progress=progress, ledger=ledger)
-        if self.rank == 0:
+        if self.peers.rank == 0:
             _log.info("step %d of %d, loss %.4f", state.step, plan.total_steps, agreed.loss)
         return agreed
 
     def _agree(self, loss: float) -> Agreed:
         """Sum one small vector over the ranks: the loss, who was asked to stop, is a save due."""
-        save = self.rank == 0 and self._save_is_due()
+        save = self.peers.rank == 0 and self._save_is_due()
         vector = torch.tensor([loss, float(self._stop.is_set()), float(save)], dtype=torch.float64)
-        dist.all_reduce(vector, group=self._control)
+        dist.all_reduce(vector, group=self.peers.control)
         total, stop, due = vector.tolist()
         return Agreed(stop=stop > 0, save=due > 0, loss=total)
 
@@ -211,74 +208,52 @@ class Loop:
         by_clock = seconds is not None and time.monotonic() - self._saved_at >= seconds
         return bool(by_steps or by_clock)
 
-    def _judge(self, finite: bool, agreed: Agreed) -> None:
-        """Non-finite steps are not applied; too many in a row end the attempt (86)."""
-        state = self.state
-        if finite and math.isfinite(agreed.loss):
-            state.skipped_in_a_row = 0
-            return
-        state.skipped += 1
-        state.skipped_in_a_row += 1
-        fp32 = self._config.training.precision == "FP32"  # DeepSpeed applies such a step there
-        if fp32 or state.skipped_in_a_row >= _NON_FINITE_IN_A_ROW:
-            raise TrainerError(
-                ExitCode.DIVERGED,
-                f"gradients were not finite in {state.skipped_in_a_row} steps up to step "
-                f"{state.step + 1}; lower training.learningRate (now {self._plan.learning_rate}) "
-                "or look at the data of these steps",
-            )
+    def _evaluate(self) -> bool:
+        """True when it was left off because of a stop."""
+        return self.evaluator.measure(self.state.step, self._stop.is_set)
 
-    def _evaluate(self) -> None:
-        """Token-weighted validation loss; every rank runs as many forward passes."""
-        if not len(self.validation):
-            return
-        self._report.stage("Evaluating")
-        total = torch.zeros(2, dtype=torch.float64)
-        rows = list(range(len(self.validation)))
-        for own in order.micro_batches(rows, self.rank, self.world, self._plan.micro_batch_size):
-            picked: list[Row] = [self.validation[row] for row in own or rows[:1]]
-            loss = float(self._engine.loss(batch.make(picked, self._device)))
-            if own:
-                total += torch.tensor([loss, float(self.validation.trained_tokens[own].sum())])
-            self._report.advance()
-        dist.all_reduce(total, group=self._control)
-        self._record_evaluation(float(total[0] / total[1]))
-        self._report.stage("Training")
+    def _is_ruined(self) -> bool:
+        """Whether the weights as they are give no finite loss, told by rows that they just saw.
 
-    def _record_evaluation(self, loss: float) -> None:
-        state = self.state
-        before = state.evaluation
-        best, best_step = before.best, before.best_step
-        if best is None or loss < best:
-            best, best_step = loss, state.step
-        state.evaluation = Evaluation(
-            baseline=loss if before.baseline is None else before.baseline,
-            last=loss,
-            last_step=state.step,
-            best=best,
-            best_step=best_step,
-        )
-        if self.rank == 0:
-            write_atomic(self._paths.storage / "evaluation.json", state.evaluation.to_json())
-            self._report.training(evaluation=state.evaluation)
-            _log.info("validation loss %.4f at step %d", loss, state.step)
+        The loss of a step is that of the weights before it: without this look a checkpoint could
+        hold what the next step finds ruined.
+        """
+        rows = self._trained_rows
+        size = self._plan.micro_batch_size
+        own = order.micro_batches(rows, self.peers.rank, self.peers.world, size)[0] or rows[:1]
+        picked = [self.rows[row] for row in own]
+        loss = float(self._engine.loss(batch.make(picked, self.peers.device)))
+        return self.peers.any(not math.isfinite(loss))
 
     def _save(self, *, must: bool) -> None:
         """Save; a failure ends the attempt (73) only where nothing comes after it."""
         if self._saved_step == self.state.step:
             return
         self._report.stage("Checkpointing")
-        evaluation = self.state.evaluation
+        if self._is_ruined():
+            ruined = self._divergence.ruined(self.state.step)
+            if must:
+                raise ruined
+            _log.error("no checkpoint of step %d: %s", self.state.step, ruined.message)
+            self._report.stage("Training")
+            return
+        evaluation = self.evaluator.result
         fresh = evaluation.last_step == self.state.step
         position = Position(
             step=self.state.step,
             rows_consumed=self.state.rows_consumed,
             tokens_seen=self.state.tokens_seen,
+            skipped=self._divergence.skipped,
             validation_loss=evaluation.last if fresh else None,
         )
         first = self._saved_step < 0
         problem = write.save(
-            self._engine, self._paths, self._owner, position, self._control, self._report.advance
+            self._engine,
+            self._paths,
+            self._owner,
+            position,
+            self.peers.control,
+            self._report.advance,
         )
         if first:
             load.assert_consistent(self._engine)
@@ -292,16 +267,26 @@ class Loop:
         else:
             self._saved_step = self.state.step
             _log.info("saved a checkpoint of step %d", self.state.step)
-        if self.rank == 0:
+        if self.peers.rank == 0:
             self._retain()
         self._report.stage("Training")
 
     def _retain(self) -> None:
         owner, keep = self._owner, self._config.checkpoints.keep_last
-        fence.check(self._paths, owner.epoch, owner.attempt)
-        for folder in store.superseded(self._paths, keep, owner.epoch):
-            store.remove(folder)
+        try:
+            fence.check(self._paths, owner.epoch, owner.attempt)
+            for folder in store.superseded(self._paths, keep, owner.epoch):
+                store.remove(folder)
+        except OSError as error:
+            _log.error("old checkpoints could not be removed (%s); training goes on", error)
         self._report.training(checkpoints=store.records(self._paths))
+
+    def _condemn(self, last_good: int) -> None:
+        """The next attempt must begin before the weights that made the first bad step."""
+        if self.peers.rank == 0:
+            fence.check(self._paths, self._owner.epoch, self._owner.attempt)
+            store.condemn(self._paths, last_good)
+            self._report.training(checkpoints=store.records(self._paths))
 
     def _end(self) -> int:
         """Row at which the run ends; only the last step of all can be short."""

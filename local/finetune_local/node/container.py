@@ -3,19 +3,17 @@
 import asyncio
 import json
 import os
-import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from finetune_local.cache import TREE
+from finetune_local.node import record
+from finetune_local.node.record import Ended
+from finetune_local.node.volumes import Mount
 
-Object = dict[str, Any]
-_SANDBOX = Path(__file__).with_name("sandbox.py")
-_MESSAGE_BYTES = 4096
-_LOG_LINES, _LOG_BYTES = 80, 2048  # FallbackToLogsOnError, as the kubelet does it
+SHIM = Path(__file__).with_name("shim.py")
 
 
 def _behind_the_image() -> list[str]:
@@ -26,119 +24,80 @@ def _behind_the_image() -> list[str]:
 
 @dataclass(frozen=True)
 class Launch:
-    """Everything a container needs to start."""
+    """Everything a container needs to start; most of it is the sandbox's configuration."""
 
-    name: str
     command: list[str]
     env: dict[str, str]
     cwd: str
     user: int
     group: int
     hostname: str
-    hosts: Path
-    mounts: list[Object]
+    hosts: str
+    mounts: list[Mount]
+    read_only_root: bool
     termination_path: str
     fall_back_to_logs: bool
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a container ended."""
-
-    exit_code: int
-    started: datetime
-    finished: datetime
-    message: str
-
-    @property
-    def reason(self) -> str:
-        """As the kubelet names it."""
-        return "Completed" if self.exit_code == 0 else "Error"
-
-
 class Container:
-    """A started container."""
+    """A container that is started, or about to be."""
 
     def __init__(self, launch: Launch, folder: Path) -> None:
         self._launch, self._folder = launch, folder
-        self.log = folder / "log"
         self.started = datetime.now(UTC)
+        self._words = b""  # for the shim, said before it was there
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start the process in namespaces of its own."""
-        (self._folder / "root").mkdir(parents=True, exist_ok=True)
-        termination = self._folder / "termination-log"
-        termination.touch()
-        launch = self._launch
-        config = {
-            "hostname": launch.hostname,
-            "root": str(self._folder / "root"),
-            "mounts": launch.mounts,
-            "hosts": str(launch.hosts),
-            "termination_log": str(termination),
-            "termination_path": launch.termination_path,
-            "cwd": launch.cwd,
-            "user": launch.user,
-            "group": launch.group,
-            "command": launch.command,
-            "env": launch.env,
-            "visible": _behind_the_image(),
-        }
+        """Start the process in namespaces of its own; OSError when the machine cannot."""
+        record.begin(self._folder, self.started)
+        (self._folder / "root").mkdir(exist_ok=True)
         file = self._folder / "sandbox.json"
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as output:
-            json.dump(config, output)  # holds environment from Secrets: owner only
-        with os.fdopen(
-            os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab"
-        ) as log:
+            json.dump(self._configuration(), output)  # holds Secrets: owner only
+        with (self._folder / "shim.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *("unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child"),
-                *(sys.executable, "-I", "-S", str(_SANDBOX), str(file)),
-                stdin=asyncio.subprocess.DEVNULL,
+                *(sys.executable, "-I", "-S", str(SHIM), str(file)),
+                stdin=asyncio.subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+        self._say(b"")
 
     async def wait(self) -> Ended:
         """Until process 1 ended; its whole PID namespace ends with it."""
         assert self._process is not None
-        code = await self._process.wait()
-        finished = datetime.now(UTC)
+        await self._process.wait()
         (self._folder / "sandbox.json").unlink(missing_ok=True)
-        code = 128 - code if code < 0 else code
-        return Ended(code, self.started, finished, self._message(code))
+        fall_back = self._launch.fall_back_to_logs
+        return record.ended(self._folder, self.started, fall_back_to_logs=fall_back)
 
     def terminate(self) -> None:
         """SIGTERM to process 1 of the container, and to nobody else."""
-        for pid in self._children():
-            _signal(pid, signal.SIGTERM)
+        self._say(b"T")
 
     def kill(self) -> None:
         """SIGKILL to process 1: the kernel ends the rest of its namespace."""
-        for pid in self._children():
-            _signal(pid, signal.SIGKILL)
+        self._say(b"K")
 
-    def _children(self) -> list[int]:
-        assert self._process is not None
-        pid = self._process.pid
-        try:
-            text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return []
-        return [int(child) for child in text.split()]
+    @property
+    def is_started(self) -> bool:
+        """Whether there is a process to wait for."""
+        return self._process is not None
 
-    def _message(self, code: int) -> str:
-        written = (self._folder / "termination-log").read_bytes()[:_MESSAGE_BYTES]
-        if not written and code != 0 and self._launch.fall_back_to_logs:
-            lines = self.log.read_bytes()[-_LOG_BYTES:].splitlines()[-_LOG_LINES:]
-            written = b"\n".join(lines)
-        return written.decode(errors="replace")
+    def _say(self, word: bytes) -> None:
+        """To the shim, as soon as it is there; one that has ended hears nothing."""
+        self._words += word
+        if self._process is not None and self._process.stdin is not None and self._words:
+            self._process.stdin.write(self._words)
+            self._words = b""
 
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
+    def _configuration(self) -> dict[str, object]:
+        own = {
+            "root": str(self._folder / "root"),
+            "termination_log": str(record.termination_file(self._folder)),
+            "visible": _behind_the_image(),
+        }
+        return asdict(self._launch) | own

@@ -1,5 +1,6 @@
 """The environment of a container, as the kubelet computes it."""
 
+import os
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,7 +13,7 @@ class UnresolvedError(Exception):
     """Something the pod names is not there (yet); shown as CreateContainerConfigError."""
 
 
-Lookup = Callable[[str, str], Awaitable[dict[str, str] | None]]
+Lookup = Callable[[str, str], Awaitable[dict[str, bytes] | None]]
 """(kind, name) -> data of a Secret or ConfigMap, decoded; None when it does not exist."""
 
 
@@ -78,7 +79,8 @@ async def _data(kind: str, reference: Object, lookup: Lookup) -> dict[str, str]:
     data = await lookup(kind, reference["name"])
     if data is None and not reference.get("optional"):
         raise UnresolvedError(f'{kind} "{reference["name"]}" not found')
-    return data or {}
+    # What is no UTF-8 reaches the process as the bytes it is.
+    return {key: os.fsdecode(value) for key, value in (data or {}).items()}
 
 
 async def _value_from(pod: Object, source: Object, lookup: Lookup) -> str | None:

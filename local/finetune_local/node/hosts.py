@@ -1,30 +1,67 @@
-"""/etc/hosts of a pod: its own name, and those of the pods that share its subdomain (pure)."""
+"""/etc/hosts of a pod: its own name, and what the cluster's DNS would say of headless Services."""
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 Object = dict[str, Any]
+DOMAIN = "cluster.local"
 
 
-def render(pod: Object, pods: list[Object], domain: str = "cluster.local") -> str:
-    """Text of the file. Names as a headless Service publishes them, not-ready pods included."""
-    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost"]
-    namespace, subdomain = pod["metadata"]["namespace"], pod["spec"].get("subdomain")
-    seen = set()
-    for other in [pod, *pods]:
-        ip = other.get("status", {}).get("podIP")
-        uid = other["metadata"]["uid"]
-        if not ip or uid in seen or other["metadata"]["namespace"] != namespace:
-            continue
-        mine = uid == pod["metadata"]["uid"]
-        shares = bool(subdomain) and other["spec"].get("subdomain") == subdomain
-        if not mine and not shares:
-            continue
-        seen.add(uid)
-        host = other["spec"].get("hostname") or other["metadata"]["name"]
-        names = [
-            f"{host}.{subdomain}.{namespace}.svc.{domain}",
-            f"{host}.{subdomain}.{namespace}.svc",
-        ]
-        names += [f"{host}.{subdomain}"]
-        lines.append(" ".join([ip, *(names if subdomain else []), *([host] if mine else [])]))
+def render(pod: Object, ip: str, pods: list[Object], services: list[Object]) -> str:
+    """Text of the file (pure). Only names of the pod's own namespace, long and short.
+
+    As on any cluster a pod has a name for its peers only when it has a hostname and its subdomain
+    is a headless Service that selects it, and before it is ready only when the Service says so.
+    """
+    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost", _own_line(pod, ip)]
+    namespace = pod["metadata"]["namespace"]
+    for service in services:
+        if service["metadata"]["namespace"] == namespace and _is_headless(service):
+            lines += _lines(service, [p for p in pods if p["metadata"]["namespace"] == namespace])
     return "\n".join(lines) + "\n"
+
+
+def _own_line(pod: Object, ip: str) -> str:
+    """The kubelet writes it from the specification alone, whatever Services there are."""
+    host = pod["spec"].get("hostname") or pod["metadata"]["name"]
+    subdomain, namespace = pod["spec"].get("subdomain"), pod["metadata"]["namespace"]
+    long = [f"{host}.{subdomain}.{namespace}.svc.{DOMAIN}"] if subdomain else []
+    return " ".join([ip, *long, host])
+
+
+def _is_headless(service: Object) -> bool:
+    return service["spec"].get("clusterIP") == "None" and bool(service["spec"].get("selector"))
+
+
+def _lines(service: Object, pods: list[Object]) -> Iterator[str]:
+    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+    for pod in pods:
+        if not _selects(service, pod):
+            continue
+        spec = pod["spec"]
+        hosts = [name]
+        if spec.get("hostname") and spec.get("subdomain") == name:
+            hosts.insert(0, f"{spec['hostname']}.{name}")
+        for host in hosts:
+            long = f"{host}.{namespace}.svc"
+            words = (f"{long}.{DOMAIN}", long, f"{host}.{namespace}", host)
+            yield " ".join([pod["status"]["podIP"], *words])
+
+
+def _selects(service: Object, pod: Object) -> bool:
+    labels, status = pod["metadata"].get("labels", {}), pod.get("status", {})
+    if not service["spec"]["selector"].items() <= labels.items() or not status.get("podIP"):
+        return False
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return False
+    ready = {c["type"]: c["status"] for c in status.get("conditions", [])}.get("Ready") == "True"
+    return ready or bool(service["spec"].get("publishNotReadyAddresses"))
+
+
+def write(path: Path, text: str) -> None:
+    """Write in place: what is bind-mounted keeps its inode."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)

@@ -2,15 +2,17 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from aiohttp import web
 
+from finetune_local.node import record
+from finetune_local.node.logfile import Reader, tail_offset
 from finetune_local.node.pod import Pod
 
 _CHUNK = 65536
-_UNSUPPORTED = ("timestamps", "sinceSeconds", "sinceTime", "previous")
 
 
 class LogServer:
@@ -37,72 +39,64 @@ class LogServer:
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         namespace, name = request.match_info["namespace"], request.match_info["pod"]
-        refused = [
-            option for option in _UNSUPPORTED if request.query.get(option, "false") != "false"
-        ]
-        if refused:
-            return web.Response(
-                status=400, text=f"{refused[0]} is not offered by this process node"
-            )
-        pod = next((p for p in self._pods() if _is(p, namespace, name)), None)
+        pod = next((p for p in reversed(self._pods()) if _is(p, namespace, name)), None)
         if pod is None:
-            return web.Response(status=404, text=f"pod {namespace}/{name} is not on this node")
+            return _refuse(404, f"pod {namespace}/{name} is not on this node")
         wanted = request.match_info["container"]
         if wanted not in {**pod.state.main, **pod.state.init}:
-            return web.Response(status=404, text=f"pod {name} has no container {wanted}")
-        if wanted not in pod.containers:
-            return web.Response(status=400, text=f"container {wanted} has not started")
+            return _refuse(404, f"pod {name} has no container {wanted}")
+        if request.query.get("previous") == "true":
+            return _refuse(400, f"container {wanted} has no previous run: nothing restarts here")
+        path = record.log_file(pod.folder / "containers" / wanted)
+        if not path.exists():
+            return _refuse(400, f"container {wanted} in pod {name} has not started")
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await response.prepare(request)
         try:
-            await _stream(response, pod, wanted, request)
+            await _stream(response, path, lambda: pod.has_ended(wanted), request)
         except (ConnectionError, FileNotFoundError):
             return response  # the reader left, or the pod did
         return response
 
 
 async def _stream(
-    response: web.StreamResponse, pod: Pod, container: str, request: web.Request
+    response: web.StreamResponse, path: Path, over: Callable[[], bool], request: web.Request
 ) -> None:
-    follow = request.query.get("follow") == "true"
-    left = int(request.query.get("limitBytes", 2**62))
-    path = pod.containers[container].log
+    query = request.query
+    follow, left = query.get("follow") == "true", int(query.get("limitBytes", 2**62))
+    reader = Reader(timestamps=query.get("timestamps") == "true", since=_since(query))
     with path.open("rb") as file:
-        if "tailLines" in request.query:
-            file.seek(tail_offset(path, int(request.query["tailLines"])))
+        if "tailLines" in query:
+            file.seek(tail_offset(path, int(query["tailLines"])))
+        rest = b""
         while left > 0:
-            over = _ended(pod, container)  # before the read: what came before the end is read
-            chunk = file.read(min(_CHUNK, left))
-            if chunk:
-                left -= len(chunk)
-                await response.write(chunk)
-            elif over or not follow:
-                return
-            else:
+            ended = over()  # before the read: what came before the end is read
+            chunk = file.read(_CHUNK)
+            *entries, rest = (rest + chunk).split(b"\n")
+            if text := b"".join(reader.text(entry + b"\n") for entry in entries)[:left]:
+                left -= len(text)
+                await response.write(text)
+            if not chunk:
+                if ended or not follow:
+                    return
                 await asyncio.sleep(0.1)
 
 
-def tail_offset(path: Path, lines: int) -> int:
-    """Where the last `lines` lines of a file begin."""
-    if lines <= 0:
-        return path.stat().st_size
-    data = path.read_bytes()
-    position = len(data) - 1 if data.endswith(b"\n") else len(data)
-    for _ in range(lines):
-        position = data.rfind(b"\n", 0, position)
-        if position < 0:
-            return 0
-    return position + 1
+def _since(query: Mapping[str, str]) -> datetime | None:
+    if "sinceTime" in query:
+        return datetime.fromisoformat(query["sinceTime"])
+    if "sinceSeconds" in query:
+        return datetime.now(UTC) - timedelta(seconds=int(query["sinceSeconds"]))
+    return None
+
+
+def _refuse(code: int, words: str) -> web.Response:
+    return web.Response(status=code, text=words)
 
 
 def _is(pod: Pod, namespace: str, name: str) -> bool:
     metadata = pod.object["metadata"]
     return bool(metadata["namespace"] == namespace and metadata["name"] == name)
-
-
-def _ended(pod: Pod, container: str) -> bool:
-    state = pod.state.main.get(container) or pod.state.init[container]
-    return state.ended is not None
 
 
 async def _healthz(_: web.Request) -> web.Response:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_local.node.container import Ended
+from finetune_local.node.record import Ended
 
 Object = dict[str, Any]
 _OURS = ("Initialized", "ContainersReady", "Ready")

@@ -87,7 +87,7 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
             "Restarting", world.refusal.reason, world.refusal.message, accepted=False
         )
         return Decision(describe(world, status, situation), commits=True, requeue_after=_RECHECK)
-    situation = Situation("Starting", message=f"attempt {number}: creating the gang")
+    situation = Situation("Starting", message=f"creating {spec.workers.replicas} pods")
     return Decision(
         describe(world, new, situation), check=Check(pod=pod[0]), commits=True, requeue_after=0
     )

@@ -134,7 +134,7 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
         return _refused(world, "RunConfigTooLarge", str(error))
     if world.refusal:
         return _refused(world, world.refusal.reason, world.refusal.message)
-    situation = Situation("Starting", message="data is prepared; creating the gang")
+    situation = Situation("Starting", message=f"creating {job.spec.workers.replicas} pods")
     return Decision(
         describe(world, status, situation), check=Check(pod=pod), commits=True, requeue_after=0
     )

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,8 +22,11 @@ from finetune_trainer.engine import Engine
 from finetune_trainer.errors import TrainerError
 
 
-def load(engine: Engine, folder: Path, manifest: Manifest) -> None:
-    """Fill this rank's fragments; TrainerError 78 when the live weights do not match them."""
+def load(engine: Engine, folder: Path, manifest: Manifest, advance: Callable[[], None]) -> None:
+    """Fill this rank's fragments; TrainerError 78 when the live weights do not match them.
+
+    `advance` is called for every slice that was read.
+    """
     reader = CheckpointReader(folder, manifest)
     flats = {}
     for fragment in fragments(engine):
@@ -31,6 +35,7 @@ def load(engine: Engine, folder: Path, manifest: Manifest) -> None:
         for kind in KINDS:
             values = reader.read(fragment.name, kind, fragment.offset, fragment.numel)
             targets[kind].copy_(values)
+            advance()
     for flat in flats.values():
         # A tensor of its own for each: AdamW advances it once per flat tensor that holds it.
         optimizer_state(engine, flat)["step"].fill_(float(reader.adam_step))

@@ -13,7 +13,7 @@ from finetune_trainer.data import digest
 from finetune_trainer.files import write_atomic
 from finetune_trainer.paths import RunPaths
 
-MANIFEST, VERIFIED = "MANIFEST.json", "VERIFIED"
+MANIFEST, VERIFIED, DIVERGED = "MANIFEST.json", "VERIFIED", "DIVERGED"
 _NAME = re.compile(r"step-(\d+)-e(\d+)")
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def _manifest(folder: Path) -> Manifest:
+    if (folder / DIVERGED).exists():
+        raise UnusableError(" holds weights with which the run diverged")
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
     except FileNotFoundError:
@@ -50,26 +52,41 @@ def _manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def newest_valid(
-    paths: RunPaths, run_digest: str, advance: Callable[[], None] | None = None
-) -> tuple[Path, Manifest] | None:
-    """The newest checkpoint of this run whose every file is whole; says what it passes over.
-
-    One that does not read back loses its mark: retention must not prefer it to a whole one.
-    """
+def candidates(paths: RunPaths, run_digest: str) -> Iterator[tuple[Path, Manifest]]:
+    """Checkpoints of this run that look whole, newest first; says what it passes over."""
     for folder in _folders(paths):
         try:
             manifest = _manifest(folder)
             if manifest.run_digest != run_digest:
                 raise UnusableError(" belongs to another run (its digest differs)")
-            damaged = damaged_file(folder, manifest, advance)
-            if damaged is not None:
-                (folder / VERIFIED).unlink(missing_ok=True)
-                raise UnusableError(f"/{damaged} does not match its checksum")
         except UnusableError as reason:
-            _log.warning("checkpoint %s%s; trying the one before it", folder.name, reason)
+            _pass_over(folder, str(reason))
             continue
-        return folder, manifest
+        yield folder, manifest
+
+
+def distrust(folder: Path, damage: str) -> None:
+    """One that does not read back loses its mark: retention must not prefer it to a whole one."""
+    try:
+        (folder / VERIFIED).unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("checkpoint %s keeps its mark: %s", folder.name, error)
+    _pass_over(folder, damage)
+
+
+def _pass_over(folder: Path, reason: str) -> None:
+    _log.warning("checkpoint %s%s; trying the one before it", folder.name, reason)
+
+
+def newest_valid(
+    paths: RunPaths, run_digest: str, advance: Callable[[], None] | None = None
+) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint of this run whose every file is whole, found out by one process."""
+    for folder, manifest in candidates(paths, run_digest):
+        damaged = damaged_file(folder, manifest, advance)
+        if damaged is None:
+            return folder, manifest
+        distrust(folder, f"/{damaged} does not match its checksum")
     return None
 
 
@@ -98,6 +115,19 @@ def drop_from_cache(path: Path) -> None:
 def mark_verified(folder: Path) -> None:
     """Remember that every file was read back."""
     write_atomic(folder / VERIFIED, "")
+
+
+def condemn(paths: RunPaths, last_good: int) -> None:
+    """Nothing later than a step is resumed from any more: it is whole, and its weights are not."""
+    for folder, manifest in published(paths):
+        if manifest.step <= last_good:
+            continue
+        try:
+            write_atomic(folder / DIVERGED, "")
+        except OSError as error:
+            _log.error("checkpoint %s could not be marked as diverged: %s", folder.name, error)
+        else:
+            _log.warning("checkpoint %s holds weights with which the run diverged", folder.name)
 
 
 def records(paths: RunPaths) -> list[CheckpointRecord]:

@@ -1,8 +1,9 @@
 """Saving: every rank writes its fragments, rank 0 publishes when all have."""
 
 import base64
+import contextlib
 import json
-import os
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.storage import Manifest, ManifestEntry
-from finetune_trainer import fence
+from finetune_trainer import fence, tensor_file
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.fragments import adam_step, fragments, moments
 from finetune_trainer.data import digest
@@ -24,6 +24,8 @@ from finetune_trainer.engine import Engine
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import sync_folder, write_atomic
 from finetune_trainer.paths import RunPaths
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Position:
     step: int
     rows_consumed: int
     tokens_seen: int
+    skipped: int
     validation_loss: float | None
 
 
@@ -73,10 +76,10 @@ def save(
         manifest = store.read_manifest(folder)
         _, problem = _try(lambda: _verify(folder, manifest, advance))
         failed = _first_problem(problem, control)
-    if failed is None and dist.get_rank() == 0:
-        store.mark_verified(folder)
-        fence.check(paths, owner.epoch, owner.attempt)
-    dist.barrier(control)
+    if failed is None:
+        _settle(paths, folder, owner, control)
+    else:
+        _discard(folder, control)
     return failed
 
 
@@ -87,30 +90,49 @@ def _write(engine: Engine, folder: Path, advance: Callable[[], None]) -> list[Ma
     for fragment in fragments(engine):
         kinds = {"master": fragment.master(), **moments(engine, fragment)}
         for kind, tensor in kinds.items():
-            tensors[f"{fragment.name}@{fragment.offset}|{kind}"] = tensor.detach().cpu().clone()
-        advance()
+            tensors[f"{fragment.name}@{fragment.offset}|{kind}"] = tensor
     weights = folder / f"rank-{rank:05d}-of-{world:05d}.safetensors"
     partial = weights.with_suffix(".tmp")
-    save_file(tensors, str(partial), {"adamStep": str(adam_step(engine))})
-    _finish(partial, weights)
+    metadata = {"adamStep": str(adam_step(engine))}
+    digests = {weights: tensor_file.write(partial, tensors, metadata, advance)}
+    partial.rename(weights)
     random = folder / f"rng-{rank:05d}.json"
     write_atomic(random, json.dumps(_random_state()))
-    for path in (weights, random):
-        path.chmod(0o644)
+    digests[random] = digest.of_file(random)
     sync_folder(folder)
     return [
-        ManifestEntry(path=p.name, size_bytes=p.stat().st_size, xxh3_128=digest.of_file(p, advance))
-        for p in (weights, random)
+        ManifestEntry(path=path.name, size_bytes=path.stat().st_size, xxh3_128=found)
+        for path, found in digests.items()
     ]
 
 
-def _finish(partial: Path, path: Path) -> None:
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    partial.rename(path)
+def _settle(paths: RunPaths, folder: Path, owner: Owner, control: Any) -> None:
+    """Mark the checkpoint as verified; without the mark (disk full) it is no less whole."""
+
+    def mark() -> None:
+        fence.check(paths, owner.epoch, owner.attempt)
+        store.mark_verified(folder)
+
+    problem = _try(mark)[1] if dist.get_rank() == 0 else None
+    unmarked = _first_problem(problem, control)
+    if unmarked is not None:
+        _log.error("checkpoint %s could not be marked as verified (%s)", folder.name, unmarked)
+
+
+def _discard(folder: Path, control: Any) -> None:
+    """Give the space back: each rank removes what it wrote of a checkpoint that will never be."""
+    rank = dist.get_rank()
+    with contextlib.suppress(OSError):
+        if rank == 0:  # first of all: what is half gone must not look whole
+            (folder / store.MANIFEST).unlink(missing_ok=True)
+    dist.barrier(control)
+    for file in [*folder.glob(f"rank-{rank:05d}-of-*"), *folder.glob(f"rng-{rank:05d}.json")]:
+        with contextlib.suppress(OSError):
+            file.unlink()
+    dist.barrier(control)
+    with contextlib.suppress(OSError):
+        if rank == 0:
+            folder.rmdir()
 
 
 def _random_state() -> dict[str, str]:
@@ -136,6 +158,7 @@ def _publish(
         step=position.step,
         rows_consumed=position.rows_consumed,
         tokens_seen=position.tokens_seen,
+        skipped_steps=position.skipped,
         fence_epoch=owner.epoch,
         attempt=owner.attempt,
         job_uid=owner.job_uid,

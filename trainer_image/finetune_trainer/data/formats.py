@@ -18,6 +18,22 @@ from finetune_trainer.errors import TrainerError
 
 Format = Literal["Messages", "PromptCompletion"]
 _ROLES = ("system", "user", "assistant", "tool")
+# Fields that change what a row means, and the value with which they do not.
+_ROW_FIELDS: dict[str, Any] = {
+    "tools": None,
+    "functions": None,
+    "documents": None,
+    "chat_template_kwargs": None,
+}
+_MESSAGE_FIELDS: dict[str, Any] = {
+    "tool_calls": None,
+    "function_call": None,
+    "tool_call_id": None,
+    "reasoning_content": None,
+    "thinking": None,
+    "train": True,
+    "weight": 1,
+}
 _UNREADABLE = (EOFError, OSError, zlib.error)  # gzip raises any of them for a damaged file
 _SHAPES = (
     'Messages, {"messages": [{"role": "user", "content": "..."}, ...]}, or '
@@ -61,11 +77,25 @@ def read(path: Path, name: str, wanted: str) -> Iterator[Example]:
     check_file(path, name)
     kind: Format | None = None if wanted == "Auto" else _format(wanted)
     for where, row in _rows(path, name):
-        if not isinstance(row, dict):
-            raise bad_data(where, f"a JSON {_type(row)}", f"every row must be an object: {_SHAPES}")
+        _check_row(where, row)
         if kind is None:
             kind = _guess(where, row)
         yield _messages(where, row) if kind == "Messages" else _prompt_completion(where, row)
+
+
+def _check_row(where: str, row: Any) -> None:
+    if not isinstance(row, dict):
+        raise bad_data(where, f"a JSON {_type(row)}", f"every row must be an object: {_SHAPES}")
+    _check_unsupported(where, row, _ROW_FIELDS)
+
+
+def _check_unsupported(where: str, fields: dict[str, Any], unsupported: dict[str, Any]) -> None:
+    """Refuse what would be left out in silence, unless it says what happens anyway."""
+    for name, harmless in unsupported.items():
+        value = fields.get(name)
+        absent = value is None or (harmless is None and not value)
+        if not absent and value != harmless:
+            raise bad_data(where, f"{name!r} is not supported yet", "remove the field, or the row")
 
 
 def _format(wanted: str) -> Format:
@@ -129,6 +159,7 @@ def _decode(data: bytes, where: str, *, first: bool) -> str:
 
 
 def _parse(text: str, where: str, expected: str) -> Any:
+    cause: ValueError | None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -136,6 +167,8 @@ def _parse(text: str, where: str, expected: str) -> Any:
         problem, cause = f"{error.msg} at {at}", error
     except RecursionError:
         problem, cause = "nested too deeply", None
+    except ValueError as error:  # Python reads no integer of more than 4,300 digits
+        problem, cause = str(error).split(";")[0], error
     raise bad_data(where, f"not JSON ({problem})", f"{expected}; mend or remove it") from cause
 
 
@@ -160,6 +193,7 @@ def _message(where: str, number: int, message: Any) -> dict[str, str]:
     at = f"{where}, message {number}"
     if not isinstance(message, dict) or "role" not in message or "content" not in message:
         raise bad_data(at, "not a message", "it needs 'role' and 'content'")
+    _check_unsupported(at, message, _MESSAGE_FIELDS)
     role, content = message["role"], message["content"]
     if role not in _ROLES:
         raise bad_data(at, f"role {role!r}", f"allowed are {', '.join(_ROLES)}")

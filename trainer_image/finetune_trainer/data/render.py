@@ -86,10 +86,13 @@ class Renderer:
         if not example.completion:
             return None
         encoded = self._tokenizer(example.prompt + example.completion, return_offsets_mapping=True)
-        tokens = [*encoded["input_ids"], self._stop]
+        tokens, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        if tokens[-1:] == [self._stop] and offsets[-1][0] == offsets[-1][1]:
+            # This tokenizer ends texts with the stop token itself; one is enough.
+            tokens, offsets = tokens[:-1], offsets[:-1]
         starts = 0 if mode == "All" else len(example.prompt)
-        trained = [end > starts and end > begin for begin, end in encoded["offset_mapping"]]
-        return _document(tokens, [*trained, True])
+        trained = [end > starts and end > begin for begin, end in offsets]
+        return _document([*tokens, self._stop], [*trained, True])
 
     def _messages(self, example: Example, messages: list[dict[str, str]]) -> Document | None:
         mode = self._mode("Messages", example.where)
@@ -162,8 +165,11 @@ class Renderer:
         self, example: Example, messages: list[dict[str, str]], turn: int, text: str
     ) -> tuple[int, int]:
         """Characters of an assistant turn in the whole text."""
-        before = self._text(example, messages[:turn], prompt=True)
         up_to = self._text(example, messages[: turn + 1])
+        if turn:
+            before = self._text(example, messages[:turn], prompt=True)
+        else:
+            before = self._before_the_first(example, messages[0], up_to)
         if not (up_to.startswith(before) and text.startswith(up_to)):
             raise bad_data(
                 example.where,
@@ -172,6 +178,24 @@ class Renderer:
                 "use lossOn: LastAssistant, or a template with {% generation %} markers",
             )
         return len(before), len(up_to)
+
+    def _before_the_first(self, example: Example, message: dict[str, str], text: str) -> str:
+        """What precedes a turn that nothing precedes: templates cannot render no message at all.
+
+        The generation prompt is what the template adds when asked for it; where it stands in the
+        turn's own text, the turn begins (a default system prompt may come before it).
+        """
+        prompted = self._text(example, [message], prompt=True)
+        prompt = prompted.removeprefix(text)
+        at = text.find(prompt) if prompt and prompted.startswith(text) else -1
+        if at < 0:
+            raise bad_data(
+                example.where,
+                "it begins with an assistant turn, and this chat template does not show where that "
+                "begins",
+                "let a user turn come first, or use a template with {% generation %} markers",
+            )
+        return text[: at + len(prompt)]
 
     def _text(
         self, example: Example, messages: list[dict[str, str]], *, prompt: bool = False

@@ -41,10 +41,17 @@ class Rows:
         self._trained = load("trained.u8", "u1")
         self._segments = load("segments.u32", "<u4")
         self._index = np.fromfile(folder / f"{split}.index.i64", dtype="<i8").reshape(-1, 2)
-        trained = np.concatenate([[0], np.cumsum(self._trained, dtype=np.int64)])
-        starts = self._index[:, 0]
-        self.trained_tokens: NDArray[np.int64] = trained[starts[1:]] - trained[starts[:-1]]
+        self.trained_tokens = self._count_trained()
         """Tokens with loss, per row: every rank knows the denominator of the whole batch."""
+
+    def _count_trained(self) -> NDArray[np.int64]:
+        """Without a copy of all tokens; `reduceat` sums between starts, since no row is empty."""
+        if not len(self):
+            return np.zeros(0, dtype=np.int64)
+        counts: NDArray[np.int64] = np.add.reduceat(
+            self._trained.view(np.uint8), self._index[:-1, 0], dtype=np.int64
+        )
+        return counts
 
     def __len__(self) -> int:
         return len(self._index) - 1

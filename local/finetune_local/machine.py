@@ -1,0 +1,90 @@
+"""What a machine must have before anything is downloaded or started, said in words.
+
+Standard library only: `make setup` asks here before it has installed a single package.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_local.cache import clusters_folder
+
+GB = 1000**3
+_PR_SET_PDEATHSIG = 1
+
+
+class ClusterError(Exception):
+    """A cluster did not do what was asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that will be written below a folder, and what they are for."""
+
+    what: str
+    size: int
+    folder: Path  # it need not exist yet
+
+
+def no_namespaces() -> str | None:
+    """Why pods cannot run here and what to do; None when they can."""
+    if not sys.platform.startswith("linux"):
+        return f"the local cluster runs on Linux only, this is {sys.platform}"
+    if shutil.which("unshare") is None:
+        return "the program unshare (package util-linux) is not on the PATH"
+    probe = ["unshare", "--user", "--map-root-user", "--pid", "--mount", "--fork", "--mount-proc"]
+    done = subprocess.run([*probe, "true"], check=False, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    return (
+        f"the kernel refuses user namespaces ({done.stderr.strip()}); allow them: "
+        "sysctl -w user.max_user_namespaces=15000, and on Ubuntu also "
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+    )
+
+
+def cluster_needs() -> list[Need]:
+    """Room for one cluster: etcd, logs, and what pods write outside their claims."""
+    return [Need("cluster", 1 * GB, clusters_folder())]
+
+
+def no_room(needs: Iterable[Need]) -> str | None:
+    """Which file system is too small for its needs together; None when all fit."""
+    file_systems: dict[int, list[Need]] = {}
+    for need in needs:
+        file_systems.setdefault(os.stat(_existing(need.folder)).st_dev, []).append(need)
+    for together in file_systems.values():
+        wanted = sum(need.size for need in together)
+        free = shutil.disk_usage(_existing(together[0].folder)).free
+        if free < wanted:
+            parts = "; ".join(f"{n.what} {n.size / GB:.1f} GB in {n.folder}" for n in together)
+            return (
+                f"{free / GB:.1f} GB of disk are free, {wanted / GB:.1f} GB are needed: {parts}. "
+                "Make room, or name folders on another disk (FINETUNE_CACHE for packages and "
+                "control plane)"
+            )
+    return None
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists: the file system it will be on."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def check_machine() -> None:
+    """ClusterError in words when this machine cannot run a local cluster."""
+    if refused := no_namespaces() or no_room(cluster_needs()):
+        raise ClusterError(refused)
+
+
+def die_with_parent() -> None:
+    """To be run between fork and exec: the kernel kills us when the parent is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,41 @@
+"""What a container is started with, from the pod's specification."""
+
+from pathlib import Path
+from typing import Any
+
+from finetune_local.node import images, volumes
+from finetune_local.node.container import Launch
+from finetune_local.node.environment import Lookup, environment, expand
+from finetune_local.node.images import Image
+from finetune_local.node.volumes import Volume
+
+Object = dict[str, Any]
+
+
+async def launch(
+    pod: Object,
+    spec: Object,
+    *,
+    image: Image,
+    places: dict[str, Volume],
+    lookup: Lookup,
+    hosts: Path,
+) -> Launch:
+    """For one container of a pod whose address is known; UnresolvedError when something lacks."""
+    metadata, security = pod["metadata"], spec.get("securityContext", {})
+    user, group = images.identity(pod, spec, image)
+    env = await environment(pod, spec, lookup)
+    words = [*spec["command"], *spec.get("args", [])]
+    return Launch(
+        command=[expand(word, env) for word in words],
+        env={"HOSTNAME": metadata["name"]} | image.env | env,
+        cwd=spec.get("workingDir", "/"),
+        user=user,
+        group=group,
+        hostname=pod["spec"].get("hostname", metadata["name"])[:63],
+        hosts=str(hosts),
+        mounts=volumes.mounts(spec, places),
+        read_only_root=bool(security.get("readOnlyRootFilesystem")),
+        termination_path=spec.get("terminationMessagePath", "/dev/termination-log"),
+        fall_back_to_logs=spec.get("terminationMessagePolicy") == "FallbackToLogsOnError",
+    )

@@ -1,0 +1,59 @@
+"""What a cluster's DNS would know: all pods and Services, whatever node they are on."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from finetune_local.node.api import TRANSIENT, Api, ApiError
+
+Object = dict[str, Any]
+_log = logging.getLogger(__name__)
+
+
+class Names:
+    """Follows pods and Services with an identity of its own: a node may see its own pods only."""
+
+    def __init__(self, api: Api) -> None:
+        self.changed: Callable[[], None] = lambda: None
+        self._api = api
+        self._pods: dict[str, Object] = {}
+        self._services: dict[str, Object] = {}
+
+    @property
+    def pods(self) -> list[Object]:
+        """Every pod of the cluster."""
+        return list(self._pods.values())
+
+    @property
+    def services(self) -> list[Object]:
+        """Every Service of the cluster."""
+        return list(self._services.values())
+
+    async def run(self) -> None:
+        """Follow both for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow("/api/v1/pods", self._pods))
+            group.create_task(self._follow("/api/v1/services", self._services))
+
+    async def _follow(self, path: str, store: dict[str, Object]) -> None:
+        while True:
+            try:
+                listed = await self._api.get(path)
+                store.clear()
+                store |= {item["metadata"]["uid"]: item for item in listed["items"]}
+                self.changed()
+                async for event in self._api.watch(path, listed["metadata"]["resourceVersion"]):
+                    _keep(store, event)
+                    self.changed()
+            except (ApiError, *TRANSIENT) as error:
+                _log.warning("watch of %s: %s", path, error)
+                await asyncio.sleep(0.5)
+
+
+def _keep(store: dict[str, Object], event: Object) -> None:
+    item = event["object"]
+    if event["type"] == "DELETED":
+        store.pop(item["metadata"]["uid"], None)
+    elif event["type"] in ("ADDED", "MODIFIED"):
+        store[item["metadata"]["uid"]] = item

@@ -1,0 +1,77 @@
+"""Writes the files of a new cluster: choices, certificates, kubeconfigs, command lines."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from finetune_local import layout
+from finetune_local.cache import TREE
+from finetune_local.layout import Identities, Settings
+from finetune_local.pki import Authority, Identity
+
+IMAGE = "finetune-trainer:local"
+_IMAGE_USER = 65532  # "nonroot", as the real image has
+
+
+def write_files(folder: Path, settings: Settings, binary: Path) -> None:
+    """Everything the supervisor needs to start; cluster.json first, it marks the folder as ours."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.save(folder / "cluster.json")
+    for part in ("logs", "etcd"):
+        (folder / part).mkdir(mode=0o700, exist_ok=True)
+    identities = _identities(folder, settings)
+    components = layout.control_plane(folder, binary, settings, identities)
+    components += [layout.node(folder, settings, name) for name in settings.node_names]
+    entries = json.dumps([asdict(component) for component in components])
+    (folder / "components.json").write_text(entries)
+    path = os.pathsep.join([str(TREE / ".venv" / "bin"), os.environ.get("PATH", os.defpath)])
+    image = {"env": {"PATH": path, "HOME": "/tmp"}, "user": _IMAGE_USER}
+    (folder / "images.json").write_text(json.dumps({IMAGE: image}))
+
+
+def write_kubeconfig(folder: Path, file: str, settings: Settings, user: dict[str, str]) -> Path:
+    """A kubeconfig in the cluster's folder, for its owner's eyes only."""
+    path = folder / f"{file}.conf"
+    text = layout.kubeconfig(settings.server, folder / "pki" / "ca.crt", user)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as output:
+        output.write(text)
+    return path
+
+
+def _identities(folder: Path, settings: Settings) -> Identities:
+    authority = Authority(folder / "pki")
+
+    def client(file: str, identity: Identity) -> None:
+        pair = {
+            "client-certificate": str(identity.certificate),
+            "client-key": str(identity.key),
+        }
+        write_kubeconfig(folder, file, settings, pair)
+
+    identities = Identities(
+        ca=authority.certificate,
+        api_server=authority.issue(
+            "apiserver",
+            "kube-apiserver",
+            names=("127.0.0.1", "localhost", "kubernetes.default.svc", "10.96.0.1"),
+        ),
+        kubelet_client=authority.issue(
+            "kubelet-client", "kube-apiserver-kubelet-client", ("system:masters",)
+        ),
+        service_accounts=authority.signing_key("service-accounts"),
+    )
+    users = {
+        "admin": ("finetune-local:admin", ("system:masters",)),
+        "controller-manager": ("system:kube-controller-manager", ()),
+        "scheduler": ("system:kube-scheduler", ()),
+        "provisioner": ("finetune-local:provisioner", ()),
+        "names": ("finetune-local:names", ()),
+    }
+    for file, (user, groups) in users.items():
+        client(file, authority.issue(file, user, groups))
+    for name in settings.node_names:
+        names = ("127.0.0.1", name)
+        client(name, authority.issue(name, f"system:node:{name}", ("system:nodes",), names))
+    return identities

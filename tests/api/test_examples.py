@@ -1,0 +1,103 @@
+"""Each example that a reader may copy is given to the real API server, or to the real reader."""
+
+import copy
+import json
+import re
+
+import pytest
+import yaml
+
+from finetune_local.cache import TREE
+from finetune_local.cluster import Cluster
+from finetune_trainer.data.formats import read
+from tests.api.jobs import make_job
+from tests.api.server import JOBS, Server
+
+PAGES = [TREE / "README.md", *TREE.glob("examples/*.md"), *sorted(TREE.glob("docs/**/*.md"))]
+
+
+def fenced(*languages: str) -> dict[str, str]:
+    """`page:line` -> the block that begins there."""
+    found = {}
+    for page in PAGES:
+        text = page.read_text()
+        for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            if match[1] in languages:
+                line = text[: match.start()].count("\n") + 1
+                found[f"{page.relative_to(TREE)}:{line}"] = match[2]
+    return found
+
+
+FILES = {str(path.relative_to(TREE)): path.read_text() for path in TREE.glob("examples/*.yaml")}
+MANIFESTS = FILES | fenced("yaml", "yml")
+SHELL = fenced("sh", "console")
+PATCHES = {
+    f"{place} {number}": patch
+    for place, text in SHELL.items()
+    for number, patch in enumerate(re.findall(r"kubectl patch .* -p '(.*?)'", text))
+}
+DATA = re.findall(r"`(\{\"\w+\".*?\})`", (TREE / "examples" / "README.md").read_text())
+
+
+@pytest.fixture(scope="module")
+def server(control_plane: Cluster):
+    control_plane.kubectl("apply", "-f", str(TREE / "crds"))
+    control_plane.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
+    found = Server(control_plane)
+    yield found
+    found.close()
+
+
+def test_there_are_examples():
+    assert len(FILES) >= 2
+    assert any(place.startswith("README.md") for place in MANIFESTS)
+    assert PATCHES
+    assert len(DATA) == 2
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("place", MANIFESTS)
+def test_every_manifest_is_accepted_as_it_stands(control_plane: Cluster, server, place: str):
+    kinds = {document["kind"] for document in yaml.safe_load_all(MANIFESTS[place])}
+    assert kinds == {"FineTuneJob"}
+    options = ("--dry-run=server", "--validate=strict")
+    said = control_plane.kubectl("create", *options, "-f", "-", stdin=MANIFESTS[place])
+    assert "created (server dry run)" in said
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("place", PATCHES)
+def test_every_patch_is_accepted_as_it_stands(server: Server, place: str):
+    server.request("POST", JOBS, make_job("patched"))
+    code, before = server.request("GET", f"{JOBS}/patched")
+    assert code == 200
+    change = json.loads(PATCHES[place])
+    code, after = server.patch(f"{JOBS}/patched?dryRun=All&fieldValidation=Strict", change)
+    assert code == 200, after
+    expected = copy.deepcopy(before["spec"])
+    for name, value in change["spec"].items():
+        expected[name] = expected.get(name, {}) | value if isinstance(value, dict) else value
+    assert after["spec"] == expected
+
+
+@pytest.mark.parametrize("line", DATA)
+def test_every_line_of_data_is_read(tmp_path, line: str):
+    (tmp_path / "data.jsonl").write_text(line + "\n")
+    (example,) = read(tmp_path / "data.jsonl", "data.jsonl", "Auto")
+    assert example.messages or example.prompt
+
+
+def test_every_file_that_a_page_links_to_exists():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.relative_to(TREE)} links to {target}"
+
+
+def test_every_make_target_of_the_pages_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (TREE / "Makefile").read_text(), re.MULTILINE))
+    pages = [*PAGES, TREE / "CONTRIBUTING.md"]
+    named = {
+        name for page in pages for name in re.findall(r"^make ([a-z]+)", page.read_text(), re.M)
+    }
+    assert named
+    assert named <= targets

@@ -1,0 +1,120 @@
+"""Pods for tests of the node, and what to ask about them."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune_local.build import binaries
+from finetune_local.cluster import IMAGE, Cluster, ClusterError
+from tests.installed import wait_for
+
+Object = dict[str, Any]
+
+
+def container(script: str, name: str = "main", **changes: Any) -> Object:
+    """A container that runs a shell script."""
+    return {"name": name, "image": IMAGE, "command": ["sh", "-c", script]} | changes
+
+
+def pod(name: str, *containers: Object, **spec: Any) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {"restartPolicy": "Never", "containers": list(containers)} | spec,
+    }
+
+
+def create(cluster: Cluster, *items: Object) -> None:
+    body = {"apiVersion": "v1", "kind": "List", "items": list(items)}
+    cluster.kubectl("create", "-f", "-", stdin=json.dumps(body))
+
+
+def get(cluster: Cluster, name: str) -> Object:
+    found: Object = json.loads(cluster.kubectl("get", "pod", name, "-o", "json"))
+    return found
+
+
+def ended(cluster: Cluster, name: str, seconds: float = 30) -> Object:
+    """The pod's status once it has ended."""
+
+    def look() -> Object | None:
+        status: Object = get(cluster, name)["status"]
+        return status if status["phase"] in ("Succeeded", "Failed") else None
+
+    status: Object = wait_for(f"{name} has ended", look, seconds)
+    return status
+
+
+def run(cluster: Cluster, item: Object) -> str:
+    """Create a pod and wait for its end; what its first container said."""
+    create(cluster, item)
+    name = item["metadata"]["name"]
+    status = ended(cluster, name)
+    first = item["spec"]["containers"][0]["name"]
+    assert status["containerStatuses"][0]["state"].get("terminated"), status
+    return cluster.kubectl("logs", name, "-c", first)
+
+
+def exits(status: Object, kind: str = "containerStatuses") -> dict[str, Object]:
+    """Container -> its terminated state."""
+    return {s["name"]: s["state"].get("terminated") for s in status[kind]}
+
+
+def logs(cluster: Cluster, name: str, *options: str) -> str:
+    """Empty while there is none."""
+    try:
+        return cluster.kubectl("logs", name, *options)
+    except ClusterError:
+        return ""
+
+
+def waiting(cluster: Cluster, name: str) -> tuple[str, str]:
+    """Reason and message of the first container that waits."""
+    for status in get(cluster, name)["status"].get("containerStatuses", []):
+        if state := status["state"].get("waiting"):
+            return state["reason"], state.get("message", "")
+    return "", ""
+
+
+@contextmanager
+def followed(cluster: Cluster, name: str, first: str) -> Iterator[Callable[[], str]]:
+    """`kubectl logs -f`, once it has said its first line; the rest is returned when it ends."""
+    program = [str(binaries() / "kubectl"), "--kubeconfig", str(cluster.kubeconfig)]
+    command = [*program, "logs", "-f", name]
+    # Without a buffer: what is read ahead of the first line would be lost.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline().decode() == first + "\n"
+            yield lambda: process.communicate(timeout=15)[0].decode()
+        finally:
+            process.kill()
+
+
+def keep(item: Object) -> Object:
+    """The object stays when it is deleted, so that its last status can be read."""
+    item["metadata"]["finalizers"] = ["finetune.dev/test"]
+    return item
+
+
+def let_go(cluster: Cluster, name: str) -> None:
+    patch = '{"metadata":{"finalizers":null}}'
+    cluster.kubectl("patch", "pod", name, "--type=merge", "-p", patch)
+
+
+def processes_with(marker: str) -> list[int]:
+    """Processes of this machine that have the word in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if marker.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found

@@ -1,0 +1,96 @@
+"""What this node does not offer is refused in words; nothing is silently left out."""
+
+import pytest
+
+from finetune_local.node.admission import refusal
+from finetune_local.node.environment import UnresolvedError
+from finetune_local.node.images import Image, RefusedError, check, identity
+from tests.installed import wait_for
+from tests.local.pods import container, create, ended, pod, waiting
+
+DEVICE = "finetune.dev/cpu-device"
+
+
+def holding(name: str, *counts: int, init: int = 0):
+    def limited(label: str, count: int):
+        return container("sleep 1000", label, resources={"limits": {DEVICE: str(count)}})
+
+    item = pod(name, *(limited(f"c{i}", count) for i, count in enumerate(counts)))
+    return item | {"spec": item["spec"] | {"initContainers": [limited("init", init)]}}
+
+
+REFUSED = {
+    "activeDeadlineSeconds": pod("a", container("true"), activeDeadlineSeconds=5),
+    "hostNetwork": pod("a", container("true"), hostNetwork=True),
+    "livenessProbe": pod("a", container("true", livenessProbe={"exec": {"command": ["true"]}})),
+    "readinessProbe": pod("a", container("true", readinessProbe={"tcpSocket": {"port": 1}})),
+    "lifecycle": pod("a", container("true", lifecycle={"preStop": {"sleep": {"seconds": 1}}})),
+    "hostPort": pod("a", container("true", ports=[{"containerPort": 1, "hostPort": 1}])),
+    "privileged": pod("a", container("true", securityContext={"privileged": True})),
+    "supplementalGroups": pod(
+        "a", container("true"), securityContext={"supplementalGroups": [7], "fsGroup": 8}
+    ),
+    "restartPolicy": pod("a", container("true"), restartPolicy="Always"),
+    "needs a command": pod("a", {"name": "main", "image": "x"}),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_is_not_offered_is_refused(words):
+    with pytest.raises(RefusedError, match=words):
+        check(REFUSED[words])
+
+
+def test_what_the_operator_asks_for_is_offered():
+    security = {"runAsNonRoot": True, "fsGroup": 65532, "supplementalGroups": [65532]}
+    check(pod("a", container("true"), securityContext=security))
+
+
+IDENTITIES = {
+    "of the image": ({}, {}, (65532, 65532)),
+    "of the pod": ({"runAsUser": 5, "runAsGroup": 6}, {}, (5, 6)),
+    "of the container": ({"runAsUser": 5}, {"runAsUser": 7, "runAsNonRoot": True}, (7, 7)),
+    "group of the files": ({"runAsUser": 5, "fsGroup": 8}, {}, (5, 8)),
+    "root by number": ({"runAsNonRoot": True}, {"runAsUser": 0}, "breaks non-root policy"),
+}
+
+
+@pytest.mark.parametrize("case", IDENTITIES)
+def test_who_a_container_runs_as(case):
+    of_pod, own, expected = IDENTITIES[case]
+    item = pod("a", container("true", securityContext=own), securityContext=of_pod)
+    if isinstance(expected, str):
+        with pytest.raises(UnresolvedError, match=expected):
+            identity(item, item["spec"]["containers"][0], Image())
+    else:
+        assert identity(item, item["spec"]["containers"][0], Image()) == expected
+
+
+def test_devices_are_summed_over_the_pods_that_live():
+    assert refusal(holding("a", 1, 1), [holding("b", 1), holding("c", 0, init=1)], 4) is None
+    error = refusal(holding("a", 1, 1), [holding("b", 2), holding("c", 1)], 4)
+    assert error.reason == "UnexpectedAdmissionError"
+    assert "Requested: 2, Available: 1" in str(error)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_pod_that_bypasses_the_scheduler_is_not_admitted_without_devices(cluster):
+    item = holding("greedy-bypass", 5)
+    item["spec"]["nodeName"] = f"{cluster.name}-node-1"
+    create(cluster, item)
+    status = ended(cluster, "greedy-bypass")
+    assert (status["phase"], status["reason"]) == ("Failed", "UnexpectedAdmissionError")
+    assert "Requested: 5, Available: 4" in status["message"]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_root_user_against_the_pods_word_waits_and_says_so(cluster):
+    security = {"runAsNonRoot": True, "runAsUser": 0}
+    create(cluster, pod("rooted", container("id", securityContext=security)))
+    wait_for("it says so", lambda: waiting(cluster, "rooted")[1])
+    reason, message = waiting(cluster, "rooted")
+    assert reason == "CreateContainerConfigError"
+    assert "breaks non-root policy" in message
+    cluster.kubectl("delete", "pod", "rooted")

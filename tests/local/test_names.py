@@ -1,0 +1,71 @@
+"""A cluster's name is a folder that gets deleted: nothing but a name is taken for one."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune_local.__main__ import main
+from finetune_local.cluster import Cluster, ClusterError
+
+PRECIOUS = "precious"
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch) -> Path:
+    """An own place for clusters, with something beside them that must stay."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / PRECIOUS).write_text("keep me")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def finetune_local(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """Run a command line; exit code and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["finetune-local", *arguments])
+        code = main()
+        return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "My_Cluster", "a\n", "-a", "a-", "x" * 32])
+@pytest.mark.parametrize("command", ["down", "up", "status", "kubeconfig"])
+def test_what_is_no_name_is_refused_before_anything_is_touched(
+    state, finetune_local, command, name
+):
+    code, words = finetune_local(command, f"--name={name}")
+    assert code == 1
+    assert "is no name of a cluster" in words
+    assert [p.name for p in state.iterdir()] == [PRECIOUS]
+
+
+def test_a_path_is_no_name(state, finetune_local, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    assert finetune_local("down", "--name", str(victim))[0] == 1
+    assert victim.exists()
+
+
+def test_a_folder_that_is_no_clusters_is_not_deleted(state):
+    folder = state / "finetune-local" / "photos"
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").touch()
+    with pytest.raises(ClusterError, match="not the folder of a cluster"):
+        Cluster("photos").down()
+    assert (folder / "1.jpg").exists()
+
+
+def test_a_folder_too_deep_for_sockets_is_refused_in_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / ("d" * 100)))
+    with pytest.raises(ClusterError, match="too long for a socket"):
+        Cluster.up("a")
+
+
+@pytest.mark.parametrize("name", ["a", "default", "0", "test-api-12345", "x" * 31])
+def test_names(name):
+    assert Cluster(name).name == name

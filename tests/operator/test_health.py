@@ -1,0 +1,84 @@
+"""What the health endpoint says about parts that hang and caches that are empty."""
+
+import asyncio
+import urllib.error
+import urllib.request
+
+import pytest
+
+from finetune_operator.health import Health
+from finetune_operator.queue import Queue
+from tests.installed import free_port
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_part_that_does_nothing_for_too_long_is_named():
+    clock = Clock()
+    health = Health(clock=clock)
+    pods, jobs = health.heart("watch on pods", 240), health.heart("watch on jobs", 400)
+    clock.now = 241
+    jobs.beat()
+    assert health.late() == ["watch on pods: nothing for 241 s, 240 s are allowed"]
+    pods.beat()
+    assert health.late() == []
+
+
+def test_a_look_that_hangs_is_named():
+    health = Health(longest=lambda: (("team", "job"), 601.0))
+    assert health.late() == ["worker on team/job: one look for 601 s, 600 s are allowed"]
+
+
+async def test_the_queue_knows_its_longest_look():
+    queue, hang = Queue(), asyncio.Event()
+
+    async def handle(_) -> None:
+        await hang.wait()
+
+    worker = asyncio.create_task(queue.work(handle))
+    queue.add(("team", "job"))
+    await asyncio.sleep(0.1)
+    longest = queue.longest()
+    assert longest is not None
+    assert longest[0] == ("team", "job")
+    assert longest[1] >= 0.05
+    hang.set()
+    await asyncio.sleep(0.05)
+    assert queue.longest() is None
+    worker.cancel()
+
+
+async def test_ready_means_filled_and_alive_and_both_say_why_not():
+    clock, port = Clock(), free_port()
+    health = Health(clock=clock, role=lambda: "standby")
+    heart = health.heart("watch on jobs", 400, filled=False)
+    task = asyncio.create_task(health.run(port))
+    await asyncio.sleep(0.1)
+
+    def ask(path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    assert (await asyncio.to_thread(ask, "/healthz"))[0] == 200
+    code, text = await asyncio.to_thread(ask, "/readyz")
+    assert (code, text.splitlines()[0]) == (503, "watch on jobs: not listed yet")
+    heart.fill()
+    code, text = await asyncio.to_thread(ask, "/readyz")
+    assert (code, "standby" in text) == (200, True)
+    clock.now = 500
+    for path in ("/healthz", "/readyz"):
+        code, text = await asyncio.to_thread(ask, path)
+        assert code == 503
+        assert "watch on jobs: nothing for 500 s, 400 s are allowed" in text
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

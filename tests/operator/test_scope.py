@@ -1,0 +1,199 @@
+"""Whose job it is: label selectors, namespaces, and no more rights than that."""
+
+import json
+
+import pytest
+import yaml
+
+from finetune_local.cache import TREE
+from finetune_local.cluster import Cluster
+from finetune_operator.selector import Selector
+from finetune_operator.settings import Settings, SettingsError
+from tests.installed import Operator, install, wait_for
+from tests.operator.faults import Seen
+from tests.operator.kubelet import names
+from tests.operator.test_live import _CLAIM
+from tests.operator.worlds import make_spec
+
+LABELS = [{}, {"team": "a"}, {"team": "b"}, {"team": "a", "tier": "gold"}, {"example.com/x": ""}]
+SELECTORS = [
+    "",
+    "team=a",
+    "team == a",
+    "team!=a",
+    "team in (a, b)",
+    "team notin (a,c),tier",
+    "team",
+    "!team",
+    "! team, tier!=gold",
+    "example.com/x=",
+    "example.com/x in ()",
+    "team in (a,b),tier notin (gold)",
+]
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: Cluster) -> Cluster:
+    install(control_plane)
+    for namespace in ("one", "two", "three", "default"):
+        manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+        control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+        control_plane.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=_CLAIM)
+    return control_plane
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_selectors_select_what_the_api_server_selects(api):
+    items = [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": f"labels-{number}", "labels": labels},
+        }
+        for number, labels in enumerate(LABELS)
+    ]
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+    api.kubectl("apply", "--namespace", "three", "-f", "-", stdin=text)
+    expected, found = {}, {}
+    for selector in SELECTORS:
+        answer = api.kubectl("get", "cm", "--namespace=three", "-l", selector, "-o", "name")
+        expected[selector] = {n for n in range(len(LABELS)) if f"labels-{n}\n" in answer}
+        parsed = Selector.parse(selector)
+        found[selector] = {n for n, labels in enumerate(LABELS) if parsed.matches(labels)}
+    assert found == expected
+
+
+@pytest.mark.parametrize("text", ["team=a b", "team in a", "=a", "team>3", "-x=a", "a,,b", "a=b;c"])
+def test_what_is_no_selector_is_refused_in_words(monkeypatch, text):
+    monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "trainer:1")
+    monkeypatch.setenv("FINETUNE_JOB_SELECTOR", text)
+    with pytest.raises(SettingsError, match=r"FINETUNE_JOB_SELECTOR is .* allowed: key=value"):
+        Settings.from_environment()
+
+
+LEASES = {
+    "half of a name": ({"LEASE_NAME": "a"}, "FINETUNE_LEASE_NAMESPACE is not set"),
+    "too short": ({"LEASE_DURATION_SECONDS": "5"}, "is '5'; a whole number from 10 to 600"),
+    "no port": ({"HEALTH_PORT": "80.5"}, "FINETUNE_HEALTH_PORT is '80.5'"),
+}
+
+
+@pytest.mark.parametrize(("variables", "message"), LEASES.values(), ids=LEASES.keys())
+def test_settings_that_make_no_sense_are_refused_in_words(monkeypatch, variables, message):
+    monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "trainer:1")
+    for name, value in variables.items():
+        monkeypatch.setenv(f"FINETUNE_{name}", value)
+    with pytest.raises(SettingsError, match=message):
+        Settings.from_environment()
+
+
+def apply(api: Cluster, name: str, namespace: str = "default", **labels: str) -> None:
+    item = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": make_spec(),
+    }
+    api.kubectl("create", "-f", "-", stdin=json.dumps(item))
+
+
+def prepares(api: Cluster, namespace: str) -> set[str]:
+    found = api.kubectl("get", "pods", "--namespace", namespace, "-o", "name").split()
+    return {name.removeprefix("pod/") for name in found}
+
+
+def job(api: Cluster, namespace: str, name: str) -> dict:
+    return json.loads(api.kubectl("get", "ftj", name, "--namespace", namespace, "-o", "json"))
+
+
+@pytest.fixture
+def writer(api: Cluster) -> Cluster:
+    """A user who may act in namespaces one and two by Roles, and nowhere else."""
+    items = list(yaml.safe_load_all((TREE / "operator" / "rbac" / "role.yaml").read_text()))
+    role = next(item for item in items if item["kind"] == "ClusterRole")
+    account = {"kind": "ServiceAccount", "name": "namespaced", "namespace": "finetune-system"}
+    made = [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _named("namespaced")}]
+    rbac = "rbac.authorization.k8s.io"
+    for namespace in ("one", "two"):
+        metadata = _named("namespaced", namespace)
+        made.append({**role, "kind": "Role", "metadata": metadata})
+        made.append(
+            {
+                "apiVersion": f"{rbac}/v1",
+                "kind": "RoleBinding",
+                "metadata": metadata,
+                "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "namespaced"},
+                "subjects": [account],
+            }
+        )
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": made})
+    api.kubectl("apply", "-f", "-", stdin=text)
+    return api
+
+
+def _named(name: str, namespace: str = "finetune-system") -> dict:
+    return {"name": name, "namespace": namespace}
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_an_operator_of_two_namespaces_needs_no_right_elsewhere(writer, tmp_path):
+    config = writer.user_kubeconfig("finetune-system", "namespaced")
+    operator = Operator(writer, tmp_path / "operator.log", config, NAMESPACES="one, two")
+    apply(writer, "before", "one")
+    operator.start()
+    try:
+        for namespace in ("three", "two"):
+            apply(writer, "after", namespace)
+        wait_for("both are served", lambda: prepares(writer, "one") and prepares(writer, "two"), 30)
+        assert prepares(writer, "three") == set()
+        assert "status" not in job(writer, "three", "after")
+        assert "orbidden" not in operator.log
+        assert operator.stop() == 0
+    finally:
+        operator.kill()
+
+
+def version(api: Cluster, name: str) -> str:
+    found: str = job(api, "default", name)["metadata"]["resourceVersion"]
+    return found
+
+
+def _reads(seen: Seen, name: str) -> bool:
+    return seen.path.endswith(f"/finetunejobs/{name}")
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_two_operators_share_a_cluster_and_a_job_moves_between_them(api, proxy, tmp_path):
+    through = proxy.kubeconfig(api.user_kubeconfig("finetune-system", "finetune-operator"))
+    red = Operator(api, tmp_path / "red.log", through, JOB_SELECTOR="lane in (red)")
+    blue = Operator(api, tmp_path / "blue.log", JOB_SELECTOR="lane=blue")
+    red.start()
+    try:
+        apply(api, "mine", lane="red")
+        apply(api, "theirs", lane="blue")
+        wait_for("mine", lambda: "mine-prepare" in names(api, "mine"), 30)
+        assert names(api, "theirs") == set()
+        # Its watch on jobs is silent: only a live read can tell that the job has moved.
+        with proxy.fault(path="/finetunejobs", watch=True, mute=True) as silent:
+            proxy.cut_streams()
+            wait_for("a silent watch", lambda: silent.met, 30)
+            api.kubectl("label", "--overwrite", "ftj", "mine", "lane=blue")
+            moved = version(api, "mine")
+            before = len(proxy.seen)
+            api.kubectl("delete", "pod", "mine-prepare", "--grace-period=0", "--force")
+            wait_for("a live read", lambda: any(_reads(s, "mine") for s in proxy.seen[before:]), 30)
+        proxy.cut_streams()
+        apply(api, "last", lane="red")
+        wait_for("red works on", lambda: names(api, "last"), 30)
+        # A status planned from the old version may have been sent; it was refused.
+        assert version(api, "mine") == moved
+        assert names(api, "mine") == set()
+        blue.start()
+        wait_for("blue takes over", lambda: names(api, "mine") and names(api, "theirs"), 30)
+    finally:
+        red.kill()
+        if blue.running:
+            blue.kill()

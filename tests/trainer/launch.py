@@ -1,0 +1,109 @@
+"""Many cases in one launch of two ranks: `python -m tests.trainer.launch FOLDER`, once a rank.
+
+Starting a gang costs seconds, training a tiny model does not. Reads `cases.json`, a list of
+{"name", "config", ...}; rank 0 writes what happened to `<name>.json`.
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from finetune_api.progress import Progress, Stage
+from finetune_api.run import RunConfig
+from finetune_trainer import lm, rendezvous
+from finetune_trainer.checkpoint import choose
+from finetune_trainer.checkpoint.write import Owner
+from finetune_trainer.engine import Engine
+from finetune_trainer.loop import Loop
+from finetune_trainer.paths import RunPaths
+from finetune_trainer.rendezvous import Place
+from finetune_trainer.reporter import SilentReporter
+
+
+class Recorder(SilentReporter):
+    """Keeps the steps; asks for a stop when a stage is entered for the n-th time."""
+
+    def __init__(self, stop: threading.Event, stop_in: list[Any] | None) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self._stop, self._stop_in = stop, stop_in
+        self._entered: list[Stage] = []
+
+    def stage(self, stage: Stage) -> None:
+        self._entered.append(stage)
+        if self._stop_in == [stage, self._entered.count(stage)]:
+            self._stop.set()
+
+    def training(self, progress: Progress | None = None, **_: object) -> None:  # type: ignore[override]
+        if progress is not None:
+            self.steps.append(progress.to_dict())
+
+
+def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str, Any]:
+    """A whole attempt, without supervisor and export."""
+    config = RunConfig.model_validate(case["config"])
+    plan = config.plan
+    assert plan is not None
+    paths = RunPaths.of(config)
+    dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
+    engine = Engine(lm.load(paths.model, dtype), config.training, plan)
+    stop = threading.Event()
+    # The last rank is told to stop: one is enough.
+    recorder = Recorder(stop, case.get("stopIn") if dist.get_rank() else None)
+    owner = Owner(config.job_uid, config.run_digest or "", config.attempt, config.attempt)
+    loop = Loop(config, plan, engine, paths, owner, recorder, device, control, stop)
+    finished = loop.run()
+    return {
+        "finished": finished,
+        "steps": recorder.steps,
+        "evaluation": loop.evaluator.result.to_dict(),
+        "accumulation": str(accumulation_type(engine)),
+    }
+
+
+def accumulation_type(engine: Engine) -> torch.dtype:
+    """In which gradients of micro-batches are summed up."""
+    optimizer = engine.optimizer
+    name = "grad_acc_dtype" if hasattr(optimizer, "grad_acc_dtype") else None
+    found: torch.dtype = getattr(optimizer, name or "gradient_accumulation_dtype")
+    return found
+
+
+def look(case: dict[str, Any], control: Any) -> dict[str, Any]:
+    """Which checkpoint would be resumed from, and how much of it this rank read."""
+    config = RunConfig.model_validate(case["config"])
+    beats: list[None] = []
+    found = choose.newest_whole(
+        RunPaths.of(config), config.run_digest or "", control, lambda: beats.append(None)
+    )
+    heard: list[Any] = [None] * dist.get_world_size()
+    mine = (found and found[1].step, len(beats))
+    dist.all_gather_object(heard, mine, group=control)
+    return {"steps": [step for step, _ in heard], "beats": [count for _, count in heard]}
+
+
+def main(folder: Path) -> None:
+    """Every case in turn."""
+    logging.basicConfig(level=logging.INFO)
+    place = Place.from_environment()
+    device = rendezvous.join(place, timedelta(minutes=2))
+    control = dist.new_group(backend="gloo")
+    for case in json.loads((folder / "cases.json").read_text()):
+        result = look(case, control) if case.get("look") else train(case, device, control)
+        if place.rank == 0:
+            (folder / f"{case['name']}.json").write_text(json.dumps(result))
+    dist.barrier(control)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,273 @@
+"""What the loop and DeepSpeed compute, against AdamW of plain torch over separate documents.
+
+One launch for all cases: fp32 at ZeRO 1, 2 and 3 (untied head, biases), bf16, stops in evaluations,
+the choice of a checkpoint by all ranks.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from finetune_api.run import RunConfig
+from finetune_trainer import export, order
+from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint.read import CheckpointReader
+from finetune_trainer.data.rows import Rows
+from finetune_trainer.paths import RunPaths
+from finetune_trainer.reporter import SilentReporter
+from tests.trainer import gang, weights
+from tests.trainer.checkpoints import flip_a_byte
+from tests.trainer.conftest import MakeJob
+from tests.trainer.test_packed_rows import separate
+
+pytestmark = pytest.mark.slow
+STAGES = (1, 2, 3)
+PEAK, STEPS, ROWS_PER_STEP, SEED = 1e-3, 8, 4, 3
+# Adam hides the scale of gradients: a large epsilon and a bound that some steps exceed show it.
+EPSILON, BETAS, DECAY, MAX_NORM = 1e-3, (0.8, 0.95), 0.5, 1.2
+# Two steps of warm-up, then half a cosine down to a tenth.
+RATES = [1 / 3, 2 / 3, 1.0, 0.9140576475, 0.6890576475, 0.4109423525, 0.1859423525, 0.1]
+
+
+@dataclass
+class Launch:
+    """One launch that is over."""
+
+    configs: dict[str, dict[str, Any]]
+    results: dict[str, dict[str, Any]]
+
+    def paths(self, name: str) -> RunPaths:
+        return RunPaths.of(RunConfig.model_validate(self.configs[name]))
+
+    def checkpoint(self, name: str) -> CheckpointReader:
+        found = store.newest_valid(self.paths(name), "digest")
+        assert found is not None
+        assert found[1].step == STEPS
+        return CheckpointReader(*found)
+
+
+def training(precision: str) -> dict[str, Any]:
+    return {
+        "sequenceLength": 128,
+        "maxSteps": STEPS,
+        "seed": SEED,
+        "precision": precision,
+        "maxGradNorm": MAX_NORM,
+        "optimizer": {
+            "beta1": BETAS[0],
+            "beta2": BETAS[1],
+            "epsilon": EPSILON,
+            "weightDecay": DECAY,
+        },
+    }
+
+
+def make_qwen(folder: Path, tokenizer_from: Path) -> None:
+    """Biases, and a head of its own: fp32, so that rounding hides nothing."""
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    size = len(AutoTokenizer.from_pretrained(tokenizer_from))
+    torch.manual_seed(5)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=size,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=False,
+        )
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(tokenizer_from / name, folder / name)
+
+
+@pytest.fixture(scope="module")
+def launch(make_job: MakeJob) -> Launch:
+    job = make_job()
+    make_qwen(job.claim / "qwen", job.claim / "model")
+    (job.storage / "cache").rename(job.claim / "cache")
+
+    def config(name: str, stage: int, precision: str = "FP32", **plan: object) -> dict[str, Any]:
+        return job.config | {
+            "role": "worker",
+            "attempt": 1,
+            "mounts": {"w": str(job.claim)},
+            "model": {"source": "pvc://w/qwen"},
+            "checkpoints": {"storage": f"pvc://w/runs/{name}", "intervalSteps": 6},
+            "cache": "pvc://w/cache",
+            "runDigest": "digest",
+            "training": training(precision),
+            "plan": gang.make_plan(zeroStage=stage, learningRate=PEAK, **plan).to_dict(),
+        }
+
+    cases: list[dict[str, Any]] = []
+    for stage in STAGES:
+        cases.append({"name": f"fp32-{stage}", "config": config(f"fp32-{stage}", stage)})
+        bf16 = config(f"bf16-{stage}", stage, "BF16", totalSteps=1)
+        cases.append({"name": f"bf16-{stage}", "config": bf16})
+    stopped = config("stopped", 2)
+    cases += [
+        {"name": "first", "config": stopped, "stopIn": ["Evaluating", 1]},
+        {"name": "last", "config": stopped, "stopIn": ["Evaluating", 2]},
+        {"name": "again", "config": stopped},
+    ]
+    run(job.claim, cases)
+    shutil.copytree(job.claim / "runs/stopped", job.claim / "runs/damaged")
+    damaged = config("damaged", 2)
+    flip_a_byte(
+        job.claim / "runs/damaged/checkpoints/step-00000008-e0001/rank-00001-of-00002.safetensors"
+    )
+    cases.append({"name": "look", "config": damaged, "look": True})
+    run(job.claim, cases[-1:])
+    names = [case["name"] for case in cases]
+    return Launch(
+        {case["name"]: case["config"] for case in cases},
+        {name: json.loads((job.claim / f"{name}.json").read_text()) for name in names},
+    )
+
+
+def run(folder: Path, cases: list[dict[str, Any]]) -> None:
+    """Both ranks, to their end."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    place = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.255.97.1"}
+    common = {"MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.trainer.launch", str(folder)]
+    logs = [folder / f"launch-{rank}.log" for rank in range(2)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        with log.open("wb") as output:
+            env = os.environ | place | common | {"RANK": str(rank)}
+            ranks.append(subprocess.Popen(command, env=env, stdout=output, stderr=output))
+    try:
+        codes = [process.wait(240) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+
+
+@dataclass
+class Reference:
+    """Plain torch: weights and moments by name, losses and gradient norms by step."""
+
+    values: dict[str, dict[str, torch.Tensor]]
+    losses: list[float]
+    norms: list[float]
+
+
+@pytest.fixture(scope="module")
+def reference(launch: Launch) -> Reference:
+    from transformers import AutoModelForCausalLM
+
+    paths, config = launch.paths("fp32-1"), launch.configs["fp32-1"]
+    model = AutoModelForCausalLM.from_pretrained(paths.model, attn_implementation="eager")
+    rows = Rows(paths.prepared(config["preparedDigest"]), "train")
+    named = dict(model.named_parameters())
+    decayed = [p for name, p in named.items() if name.endswith("proj.weight")]
+    others = [p for name, p in named.items() if not name.endswith("proj.weight")]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}],
+        betas=BETAS,
+        eps=EPSILON,
+        foreach=False,
+    )
+    losses, norms = [], []
+    for step, rate in enumerate(RATES):
+        picked = order.step_rows(step * ROWS_PER_STEP, ROWS_PER_STEP, len(rows), SEED)
+        total, tokens = torch.zeros(()), 0
+        for ids, labels in separate([rows[row] for row in picked]):
+            logits = model(input_ids=ids, use_cache=False).logits[0]
+            total = total + cross_entropy(logits[:-1], labels[1:], reduction="sum")
+            tokens += int((labels != -100).sum())
+        optimizer.zero_grad()
+        (total / tokens).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(list(named.values()), MAX_NORM)))
+        losses.append(float(total.detach()) / tokens)
+        for group in optimizer.param_groups:
+            group["lr"] = PEAK * rate
+        optimizer.step()
+    assert min(norms) < MAX_NORM < max(norms)  # else the bound would not be seen
+    values = {
+        name: {"master": p.detach(), **{kind: optimizer.state[p][kind] for kind in KINDS}}
+        for name, p in named.items()
+    }
+    return Reference(values, losses, norms)
+
+
+KINDS = ("exp_avg", "exp_avg_sq")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_computes_what_plain_torch_computes(
+    stage: int, launch: Launch, reference: Reference
+) -> None:
+    steps = launch.results[f"fp32-{stage}"]["steps"]
+    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    assert [step["learningRate"] / PEAK for step in steps] == pytest.approx(RATES, rel=1e-9)
+    assert [step["trainLoss"] for step in steps] == pytest.approx(reference.losses, rel=1e-5)
+    assert [step["gradNorm"] for step in steps] == pytest.approx(reference.norms, rel=1e-4)
+    reader = launch.checkpoint(f"fp32-{stage}")
+    assert set(reader.names()) == set(reference.values)
+    for name, kinds in reference.values.items():
+        for kind, expected in kinds.items():
+            found = reader.read(name, kind, 0, expected.numel())
+            torch.testing.assert_close(
+                found, expected.flatten(), rtol=1e-4 if kind in KINDS else 0, atol=1e-6
+            )
+
+
+def test_a_head_of_its_own_and_biases_are_exported(launch: Launch) -> None:
+    config = RunConfig.model_validate(launch.configs["fp32-3"])
+    paths = RunPaths.of(config)
+    export.run(config, paths, SilentReporter(), 1)
+    reader = launch.checkpoint("fp32-3")
+    exported = dict(weights.load(paths.final).named_parameters())
+    assert exported.keys() == set(reader.names()) >= {"lm_head.weight"}
+    assert any(name.endswith("q_proj.bias") for name in exported)
+    for name, parameter in exported.items():
+        master = reader.read(name, "master", 0, parameter.numel())
+        assert torch.equal(parameter.detach().flatten(), master), name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_sums_micro_batches_up_in_fp32(stage: int, launch: Launch) -> None:
+    assert launch.results[f"bf16-{stage}"]["accumulation"] == "torch.float32"
+
+
+def test_a_stop_does_not_wait_for_an_evaluation(launch: Launch) -> None:
+    first, last, again = (launch.results[name] for name in ("first", "last", "again"))
+    # In the first evaluation: nothing is trained, the baseline is left to the next attempt.
+    assert (first["finished"], first["steps"], first["evaluation"]) == (False, [], {})
+    # In the last one: everything is saved, and measured by the next attempt.
+    assert len(last["steps"]) == STEPS
+    assert last["evaluation"]["lastStep"] == 0
+    assert launch.checkpoint("last")
+    assert (again["finished"], again["steps"]) == (True, [])
+    assert again["evaluation"]["lastStep"] == STEPS
+    assert again["evaluation"]["baseline"] == last["evaluation"]["baseline"]
+
+
+def test_all_ranks_read_their_share_and_fall_back_together(launch: Launch) -> None:
+    found = launch.results["look"]
+    assert found["steps"] == [6, 6]
+    assert min(found["beats"]) > 0
+    assert max(found["beats"]) < 2 * (4 + 1)  # of four files in each of two checkpoints
+    marks = {p.parent.name for p in launch.paths("look").checkpoints.glob("*/VERIFIED")}
+    assert marks == {"step-00000006-e0001"}

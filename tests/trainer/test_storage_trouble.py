@@ -1,0 +1,70 @@
+"""Storage that is slow, full or read-only: real gangs, real file systems."""
+
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.trainer import gang
+from tests.trainer.conftest import MakeJob
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_stop_waits_for_a_save_that_takes_long(make_job: MakeJob) -> None:
+    """Rank 1 cannot write: its file is a pipe that nobody reads, longer than any step takes."""
+    job = make_job()
+    folder = job.storage / "checkpoints/step-00000004-e0001"
+    folder.mkdir(parents=True)
+    pipe = folder / "rank-00001-of-00002.tmp"
+    os.mkfifo(pipe)
+    job.start(gang.make_plan())
+    while not (folder / "rank-00000-of-00002.safetensors").exists():
+        assert job.pods[0].process.poll() is None, job.log
+        time.sleep(0.05)
+    for pod in job.pods:
+        pod.terminate()
+    time.sleep(22)
+    with pipe.open("rb") as reader:
+        reader.read()
+    # What came out of the pipe is no file: that save fails, the one of the stop does not.
+    assert job.wait(60) == [75, 75], job.log
+    assert "checkpoint of step 4 could not be saved (rank 1:" in job.log
+    assert job.pods[0].result.checkpoints[0].step == 5
+    assert not stat.S_ISFIFO((folder.parent / "step-00000005-e0001").stat().st_mode)
+    assert not folder.exists()  # it would hold space that the next save needs
+
+
+def test_a_full_disk_stops_training_only_at_the_end(make_job: MakeJob) -> None:
+    job = make_job()
+    job.nodes = 1
+    (job.storage / "cache").rename(job.claim / "cache")
+    job.config["cache"] = "pvc://w/cache"
+    job.mount = f"mount -t tmpfs -o size=6m none {job.storage}"
+    job.start(gang.make_plan(totalSteps=12))
+    job.wait_for_text("saved a checkpoint of step 2")
+    fill(Path(f"/proc/{job.pods[0].process.pid}/root/{job.storage}"))
+    assert job.wait() == [73], job.log
+    assert "Traceback" not in job.log
+    assert "No space left on device" in job.log
+    assert "training goes on" in job.log
+    assert "evaluation could not be recorded" in job.log
+    result = job.pods[0].result
+    assert (result.outcome, result.reason) == ("Failed", "StorageNotWritable")
+    assert result.message.startswith("the checkpoint of step 12 could not be saved (rank 0: ")
+    assert "No space left on device" in result.message
+    assert result.checkpoints[-1].step in (2, 4)
+    assert result.checkpoints[-1].verified
+
+
+def fill(folder: Path) -> None:
+    """Until no byte is left."""
+    for size in (1 << 16, 1):
+        with (folder / f"filler-{size}").open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
