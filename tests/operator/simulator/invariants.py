@@ -347,7 +347,10 @@ def _exact(world: "World", _: Any) -> str | None:
             facts = world.facts[world.job["metadata"]["uid"]] if world.job else None
             if not (unseen or world.blind or (facts and facts.pods_vanished)):
                 return f"all ends were seen: {_short(attempt)}"
-        elif seconds != attempt["deviceSeconds"]:
+        elif attempt["deviceSeconds"] not in (
+            seconds,
+            _true_seconds(world, attempt, late=False)[0],
+        ):
             return f"{seconds} s were used (unseen: {unseen}): {_short(attempt)}"
     return None
 
@@ -461,12 +464,17 @@ def _progressed(status: Object, attempt: Object) -> bool:
     return bool(attempt.get("lastStep", 0) > max(steps))
 
 
-def _true_seconds(world: "World", attempt: Object) -> tuple[int, bool]:
-    """Device seconds of an attempt by what the kubelets said, and whether an end is missing."""
+def _true_seconds(world: "World", attempt: Object, *, late: bool = True) -> tuple[int, bool]:
+    """Device seconds of an attempt by what the kubelets said, and whether an end is missing.
+
+    A pod that a dead operator's request made later belongs to the attempt only if it goes on.
+    """
     total, unseen = 0.0, False
     assert world.job
     for pod in _ever(world, world.job["metadata"]["uid"]):
         if _attempt(pod) != attempt["number"]:
+            continue
+        if not late and pod["metadata"]["uid"] in world.late_pods:
             continue
         bound = [c for c in pod["status"].get("conditions", []) if c["type"] == "PodScheduled"]
         if not bound or bound[0]["status"] != "True":

@@ -36,6 +36,7 @@ class World:
     facts: dict[str, Facts] = field(default_factory=lambda: defaultdict(Facts))
     blind: bool = False  # the operator, or a kubelet, may have missed something
     away: bool = False
+    late_pods: set[str] = field(default_factory=set)  # by creations whose sender had given up
 
     def __post_init__(self) -> None:
         self.store = Store(self.clock, self._changed)
@@ -164,7 +165,7 @@ class World:
             self.happen(Event(what, value))
         self.happen(Event("free"))
         for number in range(_ROUNDS):
-            if number == 6 and self._needs_its_nodes():
+            if number == 16 and self._needs_its_nodes():
                 self._check("stuck", None)
                 self.happen(Event("nodes recover"))
             # Nobody looks but the operator itself: a wake-up that it forgot is not made up for.
@@ -186,7 +187,7 @@ class World:
         """Of a suspended job no pod may be left, and names of pods may still be taken."""
         job = self.job or {"spec": {}}
         status = job.get("status", {})
-        taken = status.get("reason") == "NameTaken"
+        taken = status.get("reason") in ("NameTaken", "WaitingForOldPods")
         return bool(job["spec"].get("suspend")) or "attempt" not in status or taken
 
     def _settled(self) -> bool:
@@ -211,6 +212,8 @@ class World:
                 (False, False): "pod deleted",
             }.get((change.before is None, change.after is None))
             kind = kind if change.plural == PODS and change.by_operator else None
+        if change.plural == PODS and change.before is None and change.after and change.late:
+            self.late_pods.add(change.after["metadata"]["uid"])
         if change.plural == PODS and change.after is None and change.before:
             states = change.before["status"].get("containerStatuses") or [{}]
             if "terminated" not in states[0].get("state", {}):
