@@ -7,7 +7,7 @@ export FINETUNE_CACHE := $(CACHE)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format crds clean
+.PHONY: help setup demo test check format crds clean simulate
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: setup ## everything, as CI runs it
 check: setup ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py
 	@$(BIN)/python -m pytest -m "not slow" -q
+
+simulate: setup ## random histories of the operator in a simulated cluster (N=100000, SEED=...)
+	@$(BIN)/python -m tests.operator.simulator $(or $(N),100000) $(if $(SEED),--seed $(SEED))
 
 format: ## ruff format and fixable lints
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

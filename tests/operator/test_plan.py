@@ -58,6 +58,12 @@ def test_a_name_that_is_taken_is_said_once_and_not_written_again_and_again():
     assert again.status == refused
 
 
+def test_an_old_prepare_pod_that_does_not_go_is_named_with_its_node():
+    decision = look(make_job(), prepare_pod(deletion=at(-100), node="gpu-7"))
+    assert not decision.acts
+    assert decision.status.message == "waiting for the old pod a-prepare on node gpu-7 to go"
+
+
 def test_edited_inputs_replace_the_prepare_pod():
     pod = prepare_pod()
     edited = make_job(model={"source": "pvc://w/other"})

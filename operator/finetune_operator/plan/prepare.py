@@ -33,7 +33,10 @@ def preparing(world: World, settings: Settings) -> Decision:
     if pod is None:
         return _create(world, image, inputs)
     if pod.deletion:
-        return _wait(world, Situation("Preparing", message="the old prepare pod is ending"))
+        # On a node that is lost it stays until the node is back or removed: name it.
+        where = f" on node {pod.node}" if pod.node else ""
+        text = f"waiting for the old pod {pod.name}{where} to go"
+        return _wait(world, Situation("Preparing", message=text))
     if pod.inputs != inputs:
         text = "the job was edited; preparing again"
         return _wait(world, Situation("Preparing", message=text), delete=pod)

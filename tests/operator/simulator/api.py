@@ -15,7 +15,7 @@ from tests.operator.simulator.store import Object, Store, parse
 
 
 class Crash(BaseException):
-    """The operator process dies here. No error: no handler for errors may stop it."""
+    """The operator process dies here: no handler for errors may stop it."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class Api:
         return self._call(
             lambda late: self._store.create(plural, body, dry=dry, operator=True, late=late),
             writes=not dry,
+            conflicts=not dry,
         )
 
     async def patch(self, path: str, body: Object) -> Object:
@@ -114,6 +115,7 @@ class Api:
         return self._call(
             lambda late: self._store.patch(plural, str(name), sub, body, operator=True, late=late),
             writes=True,
+            conflicts=True,
         )
 
     async def delete(self, path: str, body: Object) -> Object:
@@ -123,7 +125,9 @@ class Api:
             writes=True,
         )
 
-    def _call(self, effect: Callable[[bool], Any], *, writes: bool = False) -> Any:
+    def _call(
+        self, effect: Callable[[bool], Any], *, writes: bool = False, conflicts: bool = False
+    ) -> Any:
         if self.dead:
             raise Crash
         wire = self._wire
@@ -133,7 +137,7 @@ class Api:
         after: Any = None
         for what in wire.armed.pop(wire.calls, ()) if wire.armed else ():
             if isinstance(what, Fault):
-                fault = what
+                fault = what if conflicts or what.name != "conflict" else fault
             elif isinstance(what, BeforeAnswer):
                 after = what
             else:

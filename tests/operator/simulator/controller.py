@@ -51,8 +51,8 @@ class Controller:
 
     def __post_init__(self) -> None:
         self.api = Api(self.wire)
-        self.pods = Pods(self.ready.add)
-        self.jobs = Jobs(self.ready.add, self.pods.forget)
+        self.pods = Pods(self.ready.add, lambda uid: self.jobs.knows(uid))
+        self.jobs = Jobs(self.ready.add, self._removed)
         self.reconciler = Reconciler(
             self.api,  # type: ignore[arg-type]
             self.jobs,
@@ -67,6 +67,10 @@ class Controller:
         self.relist(PODS)
         self.relist(JOBS)
         self.wire.deliver = self.deliver
+
+    def _removed(self, uid: str) -> None:
+        self.pods.forget(uid)
+        self.reports.drop(uid)
 
     def relist(self, plural: str) -> None:
         """As at the start, and after a watch was too old: what is there, not what went."""

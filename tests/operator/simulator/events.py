@@ -309,7 +309,14 @@ CATALOGUE = [
     *_often(_OPERATOR, 60),
     *_often(_FAULTS, 160),
 ]
-HISTORIES = st.lists(st.sampled_from(CATALOGUE), min_size=10, max_size=50)
+_RUNS = [Event("go")] * 3
+# Most of what is interesting needs a gang that runs.
+STARTS: tuple[list[Event], ...] = ([], _RUNS, [*_RUNS, Event("train", 20)])
+HISTORIES = st.builds(
+    list.__add__,
+    st.sampled_from(STARTS),
+    st.lists(st.sampled_from(CATALOGUE), min_size=8, max_size=40),
+)
 
 
 def readable(config: Config, history: list[Event]) -> str:

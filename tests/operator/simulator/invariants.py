@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from tests.operator.simulator.world import World
 
 Check = Callable[["World", Any], str | None]
-MOMENTS = ("status written", "pod created", "pod deleted", "at rest", "waiting", "at the end")
+MOMENTS = (
+    "status written",
+    "pod created",
+    "pod deleted",
+    "at rest",
+    "waiting",  # faults have ceased, the world is as it was
+    "stuck",  # everything was done but for lost nodes, and they did not come back
+    "settled",  # the same, and the job needs no node back
+    "at the end",
+)
 _FINISHED = ("Succeeded", "Failed")
 _TERMINAL = ("Succeeded", "Failed")
 _AGAIN = ("Failed", "Preempted")
@@ -280,10 +289,23 @@ def _names_it(world: "World", _: Any) -> str | None:
     return None
 
 
+@always("stuck", "a job that waits for a pod on a lost node names it")
+def _names_the_pod(world: "World", _: Any) -> str | None:
+    if not world.job:
+        return None
+    status = world.job.get("status", {})
+    pods = [p for p in _own_pods(world, world.job["metadata"]["uid"]) if not _alive(world, p)]
+    lost = [p["metadata"]["name"] for p in pods if _runs(p)]
+    waits = status.get("phase") == "Suspending" or ("attempt" not in status and lost)
+    if not lost or not waits or any(name in status["message"] for name in lost):
+        return None
+    return f"{lost} are lost, and it says: {status['message']}"
+
+
 # When everything has gone well for a while
 
 
-@always("at the end", "every history leads to an end")
+@always("settled", "every history leads to an end, whether lost nodes come back or not")
 def _ends(world: "World", _: Any) -> str | None:
     job = world.job
     if job is None:
@@ -325,7 +347,10 @@ def _exact(world: "World", _: Any) -> str | None:
             facts = world.facts[world.job["metadata"]["uid"]] if world.job else None
             if not (unseen or world.blind or (facts and facts.pods_vanished)):
                 return f"all ends were seen: {_short(attempt)}"
-        elif seconds != attempt["deviceSeconds"]:
+        elif attempt["deviceSeconds"] not in (
+            seconds,
+            _true_seconds(world, attempt, late=False)[0],
+        ):
             return f"{seconds} s were used (unseen: {unseen}): {_short(attempt)}"
     return None
 
@@ -439,12 +464,17 @@ def _progressed(status: Object, attempt: Object) -> bool:
     return bool(attempt.get("lastStep", 0) > max(steps))
 
 
-def _true_seconds(world: "World", attempt: Object) -> tuple[int, bool]:
-    """Device seconds of an attempt by what the kubelets said, and whether an end is missing."""
+def _true_seconds(world: "World", attempt: Object, *, late: bool = True) -> tuple[int, bool]:
+    """Device seconds of an attempt by what the kubelets said, and whether an end is missing.
+
+    A pod that a dead operator's request made later belongs to the attempt only if it goes on.
+    """
     total, unseen = 0.0, False
     assert world.job
     for pod in _ever(world, world.job["metadata"]["uid"]):
         if _attempt(pod) != attempt["number"]:
+            continue
+        if not late and pod["metadata"]["uid"] in world.late_pods:
             continue
         bound = [c for c in pod["status"].get("conditions", []) if c["type"] == "PodScheduled"]
         if not bound or bound[0]["status"] != "True":

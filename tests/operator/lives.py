@@ -1,0 +1,278 @@
+"""Lives of jobs on a real API server, many at once, each in a namespace of its own.
+
+A scripted kubelet and a user bring each job through the same life: prepare, a gang, a crash, a
+restart, suspension, resumption, success. Whatever happens to its operator, it must end alike.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_api.base import format_time
+from finetune_operator.kube import ApiError, Kube
+from tests.operator.worlds import OUTPUT, make_spec, prepared, progressed, result
+
+Object = dict[str, Any]
+NODE = "scripted-node"
+PATIENCE = 120.0  # s until a step of a life must have been seen
+_JOBS = "/apis/finetune.dev/v1alpha1"
+
+
+@dataclass
+class View:
+    """All jobs and pods as an administrator sees them: two watches for all lives together."""
+
+    kube: Kube
+    objects: dict[tuple[str, str], dict[str, Object]] = field(default_factory=dict)
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        paths = {"pods": "/api/v1/pods", "jobs": f"{_JOBS}/finetunejobs"}
+        tasks = [asyncio.create_task(self._watch(kind, path)) for kind, path in paths.items()]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch(self, kind: str, path: str) -> None:
+        _, version = await self.kube.list(path)
+        while True:
+            async for event in self.kube.watch(path, version):
+                metadata = event["object"]["metadata"]
+                version = metadata["resourceVersion"]
+                if event["type"] == "BOOKMARK":
+                    continue
+                items = self.objects.setdefault((kind, metadata["namespace"]), {})
+                if event["type"] == "DELETED":
+                    items.pop(metadata["name"], None)
+                else:
+                    items[metadata["name"]] = event["object"]
+                async with self.changed:
+                    self.changed.notify_all()
+
+    async def until(self, what: str, check: Callable[[], Any]) -> Any:
+        """What `check` returns once that is true."""
+        try:
+            async with asyncio.timeout(PATIENCE), self.changed:
+                while not (found := check()):
+                    await self.changed.wait()
+        except TimeoutError:
+            raise AssertionError(f"after {PATIENCE:.0f} s still not: {what}") from None
+        return found
+
+
+async def add_node(kube: Kube) -> None:
+    """Pods bound to a node that does not exist would be collected."""
+    with contextlib.suppress(ApiError):
+        await kube.create("/api/v1/nodes", {"metadata": {"name": NODE}})
+
+
+@dataclass
+class Life:
+    """One job, its kubelet and its user."""
+
+    view: View
+    namespace: str
+    name: str = "a"
+
+    async def live(self) -> None:
+        """From creation to success."""
+        await self._begin()
+        await self._prepare()
+        await self._gang(1)
+        lost = result("Failed", reason="PeerLost", **progressed(20, saved=10))
+        await self._end(f"{self.name}-1-1", 137)
+        await self._end(f"{self.name}-1-0", 88, lost)
+        await self._gang(2)
+        await self._suspend()
+        await self._patch_job({"spec": {"suspend": False}})
+        await self._gang(3)
+        said = result(output=OUTPUT, **progressed(100, redone=10, saved=100))
+        await self._end(f"{self.name}-3-1", 0)
+        await self._end(f"{self.name}-3-0", 0, said)
+        await self._until("Succeeded", lambda: self.status.get("phase") == "Succeeded")
+
+    # Its parts
+
+    async def _begin(self) -> None:
+        kube, spaces = self.view.kube, "/api/v1/namespaces"
+        await kube.create(spaces, {"metadata": {"name": self.namespace}})
+        claim = {
+            "metadata": {"name": "w"},
+            "spec": {
+                "accessModes": ["ReadWriteMany"],
+                "resources": {"requests": {"storage": "1Gi"}},
+            },
+        }
+        await kube.create(f"{spaces}/{self.namespace}/persistentvolumeclaims", claim)
+        await self._account()
+        job = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": self.name},
+            "spec": make_spec(),
+        }
+        await kube.create(f"{_JOBS}/namespaces/{self.namespace}/finetunejobs", job)
+
+    async def _account(self) -> None:
+        """Pods are refused before the controller manager has made the namespace's account."""
+        for _ in range(600):
+            with contextlib.suppress(ApiError):
+                await self.view.kube.get(
+                    f"/api/v1/namespaces/{self.namespace}/serviceaccounts/default"
+                )
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError("no service account was made")
+
+    async def _prepare(self) -> None:
+        name = f"{self.name}-prepare"
+        await self._until(name, lambda: name in self.pods)
+        await self._run(name)
+        await self._end(name, 0, result(prepared=prepared()))
+
+    async def _gang(self, attempt: int) -> None:
+        """Both workers start, and the operator has seen it."""
+        workers = [f"{self.name}-{attempt}-{index}" for index in (0, 1)]
+        await self._until(f"gang {attempt}", lambda: set(workers) <= set(self.pods))
+        for worker in workers:
+            await self._run(worker)
+        await self._until(
+            f"attempt {attempt} runs",
+            lambda: self.status.get("phase") == "Running" and self._attempt(attempt),
+        )
+
+    async def _suspend(self) -> None:
+        """Asked to go, the workers save and end; they disappear once their end is accounted for.
+
+        A kubelet may be quicker, and an operator that is away then has to estimate: the simulator
+        has that. Here every life ends alike.
+        """
+        await self._patch_job({"spec": {"suspend": True}})
+        workers = [f"{self.name}-2-{index}" for index in (0, 1)]
+        await self._until("deletion", lambda: all(map(self._asked_to_go, workers)))
+        stopped = result("Stopped", reason="Stopped", **progressed(40, saved=40))
+        await self._end(workers[1], 75)
+        await self._end(workers[0], 75, stopped)
+        await self._until("settled", lambda: self._attempt(2).get("settled"))
+        for worker in workers:
+            with contextlib.suppress(ApiError):
+                await self.view.kube.delete(self._pod(worker), {"gracePeriodSeconds": 0})
+        await self._until("Suspended", lambda: self.conditions.get("Suspended") == "True")
+
+    # What it sees
+
+    @property
+    def pods(self) -> dict[str, Object]:
+        return self.view.objects.get(("pods", self.namespace), {})
+
+    @property
+    def status(self) -> Object:
+        job = self.view.objects.get(("jobs", self.namespace), {}).get(self.name, {})
+        status: Object = job.get("status", {})
+        return status
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        return {c["type"]: c["status"] for c in self.status.get("conditions", [])}
+
+    def _attempt(self, number: int) -> Object:
+        found = [a for a in self.status.get("attempts", []) if a["number"] == number]
+        return found[0] if found else {}
+
+    def _asked_to_go(self, name: str) -> bool:
+        return "deletionTimestamp" in self.pods.get(name, {"metadata": {}})["metadata"]
+
+    def end_state(self) -> Object:
+        """What must be the same in every life."""
+        status = self.status
+        usage = status.get("usage", {})
+        attempts = [
+            {key: a.get(key) for key in ("number", "outcome", "reason", "counted", "estimated")}
+            | {"settled": a.get("settled"), "lastStep": a.get("lastStep")}
+            for a in status.get("attempts", [])
+        ]
+        parts = ("productive", "lost", "overhead")
+        return {
+            "phase": status.get("phase"),
+            "reason": status.get("reason"),
+            "attempt": status.get("attempt"),
+            "attempts": attempts,
+            "restarts": status.get("restarts"),
+            "countedRestarts": status.get("countedRestarts"),
+            "estimated": usage.get("estimated"),
+            "addsUp": usage.get("deviceSeconds") == sum(usage[f"{p}DeviceSeconds"] for p in parts),
+            "exact": usage.get("deviceSeconds")
+            == sum(a["deviceSeconds"] for a in status["attempts"]),
+            "pods": sorted(self.pods),
+            "conditions": sorted(
+                (c["type"], c["status"], c["reason"]) for c in status.get("conditions", [])
+            ),
+        }
+
+    # What it does
+
+    async def _until(self, what: str, check: Callable[[], Any]) -> Any:
+        try:
+            return await self.view.until(what, check)
+        except AssertionError as error:
+            told = f"{self.status.get('phase')} {self.status.get('reason')}: "
+            told += f"{self.status.get('message')}; pods {sorted(self.pods)}"
+            raise AssertionError(f"{self.namespace}: {error}; {told}") from None
+
+    def _pod(self, name: str) -> str:
+        return f"/api/v1/namespaces/{self.namespace}/pods/{name}"
+
+    async def _patch_job(self, patch: Object) -> None:
+        path = f"{_JOBS}/namespaces/{self.namespace}/finetunejobs/{self.name}"
+        await self.view.kube.patch(path, patch)
+
+    async def _run(self, name: str) -> None:
+        target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
+        binding = {"metadata": {"name": name}, "target": target}
+        await self.view.kube.create(f"{self._pod(name)}/binding", binding)
+        now = format_time(datetime.now(UTC))
+        bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": now}
+        await self._write(
+            name,
+            {
+                "phase": "Running",
+                "podIP": "127.0.0.1",
+                "startTime": now,
+                "conditions": [bound],
+                "containerStatuses": [_container({"running": {"startedAt": now}})],
+            },
+        )
+
+    async def _end(self, name: str, code: int, message: str = "") -> None:
+        now = format_time(datetime.now(UTC))
+        end = {
+            "exitCode": code,
+            "reason": "Completed" if code == 0 else "Error",
+            "startedAt": now,
+            "finishedAt": now,
+            "message": message,
+        }
+        phase = "Succeeded" if code == 0 else "Failed"
+        status = {"phase": phase, "containerStatuses": [_container({"terminated": end})]}
+        await self._write(name, status)
+
+    async def _write(self, name: str, status: Object) -> None:
+        await self.view.kube.patch(f"{self._pod(name)}/status", {"status": status})
+
+
+def _container(state: Object) -> Object:
+    return {
+        "name": "trainer",
+        "image": "trainer:1",
+        "imageID": "",
+        "ready": "running" in state,
+        "restartCount": 0,
+        "state": state,
+    }

@@ -1,0 +1,58 @@
+"""Histories that once broke something, or that random ones seldom reach."""
+
+from tests.operator.simulator.events import Config, Event
+
+PINNED: dict[str, tuple[Config, list[Event]]] = {
+    "deleted and made again while the old prepare pod is there: two writes in turn for ever": (
+        Config(),
+        [Event("delete job", True)],
+    ),
+    "suspended while the watch on pods lags behind a creation: Suspended with a pod left": (
+        Config(),
+        [
+            Event("go"),
+            Event("exit", (1, 137, True)),
+            Event("at call", (6, Event("suspend", True))),
+            Event("watch", ("pods", "stall")),
+            Event("wait", 70),
+        ],
+    ),
+    "evicted and gone: its time was dropped when the attempt was settled": (
+        Config(),
+        [
+            *([Event("go")] * 3),
+            Event("train", 200),
+            Event("at call", (2, "too many requests")),
+            Event("report", "hangs"),
+            Event("go"),
+            Event("evict", 1),
+        ],
+    ),
+    "bound and gone while the watch was cut: charged as nothing and called exact": (
+        Config(),
+        [
+            *([Event("go")] * 2),
+            Event("watch", ("pods", "stall")),
+            Event("go"),
+            Event("preempt", 0),
+            Event("go"),
+            Event("watch", ("pods", "cut")),
+        ],
+    ),
+    "in the way of a creation, then gone: nothing looked again": (
+        Config(),
+        [Event("delete job", True), Event("at call", (5, "conflict")), Event("go")],
+    ),
+    "the prepare pod on a lost node: said that it prepares": (
+        Config(),
+        [Event("image missing", 0), Event("lose node", 0)],
+    ),
+    "preempted with a checkpoint: no restart is counted": (
+        Config(),
+        [*([Event("go")] * 3), Event("train", 20), Event("preempt", 0), *([Event("go")] * 2)],
+    ),
+    "a lost worker: the operator must wake up by its clock": (
+        Config(),
+        [*([Event("go")] * 3), Event("lose node", 1)],
+    ),
+}

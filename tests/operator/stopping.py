@@ -1,0 +1,104 @@
+"""An operator in this process that stops at a given API call, and is followed by a fresh one.
+
+Its caches, queue, reconciler and connection are the real ones; only kopf is replaced by a plain
+watch, for it cannot be started a hundred times in one process.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_operator import informer
+from finetune_operator.events import Recorder
+from finetune_operator.health import Health
+from finetune_operator.informer import Pods
+from finetune_operator.jobs import Jobs, collection
+from finetune_operator.kube import Kube
+from finetune_operator.queue import Queue
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.reports import Reports
+from finetune_operator.settings import Settings
+from finetune_operator.status import Throttle
+
+SETTINGS = Settings(trainer_image="trainer:1", restart_backoff=0.0)
+
+
+class StoppedError(BaseException):
+    """As if the process had been killed here: no handler for errors may stop it."""
+
+
+@dataclass
+class StoppingKube:
+    """Counts the calls of all operators of a life; at one of them the operator dies."""
+
+    kube: Kube
+    stop_at: int = 0  # 0: never
+    after: bool = False  # the effect
+    calls: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.kube, name)
+
+        async def call(path: str, *args: Any, **query: Any) -> Any:
+            self.calls.append(f"{name} {path}")
+            now = len(self.calls) == self.stop_at
+            self.stopped |= now
+            if now and not self.after:
+                raise StoppedError
+            answer = await method(path, *args, **query)
+            if now:
+                raise StoppedError
+            return answer
+
+        return call
+
+
+async def operate(kube: Kube, life: StoppingKube, namespace: str) -> None:
+    """Operators one after the other, until cancelled."""
+    while True:
+        try:
+            await _one(kube, life, namespace)
+        except BaseExceptionGroup as group:
+            _, others = group.split(StoppedError)
+            if others:
+                raise others from None
+
+
+async def _one(kube: Kube, life: StoppingKube, namespace: str) -> None:
+    """One life of the operator, with empty caches."""
+    queue = Queue()
+    pods = Pods(queue.add)
+    jobs = Jobs(queue.add_new, pods.forget)
+    reports = Reports(60.0, lambda: [], queue.add)
+    recorder = Recorder(life)  # type: ignore[arg-type]
+    throttle = Throttle(SETTINGS.progress_write_interval)
+    reconciler = Reconciler(
+        life,  # type: ignore[arg-type]
+        jobs,
+        pods,
+        reports,
+        recorder,
+        SETTINGS,
+        throttle,
+    )
+    heart = Health().heart("pods", 1e9, filled=False)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(informer.run(kube, pods, namespace, heart))
+            await heart.filled.wait()
+            group.create_task(_watch(kube, jobs, namespace))
+            group.create_task(queue.work(reconciler.reconcile))
+    finally:
+        queue.close()
+
+
+async def _watch(kube: Kube, jobs: Jobs, namespace: str) -> None:
+    items, version = await kube.list(collection(namespace))
+    for item in items:
+        jobs.take(item)
+    while True:
+        async for event in kube.watch(collection(namespace), version):
+            version = event["object"]["metadata"]["resourceVersion"]
+            if event["type"] != "BOOKMARK":
+                jobs.take(event["object"])

@@ -1,0 +1,138 @@
+"""The operator dies before and after each API call it makes; every life ends as if it had not.
+
+On the real API server; the pods are scripted. `tests/operator/simulator` has the same in thousands
+of histories, against a model of the server.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+
+from finetune_local.cluster import Cluster
+from finetune_operator.kube import Kube
+from tests.installed import Operator, install
+from tests.operator.lives import Life, Object, View, add_node
+from tests.operator.stopping import StoppingKube, operate
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+_AT_ONCE = 24  # lives
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: Cluster) -> Cluster:
+    install(control_plane)
+    return control_plane
+
+
+async def _with_view(api: Cluster, story: Callable[[View], Awaitable[Any]]) -> Any:
+    """An administrator's connection, and what he sees."""
+    configuration = client.Configuration()
+    config.load_kube_config(str(api.kubeconfig), client_configuration=configuration)
+    kube = Kube(configuration)
+    try:
+        await add_node(kube)
+        view = View(kube)
+        async with view.watching():
+            return await story(view)
+    finally:
+        await kube.close()
+
+
+async def _live(view: View, namespace: str, stop_at: int = 0, *, after: bool = False):
+    """One life with an operator of its own; its end, and the calls that were made."""
+    kube = StoppingKube(view.kube, stop_at, after)
+    life = Life(view, namespace)
+    operator = asyncio.create_task(operate(view.kube, kube, namespace))
+    living = asyncio.create_task(life.live())
+    try:
+        await asyncio.wait({operator, living}, return_when=asyncio.FIRST_COMPLETED)
+        if operator.done():
+            operator.result()
+        await living
+        await _at_rest(kube)
+        return life.end_state(), kube
+    finally:
+        for task in (operator, living):
+            task.cancel()
+        await asyncio.gather(operator, living, return_exceptions=True)
+
+
+async def _at_rest(kube: StoppingKube) -> None:
+    """No call for a while."""
+    seen = -1
+    while seen != len(kube.calls):
+        seen = len(kube.calls)
+        await asyncio.sleep(0.5)
+
+
+async def _all_points(view: View) -> None:
+    expected, undisturbed = await _live(view, "undisturbed")
+    _is_a_whole_life(expected)
+    slots = asyncio.Semaphore(_AT_ONCE)
+    wrong: list[str] = []
+    stopped = 0
+
+    async def one(call: int, after: bool) -> None:
+        nonlocal stopped
+        word = "after" if after else "before"
+        async with slots:
+            try:
+                found, kube = await _live(view, f"{word}-{call}", call, after=after)
+            except AssertionError as error:
+                wrong.append(f"stopped {word} call {call}: {error}")
+                return
+        stopped += kube.stopped
+        if found != expected:
+            wrong.append(
+                f"stopped {word} call {call}, {kube.calls[call - 1]}: {_diff(expected, found)}"
+            )
+
+    # A life makes a few calls more or less, as events come together or apart.
+    calls = range(1, len(undisturbed.calls) + 1)
+    await asyncio.gather(*(one(call, after) for call in calls for after in (False, True)))
+    assert not wrong, f"{len(wrong)} of {2 * len(calls)} lives:\n" + "\n".join(sorted(wrong))
+    assert stopped > 1.8 * len(calls)
+
+
+def _is_a_whole_life(end: Object) -> None:
+    assert end["phase"] == "Succeeded"
+    assert [a["outcome"] for a in end["attempts"]] == ["Failed", "Suspended", "Succeeded"]
+    assert (end["restarts"], end["estimated"], end["addsUp"]) == (1, False, True)
+
+
+def _diff(expected: Object, found: Object) -> str:
+    keys = [key for key in expected if expected[key] != found[key]]
+    return "; ".join(f"{key} {found[key]} instead of {expected[key]}" for key in keys)
+
+
+@pytest.mark.timeout(600)
+def test_an_operator_that_dies_at_any_call_leaves_no_trace(api):
+    asyncio.run(_with_view(api, _all_points))
+
+
+@pytest.mark.timeout(600)
+def test_an_operator_that_is_killed_at_random_moments_leaves_no_trace(api, tmp_path):
+    """The real process, `kill -9`, with the rights of its service account."""
+    chance = random.Random(1)
+    operator = Operator(api, tmp_path / "operator.log")
+
+    async def story(view: View) -> None:
+        lives = [Life(view, f"killed-{number}") for number in range(6)]
+        living = asyncio.gather(*(life.live() for life in lives))
+        kills = 0
+        while not living.done():
+            operator.start()
+            # It needs a second to begin, and is to be met at work.
+            await asyncio.wait({living}, timeout=chance.uniform(1.5, 4.0) if kills < 8 else 200)
+            operator.kill()
+            kills += 1
+        await living
+        assert kills > 3
+        for life in lives:
+            _is_a_whole_life(life.end_state())
+
+    asyncio.run(_with_view(api, story))

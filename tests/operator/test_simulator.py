@@ -1,0 +1,49 @@
+"""Ten thousand histories break no invariant, and the invariants do notice mistakes."""
+
+import logging
+import os
+
+import pytest
+
+from tests.operator.simulator.invariants import BY_MOMENT
+from tests.operator.simulator.mutations import MUTATIONS
+from tests.operator.simulator.pinned import PINNED
+from tests.operator.simulator.search import search
+from tests.operator.simulator.shards import simulate
+from tests.operator.simulator.world import run
+
+HISTORIES = int(os.environ.get("FINETUNE_HISTORIES", "10000"))
+SEED = 1  # the same histories in every run; `make simulate` looks at others
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_history_breaks_an_invariant():
+    shards = simulate(HISTORIES, SEED, max(2, os.cpu_count() or 2))
+    found = [problem for _, problem in shards if problem]
+    assert not found, found[0]
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_what_broke_once_stays_mended(name):
+    run(*PINNED[name])
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_the_invariants_notice(name, monkeypatch):
+    """Within the pinned histories and a few hundred others."""
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
+    MUTATIONS[name](monkeypatch)
+    with pytest.raises(AssertionError):
+        _everything()
+
+
+def _everything():
+    for config, history in PINNED.values():
+        run(config, history)
+    search(SEED, 600, shrink=False)
+
+
+def test_every_invariant_is_a_sentence_of_its_own_moment():
+    sentences = [(i.moment, i.sentence) for rules in BY_MOMENT.values() for i in rules]
+    assert len(sentences) == len(set(sentences)) >= 20
