@@ -85,7 +85,7 @@ async def _taken(kube: Kube, job: Job, item: Object) -> Refusal | None:
     if job.uid in owners:
         return None
     if "deletionTimestamp" in live["metadata"]:
-        text = f"{kind} {name} of an earlier job is still ending; waiting for it to go"
+        text = f"{kind} {name} of an earlier job is still there; waiting for it to go"
         return Refusal("WaitingForOldPods", text)
     text = f"{kind} {name} exists in namespace {job.namespace} and is not this job's"
     return Refusal("NameTaken", f"{text}; delete it or give the job another name")

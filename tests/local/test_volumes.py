@@ -184,7 +184,7 @@ def test_a_claim_can_be_written_by_the_pods_group(cluster):
 
 def test_a_read_only_root_can_be_written_in_volumes_only(cluster):
     volumes = [{"name": "v", "emptyDir": {}}]
-    script = "touch /tmp/x || touch /x || touch /usr/x || touch /v/x && echo volume; id -u"
+    script = "touch /tmp/new-file || touch /new-file || touch /usr/new-file || touch /v/x && echo volume; id -u"
     item = pod(
         "read-only-root",
         container(

@@ -122,7 +122,7 @@ def test_a_job_created_again_at_once_under_its_name_is_a_new_one(api, operator):
     wait_for("prepare pod", lambda: _live(api, "twice-prepare", old), 30)
     kubelet.run("twice-prepare")
     kubelet.end("twice-prepare", 0, result(prepared=prepared()))
-    wait_for("it waits", lambda: accepted(api, "twice").get("reason") == "NameTaken", 30)
+    wait_for("it waits", lambda: accepted(api, "twice").get("reason") == "WaitingForOldPods", 60)
     assert not (status(api, "twice").get("workers") or {}).get("running")
     for index in (0, 1):
         api.kubectl("patch", "pod", f"twice-1-{index}", "--type=json", "-p", _RELEASE)
