@@ -47,9 +47,9 @@ WAITING = {
         ["PriorityClass", "urgent"],
     ),
     "no-account": (template(serviceAccountName="robot"), "Forbidden", ["robot", "not found"]),
-    "no-image": (workers(image="registry.example/absent:1"), "ErrImagePull", ["absent:1"]),
+    "no-image": (workers(image="registry.example/absent:1"), "ImagePullBackOff", ["absent:1"]),
     "no-room": (
-        workers(devicesPerWorker=16) | {"training": {"maxSteps": 5}},
+        workers(devicesPerWorker=16) | {"training": {"maxSteps": 5, "sequenceLength": 128}},
         "Unschedulable",
         ["Insufficient", _DEVICE],
     ),

@@ -119,7 +119,7 @@ def test_a_job_created_again_at_once_under_its_name_is_a_new_one(api, operator):
     old = {pod["metadata"]["uid"] for pod in pods(api, "twice")}
     api.kubectl("delete", "ftj", "twice", "--cascade=background")
     apply(api, "twice")
-    wait_for("prepare pod", lambda: _live(api, "twice-prepare", old), 30)
+    wait_for("prepare pod", lambda: _live(api, "twice-prepare", old), 120)
     kubelet.run("twice-prepare")
     kubelet.end("twice-prepare", 0, result(prepared=prepared()))
     wait_for("it waits", lambda: accepted(api, "twice").get("reason") == "WaitingForOldPods", 60)
