@@ -5,6 +5,8 @@ from typing import Any
 
 from finetune_api.status import FineTuneJobStatus
 
+RECHECK = 10.0  # s between looks at what no event may tell: a refusal that was mended, a pod's end
+
 
 @dataclass(frozen=True)
 class Delete:

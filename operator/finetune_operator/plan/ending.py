@@ -5,7 +5,7 @@ from datetime import datetime
 from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Attempt, FineTuneJobStatus, Phase
 from finetune_operator.plan import attempts, failure, restart
-from finetune_operator.plan.decision import Decision, Delete
+from finetune_operator.plan.decision import RECHECK, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.failure import Verdict
 from finetune_operator.plan.observe import Pod, World
@@ -13,7 +13,6 @@ from finetune_operator.plan.stops import CONSEQUENCES, GANG_INCOMPLETE, HANG, SU
 from finetune_operator.settings import Settings
 
 GRACE = 10  # s: a rank in a collective with a dead peer cannot save, it only burns device time
-_RECHECK = 10.0  # s
 _PHASES: dict[str, Phase] = {
     SUSPENDED: "Suspending",
     GANG_INCOMPLETE: "Restarting",
@@ -42,7 +41,7 @@ def stop(world: World, status: FineTuneJobStatus, gang: list[Pod], settings: Set
     grace = None if CONSEQUENCES[attempt.stop_reason or ""].saves else GRACE
     doomed = [Delete(pod.name, pod.uid, grace) for pod in alive if not pod.deletion]
     situation = _stopping(attempt, len(alive))
-    return Decision(describe(world, status, situation), delete=doomed, requeue_after=_RECHECK)
+    return Decision(describe(world, status, situation), delete=doomed, requeue_after=RECHECK)
 
 
 def _stopping(attempt: Attempt, alive: int) -> Situation:

@@ -6,13 +6,11 @@ The attempt exists from the moment its commit was written; its pods are made fro
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_operator.plan import attempts, deadlines, ending, failure, half_gang, stops, suspend
 from finetune_operator.plan import pods as render
-from finetune_operator.plan.decision import Decision, Delete
+from finetune_operator.plan.decision import RECHECK, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, waiting
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.stops import Stop
 from finetune_operator.settings import Settings
-
-_RECHECK = 10.0  # s between looks whether what was refused is admitted now
 
 
 def running(world: World, settings: Settings) -> Decision:
@@ -72,7 +70,7 @@ def _create(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Decisio
     job, attempt = world.job.with_status(status), attempts.current(status)
     if world.refusal:
         refused = Situation("Starting", world.refusal.reason, world.refusal.message, accepted=False)
-        return Decision(describe(world, status, refused), requeue_after=_RECHECK)
+        return Decision(describe(world, status, refused), requeue_after=RECHECK)
     present = {pod.index for pod in gang if not pod.gone}
     wanted = render.worker_pods(job, attempts.highest_step(status, before=attempt.number))
     new = [pod for index, pod in enumerate(wanted) if index not in present]

@@ -7,13 +7,11 @@ storage, is why two gangs never train at once.
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_operator.plan import attempts, ending, resolve, restart, suspend, usage
 from finetune_operator.plan import pods as render
-from finetune_operator.plan.decision import Check, Decision, Delete
+from finetune_operator.plan.decision import RECHECK, Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, duration
 from finetune_operator.plan.finish import failed, succeeded
 from finetune_operator.plan.observe import World
 from finetune_operator.settings import Settings
-
-_RECHECK = 10.0  # s
 
 
 def between(world: World, settings: Settings) -> Decision:
@@ -27,7 +25,7 @@ def between(world: World, settings: Settings) -> Decision:
     if alive:
         doomed = [Delete(pod.name, pod.uid, ending.GRACE) for pod in alive if not pod.deletion]
         situation = ending.ended(world, status, f"waiting for {alive[0].name} to end")
-        return Decision(describe(world, status, situation), delete=doomed, requeue_after=_RECHECK)
+        return Decision(describe(world, status, situation), delete=doomed, requeue_after=RECHECK)
     if not attempt.settled:
         status = attempts.updated(status, usage.settle(attempts.current(status), older))
     if attempt.outcome == "Succeeded":
@@ -86,7 +84,7 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
         situation = Situation(
             "Restarting", world.refusal.reason, world.refusal.message, accepted=False
         )
-        return Decision(describe(world, status, situation), commits=True, requeue_after=_RECHECK)
+        return Decision(describe(world, status, situation), commits=True, requeue_after=RECHECK)
     situation = Situation("Starting", message=f"creating {spec.workers.replicas} pods")
     return Decision(
         describe(world, new, situation), check=Check(pod=pod[0]), commits=True, requeue_after=0

@@ -12,7 +12,7 @@ from finetune_api.run import PrepareResult
 from finetune_api.status import Resolved
 from finetune_operator.plan import pods as render
 from finetune_operator.plan import usage
-from finetune_operator.plan.decision import Check, Decision, Delete
+from finetune_operator.plan.decision import RECHECK, Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, waiting
 from finetune_operator.plan.finish import failed, succeeded
 from finetune_operator.plan.observe import Pod, World
@@ -186,6 +186,3 @@ def _refused(world: World, reason: str, message: str) -> Decision:
     return Decision(
         describe(world, world.job.status, situation), requeue_after=RECHECK, commits=True
     )
-
-
-RECHECK = 10.0  # s between looks whether what was refused is admitted now

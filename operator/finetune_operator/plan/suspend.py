@@ -1,12 +1,10 @@
 """Suspension: the gang saves and goes, no pod is left, and the next attempt waits for the user."""
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.plan.decision import Decision, Delete
+from finetune_operator.plan.decision import RECHECK, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.observe import Job, World
 from finetune_operator.plan.stops import SUSPENDED, Stop
-
-_RECHECK = 10.0  # s
 
 
 def asks(job: Job) -> list[Stop]:
@@ -32,6 +30,4 @@ def hold(world: World, status: FineTuneJobStatus) -> Decision:
     where = f" on node {left[0].node}" if left[0].node else ""
     text = f"waiting for {len(left)} pods to go, first {left[0].name}{where}"
     situation = Situation("Suspending", "Suspended", text)
-    return Decision(
-        describe(world, status, situation), delete=doomed, requeue_after=_RECHECK if left else None
-    )
+    return Decision(describe(world, status, situation), delete=doomed, requeue_after=RECHECK)
