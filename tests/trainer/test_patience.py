@@ -51,3 +51,8 @@ def test_a_preparation_that_is_stopped_ends_by_itself(state: PodState) -> None:
     state.hear("prepare", None, {"activity": 1, "stage": "PreparingData"})
     now = time.monotonic()
     assert patience.verdict(state, now - 290, now + 200) is None
+
+
+@pytest.mark.parametrize(("code", "ours"), [(137, True), (88, True), (87, False), (86, False)])
+def test_our_verdict_explains_what_it_caused_and_nothing_else(code: int, ours: bool) -> None:
+    assert patience.overrides(code) is ours

@@ -1,5 +1,7 @@
 """How long the supervisor waits for children that seem to stand still (pure)."""
 
+import signal
+
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.state import Failure, PodState
 
@@ -28,6 +30,14 @@ def verdict(state: PodState, terminated_at: float | None, now: float) -> Failure
         text = "no step was finished after SIGTERM; a peer must be gone"
         return Failure(int(ExitCode.PEER_LOST), "PeerLost", text)
     return None
+
+
+def overrides(code: int) -> bool:
+    """Whether our verdict, not the child's own end, is the cause.
+
+    It died by our signal, or of a peer whose supervisor came to the same verdict a moment before.
+    """
+    return code in (128 + signal.SIGKILL, ExitCode.PEER_LOST)
 
 
 def _grace_is_over(state: PodState, waited: float) -> Failure | None:

@@ -216,7 +216,7 @@ class Supervisor:
         assert self.state is not None
         code = child.code() or 0
         failure = self.state.failures.get(child.name)
-        if self._verdict and code == 137:
+        if self._verdict and patience.overrides(code):
             code, failure = self._verdict.code, self._verdict
         elif self._stop.at is not None and code == 128 + signal.SIGTERM:
             # The default action of a process that had nothing to save yet.
