@@ -81,6 +81,11 @@ class Progress(Message):
     )
     eta_seconds: int | None = Field(default=None, description="Estimated seconds of training left.")
     last_update_time: Time | None = Field(default=None, description="When the last step ended.")
+    checkpoint_problem: str | None = Field(
+        default=None,
+        max_length=512,
+        description="Why the newest save failed; the older checkpoints stand.",
+    )
 
 
 class Evaluation(Message):

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune_api import spec
 from finetune_api.base import API_VERSION, Message, Time
 from finetune_api.names import RESULT_MAX_BYTES
 from finetune_api.progress import (
@@ -16,7 +17,6 @@ from finetune_api.progress import (
     Stage,
     StepLedger,
 )
-from finetune_api.spec import Checkpoints, Dataset, Model, Training
 
 Role = Literal["prepare", "worker"]
 
@@ -31,11 +31,13 @@ class RunConfig(Message):
     role: Role
     attempt: int = Field(default=0, description="0 for the prepare pod.")
     highest_step: int = Field(default=0, description="Highest step any earlier attempt finished.")
-    model: Model
-    dataset: Dataset
-    training: Training
-    checkpoints: Checkpoints
+    model: spec.Model
+    dataset: spec.Dataset
+    training: spec.Training
+    checkpoints: spec.Checkpoints
     cache: str | None = Field(default=None, description="pvc:// folder; absent: <storage>/cache.")
+    evaluation: spec.Evaluation | None = None
+    output: spec.Output | None = None
     mounts: dict[str, str] = Field(description="Claim name -> path in the pod.")
     plan: Plan | None = Field(default=None, description="Workers only.")
     prepared_digest: str | None = Field(default=None, description="Workers only.")

@@ -48,6 +48,12 @@ class ManifestEntry(Message):
     xxh3_128: str = Field(alias="xxh3_128", description="Hex digest of the contents.")
 
 
+class RankFile(Message):
+    """`rank-<r>-of-<n>.json`, written after a rank's other files: they are whole."""
+
+    files: list[ManifestEntry]
+
+
 class Manifest(Message):
     """`MANIFEST.json`, written last: a checkpoint without a valid one does not exist."""
 
@@ -64,4 +70,5 @@ class Manifest(Message):
     zero_stage: int
     creation_time: Time
     validation_loss: float | None = None
+    write_seconds: float | None = None
     files: list[ManifestEntry]

@@ -1,7 +1,7 @@
 """Work without a process group in a child of the supervisor: `python -m finetune_trainer.child`.
 
 prepare                          the prepare pod's work
-export EPOCH                     the finished model, from the newest checkpoint
+export EPOCH STEP                the finished model of a run that ended with this step
 """
 
 import logging
@@ -31,7 +31,7 @@ def main() -> int:
 
             report.result(prepared=prepare.run(config, report).to_dict())
         else:
-            _export(config, int(sys.argv[2]), report)
+            _export(config, int(sys.argv[2]), int(sys.argv[3]), report)
     except TrainerError as error:
         report.error(error)
         return int(error.code)
@@ -46,10 +46,10 @@ def _stop(*_: object) -> NoReturn:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _export(config: RunConfig, epoch: int, report: ChannelReporter) -> None:
+def _export(config: RunConfig, epoch: int, step: int, report: ChannelReporter) -> None:
     from finetune_trainer import export
 
-    output = export.run(config, RunPaths.of(config), report, epoch)
+    output = export.run(config, RunPaths.of(config), report, epoch, step)
     report.result(output=output.to_dict())
 
 

@@ -1,40 +1,57 @@
 """When a run has diverged, and which weights must not be saved because of it."""
 
-from dataclasses import dataclass
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
 
 _IN_A_ROW = 3
+_WINDOW = 500  # steps
+_SHARE = 0.01  # of the window
+_SPIKE = 3.0  # x the median loss of the window
+_SPIKE_STEPS = 20
 
 
 @dataclass
 class Divergence:
-    """Counts steps that were not applied because something in them was not finite."""
+    """Watches the steps of one attempt, in their order."""
 
     learning_rate: float
-    fp32: bool
     skipped: int = 0
+    """Steps of the whole run that were not applied: something in them was not finite."""
     in_a_row: int = 0
+    _spiking: int = 0
+    _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _losses: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
-    def is_too_much(self, finite: bool) -> bool:
-        """Take in a step: whether the run cannot go on after it."""
+    def take_in(self, step: int, loss: float, *, finite: bool) -> None:
+        """A step's facts; TrainerError 86 when the run cannot go on after it."""
+        self._recent.append(finite)
         if finite:
             self.in_a_row = 0
-            return False
+            self._watch_loss(step, loss)
+            return
         self.skipped += 1
         self.in_a_row += 1
-        # DeepSpeed leaves such a step out, except in fp32, where it ruins the weights.
-        return self.fp32 or self.in_a_row >= _IN_A_ROW
+        lost = len(self._recent) - sum(self._recent)
+        if self.in_a_row >= _IN_A_ROW:
+            raise self._error(
+                f"gradients were not finite in {self.in_a_row} steps up to step {step}"
+            )
+        if lost > _SHARE * _WINDOW:
+            raise self._error(
+                f"gradients were not finite in {lost} of the last {len(self._recent)} steps"
+            )
 
     def last_good(self, step: int) -> int:
-        """Step whose weights are beyond doubt when `step` was one too many: the streak began with
-        those of the step after it."""
-        return step - self.in_a_row - 1
+        """Step whose weights are beyond doubt when `step` was one too many.
 
-    def ended(self, step: int) -> TrainerError:
-        """Why the run ends with this step."""
-        return self._error(f"gradients were not finite in {self.in_a_row} steps up to step {step}")
+        A streak of bad steps began with the weights before it; a spike with its first step.
+        """
+        return step - max(self.in_a_row, self._spiking) - 1
 
     @property
     def in_doubt(self) -> bool:
@@ -48,6 +65,20 @@ class Divergence:
     def ruined(self, step: int) -> TrainerError:
         """The weights after a step give no finite loss: no checkpoint, no model."""
         return self._error(f"the loss of the weights after step {step} is not finite")
+
+    def _watch_loss(self, step: int, loss: float) -> None:
+        normal = median(self._losses) if self._losses else math.inf
+        # A loss near zero triples for no reason: overfitted, not diverged.
+        if len(self._losses) >= _SPIKE_STEPS and loss > _SPIKE * max(normal, 0.1):
+            self._spiking += 1
+        else:
+            self._spiking = 0
+            self._losses.append(loss)
+        if self._spiking >= _SPIKE_STEPS:
+            raise self._error(
+                f"the loss stayed above 3 x its median ({normal:.4f}) for {_SPIKE_STEPS} steps, "
+                f"{loss:.4f} at step {step}"
+            )
 
     def _error(self, what: str) -> TrainerError:
         return TrainerError(

@@ -45,6 +45,9 @@ class Engine:
             model=model, optimizer=optimizer, config=configuration(training, plan)
         )
         self.optimizer: Any = self.deepspeed.optimizer
+        if self.stage < 3 and training.precision == "FP32":
+            # Off in fp32: a single non-finite gradient would ruin the weights.
+            self.optimizer.check_grad_overflow = True
         self.deepspeed.train()
         _assert_fp32_master(self.optimizer, self.stage)
 
@@ -54,13 +57,16 @@ class Engine:
         self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
         return loss.detach()
 
-    def step(self, learning_rate: float) -> tuple[float, bool]:
-        """One optimizer step: (gradient norm before clipping, whether it was applied)."""
+    def step(self, learning_rate: float) -> tuple[Any, bool]:
+        """One optimizer step: (gradient norm before clipping, whether it was applied).
+
+        The norm is a float, or a scalar on the device that is worth no waiting here.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.deepspeed.step()
         norm = self.deepspeed.get_global_grad_norm()
-        return float(norm or 0.0), bool(self.deepspeed.was_step_applied())
+        return 0.0 if norm is None else norm, bool(self.deepspeed.was_step_applied())
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> torch.Tensor:

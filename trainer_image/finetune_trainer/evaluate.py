@@ -3,15 +3,14 @@
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from finetune_api.progress import Evaluation
 from finetune_trainer import batch, order
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.engine import Engine
+from finetune_trainer.evaluations import History
 from finetune_trainer.files import write_atomic
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.peers import Peers
@@ -21,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class Evaluator:
-    """Held-out rows and what was measured on them so far (`result`)."""
+    """Held-out rows and what was measured on them so far (`history`, the same on all ranks)."""
 
     def __init__(
         self,
@@ -34,22 +33,32 @@ class Evaluator:
     ) -> None:
         self._engine, self._rows, self._micro_batch = engine, rows, micro_batch
         self._peers, self._report = peers, report
-        self._file = paths.storage / "evaluation.json"
-        self.result = Evaluation()
+        self._file = paths.storage / "evaluations.json"
+        self.history = History()
 
-    def resume(self) -> None:
-        """Take over what earlier attempts measured, as rank 0 finds it; collective."""
-        told = [self._recorded() if self._peers.rank == 0 else None]
+    @property
+    def has_rows(self) -> bool:
+        """There is something to measure on."""
+        return len(self._rows) > 0
+
+    def resume(self, step: int) -> None:
+        """Take over what earlier attempts measured up to a step, as rank 0 finds it; collective."""
+        told = [self._recorded().to_dict() if self._peers.rank == 0 else None]
         dist.broadcast_object_list(told, src=0, group=self._peers.control)
-        self.result = Evaluation.model_validate(told[0])
-        self._report.training(evaluation=self.result)
+        self.history = History.model_validate(told[0]).until(step)
+        self._report.training(evaluation=self.history.summary())
+
+    def loss_at(self, step: int) -> float | None:
+        """What was measured after a step."""
+        newest = self.history.measured[-1:]
+        return newest[0].loss if newest and newest[0].step == step else None
 
     def measure(self, step: int, stopped: Callable[[], bool]) -> bool:
         """Token-weighted loss after a step; every rank runs as many forward passes.
 
         True when it was left off because `stopped` says so on any rank: nothing is recorded then.
         """
-        if not len(self._rows):
+        if not self.has_rows:
             return False
         self._report.stage("Evaluating")
         peers, total = self._peers, torch.zeros(2, dtype=torch.float64)
@@ -71,33 +80,23 @@ class Evaluator:
         if not math.isfinite(loss):
             _log.error("the validation loss at step %d is not finite", step)
             return
-        before = self.result
-        best, best_step = before.best, before.best_step
-        if best is None or loss < best:
-            best, best_step = loss, step
-        self.result = Evaluation(
-            baseline=loss if step == 0 else before.baseline,
-            last=loss,
-            last_step=step,
-            best=best,
-            best_step=best_step,
-        )
+        self.history = self.history.with_loss(step, loss)
         if self._peers.rank == 0:
             self._keep()
-            self._report.training(evaluation=self.result)
+            self._report.training(evaluation=self.history.summary())
             _log.info("validation loss %.4f at step %d", loss, step)
 
     def _keep(self) -> None:
         try:
-            write_atomic(self._file, self.result.to_json())
+            write_atomic(self._file, self.history.to_json())
         except OSError as error:  # a number is lost, not the run
             _log.error("the evaluation could not be recorded (%s); training goes on", error)
 
-    def _recorded(self) -> dict[str, Any]:
+    def _recorded(self) -> History:
         try:
-            return Evaluation.model_validate_json(self._file.read_text()).to_dict()
+            return History.model_validate_json(self._file.read_text())
         except FileNotFoundError:
-            return {}
+            return History()
         except (OSError, ValueError) as error:
-            _log.error("evaluation.json cannot be read (%s); training goes on", error)
-            return {}
+            _log.error("evaluations.json cannot be read (%s); training goes on", error)
+            return History()

@@ -19,7 +19,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Output
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
-from finetune_trainer import fence, finished, model, tensor_file
+from finetune_trainer import fence, finished, model, selection, tensor_file
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.errors import TrainerError
@@ -43,8 +43,12 @@ _COPIED = (
 )
 
 
-def run(config: RunConfig, paths: RunPaths, report: Reporter, epoch: int) -> Output:
-    """Export the last step's checkpoint on behalf of the gang that holds `epoch`.
+def run(
+    config: RunConfig, paths: RunPaths, report: Reporter, epoch: int, final_step: int
+) -> Output:
+    """Export the best or last checkpoint on behalf of the gang that holds `epoch`.
+
+    `final_step` is that with which training ended.
 
     TrainerError 79 when a newer gang owns the storage, 78 when the last checkpoint is damaged or
     the model does not load back as it was, 73 when storage cannot be written.
@@ -53,7 +57,7 @@ def run(config: RunConfig, paths: RunPaths, report: Reporter, epoch: int) -> Out
     done = finished.read(paths, config.job_uid, config.run_digest or "")
     if done is not None:
         return done
-    folder, manifest = _last_checkpoint(config, paths, report)
+    folder, manifest = selection.checkpoint(config, paths, final_step, report.advance)
     dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
     partial = paths.storage / f"{_PARTIAL}{epoch}"  # ours alone: an older gang may still write
     try:
@@ -69,24 +73,6 @@ def run(config: RunConfig, paths: RunPaths, report: Reporter, epoch: int) -> Out
         raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, text) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _last_checkpoint(config: RunConfig, paths: RunPaths, report: Reporter) -> tuple[Path, Manifest]:
-    """That of the last step; an older one is a model that nobody asked for.
-
-    Retryable: the next attempt resumes before the damage and trains the rest again.
-    """
-    newest = store.newest_valid(paths, config.run_digest or "", report.advance)
-    last = config.plan.total_steps if config.plan else None
-    if newest is None or newest[1].step != last:
-        found = f"the newest valid one is of step {newest[1].step}" if newest else "there is none"
-        raise TrainerError(
-            ExitCode.ENVIRONMENT_UNUSABLE,
-            f"{config.checkpoints.storage}: the checkpoint of the last step ({last}) is damaged or "
-            f"absent, {found}; the next attempt trains the rest again",
-            reason="CheckpointDamaged",
-        )
-    return newest
 
 
 def _write_weights(

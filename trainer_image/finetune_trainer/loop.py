@@ -1,23 +1,28 @@
-"""The training loop: micro-batches, one step, one agreement; then evaluate, save, stop.
+"""The training loop: a step, what the ranks agreed on, then evaluate, save, stop.
 
 Every rank runs the same code and takes the same turns; whatever decides a turn (a stop signal, a
-clock, a non-finite loss) is agreed on first.
+clock, a non-finite loss) is agreed on first (agreement.py) and heard one step late. Where a turn
+needs the newest facts, `_settle` waits for them.
 """
 
 import logging
 import math
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Plan
 from finetune_api.run import RunConfig
-from finetune_trainer import batch, fence, order
-from finetune_trainer.checkpoint import choose, load, store, write
+from finetune_trainer import order, replicas
+from finetune_trainer.agreement import Agreement
+from finetune_trainer.checkpoint import choose, load
+from finetune_trainer.checkpoint.keeper import Keeper
+from finetune_trainer.checkpoint.saver import Saved, Saver
+from finetune_trainer.checkpoint.snapshot import Snapshot
 from finetune_trainer.checkpoint.write import Owner, Position
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.divergence import Divergence
@@ -28,10 +33,11 @@ from finetune_trainer.paths import RunPaths
 from finetune_trainer.peers import Peers
 from finetune_trainer.progress import ProgressMeter
 from finetune_trainer.reporter import Reporter
-from finetune_trainer.schedule import learning_rate
+from finetune_trainer.steps import StepFacts, Stepper
+from finetune_trainer.stop_signal import StopSignal
+from finetune_trainer.turns import Turns
 
 _log = logging.getLogger(__name__)
-_DEFAULT_INTERVAL = 900  # s
 
 
 @dataclass
@@ -41,15 +47,6 @@ class State:
     step: int = 0
     rows_consumed: int = 0
     tokens_seen: int = 0
-
-
-@dataclass(frozen=True)
-class Agreed:
-    """What all ranks know after a step."""
-
-    stop: bool
-    save: bool
-    loss: float
 
 
 class Loop:
@@ -65,7 +62,7 @@ class Loop:
         report: Reporter,
         device: torch.device,
         control: Any,
-        stop: Any,
+        stop: StopSignal,
     ) -> None:
         folder = paths.prepared(config.prepared_digest or "")
         self.rows = Rows(folder, "train")
@@ -77,34 +74,40 @@ class Loop:
         self._config, self._plan, self._engine = config, plan, engine
         self._paths, self._owner, self._report = paths, owner, report
         self._stop = stop
+        self._stepper = Stepper(config.training, plan, self.rows, engine, self.peers)
+        self._agreement = Agreement(self.peers)
+        self._unheard: deque[StepFacts] = deque()
+        self._turns = Turns(config, plan)
+        self._divergence = Divergence(plan.learning_rate)
         self._meter = ProgressMeter(config, plan, len(self.rows))
-        fp32 = config.training.precision == "FP32"
-        self._divergence = Divergence(plan.learning_rate, fp32)
-        self._trained_rows: list[int] = []  # of the last step
-        self._saved_at, self._saved_step = time.monotonic(), -1
+        self._keeper = Keeper(paths, owner, config.checkpoints.keep_last, report)
+        self._saver = Saver(
+            engine,
+            Snapshot(engine, self.peers.local_world),
+            paths,
+            owner,
+            self.peers,
+            report.advance,
+            self._keeper.settle,
+        )
+        self._saved_step = -1
+        self._last_rows: list[int] = []
 
     def run(self) -> bool:
         """Train to the end; False when it was stopped before, with everything saved."""
         self._resume()
-        if self.state.step == 0 and self._agree(0.0).stop:
-            return False
-        if self.state.step == 0 and self.evaluator.result.baseline is None and self._evaluate():
+        if self.state.step == 0 and not self._begin():
             return False
         self._report.stage("Training")
-        self._saved_at = time.monotonic()
-        while self.state.step < self._plan.total_steps:
-            agreed = self._step()
-            last = self.state.step == self._plan.total_steps
-            if last and not agreed.stop:  # else what is trained is saved first
-                self._evaluate()
-            if last or agreed.stop:
-                self._save(must=True)
-            elif agreed.save and not self._divergence.in_doubt:
-                self._save(must=False)
-            if agreed.stop and not last:
-                return False
-        if self.evaluator.result.last_step != self.state.step:
-            self._evaluate()  # this attempt, or the one before, was stopped before it could
+        self._meter.lap()
+        while not self._is_complete():
+            self._step()
+            if len(self._unheard) > 1:
+                self._hear()
+            if self._turns.stop:
+                return self._leave()
+            self._evaluate_and_save()
+        self._finish()
         return True
 
     @property
@@ -117,100 +120,171 @@ class Loop:
             self._paths, self._owner.run_digest, self.peers.control, self._report.advance
         )
         if self.peers.rank == 0:
-            self._report.training(checkpoints=store.records(self._paths))
+            self._keeper.tell()
         if found is None:
-            self._meter.start(0)
             load.assert_consistent(self._engine)
-            return
-        folder, manifest = found
-        load.load(self._engine, folder, manifest, self._report.advance)
-        self.state.step = self._saved_step = manifest.step
-        self.state.rows_consumed = manifest.rows_consumed
-        self.state.tokens_seen = manifest.tokens_seen
-        self.evaluator.resume()
-        self._divergence.skipped = manifest.skipped_steps
+        else:
+            folder, manifest = found
+            load.load(self._engine, folder, manifest, self._report.advance)
+            self.state = State(manifest.step, manifest.rows_consumed, manifest.tokens_seen)
+            self._saved_step = manifest.step
+            self._divergence.skipped = manifest.skipped_steps
+            self._saver.expect(manifest)
+            _log.info("resumed from checkpoint %s", folder.name)
+        self.evaluator.resume(self.state.step)
         self._meter.start(self.state.step)
-        _log.info("resumed from checkpoint %s", folder.name)
 
-    def _step(self) -> Agreed:
-        """One optimizer step over the next rows of the sequence."""
-        state, plan, training = self.state, self._plan, self._config.training
-        started = time.monotonic()
+    def _begin(self) -> bool:
+        """The baseline, before the first step; False when a stop was asked for."""
+        if self.peers.any(self._stop.is_set()):
+            return False
+        return self.evaluator.loss_at(0) is not None or not self._evaluate()
+
+    def _is_complete(self) -> bool:
+        last = self.state.step >= self._plan.total_steps
+        return last or self._turns.is_over(self.evaluator.history)
+
+    def _step(self) -> None:
+        """Take a step and tell the others how it went."""
+        state = self.state
         rows = order.step_rows(
-            state.rows_consumed, plan.global_batch_size, len(self.rows), training.seed, self._end()
+            state.rows_consumed,
+            self._plan.global_batch_size,
+            len(self.rows),
+            self._config.training.seed,
+            self._turns.end(len(self.rows)),
         )
-        trained = int(self.rows.trained_tokens[rows].sum())
-        loss = torch.zeros((), device=self.peers.device)
-        tokens = 0
-        for own in order.micro_batches(
-            rows, self.peers.rank, self.peers.world, plan.micro_batch_size
-        ):
-            # A rank that ran out of rows takes part with weight zero: collectives must match.
-            picked = [self.rows[row] for row in own or rows[:1]]
-            scale = self.peers.world / trained if own else 0.0
-            micro = batch.make(picked, self.peers.device)
-            part = self._engine.backward(micro, scale)
-            if own:
-                loss += part
-        tokens = sum(len(self.rows[row].tokens) for row in rows)
-        rate = learning_rate(
-            state.step,
-            peak=plan.learning_rate,
-            total_steps=plan.total_steps,
-            warmup_steps=plan.warmup_steps,
-            schedule=training.schedule,
-            min_ratio=training.min_learning_rate_ratio,
+        facts = self._stepper.take(state.step, rows)
+        self._agreement.post(
+            facts.loss,
+            stop=self._stop.is_set(),
+            save=self.peers.rank == 0 and self._turns.is_time_to_save(),
+            finished=self._saver.finished,
+            failed=self._saver.failed,
         )
-        norm, applied = self._engine.step(rate)
-        agreed = self._agree(float(loss) / trained)
-        finite = applied and math.isfinite(norm) and math.isfinite(agreed.loss)
-        if self._divergence.is_too_much(finite):
-            self._condemn(self._divergence.last_good(state.step + 1))
-            raise self._divergence.ended(state.step + 1)
-        self._trained_rows = rows
+        if not self._last_rows:
+            replicas.assert_equal(self._engine, self.peers)
+        self._unheard.append(facts)
+        self._last_rows = rows
         state.step += 1
         state.rows_consumed += len(rows)
-        state.tokens_seen += tokens
+        state.tokens_seen += facts.tokens
         self._report.advance()
+
+    def _hear(self) -> None:
+        """What the ranks agreed on in the oldest step that was not heard yet."""
+        facts, heard = self._unheard.popleft(), self._agreement.hear()
+        norm = float(facts.norm)
+        sound = math.isfinite(heard.loss)
+        self._saver.judge(facts.step - 1, sound=sound)
+        try:
+            self._divergence.take_in(
+                facts.step, heard.loss, finite=facts.applied and math.isfinite(norm) and sound
+            )
+        except TrainerError:
+            if self.peers.rank == 0:
+                self._keeper.condemn(self._divergence.last_good(facts.step))
+            raise
+        self._turns.hear(heard)
+        behind = sum(len(later.rows) for later in self._unheard)
         progress, ledger = self._meter.step(
-            step=state.step,
-            loss=agreed.loss,
-            rate=rate,
+            facts,
+            loss=heard.loss,
             norm=norm,
-            tokens=tokens,
-            trained=trained,
-            seconds=time.monotonic() - started,
-            tokens_seen=state.tokens_seen,
-            rows_consumed=state.rows_consumed,
+            tokens_seen=self.state.tokens_seen - sum(later.tokens for later in self._unheard),
+            rows_consumed=self.state.rows_consumed - behind,
             skipped=self._divergence.skipped,
         )
         # From every rank: each supervisor judges a hang by how long steps take.
         self._report.training(progress=progress, ledger=ledger)
         if self.peers.rank == 0:
-            _log.info("step %d of %d, loss %.4f", state.step, plan.total_steps, agreed.loss)
-        return agreed
+            total = self._plan.total_steps
+            _log.info("step %d of %d, loss %.4f", facts.step, total, heard.loss)
+        self._conclude(self._saver.hear(heard.finished, heard.failed))
 
-    def _agree(self, loss: float) -> Agreed:
-        """Sum one small vector over the ranks: the loss, who was asked to stop, is a save due."""
-        save = self.peers.rank == 0 and self._save_is_due()
-        vector = torch.tensor([loss, float(self._stop.is_set()), float(save)], dtype=torch.float64)
-        dist.all_reduce(vector, group=self.peers.control)
-        total, stop, due = vector.tolist()
-        return Agreed(stop=stop > 0, save=due > 0, loss=total)
+    def _settle(self) -> None:
+        """Hear all that was posted: what follows needs to know how the last step went."""
+        while self._unheard:
+            self._hear()
 
-    def _save_is_due(self) -> bool:
-        """Asked before the step is counted: about the step that is just ending."""
-        checkpoints, step = self._config.checkpoints, self.state.step + 1
-        seconds = checkpoints.interval_seconds
-        if checkpoints.interval_steps is None and seconds is None:
-            seconds = _DEFAULT_INTERVAL
-        by_steps = checkpoints.interval_steps and step % checkpoints.interval_steps == 0
-        by_clock = seconds is not None and time.monotonic() - self._saved_at >= seconds
-        return bool(by_steps or by_clock)
+    def _evaluate_and_save(self) -> None:
+        """What is due between two steps: both, when a checkpoint is due.
+
+        A checkpoint carries the loss of its own weights, and the best loss gets a checkpoint.
+        """
+        step, turns = self.state.step, self._turns
+        save = turns.save_is_due(step) and self._saver.idle
+        if step >= self._plan.total_steps or not (save or turns.evaluation_is_due(step)):
+            return
+        self._settle()
+        if self._divergence.in_doubt or self._turns.stop:
+            return
+        if self.evaluator.loss_at(step) is None and self._evaluate():
+            return
+        best = self.evaluator.history.improved and self.evaluator.loss_at(step) is not None
+        if best:
+            self._drain()
+        if save or best:
+            self._save(sound=False)
+        self._meter.lap()
 
     def _evaluate(self) -> bool:
         """True when it was left off because of a stop."""
         return self.evaluator.measure(self.state.step, self._stop.is_set)
+
+    def _save(self, *, sound: bool) -> None:
+        """Begin a checkpoint of this step."""
+        first = self._saved_step < 0
+        self._report.stage("Checkpointing")
+        position = Position(
+            step=self.state.step,
+            rows_consumed=self.state.rows_consumed,
+            tokens_seen=self.state.tokens_seen,
+            skipped=self._divergence.skipped,
+            validation_loss=self.evaluator.loss_at(self.state.step),
+        )
+        self._saver.begin(position, sound=sound)
+        if first:
+            load.assert_consistent(self._engine)
+        self._turns.saved()
+        self._report.stage("Training")
+
+    def _conclude(self, saved: Saved | None, *, must: bool = False) -> None:
+        """A failed save ends the attempt (73) only where nothing comes after it."""
+        if saved is None:
+            return
+        problem = f"the checkpoint of step {saved.step} could not be saved ({saved.problem})"
+        if saved.problem and must:
+            raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, problem)
+        self._meter.checkpoint_problem = problem if saved.problem else None
+        if saved.problem:
+            # The older checkpoints stand, and the next save may succeed.
+            _log.error("%s; training goes on", problem)
+            return
+        self._saved_step = max(self._saved_step, saved.step)
+        if self.peers.rank == 0:
+            stall = self._saver.stalled
+            _log.info("saved a checkpoint of step %d (stalled %.3f s)", saved.step, stall)
+
+    def _drain(self, *, must: bool = False) -> None:
+        """Wait for the save in the making."""
+        if self._saver.undecided:
+            self._saver.judge(self.state.step, sound=not self._is_ruined())
+        if not self._saver.idle:
+            self._report.stage("Checkpointing")
+            self._conclude(self._saver.drain(), must=must)
+            self._report.stage("Training")
+
+    def _save_now(self) -> None:
+        """Save this step and wait for it; TrainerError when it cannot be saved."""
+        self._settle()
+        self._drain()
+        if self._saved_step == self.state.step:
+            return
+        if self._is_ruined():
+            raise self._divergence.ruined(self.state.step)
+        self._save(sound=True)
+        self._drain(must=True)
 
     def _is_ruined(self) -> bool:
         """Whether the weights as they are give no finite loss, told by rows that they just saw.
@@ -218,80 +292,35 @@ class Loop:
         The loss of a step is that of the weights before it: without this look a checkpoint could
         hold what the next step finds ruined.
         """
-        rows = self._trained_rows
-        size = self._plan.micro_batch_size
-        own = order.micro_batches(rows, self.peers.rank, self.peers.world, size)[0] or rows[:1]
-        picked = [self.rows[row] for row in own]
-        loss = float(self._engine.loss(batch.make(picked, self.peers.device)))
-        return self.peers.any(not math.isfinite(loss))
+        rows = self._last_rows
+        return bool(rows) and self.peers.any(not math.isfinite(self._stepper.probe(rows)))
 
-    def _save(self, *, must: bool) -> None:
-        """Save; a failure ends the attempt (73) only where nothing comes after it."""
-        if self._saved_step == self.state.step:
-            return
-        self._report.stage("Checkpointing")
-        if self._is_ruined():
-            ruined = self._divergence.ruined(self.state.step)
-            if must:
-                raise ruined
-            _log.error("no checkpoint of step %d: %s", self.state.step, ruined.message)
-            self._report.stage("Training")
-            return
-        evaluation = self.evaluator.result
-        fresh = evaluation.last_step == self.state.step
-        position = Position(
-            step=self.state.step,
-            rows_consumed=self.state.rows_consumed,
-            tokens_seen=self.state.tokens_seen,
-            skipped=self._divergence.skipped,
-            validation_loss=evaluation.last if fresh else None,
-        )
-        first = self._saved_step < 0
-        problem = write.save(
-            self._engine,
-            self._paths,
-            self._owner,
-            position,
-            self.peers.control,
-            self._report.advance,
-        )
-        if first:
-            load.assert_consistent(self._engine)
-        self._saved_at = time.monotonic()
-        if problem:
-            text = f"the checkpoint of step {self.state.step} could not be saved ({problem})"
-            if must:
-                raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, text)
-            # Training goes on: the older checkpoints stand, and the next save may succeed.
-            _log.error("%s; training goes on", text)
-        else:
-            self._saved_step = self.state.step
-            _log.info("saved a checkpoint of step %d", self.state.step)
-        if self.peers.rank == 0:
-            self._retain()
-        self._report.stage("Training")
+    def _leave(self) -> bool:
+        """Stopped: save where it stands; True when nothing is left to do."""
+        self._settle()
+        grace, needed = self._stop.remaining(self._grace), self._saver.expected_seconds
+        if self.peers.any(needed is not None and grace is not None and needed > grace):
+            # A save that is killed half-way is worth nothing, and the one before it stands.
+            _log.warning(
+                "no checkpoint of step %d: the last one took %.0f s, and %.0f s are left until the "
+                "pod is killed; raise runPolicy.terminationGracePeriodSeconds",
+                self.state.step,
+                needed or 0.0,
+                grace or 0.0,
+            )
+            return False
+        self._save_now()
+        return self._is_complete()
 
-    def _retain(self) -> None:
-        owner, keep = self._owner, self._config.checkpoints.keep_last
-        try:
-            fence.check(self._paths, owner.epoch, owner.attempt)
-            for folder in store.superseded(self._paths, keep, owner.epoch):
-                store.remove(folder)
-        except OSError as error:
-            _log.error("old checkpoints could not be removed (%s); training goes on", error)
-        self._report.training(checkpoints=store.records(self._paths))
+    @property
+    def _grace(self) -> float:
+        return float(self._config.termination_grace_period_seconds)
 
-    def _condemn(self, last_good: int) -> None:
-        """The next attempt must begin before the weights that made the first bad step."""
-        if self.peers.rank == 0:
-            fence.check(self._paths, self._owner.epoch, self._owner.attempt)
-            store.condemn(self._paths, last_good)
-            self._report.training(checkpoints=store.records(self._paths))
-
-    def _end(self) -> int:
-        """Row at which the run ends; only the last step of all can be short."""
-        training = self._config.training
-        if training.max_steps is not None:
-            return self._plan.total_steps * self._plan.global_batch_size
-        epochs = 3.0 if training.epochs is None else training.epochs
-        return math.ceil(epochs * len(self.rows))
+    def _finish(self) -> None:
+        """The last evaluation and the last checkpoint."""
+        self._settle()
+        if not self._turns.stop and self.evaluator.loss_at(self.state.step) is None:
+            self._evaluate()  # else what is trained is saved first
+        self._save_now()
+        if self.evaluator.loss_at(self.state.step) is None:
+            self._evaluate()  # this attempt, or the one before, was stopped before it could

@@ -1,5 +1,6 @@
 """This rank among the others, and what they agree on."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,15 @@ class Peers:
     world: int
     device: torch.device
     control: Any
+    local_world: int = 1
+    """Ranks that share this host's memory."""
 
     @classmethod
     def of(cls, device: torch.device, control: Any) -> "Peers":
         """As accelerate finds it: it adopts the process group that the rendezvous made."""
         process = PartialState(cpu=device.type == "cpu")
-        return cls(process.process_index, process.num_processes, device, control)
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return cls(process.process_index, process.num_processes, device, control, local)
 
     def any(self, mine: bool) -> bool:
         """Whether it is so on any rank; collective."""

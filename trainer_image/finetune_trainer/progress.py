@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from finetune_api.progress import Plan, Progress, StepLedger
 from finetune_api.run import RunConfig
+from finetune_trainer.steps import StepFacts
 
 _WINDOW = 60.0  # s
 
@@ -22,32 +23,37 @@ class ProgressMeter:
         self._window: deque[tuple[float, float, int, int]] = deque()
         self._first = 0
         self._productive = self._redone = 0.0
+        self._lap_at = time.monotonic()
+        self.checkpoint_problem: str | None = None
+        """Why the newest save failed."""
 
     def start(self, step: int) -> None:
         """The attempt begins after this many finished steps."""
         self._first = step
 
+    def lap(self) -> None:
+        """Steps begin (again): what was done since the last one is not their time."""
+        self._lap_at = time.monotonic()
+
     def step(
         self,
+        facts: StepFacts,
         *,
-        step: int,
         loss: float,
-        rate: float,
         norm: float,
-        tokens: int,
-        trained: int,
-        seconds: float,
         tokens_seen: int,
         rows_consumed: int,
         skipped: int,
     ) -> tuple[Progress, StepLedger]:
-        """Facts after a finished step that took `seconds`."""
+        """Facts after a finished step; the totals are those of the run up to it."""
+        step, seconds = facts.step, max(1e-9, facts.ended - self._lap_at)
+        self._lap_at = max(self._lap_at, facts.ended)
         if step <= self._config.highest_step:
             self._redone += seconds
         else:
             self._productive += seconds
         now = time.monotonic()
-        self._window.append((now, seconds, tokens, trained))
+        self._window.append((now, seconds, facts.tokens, facts.trained))
         while now - self._window[0][0] > _WINDOW and len(self._window) > 1:
             self._window.popleft()
         spent = sum(entry[1] for entry in self._window)
@@ -57,13 +63,14 @@ class ProgressMeter:
             total_steps=self._plan.total_steps,
             epoch=round(rows_consumed / self._rows, 4),
             train_loss=_finite(loss),
-            learning_rate=rate,
+            learning_rate=facts.rate,
             grad_norm=_finite(norm),
             tokens_seen=tokens_seen,
             skipped_steps=skipped,
             tokens_per_second=round(sum(entry[2] for entry in self._window) / spent, 1),
             trained_tokens_per_second=round(sum(entry[3] for entry in self._window) / spent, 1),
             eta_seconds=round(left * spent / len(self._window)),
+            checkpoint_problem=self.checkpoint_problem,
             last_update_time=datetime.now(UTC),
         )
         ledger = StepLedger(

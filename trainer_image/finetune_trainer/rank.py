@@ -2,9 +2,7 @@
 
 import logging
 import os
-import signal
 import sys
-import threading
 import traceback
 from datetime import timedelta
 from typing import Any
@@ -24,6 +22,7 @@ from finetune_trainer.inputs import reading
 from finetune_trainer.loop import Loop
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.rendezvous import Place
+from finetune_trainer.stop_signal import StopSignal
 
 # Long enough for the slowest peer to load its model; a dead peer is noticed at once on gloo, and by
 # the supervisor's rules elsewhere.
@@ -89,8 +88,7 @@ def _train(report: ChannelReporter) -> int:
     owner = Owner(config.job_uid, config.run_digest, config.attempt, epoch)
     # Until here SIGTERM just ends the process: there is nothing to save, and a peer that is not
     # there yet would be waited for until the grace period is over.
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop = StopSignal()
     loop = Loop(config, plan, engine, paths, owner, report, device, control, stop)
     try:
         finished = loop.run()
@@ -99,6 +97,8 @@ def _train(report: ChannelReporter) -> int:
         if not (stop.is_set() and loop.nothing_new and _lost_a_peer(error)):
             raise
         finished = False  # the peer was told to stop a moment before us
+    if finished and place.rank == 0:
+        report.result(final_step=loop.state.step)
     return _finish(report, config, finished)
 
 

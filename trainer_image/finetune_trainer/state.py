@@ -38,6 +38,7 @@ class PodState:
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
     prepared: PrepareResult | None = None
     output: Output | None = None
+    final_step: int | None = None
     failures: dict[str, Failure] = field(default_factory=dict)
     earlier: list[AttemptRecord] = field(default_factory=list)
     sequence: int = 0
@@ -73,6 +74,8 @@ class PodState:
         result = message.get("result", {})
         if "prepared" in result:
             self.prepared = PrepareResult.model_validate(result["prepared"])
+        if "final_step" in result:
+            self.final_step = result["final_step"]
         if "output" in result:
             self.output = Output.model_validate(result["output"])
 

@@ -15,6 +15,18 @@ class StopSignal:
         self.at: float | None = None
         signal.signal(signal.SIGTERM, self._hear)
 
+    def is_set(self) -> bool:
+        """It was."""
+        return self.at is not None
+
+    def set(self) -> None:
+        """As if SIGTERM had come."""
+        self._hear()
+
+    def remaining(self, grace: float) -> float | None:
+        """Seconds until the pod is killed, given its grace period; None when nobody asked."""
+        return None if self.at is None else grace - (time.monotonic() - self.at)
+
     def _hear(self, *_: object) -> None:
         if self.at is None:
             self.at = time.monotonic()

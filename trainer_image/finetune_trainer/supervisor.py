@@ -122,7 +122,9 @@ class Supervisor:
 
     def _export(self) -> int:
         """The ranks have left; the model is made from files."""
-        arguments = ["finetune_trainer.child", "export", str(self._epoch)]
+        assert self.state is not None
+        step = str(self.state.final_step)  # rank 0 said it before it left
+        arguments = ["finetune_trainer.child", "export", str(self._epoch), step]
         child = self._start("export", None, arguments, {})
         self._watch([child])
         return self._conclude(child)

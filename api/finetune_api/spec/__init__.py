@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from finetune_api.schema import Rule, rules
 from finetune_api.spec.common import Spec, Uri
 from finetune_api.spec.data import Dataset, DataSource, Model
-from finetune_api.spec.policy import Checkpoints, RunPolicy
+from finetune_api.spec.policy import Checkpoints, EarlyStopping, Evaluation, Output, RunPolicy
 from finetune_api.spec.training import DeepSpeed, Optimizer, Training
 from finetune_api.spec.workers import Scheduling, Workers
 
@@ -19,9 +19,12 @@ __all__ = [
     "DataSource",
     "Dataset",
     "DeepSpeed",
+    "EarlyStopping",
+    "Evaluation",
     "FineTuneJobSpec",
     "Model",
     "Optimizer",
+    "Output",
     "RunPolicy",
     "Scheduling",
     "Training",
@@ -41,7 +44,18 @@ class FineTuneJobSpec(Spec):
                 "training.globalBatchSize must be divisible by workers.replicas x "
                 "workers.devicesPerWorker x deepspeed.microBatchSize",
                 ".training.globalBatchSize",
-            )
+            ),
+            Rule(
+                "!has(self.evaluation) || has(self.dataset.validation)",
+                "evaluation needs validation data: set dataset.validation",
+                ".evaluation",
+            ),
+            Rule(
+                "!has(self.output) || !has(self.output.weights) || self.output.weights != 'Best' "
+                "|| has(self.dataset.validation)",
+                "output.weights Best needs validation data: set dataset.validation, or use Last",
+                ".output.weights",
+            ),
         )
     )
 
@@ -56,6 +70,8 @@ class FineTuneJobSpec(Spec):
         description="Folder for prepared data, shared by the jobs that name it: pvc://CLAIM/PATH. "
         "Absent: the folder cache in checkpoints.storage.",
     )
+    output: Output | None = None
+    evaluation: Evaluation | None = None
     run_policy: RunPolicy = Field(default_factory=RunPolicy)
     scheduling: Scheduling | None = None
     suspend: bool = Field(

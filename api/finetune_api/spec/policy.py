@@ -31,7 +31,52 @@ class Checkpoints(Spec):
         default=2,
         ge=1,
         le=10,
-        description="Checkpoints kept, default 2; the newest verified one is never deleted.",
+        description="Checkpoints kept, default 2; the newest verified one and the one with the "
+        "best validation loss are never deleted.",
+    )
+
+
+class Output(Spec):
+    """The finished model."""
+
+    weights: Literal["Best", "Last"] | None = Field(
+        default=None,
+        description="Which checkpoint becomes the model. Best: that with the lowest validation "
+        "loss. Last: that of the last step. Absent: Best where there is validation data, else "
+        "Last.",
+    )
+
+
+class EarlyStopping(Spec):
+    """When further training would only overfit."""
+
+    patience: int = Field(
+        ge=1,
+        le=1000,
+        description="Evaluations in a row that may fail to beat the best validation loss; then "
+        "training ends and the job succeeds.",
+    )
+    min_delta: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="By how much, in nats per token, a loss must beat the best one, default 0.0.",
+    )
+
+
+class Evaluation(Spec):
+    """When the validation loss is measured: also before the first step, at the end and with every
+    checkpoint."""
+
+    interval_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Optimizer steps between evaluations. Absent: none besides those. One that is "
+        "the best so far is followed by a checkpoint.",
+    )
+    early_stopping: EarlyStopping | None = Field(
+        default=None, description="Absent: training runs to its end."
     )
 
 

@@ -194,9 +194,14 @@ def _progressing(status: FineTuneJobStatus, situation: Situation) -> Row:
 
 def _checkpoint_available(status: FineTuneJobStatus) -> Row:
     newest = status.latest_checkpoint
+    problem = status.progress.checkpoint_problem if status.progress else None
     if newest is None:
-        return "CheckpointAvailable", "False", "NoCheckpoint", "nothing was saved yet"
-    return "CheckpointAvailable", "True", "Verified", f"step {newest.step} at {newest.location}"
+        text = problem or "nothing was saved yet"
+        return "CheckpointAvailable", "False", "SaveFailed" if problem else "NoCheckpoint", text
+    text = f"step {newest.step} at {newest.location}"
+    if problem and not status.finished:
+        return "CheckpointAvailable", "True", "SaveFailed", f"{text}; {problem}"
+    return "CheckpointAvailable", "True", "Verified", text
 
 
 def _suspended(world: World, status: FineTuneJobStatus) -> Row:

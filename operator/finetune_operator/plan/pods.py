@@ -133,6 +133,8 @@ def _config(job: Job, role: str) -> RunConfig:
     return RunConfig.model_validate(
         {
             "job_name": job.name,
+            "evaluation": spec.evaluation,
+            "output": spec.output,
             "job_namespace": job.namespace,
             "job_uid": job.uid,
             "role": role,

@@ -149,19 +149,30 @@ def records(paths: RunPaths) -> list[CheckpointRecord]:
 def superseded(paths: RunPaths, keep_last: int, epoch: int) -> Iterator[Path]:
     """Folders that may go, given that `epoch` is ours.
 
-    Whatever lies beyond `keep_last` checkpoints, but never the newest verified one; and unfinished
-    folders of smaller epochs (one of our own epoch may be in the making).
+    Whatever lies beyond `keep_last` checkpoints, but never the newest verified one nor the one with
+    the best validation loss; and unfinished folders of smaller epochs (one of our own epoch may be
+    in the making).
     """
     whole = published(paths)
     keep = {folder for folder, _ in whole[:keep_last]}
     verified = [folder for folder, _ in whole if (folder / VERIFIED).exists()]
-    keep |= set(verified[:1])
+    keep |= set(verified[:1]) | set(best_first(whole)[:1])
     names = {folder for folder, _ in whole}
     for folder in _folders(paths):
         match = _NAME.fullmatch(folder.name)
         older = match is not None and int(match.group(2)) < epoch
         if (folder in names and folder not in keep) or (folder not in names and older):
             yield folder
+
+
+def best_first(whole: list[tuple[Path, Manifest]]) -> list[Path]:
+    """Folders of checkpoints that were evaluated, lowest validation loss first, then the oldest."""
+    measured = [
+        (manifest.validation_loss, manifest.step, folder)
+        for folder, manifest in whole
+        if manifest.validation_loss is not None
+    ]
+    return [folder for *_, folder in sorted(measured)]
 
 
 def remove(folder: Path) -> None:

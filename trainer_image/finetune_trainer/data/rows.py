@@ -43,6 +43,8 @@ class Rows:
         self._index = np.fromfile(folder / f"{split}.index.i64", dtype="<i8").reshape(-1, 2)
         self.trained_tokens = self._count_trained()
         """Tokens with loss, per row: every rank knows the denominator of the whole batch."""
+        self.lengths = np.diff(self._index[:, 0])
+        """Tokens per row."""
 
     def _count_trained(self) -> NDArray[np.int64]:
         """Without a copy of all tokens; `reduceat` sums between starts, since no row is empty."""

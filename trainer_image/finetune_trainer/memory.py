@@ -1,0 +1,39 @@
+"""How much memory of the host may still be taken (Linux)."""
+
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that can be allocated without the kernel killing the container; 0 when unknown.
+
+    The smaller of what the machine has and what the container's limit leaves; pages of files that
+    can be dropped count as free.
+    """
+    found = [_machine(meminfo), _container(cgroup)]
+    known = [amount for amount in found if amount is not None]
+    return max(0, min(known, default=0))
+
+
+def _machine(meminfo: Path) -> int | None:
+    try:
+        lines = meminfo.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _container(cgroup: Path) -> int | None:
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    if limit == "max":
+        return None
+    return int(limit) - used + int(stat.get("inactive_file", 0))
