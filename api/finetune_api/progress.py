@@ -55,6 +55,12 @@ class Plan(Message):
     learning_rate: float = Field(description="Peak learning rate.")
     total_steps: int = Field(description="Optimizer steps of the whole run.")
     warmup_steps: int = Field(description="Steps of warm-up.")
+    activation_checkpointing: Literal["Never", "Always"] = Field(
+        default="Never", description="Whether activations are computed again."
+    )
+    offload: Literal["None", "Optimizer", "OptimizerAndParameters"] = Field(
+        default="None", description="What is kept in host memory."
+    )
     checkpoint_bytes: int = Field(description="Size of one checkpoint: 12 bytes a parameter.")
 
 

@@ -57,12 +57,18 @@ def full_job(name: str = "a") -> Object:
                 "beta2": 0.95,
                 "epsilon": 1.0e-6,
                 "weightDecay": 0.1,
+                "momentPrecision": "BF16",
             },
             "maxGradNorm": 0.5,
             "precision": "FP32",
             "seed": 7,
         },
-        deepspeed={"zeroStage": 3, "microBatchSize": 2},
+        deepspeed={
+            "zeroStage": 3,
+            "microBatchSize": 2,
+            "activationCheckpointing": "Always",
+            "offload": "OptimizerAndParameters",
+        },
         workers={
             "replicas": 4,
             "devicesPerWorker": 8,
@@ -86,6 +92,8 @@ def full_job(name: str = "a") -> Object:
             "keepLast": 3,
         },
         cache="pvc://cache/shared",
+        output={"weights": "Best"},
+        evaluation={"intervalSteps": 25, "earlyStopping": {"patience": 3, "minDelta": 0.01}},
         runPolicy={
             "maxRestarts": 5,
             "activeDeadlineSeconds": 86400,

@@ -63,6 +63,13 @@ BAD = {name: [make(uri) for uri in BAD_URIS + STRICTER] for name, make in URIS.i
         make_job(training={"globalBatchSize": 5}, workers={"replicas": 2}),
         make_job(training={"globalBatchSize": 6}, deepspeed={"microBatchSize": 4}),
     ],
+    "spec.deepspeed.offload": [
+        make_job(deepspeed={"offload": "Optimizer", "zeroStage": 1}),
+        make_job(deepspeed={"offload": "OptimizerAndParameters"}),
+        make_job(deepspeed={"offload": "OptimizerAndParameters", "zeroStage": 2}),
+    ],
+    "spec.evaluation": [make_job(evaluation={"intervalSteps": 5})],
+    "spec.output.weights": [make_job(output={"weights": "Best"})],
     "spec.workers.deviceResource": [make_job(workers={"deviceResource": "gpus"})],
     "spec.workers.template.spec.restartPolicy": [template(restartPolicy="Always")],
     "spec.workers.template.spec.hostname": [template(hostname="x")],
@@ -246,6 +253,7 @@ SUSPENDED_ONLY = {
 FREE = {
     "checkpoints": {"keepLast": 5},
     "runPolicy": {"maxRestarts": 9, "activeDeadlineSeconds": 60},
+    "output": {"weights": "Last"},
     "suspend": True,
 }
 

@@ -40,7 +40,7 @@ class Agreement:
     def post(
         self, loss: torch.Tensor, *, stop: bool, save: bool, finished: int, failed: bool
     ) -> None:
-        """Begin a sum. `loss` is this rank's share, a scalar on its device; it is not waited for."""
+        """Begin a sum; `loss`, this rank's share, is a scalar on its device and not waited for."""
         facts = torch.tensor(
             [float(stop), float(save), float(finished), float(failed)], dtype=torch.float64
         )

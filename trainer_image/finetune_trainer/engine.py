@@ -15,9 +15,11 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Plan
 from finetune_api.spec import Training
 from finetune_trainer.batch import Batch
+from finetune_trainer.compact_adamw import CompactAdamW
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.lm import LanguageModel
 
+_MOMENTS = {"FP32": torch.float32, "BF16": torch.bfloat16}
 _BUCKET = 200_000_000  # elements; Hugging Face's "auto" makes tiny collectives
 
 
@@ -32,14 +34,11 @@ class Engine:
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(verbose=False)
-        optimizer = torch.optim.AdamW(
-            _groups(model, training.optimizer.weight_decay),
-            lr=plan.learning_rate,
-            betas=(training.optimizer.beta1, training.optimizer.beta2),
-            eps=training.optimizer.epsilon,
-            fused=torch.cuda.is_available() or None,
-        )
+        if plan.activation_checkpointing == "Always":
+            model.recompute_activations()
+        optimizer = _optimizer(model, training, plan)
         self.model = model
+        self.moment_dtype = _MOMENTS[training.optimizer.moment_precision]
         self.stage = plan.zero_stage
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=configuration(training, plan)
@@ -97,12 +96,46 @@ def configuration(training: Training, plan: Plan) -> dict[str, Any]:
             "round_robin_gradients": False,
             "reduce_bucket_size": _BUCKET,
             "allgather_bucket_size": _BUCKET,
+            **_offload(plan),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
+
+def _offload(plan: Plan) -> dict[str, Any]:
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    parts = {
+        "None": (),
+        "Optimizer": ("offload_optimizer",),
+        "OptimizerAndParameters": ("offload_optimizer", "offload_param"),
+    }
+    return {part: host for part in parts[plan.offload]}
+
+
+def _optimizer(model: LanguageModel, training: Training, plan: Plan) -> torch.optim.Optimizer:
+    """AdamW in the variant that suits where the master weights are."""
+    wanted = training.optimizer
+    groups = _groups(model, wanted.weight_decay)
+    betas = (wanted.beta1, wanted.beta2)
+    cuda = torch.cuda.is_available()
+    if wanted.moment_precision == "BF16":
+        return CompactAdamW(
+            groups, lr=plan.learning_rate, betas=betas, eps=wanted.epsilon, seed=training.seed
+        )
+    if cuda and plan.offload != "None":
+        # Vectorised and threaded; torch's own would take longer than the step itself.
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        cpu: torch.optim.Optimizer = DeepSpeedCPUAdam(
+            groups, lr=plan.learning_rate, betas=betas, eps=wanted.epsilon, adamw_mode=True
+        )
+        return cpu
+    return torch.optim.AdamW(
+        groups, lr=plan.learning_rate, betas=betas, eps=wanted.epsilon, fused=cuda or None
+    )
 
 
 def _groups(model: LanguageModel, decay: float) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from finetune_trainer import batch, order
+from finetune_trainer import batch, evaluations, order
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.engine import Engine
 from finetune_trainer.evaluations import History
@@ -33,7 +33,7 @@ class Evaluator:
     ) -> None:
         self._engine, self._rows, self._micro_batch = engine, rows, micro_batch
         self._peers, self._report = peers, report
-        self._file = paths.storage / "evaluations.json"
+        self._paths = paths
         self.history = History()
 
     @property
@@ -43,7 +43,7 @@ class Evaluator:
 
     def resume(self, step: int) -> None:
         """Take over what earlier attempts measured up to a step, as rank 0 finds it; collective."""
-        told = [self._recorded().to_dict() if self._peers.rank == 0 else None]
+        told = [evaluations.read(self._paths).to_dict() if self._peers.rank == 0 else None]
         dist.broadcast_object_list(told, src=0, group=self._peers.control)
         self.history = History.model_validate(told[0]).until(step)
         self._report.training(evaluation=self.history.summary())
@@ -88,15 +88,6 @@ class Evaluator:
 
     def _keep(self) -> None:
         try:
-            write_atomic(self._file, self.history.to_json())
+            write_atomic(self._paths.evaluations, self.history.to_json())
         except OSError as error:  # a number is lost, not the run
             _log.error("the evaluation could not be recorded (%s); training goes on", error)
-
-    def _recorded(self) -> History:
-        try:
-            return History.model_validate_json(self._file.read_text())
-        except FileNotFoundError:
-            return History()
-        except (OSError, ValueError) as error:
-            _log.error("evaluations.json cannot be read (%s); training goes on", error)
-            return History()

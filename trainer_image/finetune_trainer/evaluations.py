@@ -1,9 +1,14 @@
-"""What was measured on held-out data, step by step, and what follows from it (pure)."""
+"""What was measured on held-out data, step by step, and what follows from it."""
+
+import logging
 
 from pydantic import Field
 
 from finetune_api.base import API_VERSION, Message
 from finetune_api.progress import Evaluation
+from finetune_trainer.paths import RunPaths
+
+_log = logging.getLogger(__name__)
 
 
 class Measured(Message):
@@ -49,6 +54,10 @@ class History(Message):
                 since += 1
         return since >= patience
 
+    def losses(self) -> dict[int, float]:
+        """Step -> loss."""
+        return {found.step: found.loss for found in self.measured}
+
     def summary(self) -> Evaluation:
         """What the job's status shows."""
         newest, best = self.measured[-1] if self.measured else None, self.best
@@ -59,3 +68,14 @@ class History(Message):
             best=best and best.loss,
             best_step=best and best.step,
         )
+
+
+def read(paths: RunPaths) -> History:
+    """What the run's storage remembers; nothing where it cannot be read: it is measured again."""
+    try:
+        return History.model_validate_json(paths.evaluations.read_text())
+    except FileNotFoundError:
+        return History()
+    except (OSError, ValueError) as error:
+        _log.error("evaluations.json cannot be read (%s); training goes on", error)
+        return History()

@@ -72,6 +72,10 @@ class LanguageModel(torch.nn.Module):
         loss: torch.Tensor = self.loss_head(hidden, batch.targets)
         return loss
 
+    def recompute_activations(self) -> None:
+        """Keep only what enters a layer; the rest is computed again in the backward pass."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
     def names(self) -> dict[int, str]:
         """id(parameter) -> its name in the transformers model; tied ones have one name."""
         return {id(parameter): name for name, parameter in self.model.named_parameters()}

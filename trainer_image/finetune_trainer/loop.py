@@ -7,7 +7,6 @@ needs the newest facts, `_settle` waits for them.
 
 import logging
 import math
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any

@@ -45,6 +45,11 @@ class RunPaths:
         """The finished Hugging Face folder."""
         return self.storage / "final"
 
+    @property
+    def evaluations(self) -> Path:
+        """What was measured on held-out data."""
+        return self.storage / "evaluations.json"
+
     def fence(self, epoch: int) -> Path:
         """Who may write, from this epoch on."""
         return self.storage / f"fence.{epoch}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
+from finetune_trainer import evaluations
 from finetune_trainer.checkpoint import store
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.paths import RunPaths
@@ -42,13 +43,16 @@ def _best(
     advance: Callable[[], None],
 ) -> tuple[Path, Manifest]:
     """That with the lowest validation loss; the last one where nothing was measured."""
-    candidates = list(store.candidates(paths, config.run_digest or ""))
-    manifests = dict(candidates)
-    for folder in store.best_first(candidates):
-        if folder == last[0] or store.damaged_file(folder, manifests[folder], advance) is None:
-            loss = manifests[folder].validation_loss
-            _log.info("the best checkpoint is that of step %d, validation loss %.4f",
-                      manifests[folder].step, loss)
-            return folder, manifests[folder]
+    measured = evaluations.read(paths).losses()
+    losses = {}
+    for folder, manifest in store.candidates(paths, config.run_digest or ""):
+        # The last step of a run that was stopped there is measured after it was saved.
+        loss = manifest.validation_loss or measured.get(manifest.step)
+        if loss is not None:
+            losses[folder] = (loss, manifest.step, manifest)
+    for folder, (loss, step, manifest) in sorted(losses.items(), key=lambda item: item[1][:2]):
+        if folder == last[0] or store.damaged_file(folder, manifest, advance) is None:
+            _log.info("the best checkpoint is that of step %d, validation loss %.4f", step, loss)
+            return folder, manifest
         _log.error("%s, the best checkpoint, is damaged; taking the next best", folder.name)
     return last

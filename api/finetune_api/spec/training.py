@@ -27,6 +27,11 @@ class Optimizer(Spec):
         description="Decoupled weight decay, default 0.0; never applied to norms, biases and "
         "embeddings.",
     )
+    moment_precision: Literal["FP32", "BF16"] = Field(
+        default="FP32",
+        description="How both moments are kept, default FP32. BF16 saves 4 bytes a parameter; they "
+        "are then rounded stochastically, and the weights stay fp32.",
+    )
 
 
 class Training(Spec):
@@ -122,6 +127,18 @@ class Training(Spec):
 class DeepSpeed(Spec):
     """How it is computed; the result is the same mathematics. May change while Suspended."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            Rule(
+                "!has(self.offload) || self.offload == 'None' || !has(self.zeroStage) && "
+                "self.offload == 'Optimizer' || has(self.zeroStage) && self.zeroStage >= "
+                "(self.offload == 'Optimizer' ? 2 : 3)",
+                "offload Optimizer needs zeroStage 2 or 3, OptimizerAndParameters needs 3",
+                ".offload",
+            )
+        )
+    )
+
     zero_stage: Literal[1, 2, 3] | None = Field(
         default=None,
         description="ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too. "
@@ -132,4 +149,15 @@ class DeepSpeed(Spec):
         ge=1,
         le=4096,
         description="Rows per device and forward pass. Absent: 1.",
+    )
+    activation_checkpointing: Literal["Auto", "Never", "Always"] | None = Field(
+        default=None,
+        description="Always: activations of a layer are computed again in the backward pass, about "
+        "a third more compute for a fraction of the memory. Absent or Auto: Always from 1e9 "
+        "parameters on.",
+    )
+    offload: Literal["None", "Optimizer", "OptimizerAndParameters"] | None = Field(
+        default=None,
+        description="What is kept in host memory instead of on the device. Optimizer: master "
+        "weights and moments, updated by the CPU. Absent: None.",
     )

@@ -1,14 +1,15 @@
 """Choosing what the spec leaves open, once the data is known."""
 
 import math
+from typing import Literal
 
 from finetune_api.progress import DataSummary, Plan
 from finetune_api.run import PrepareResult
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, Training
 
 _STEPS_WANTED = 200  # fewer, and a schedule with warm-up has no room
 _BATCHES = (64, 32, 16, 8)
-_BYTES_PER_PARAMETER = 12  # fp32 master, exp_avg, exp_avg_sq
+_RECOMPUTE_FROM = 1e9  # parameters; below, activations are small beside what one device has
 
 
 def resolve(spec: FineTuneJobSpec, prepared: PrepareResult) -> tuple[Plan, DataSummary]:
@@ -26,7 +27,9 @@ def resolve(spec: FineTuneJobSpec, prepared: PrepareResult) -> tuple[Plan, DataS
         learning_rate=training.learning_rate or _learning_rate(prepared.parameter_count),
         total_steps=total,
         warmup_steps=_warmup(spec, total),
-        checkpoint_bytes=_BYTES_PER_PARAMETER * prepared.parameter_count,
+        activation_checkpointing=_recompute(spec, prepared.parameter_count),
+        offload=(deepspeed and deepspeed.offload) or "None",
+        checkpoint_bytes=_bytes_per_parameter(training) * prepared.parameter_count,
     )
     passes = round(min(total * batch, _run_rows(spec, rows, total * batch)) / rows, 2)
     sources = [source.replace(passes=passes) for source in prepared.data.sources]
@@ -46,6 +49,8 @@ def rescaled(plan: Plan, spec: FineTuneJobSpec) -> Plan:
         zero_stage=(deepspeed and deepspeed.zero_stage) or plan.zero_stage,
         micro_batch_size=micro,
         gradient_accumulation_steps=math.ceil(plan.global_batch_size / (spec.world_size * micro)),
+        activation_checkpointing=_asked(spec) or plan.activation_checkpointing,
+        offload=(deepspeed and deepspeed.offload) or plan.offload,
     )
 
 
@@ -57,6 +62,20 @@ def _global_batch(spec: FineTuneJobSpec, micro: int, rows: int) -> int:
         if (spec.training.max_steps or _steps(spec, rows, size)) >= _STEPS_WANTED:
             return size
     return candidates[-1]
+
+
+def _asked(spec: FineTuneJobSpec) -> Literal["Never", "Always"] | None:
+    wanted = spec.deepspeed and spec.deepspeed.activation_checkpointing
+    return None if wanted == "Auto" else wanted
+
+
+def _recompute(spec: FineTuneJobSpec, parameters: int) -> Literal["Never", "Always"]:
+    return _asked(spec) or ("Always" if parameters >= _RECOMPUTE_FROM else "Never")
+
+
+def _bytes_per_parameter(training: Training) -> int:
+    """fp32 master, and two moments."""
+    return 12 if training.optimizer.moment_precision == "FP32" else 8
 
 
 def _run_rows(spec: FineTuneJobSpec, rows: int, most: int) -> int:

@@ -81,10 +81,10 @@ def optimizer_state(engine: Engine, flat: torch.Tensor) -> dict[str, torch.Tenso
     """AdamW's state of one flat tensor, made when there is none yet."""
     state: dict[str, torch.Tensor] = engine.optimizer.optimizer.state[flat]
     if "exp_avg" not in state:
-        fused = flat.is_cuda
+        fused = flat.is_cuda and engine.moment_dtype == torch.float32
         state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device if fused else None)
-        state["exp_avg"] = torch.zeros_like(flat)
-        state["exp_avg_sq"] = torch.zeros_like(flat)
+        state["exp_avg"] = torch.zeros_like(flat, dtype=engine.moment_dtype)
+        state["exp_avg_sq"] = torch.zeros_like(flat, dtype=engine.moment_dtype)
     return state
 
 

@@ -181,9 +181,7 @@ class Saver:
     def _publish(self, save: "_Save") -> None:
         seconds = time.monotonic() - save.started
         if self._peers.rank == 0:
-            write.publish(
-                save.folder, self._paths, self._owner, save.position, save.share, seconds
-            )
+            write.publish(save.folder, self._paths, self._owner, save.position, save.share, seconds)
         self._seconds = seconds
 
     def _verify(self, save: "_Save") -> None:
