@@ -1,0 +1,73 @@
+"""The history of validation losses and what follows from it."""
+
+import logging
+
+import pytest
+
+from finetune_trainer import evaluations
+from finetune_trainer.evaluations import History, Measured
+from tests.trainer.checkpoints import make_paths
+
+
+def history(*losses: float) -> History:
+    """Measured at steps 0, 10, 20, ..."""
+    measured = [Measured(step=10 * i, loss=loss) for i, loss in enumerate(losses)]
+    return History(measured=measured)
+
+
+def test_what_is_trained_again_is_measured_again() -> None:
+    whole = history(3.0, 2.0, 1.0)
+    assert whole.until(15).losses() == {0: 3.0, 10: 2.0}
+    assert whole.until(15).with_loss(20, 1.5).losses() == {0: 3.0, 10: 2.0, 20: 1.5}
+    assert whole.with_loss(20, 1.5).losses() == {0: 3.0, 10: 2.0, 20: 1.5}
+
+
+@pytest.mark.parametrize(
+    ("losses", "best_step", "improved"),
+    [
+        ((), None, False),
+        ((3.0,), 0, False),
+        ((3.0, 2.0), 10, True),
+        ((3.0, 2.0, 2.0), 10, False),
+        ((1.0, 2.0), 0, False),
+        ((3.0, 2.5, 2.0), 20, True),
+    ],
+)
+def test_the_best(losses: tuple[float, ...], best_step: int | None, improved: bool) -> None:
+    found = history(*losses)
+    assert (found.best and found.best.step) == best_step
+    assert found.improved is improved
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "delta", "stale"),
+    [
+        ((3.0, 2.0, 1.9), 1, 0.0, False),
+        ((3.0, 2.0, 2.1), 1, 0.0, True),
+        ((3.0, 2.0, 2.1), 2, 0.0, False),
+        ((3.0, 2.0, 2.1, 2.0), 2, 0.0, True),
+        ((3.0, 2.0, 1.99, 1.98), 2, 0.1, True),
+        ((3.0, 2.0, 1.95, 1.89), 2, 0.1, False),  # slowly, and in the end by enough
+        ((1.0, 2.0, 2.0), 2, 0.0, True),  # never better than the baseline
+    ],
+)
+def test_patience(losses: tuple[float, ...], patience: int, delta: float, stale: bool) -> None:
+    assert history(*losses).is_stale(patience, delta) is stale
+
+
+def test_the_summary() -> None:
+    found = history(3.0, 1.5, 2.0).summary()
+    assert (found.baseline, found.last, found.last_step) == (3.0, 2.0, 20)
+    assert (found.best, found.best_step) == (1.5, 10)
+    assert History().summary().last is None
+
+
+def test_a_damaged_file_is_measured_again(
+    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = make_paths(tmp_path_factory.mktemp("run"))
+    assert evaluations.read(paths) == History()
+    paths.evaluations.write_text("{")
+    with caplog.at_level(logging.ERROR):
+        assert evaluations.read(paths) == History()
+    assert "evaluations.json cannot be read" in caplog.text

@@ -1,0 +1,34 @@
+"""How much memory is left, from the kernel's files."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer import memory
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("limit", "current", "inactive", "machine", "expected"),
+    [
+        (8 * GIB, 3 * GIB, GIB, 100 * GIB, 6 * GIB),  # the container's limit counts
+        (8 * GIB, 3 * GIB, GIB, 2 * GIB, 2 * GIB),  # the machine has less
+        ("max", 3 * GIB, GIB, 50 * GIB, 50 * GIB),
+        (2 * GIB, 3 * GIB, 0, 50 * GIB, 0),
+    ],
+)
+def test_the_smaller_of_limit_and_machine(
+    tmp_path: Path, limit: object, current: int, inactive: int, machine: int, expected: int
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{current}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {inactive}\n")
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(f"MemTotal: 1 kB\nMemAvailable: {machine // 1024} kB\n")
+    assert memory.available(tmp_path, meminfo) == expected
+
+
+def test_without_a_limit_the_machine_counts_and_here_something_is_left(tmp_path: Path) -> None:
+    assert memory.available(tmp_path / "none") > 0
+    assert memory.available(tmp_path / "none", tmp_path / "none") == 0
