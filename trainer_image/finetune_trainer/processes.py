@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from finetune_trainer.channel import ENV
 
 _PR_SET_PDEATHSIG = 1
-_TAIL_LINES = 30
+_KEPT = 65536  # bytes of stderr
 _libc = ctypes.CDLL(None)
 
 
@@ -24,7 +23,7 @@ class Child:
 
     def __init__(self, name: str, rank: int | None, module: list[str], env: dict[str, str]) -> None:
         self.name, self.rank = name, rank
-        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._stderr = bytearray()
         reader, writer = os.pipe()
         self.reader = reader
         self._buffer = b""
@@ -76,13 +75,19 @@ class Child:
         self._pump.join(timeout=2)
         os.close(self.reader)
 
+    @property
+    def stderr(self) -> str:
+        """The last 64 KB of what it wrote there."""
+        return bytes(self._stderr).decode(errors="replace")
+
     def _copy_stderr(self) -> None:
         assert self.process.stderr is not None
         with self.process.stderr as lines:
             for line in lines:
                 sys.stderr.buffer.write(line)
                 sys.stderr.buffer.flush()
-                self.tail.append(line.decode(errors="replace").rstrip())
+                self._stderr += line
+                del self._stderr[:-_KEPT]
 
 
 def wait_for(

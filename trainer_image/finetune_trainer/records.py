@@ -19,6 +19,15 @@ def write(paths: RunPaths, record: AttemptFile) -> None:
         _log.warning("the attempt's record could not be written: %s", error)
 
 
+def keep_stderr(paths: RunPaths, attempt: int, name: str, text: str) -> None:
+    """The end of what a process that failed wrote; pods and their logs may be gone by then."""
+    file = paths.attempts / f"attempt-{attempt}-{name.replace(' ', '-')}.stderr"
+    try:
+        write_atomic(file, text)
+    except OSError as error:
+        _log.warning("%s could not be written: %s", file.name, error)
+
+
 def earlier(paths: RunPaths, config: RunConfig) -> list[AttemptRecord]:
     """The newest earlier attempts of this very job; a record that cannot be read is passed over."""
     found: dict[int, AttemptFile] = {}

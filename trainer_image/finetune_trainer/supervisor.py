@@ -38,6 +38,8 @@ from finetune_trainer.stop_signal import StopSignal
 _log = logging.getLogger("supervisor")
 _SETTLE_SECONDS = 3.0  # between the first rank that ends and the verdict: who was first?
 _LEDGER_SECONDS = 60.0
+# Ends whose cause is elsewhere, or none.
+_NO_TRACE = (ExitCode.DONE, ExitCode.STOPPED, ExitCode.FENCED, ExitCode.PEER_LOST)
 TERMINATION_LOG = "/dev/termination-log"
 
 
@@ -225,9 +227,12 @@ class Supervisor:
             code = int(ExitCode.STOPPED)
             failure = Failure(code, "Stopped", _stopped(child.name))
         if failure is None and code:
-            tail = "\n".join(list(child.tail)[-8:])
+            tail = "\n".join(child.stderr.splitlines()[-8:])
             text = f"{child.name} ended with {_words(code)}" + (f":\n{tail}" if tail else "")
             failure = Failure(code, meaning(code).reason, text)
+        if code not in _NO_TRACE:
+            config = self.state.config
+            records.keep_stderr(RunPaths.of(config), config.attempt, child.name, child.stderr)
         self._write_result(code, failure, child.rank if code else None)
         return code
 
