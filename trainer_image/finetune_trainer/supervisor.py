@@ -230,9 +230,9 @@ class Supervisor:
             tail = "\n".join(child.stderr.splitlines()[-8:])
             text = f"{child.name} ended with {_words(code)}" + (f":\n{tail}" if tail else "")
             failure = Failure(code, meaning(code).reason, text)
-        if code not in _NO_TRACE:
-            config = self.state.config
-            records.keep_stderr(RunPaths.of(config), config.attempt, child.name, child.stderr)
+        if self.state.config.role == "worker" and code not in _NO_TRACE:
+            paths = RunPaths.of(self.state.config)
+            records.keep_stderr(paths, self.state.config.attempt, child.name, child.stderr)
         self._write_result(code, failure, child.rank if code else None)
         return code
 
