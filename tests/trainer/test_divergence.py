@@ -49,7 +49,7 @@ SPIKES: dict[str, tuple[list[float], int | None, int | None]] = {
     "it stays high": ([2.0] * 30 + [6.5] * 25, 50, 29),
     "it comes back": ([2.0] * 30 + [6.5] * 19 + [2.0] + [6.5] * 19, None, None),
     "not high enough": ([2.0] * 30 + [5.9] * 40, None, None),
-    "too early to tell": ([2.0] * 19 + [6.5] * 30, None, None),
+    "as soon as it can be told": ([2.0] * 19 + [6.5] * 30, 40, 19),
     "near zero": ([0.01] * 30 + [0.2] * 40, None, None),
     "it learns": ([8.0 * 0.97**step for step in range(300)], None, None),
 }

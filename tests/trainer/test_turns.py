@@ -26,18 +26,8 @@ def make(configured: Configured, **changes: object) -> Turns:
 
 def test_by_steps(configured: Configured) -> None:
     turns = make(configured, checkpoints={"intervalSteps": 3})
-    due = []
-    for step in range(1, 8):
-        if turns.save_is_due(step):
-            due.append(step)
-            turns.saved()
-    assert due == [3, 6]
+    assert [step for step in range(1, 8) if turns.save_is_asked_for(step)] == [3, 6]
     assert not turns.is_time_to_save()  # no clock unless asked for
-
-
-def test_what_is_due_stays_due_until_it_is_done(configured: Configured) -> None:
-    turns = make(configured, checkpoints={"intervalSteps": 3})
-    assert [turns.save_is_due(step) for step in (3, 4, 5)] == [True] * 3
 
 
 def test_by_the_clock_of_rank_0_and_heard_by_all(
@@ -49,11 +39,14 @@ def test_by_the_clock_of_rank_0_and_heard_by_all(
     assert not turns.is_time_to_save()
     monkeypatch.setattr(time, "monotonic", lambda: now + 901)
     assert turns.is_time_to_save()
-    assert not turns.save_is_due(5)
+    assert not turns.save_is_due
     turns.hear(heard(save=True))
-    assert turns.save_is_due(6)
+    turns.hear(heard())
+    assert turns.save_is_due
     turns.saved()
+    assert not turns.save_is_due
     assert not turns.is_time_to_save()
+    assert not turns.save_is_asked_for(900)
 
 
 def test_a_stop_stays(configured: Configured) -> None:

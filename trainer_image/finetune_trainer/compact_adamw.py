@@ -48,12 +48,12 @@ class CompactAdamW(torch.optim.Optimizer):
         noise = torch.Generator(device=parameter.device)
         noise.manual_seed((self._seed * 1_000_003 + step) * 1_000_003 + position)
         assert parameter.grad is not None
-        flats = [
-            tensor.view(-1)
-            for tensor in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-        ]
         for begin in range(0, parameter.numel(), _CHUNK):
-            _advance(*(flat[begin : begin + _CHUNK] for flat in flats), step, group, noise)
+            weights, gradient, first, second = (
+                tensor.view(-1)[begin : begin + _CHUNK]
+                for tensor in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+            )
+            _advance(weights, gradient, first, second, step, group, noise)
 
 
 def _advance(

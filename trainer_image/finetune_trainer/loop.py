@@ -212,7 +212,8 @@ class Loop:
         A checkpoint carries the loss of its own weights, and the best loss gets a checkpoint.
         """
         step, turns = self.state.step, self._turns
-        save = turns.save_is_due(step) and self._saver.idle
+        asked = turns.save_is_asked_for(step)
+        save = asked or turns.save_is_due and self._saver.idle
         if step >= self._plan.total_steps or not (save or turns.evaluation_is_due(step)):
             return
         self._settle()
@@ -221,8 +222,8 @@ class Loop:
         if self.evaluator.loss_at(step) is None and self._evaluate():
             return
         best = self.evaluator.history.improved and self.evaluator.loss_at(step) is not None
-        if best:
-            self._drain()
+        if asked or best:
+            self._drain()  # a checkpoint of this very step is wanted
         if save or best:
             self._save(sound=False)
         self._meter.lap()

@@ -24,27 +24,27 @@ class Turns:
         self._evaluate_steps = evaluation.interval_steps if evaluation else None
         self._early = evaluation.early_stopping if evaluation else None
         self._saved_at = time.monotonic()
-        self._due = False
+        self.save_is_due = False
+        """By the clock; stays true until `saved`."""
         self.stop = False
         """A stop was agreed on."""
 
     def hear(self, heard: Heard) -> None:
         """Take in what the ranks agreed on."""
         self.stop |= heard.stop
-        self._due |= heard.save
+        self.save_is_due |= heard.save
 
     def is_time_to_save(self) -> bool:
         """By this rank's clock; rank 0's is the one that counts."""
         return self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds
 
-    def save_is_due(self, step: int) -> bool:
-        """After this step; stays true until `saved`."""
-        self._due |= self._steps is not None and step % self._steps == 0
-        return self._due
+    def save_is_asked_for(self, step: int) -> bool:
+        """By intervalSteps: after this very step."""
+        return self._steps is not None and step % self._steps == 0
 
     def saved(self) -> None:
         """A save began."""
-        self._due, self._saved_at = False, time.monotonic()
+        self.save_is_due, self._saved_at = False, time.monotonic()
 
     def evaluation_is_due(self, step: int) -> bool:
         """After this step, whether or not anything is saved."""

@@ -65,7 +65,7 @@ def _global_batch(spec: FineTuneJobSpec, micro: int, rows: int) -> int:
 
 
 def _asked(spec: FineTuneJobSpec) -> Literal["Never", "Always"] | None:
-    wanted = spec.deepspeed and spec.deepspeed.activation_checkpointing
+    wanted = spec.deepspeed.activation_checkpointing if spec.deepspeed else None
     return None if wanted == "Auto" else wanted
 
 

@@ -35,7 +35,7 @@ from finetune_trainer.peers import Peers
 
 _log = logging.getLogger(__name__)
 _MARGIN = 1.2
-_LOOK = 0.02  # s between two looks when nothing but the save is left to wait for
+_LOOK = 0.005  # s between two looks when nothing but the save is left to wait for
 
 
 @dataclass(frozen=True)
