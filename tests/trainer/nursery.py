@@ -20,12 +20,11 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Serve until stdin ends."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import accelerate  # noqa: F401
-    import deepspeed  # noqa: F401
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    from finetune_trainer import rank  # noqa: F401
+    from finetune_trainer import deepspeed_import, rank  # noqa: F401
+
+    deepspeed_import.load()
 
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

@@ -1,12 +1,11 @@
 """DeepSpeed behind one door: its configuration, its traps, its steps.
 
-What is hidden here, with the reason: the shared-memory op (compiled at start on CPU, used for
-inference only), gradient accumulation (DeepSpeed's own mode silently loses micro-batches in ZeRO-1
-and 2 when steps are counted by hand; unmanaged mode does not), fp32 accumulation (bf16 by default),
-loss scaling by its own accumulation count, the step counter that advances on skipped steps.
+What is hidden here, with the reason: gradient accumulation (DeepSpeed's own mode silently loses
+micro-batches in ZeRO-1 and 2 when steps are counted by hand; unmanaged mode does not), fp32
+accumulation (bf16 by default), loss scaling by its own accumulation count, the step counter that
+advances on skipped steps.
 """
 
-import os
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import torch
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Plan
 from finetune_api.spec import Training
+from finetune_trainer import deepspeed_import
 from finetune_trainer.batch import Batch
 from finetune_trainer.compact_adamw import CompactAdamW
 from finetune_trainer.errors import TrainerError
@@ -27,12 +27,7 @@ class Engine:
     """One rank's share of the model and its optimizer."""
 
     def __init__(self, model: LanguageModel, training: Training, plan: Plan) -> None:
-        # Its import looks for an accelerator, and warns when it has to settle for the CPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-        import deepspeed
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed = deepspeed_import.load()
         deepspeed.init_distributed(verbose=False)
         if plan.activation_checkpointing == "Always":
             model.recompute_activations()

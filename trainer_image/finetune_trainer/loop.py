@@ -213,7 +213,7 @@ class Loop:
         """
         step, turns = self.state.step, self._turns
         asked = turns.save_is_asked_for(step)
-        save = asked or turns.save_is_due and self._saver.idle
+        save = asked or (turns.save_is_due and self._saver.idle)
         if step >= self._plan.total_steps or not (save or turns.evaluation_is_due(step)):
             return
         self._settle()
