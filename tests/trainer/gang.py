@@ -18,6 +18,7 @@ from finetune_api.run import Report, Result, RunConfig
 
 # Clusters of other tests take whole 127.x; parallel sessions must not meet either.
 _NETWORK = f"127.{251 + os.getpid() % 4}"
+STEPS, INTERVAL = 40, 4  # long enough to be met in the middle, by a person who kills
 _ATTEMPTS = count(os.getpid() // 4)
 
 
@@ -191,21 +192,26 @@ def make_job(claim: Path, *, training: dict | None = None, checkpoints: dict | N
             "train": [{"source": "pvc://w/data/train.jsonl"}],
             "validation": [{"source": "pvc://w/data/validation.jsonl"}],
         },
-        "training": {"sequenceLength": 128, "maxSteps": 8, "seed": 3, **(training or {})},
-        "checkpoints": {"storage": "pvc://w/runs/a", "intervalSteps": 2, **(checkpoints or {})},
+        "training": {"sequenceLength": 128, "maxSteps": STEPS, "seed": 3, **(training or {})},
+        "checkpoints": {
+            "storage": "pvc://w/runs/a",
+            "intervalSteps": INTERVAL,
+            **(checkpoints or {}),
+        },
+        "output": {"weights": "Last"},
     }
     return Job(claim, config)
 
 
 def make_plan(**changes: object) -> Plan:
-    """ZeRO-2, 4 rows a step, 8 steps."""
+    """ZeRO-2, 4 rows a step."""
     values = {
         "zeroStage": 2,
         "microBatchSize": 1,
         "gradientAccumulationSteps": 2,
         "globalBatchSize": 4,
         "learningRate": 1e-3,
-        "totalSteps": 8,
+        "totalSteps": STEPS,
         "warmupSteps": 2,
         "checkpointBytes": 0,
     }

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,13 @@ from finetune_trainer.loop import Loop
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.rendezvous import Place
 from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.stop_signal import StopSignal
 
 
 class Recorder(SilentReporter):
     """Keeps the steps; asks for a stop when a stage is entered for the n-th time."""
 
-    def __init__(self, stop: threading.Event, stop_in: list[Any] | None) -> None:
+    def __init__(self, stop: StopSignal, stop_in: list[Any] | None) -> None:
         self.steps: list[dict[str, Any]] = []
         self._stop, self._stop_in = stop, stop_in
         self._entered: list[Stage] = []
@@ -54,7 +54,7 @@ def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str,
     paths = RunPaths.of(config)
     dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
     engine = Engine(lm.load(paths.model, dtype), config.training, plan)
-    stop = threading.Event()
+    stop = StopSignal()
     # The last rank is told to stop: one is enough.
     recorder = Recorder(stop, case.get("stopIn") if dist.get_rank() else None)
     owner = Owner(config.job_uid, config.run_digest or "", config.attempt, config.attempt)
@@ -63,7 +63,7 @@ def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str,
     return {
         "finished": finished,
         "steps": recorder.steps,
-        "evaluation": loop.evaluator.result.to_dict(),
+        "evaluation": loop.evaluator.history.summary().to_dict(),
         "accumulation": str(accumulation_type(engine)),
     }
 

@@ -113,7 +113,9 @@ def launch(make_job: MakeJob) -> Launch:
             "cache": "pvc://w/cache",
             "runDigest": "digest",
             "training": training(precision),
-            "plan": gang.make_plan(zeroStage=stage, learningRate=PEAK, **plan).to_dict(),
+            "plan": gang.make_plan(
+                **{"zeroStage": stage, "learningRate": PEAK, "totalSteps": STEPS, **plan}
+            ).to_dict(),
         }
 
     cases: list[dict[str, Any]] = []
@@ -124,7 +126,7 @@ def launch(make_job: MakeJob) -> Launch:
     stopped = config("stopped", 2)
     cases += [
         {"name": "first", "config": stopped, "stopIn": ["Evaluating", 1]},
-        {"name": "last", "config": stopped, "stopIn": ["Evaluating", 2]},
+        {"name": "last", "config": stopped, "stopIn": ["Evaluating", 3]},
         {"name": "again", "config": stopped},
     ]
     run(job.claim, cases)
@@ -236,7 +238,7 @@ def test_a_run_computes_what_plain_torch_computes(
 def test_a_head_of_its_own_and_biases_are_exported(launch: Launch) -> None:
     config = RunConfig.model_validate(launch.configs["fp32-3"])
     paths = RunPaths.of(config)
-    export.run(config, paths, SilentReporter(), 1)
+    export.run(config, paths, SilentReporter(), 1, STEPS)
     reader = launch.checkpoint("fp32-3")
     exported = dict(weights.load(paths.final).named_parameters())
     assert exported.keys() == set(reader.names()) >= {"lm_head.weight"}
@@ -257,7 +259,7 @@ def test_a_stop_does_not_wait_for_an_evaluation(launch: Launch) -> None:
     assert (first["finished"], first["steps"], first["evaluation"]) == (False, [], {})
     # In the last one: everything is saved, and measured by the next attempt.
     assert len(last["steps"]) == STEPS
-    assert last["evaluation"]["lastStep"] == 0
+    assert last["evaluation"]["lastStep"] == 6  # with the checkpoint before
     assert launch.checkpoint("last")
     assert (again["finished"], again["steps"]) == (True, [])
     assert again["evaluation"]["lastStep"] == STEPS

@@ -32,8 +32,9 @@ def test_a_stop_waits_for_a_save_that_takes_long(make_job: MakeJob) -> None:
     # What came out of the pipe is no file: that save fails, the one of the stop does not.
     assert job.wait(60) == [75, 75], job.log
     assert "checkpoint of step 4 could not be saved (rank 1:" in job.log
-    assert job.pods[0].result.checkpoints[0].step == 5
-    assert not stat.S_ISFIFO((folder.parent / "step-00000005-e0001").stat().st_mode)
+    saved = job.pods[0].result.checkpoints[0].step
+    assert 5 <= saved <= 8  # within two steps of the stop, beside a save that cannot end
+    assert not stat.S_ISFIFO((folder.parent / f"step-{saved:08d}-e0001").stat().st_mode)
     assert not folder.exists()  # it would hold space that the next save needs
 
 
@@ -43,8 +44,8 @@ def test_a_full_disk_stops_training_only_at_the_end(make_job: MakeJob) -> None:
     (job.storage / "cache").rename(job.claim / "cache")
     job.config["cache"] = "pvc://w/cache"
     job.mount = f"mount -t tmpfs -o size=6m none {job.storage}"
-    job.start(gang.make_plan(totalSteps=12))
-    job.wait_for_text("saved a checkpoint of step 2")
+    job.start(gang.make_plan())
+    job.wait_for_text("saved a checkpoint of step 4")
     fill(Path(f"/proc/{job.pods[0].process.pid}/root/{job.storage}"))
     assert job.wait() == [73], job.log
     assert "Traceback" not in job.log
@@ -53,9 +54,9 @@ def test_a_full_disk_stops_training_only_at_the_end(make_job: MakeJob) -> None:
     assert "evaluation could not be recorded" in job.log
     result = job.pods[0].result
     assert (result.outcome, result.reason) == ("Failed", "StorageNotWritable")
-    assert result.message.startswith("the checkpoint of step 12 could not be saved (rank 0: ")
+    assert result.message.startswith("the checkpoint of step 40 could not be saved (rank 0: ")
     assert "No space left on device" in result.message
-    assert result.checkpoints[-1].step in (2, 4)
+    assert result.checkpoints[-1].step <= 12
     assert result.checkpoints[-1].verified
 
 

@@ -69,6 +69,6 @@ def test_evaluations_and_early_stopping(configured: Configured) -> None:
 
 
 def test_the_end_is_by_steps_or_by_passes(configured: Configured) -> None:
-    assert make(configured).end(rows=10) == 32  # 8 steps of 4 rows
+    assert make(configured).end(rows=10) == 4 * gang.STEPS
     training = {"sequenceLength": 128, "epochs": 1.5}
     assert make(configured, training=training).end(rows=11) == 17

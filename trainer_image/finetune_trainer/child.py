@@ -16,13 +16,15 @@ from finetune_trainer.environment import run_config
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.paths import RunPaths
 
+_STOPPED = 128 + signal.SIGTERM
+
 
 def main() -> int:
     """Do the work, tell the result, return the exit code."""
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s [{sys.argv[1]}] %(message)s", stream=sys.stderr
     )
-    signal.signal(signal.SIGTERM, _stop)
+    stop = _Stop()
     report = ChannelReporter.from_environment()
     try:
         config = run_config()
@@ -36,14 +38,27 @@ def main() -> int:
         report.error(error)
         return int(error.code)
     except Exception:
+        if stop.asked:
+            return _STOPPED
         traceback.print_exc()
         return 1
     return 0
 
 
-def _stop(*_: object) -> NoReturn:
-    """As the default action ends a process, except that it may clean up behind itself."""
-    raise SystemExit(128 + signal.SIGTERM)
+class _Stop:
+    """As the default action of SIGTERM ends a process, except that it may clean up behind itself.
+
+    What it raises may arrive as another exception: modules written in C swallow it while they are
+    imported.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._hear)
+
+    def _hear(self, *_: object) -> NoReturn:
+        self.asked = True
+        raise SystemExit(_STOPPED)
 
 
 def _export(config: RunConfig, epoch: int, step: int, report: ChannelReporter) -> None:
