@@ -41,7 +41,7 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
     ),
     "in the way of a creation, then gone: nothing looked again": (
         Config(),
-        [Event("delete job", True), Event("at call", (5, "conflict")), Event("go")],
+        [Event("delete job", True), Event("at call", (4, "conflict")), Event("go")],
     ),
     "the prepare pod on a lost node: said that it prepares": (
         Config(),
