@@ -17,6 +17,16 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
             Event("wait", 70),
         ],
     ),
+    "suspended and resumed while the watch on pods lags behind the creation of a gang": (
+        Config(),
+        [
+            Event("go"),
+            Event("at call", (2, Event("watch", ("pods", "stall")))),
+            Event("go"),
+            Event("suspend", True),
+            Event("suspend", False),
+        ],
+    ),
     "evicted and gone: its time was dropped when the attempt was settled": (
         Config(),
         [
