@@ -56,15 +56,15 @@ class Audit:
     """The log, read as it grows."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._offset = 0
         self.requests: list[Request] = []
 
     def read(self) -> list[Request]:
         """All requests so far."""
-        if not self._path.exists():
+        if not self.path.exists():
             return self.requests
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]

@@ -7,16 +7,17 @@ import functools
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kubernetes.config import ConfigException
 
 from finetune_operator import informer, watch
+from finetune_operator.access import load_configuration
 from finetune_operator.events import Recorder
 from finetune_operator.health import Health
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
-from finetune_operator.kube import Kube, load_configuration
+from finetune_operator.kube import Kube
 from finetune_operator.lease import Elector, LeaseLostError
 from finetune_operator.queue import Queue
 from finetune_operator.reconcile import Reconciler
@@ -93,8 +94,12 @@ async def operate(settings: Settings, configuration: object, stop: asyncio.Event
     elector = Elector(lease_kube, settings.lease) if settings.lease else None
     kube = Kube(configuration, elector.guard) if elector else Kube(configuration)
     health = Health(queue.longest, elector.describe) if elector else Health(queue.longest)
-    pods = Pods(queue.add, lambda uid: jobs.knows(uid))
-    reports = Reports(settings.report_interval, lambda: _targets(jobs, pods), queue.add)
+    pods = Pods(queue.add, queue.add_soon, lambda uid: jobs.knows(uid))
+
+    def targets(due: Callable[[str], bool]) -> Iterator[Target]:
+        return running_gangs(jobs, pods, due)
+
+    reports = Reports(settings.report_interval, targets, queue.add)
 
     def removed(uid: str) -> None:
         pods.forget(uid)
@@ -150,20 +155,18 @@ async def _lead(
             await elector.release()
 
 
-def _targets(jobs: Jobs, pods: Pods) -> Iterator[Target]:
-    """Gangs whose report can be asked for."""
-    for key, item in jobs.items():
-        attempt = item.get("status", {}).get("attempt")
-        if attempt is None:
+def running_gangs(jobs: Jobs, pods: Pods, due: Callable[[str], bool]) -> Iterator[Target]:
+    """Gangs whose report can be asked for, of the jobs (by uid) whose turn it is."""
+    for key, job in jobs.read():
+        uid, attempt = job.uid, job.status.attempt
+        if attempt is None or job.status.finished or not due(uid):
             continue
-        uid = item["metadata"]["uid"]
         running = [
             pod
             for pod in pods.of(uid)
             if pod.role == "worker" and pod.attempt == attempt and pod.running and pod.ip
         ]
-        if running:
-            yield Target(key, uid, attempt, tuple(sorted(running, key=lambda pod: pod.index)))
+        yield Target(key, uid, attempt, tuple(sorted(running, key=lambda pod: pod.index)))
 
 
 if __name__ == "__main__":

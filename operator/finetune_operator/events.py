@@ -7,7 +7,7 @@ from datetime import datetime
 
 from finetune_api.base import API_VERSION, format_time
 from finetune_api.names import KIND
-from finetune_operator.kube import TRANSIENT, ApiError, Kube, Object
+from finetune_operator.kube import TRANSIENT, ApiError, Object, Requests
 from finetune_operator.plan.events import Event
 from finetune_operator.plan.observe import Job
 
@@ -19,7 +19,7 @@ _KEPT = 10_000
 class Recorder:
     """Writes core/v1 Events."""
 
-    kube: Kube
+    kube: Requests
     _counts: dict[str, int] = field(default_factory=dict)
 
     async def record(self, job: Job, event: Event, now: datetime) -> None:

@@ -7,7 +7,7 @@ deleted. Deletes carry the uid: a new object of the same name is never hit.
 import asyncio
 
 from finetune_operator import jobs
-from finetune_operator.kube import ApiError, Kube, Object
+from finetune_operator.kube import ApiError, Object, Requests
 from finetune_operator.plan.decision import Check, Delete
 from finetune_operator.plan.observe import Job, Refusal
 
@@ -19,22 +19,27 @@ def _collection(item: Object) -> str:
     return f"/api/v1/namespaces/{item['metadata']['namespace']}/{_PLURALS[item['kind']]}"
 
 
-async def admit(kube: Kube, job: Job, check: Check) -> Refusal | None:
+async def admit(kube: Requests, job: Job, check: Check) -> Refusal | None:
     """Ask for what a plan needs, without changing anything."""
-    for claim in check.claims:
-        try:
-            await kube.get(f"/api/v1/namespaces/{job.namespace}/persistentvolumeclaims/{claim}")
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            text = f"PersistentVolumeClaim {claim} does not exist in namespace {job.namespace}"
-            return Refusal("ClaimMissing", f"{text}; create it, or correct the pvc:// address")
-    if check.pod:
+    answers = await asyncio.gather(*(_find_claim(kube, job, claim) for claim in check.claims))
+    refusal = next((answer for answer in answers if answer), None)
+    if refusal is None and check.pod:
         return await _dry_run(kube, check.pod)
+    return refusal
+
+
+async def _find_claim(kube: Requests, job: Job, claim: str) -> Refusal | None:
+    try:
+        await kube.get(f"/api/v1/namespaces/{job.namespace}/persistentvolumeclaims/{claim}")
+    except ApiError as error:
+        if error.code != 404:
+            raise
+        text = f"PersistentVolumeClaim {claim} does not exist in namespace {job.namespace}"
+        return Refusal("ClaimMissing", f"{text}; create it, or correct the pvc:// address")
     return None
 
 
-async def _dry_run(kube: Kube, pod: Object) -> Refusal | None:
+async def _dry_run(kube: Requests, pod: Object) -> Refusal | None:
     try:
         await kube.create(_collection(pod), pod, dryRun="All", fieldValidation="Strict")
     except ApiError as error:
@@ -47,7 +52,7 @@ async def _dry_run(kube: Kube, pod: Object) -> Refusal | None:
     return None
 
 
-async def create(kube: Kube, job: Job, items: list[Object]) -> Refusal | None:
+async def create(kube: Requests, job: Job, items: list[Object]) -> Refusal | None:
     """The first one alone (when it is refused, so are the others), then several at once."""
     if not items:
         return None
@@ -64,7 +69,7 @@ async def create(kube: Kube, job: Job, items: list[Object]) -> Refusal | None:
     return next((answer for answer in answers if answer), None)
 
 
-async def _create(kube: Kube, job: Job, item: Object) -> Refusal | None:
+async def _create(kube: Requests, job: Job, item: Object) -> Refusal | None:
     try:
         await kube.create(_collection(item), item, fieldValidation="Strict")
     except ApiError as error:
@@ -78,7 +83,7 @@ async def _create(kube: Kube, job: Job, item: Object) -> Refusal | None:
     return None
 
 
-async def _taken(kube: Kube, job: Job, item: Object) -> Refusal | None:
+async def _taken(kube: Requests, job: Job, item: Object) -> Refusal | None:
     name, kind = item["metadata"]["name"], item["kind"]
     live = await kube.get(f"{_collection(item)}/{name}")  # 404, gone since: the retry creates it
     owners = [o["uid"] for o in live["metadata"].get("ownerReferences", []) if o.get("controller")]
@@ -91,7 +96,7 @@ async def _taken(kube: Kube, job: Job, item: Object) -> Refusal | None:
     return Refusal("NameTaken", f"{text}; delete it or give the job another name")
 
 
-async def delete_job(kube: Kube, job: Job) -> None:
+async def delete_job(kube: Requests, job: Job) -> None:
     """The job itself; its pods and Service follow by their owner reference."""
     body: Object = {"preconditions": {"uid": job.uid}, "propagationPolicy": "Background"}
     try:
@@ -101,7 +106,7 @@ async def delete_job(kube: Kube, job: Job) -> None:
             raise
 
 
-async def delete(kube: Kube, job: Job, doomed: list[Delete]) -> None:
+async def delete(kube: Requests, job: Job, doomed: list[Delete]) -> None:
     """All at once, bounded."""
     slots = asyncio.Semaphore(_PARALLEL)
 

@@ -27,6 +27,7 @@ class Pods:
     """Cache of pods by job uid."""
 
     notify: Callable[[Key], None]
+    notify_soon: Callable[[Key], None]  # of what may be looked at together with what follows
     ours: Callable[[str], bool] = lambda _: True  # whether a job of that uid is this operator's
     _pods: dict[str, dict[str, Pod]] = field(default_factory=lambda: defaultdict(dict))
     _versions: dict[str, int] = field(default_factory=dict)
@@ -36,8 +37,11 @@ class Pods:
         """Pods of a job, also those that are gone."""
         return tuple(self._pods.get(job_uid, {}).values())
 
-    def take(self, item: Object) -> None:
-        """A version of a pod; an older one than is known changes nothing."""
+    def take(self, item: Object, *, tell: bool = True) -> None:
+        """A version of a pod; an older one than is known changes nothing.
+
+        `tell` is False from within a look at its job.
+        """
         metadata = item["metadata"]
         labels, uid = metadata.get("labels", {}), metadata["uid"]
         version = int(metadata["resourceVersion"])
@@ -47,28 +51,35 @@ class Pods:
         self._versions[uid] = version
         self._keys[job_uid] = (metadata["namespace"], labels.get(names.LABEL_JOB_NAME, ""))
         pod = Pod.of(item)
-        if self._pods[job_uid].get(uid) != pod:
-            self._pods[job_uid][uid] = pod
-            self.notify(self._keys[job_uid])
+        if self._pods[job_uid].get(uid) == pod:
+            return
+        self._pods[job_uid][uid] = pod
+        if tell:
+            (self.notify_soon if _only_starts(pod) else self.notify)(self._keys[job_uid])
 
-    def vanish(self, job_uid: str, pod_uid: str, at: datetime | None = None) -> None:
+    def vanish(
+        self, job_uid: str, pod_uid: str, at: datetime | None = None, *, tell: bool = True
+    ) -> None:
         """A pod's object is gone; `at`: when its deletion was seen."""
         pod = self._pods.get(job_uid, {}).get(pod_uid)
         if pod and not pod.gone:
             self._pods[job_uid][pod_uid] = pod.vanished(at)
-            self.notify(self._keys[job_uid])
+            if tell:
+                self.notify(self._keys[job_uid])
         if not self.ours(job_uid):
             self.forget(job_uid)  # nobody will ask how it ended
 
-    def replace(self, items: list[Object], job_uid: str | None = None) -> None:
+    def replace(
+        self, items: list[Object], job_uid: str | None = None, *, tell: bool = True
+    ) -> None:
         """A complete list, of one job or of all: what is not in it is gone."""
         present = {item["metadata"]["uid"] for item in items}
         for uid in [job_uid] if job_uid else list(self._pods):
             for pod in self.of(uid):
                 if pod.uid not in present:
-                    self.vanish(uid, pod.uid)
+                    self.vanish(uid, pod.uid, tell=tell)
         for item in items:
-            self.take(item)
+            self.take(item, tell=tell)
 
     def forget(self, job_uid: str, *, before_attempt: int | None = None) -> None:
         """Drop what is gone and no longer needed; everything when the job itself is gone."""
@@ -80,6 +91,12 @@ class Pods:
         if before_attempt is None and not self._pods.get(job_uid):
             self._pods.pop(job_uid, None)
             self._keys.pop(job_uid, None)
+
+
+def _only_starts(pod: Pod) -> bool:
+    """A worker on its way to running; its gang gives such news by the dozen."""
+    bad = pod.ended or pod.trouble or pod.told_to_stop
+    return pod.role == "worker" and not bad
 
 
 def path(namespace: str | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from finetune_api.base import API_VERSION
 from finetune_api.names import PLURAL
 from finetune_operator.kube import Object
+from finetune_operator.plan.observe import Job
 from finetune_operator.queue import Key
 from finetune_operator.selector import Selector
 
@@ -22,9 +23,15 @@ def collection(namespace: str | None) -> str:
     return f"/apis/{API_VERSION}{where}/{PLURAL}"
 
 
-def _version(item: Object) -> int:
-    """Ordered over all objects of the kind, so also over those that had the same name."""
-    return int(item["metadata"]["resourceVersion"])
+@dataclass
+class _Entry:
+    """One version: as it came until somebody looks at it, then as it was read."""
+
+    uid: str
+    version: int  # ordered over all objects of the kind, also over those that had the same name
+    item: Object | None
+    job: Job | None = None
+    before: Job | None = None  # the version before it, of the same object
 
 
 @dataclass
@@ -34,53 +41,71 @@ class Jobs:
     notify: Callable[[Key], None]
     removed: Callable[[str], None]  # with the uid of a job that is gone
     scope: Selector = field(default_factory=Selector)  # jobs outside it belong to another operator
-    _items: dict[Key, Object] = field(default_factory=dict)
+    _entries: dict[Key, _Entry] = field(default_factory=dict)
     _uids: set[str] = field(default_factory=set)
 
-    def get(self, key: Key) -> Object | None:
-        """The object, None when it does not exist."""
-        return self._items.get(key)
+    def get(self, key: Key) -> Job | None:
+        """The job, None when it does not exist; ValueError when it cannot be read."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if entry.job is None:
+            assert entry.item is not None
+            entry.job = Job.of(entry.item, entry.before)
+            entry.item, entry.before = None, None
+        return entry.job
 
-    def items(self) -> list[tuple[Key, Object]]:
-        """All jobs."""
-        return list(self._items.items())
+    def uid(self, key: Key) -> str | None:
+        """Of the object that has this name now."""
+        entry = self._entries.get(key)
+        return entry.uid if entry else None
+
+    def read(self) -> list[tuple[Key, Job]]:
+        """All jobs that were looked at since they last changed."""
+        return [(key, entry.job) for key, entry in self._entries.items() if entry.job]
 
     def knows(self, uid: str) -> bool:
         """Whether a job of that uid is here."""
         return uid in self._uids
 
-    def take(self, item: Object) -> bool:
-        """A version; one older than is known changes nothing. False: it is not our job."""
+    def take(self, item: Object, *, tell: bool = True) -> bool:
+        """A version; one older than is known changes nothing. False: it is not our job.
+
+        `tell` is False from within a look, which goes on from that very version.
+        """
         metadata = item["metadata"]
         metadata.pop("managedFields", None)  # two thirds of an object, and nobody reads them
         key = (metadata["namespace"], metadata["name"])
-        known = self._items.get(key)
-        if known and _version(item) <= _version(known):
+        uid, version = metadata["uid"], int(metadata["resourceVersion"])
+        known = self._entries.get(key)
+        if known and version <= known.version:
             return True
         if not self.scope.matches(metadata.get("labels", {})):
             self.forget(key)
             return False
-        if known and known["metadata"]["uid"] != metadata["uid"]:
+        before = None
+        if known and known.uid == uid:
+            before = known.job or known.before
+        elif known:
             self._gone(known)
-        self._items[key] = item
-        self._uids.add(metadata["uid"])
-        self.notify(key)
+        self._entries[key] = _Entry(uid, version, item, before=before)
+        self._uids.add(uid)
+        if tell:
+            self.notify(key)
         return True
 
     def remove(self, key: Key, uid: str) -> None:
         """The object of that uid is gone."""
-        known = self._items.get(key)
-        if known and known["metadata"]["uid"] == uid:
+        if self.uid(key) == uid:
             self.forget(key)
 
     def forget(self, key: Key) -> None:
         """No job of that name is ours any more."""
-        known = self._items.pop(key, None)
+        known = self._entries.pop(key, None)
         if known:
             self._gone(known)
             self.notify(key)
 
-    def _gone(self, item: Object) -> None:
-        uid = item["metadata"]["uid"]
-        self._uids.discard(uid)
-        self.removed(uid)
+    def _gone(self, entry: _Entry) -> None:
+        self._uids.discard(entry.uid)
+        self.removed(entry.uid)

@@ -1,35 +1,34 @@
 """Requests to the API server: dict in, dict out.
 
-Configuration and credentials come from the `kubernetes` package (kubeconfig or the pod's service
-account, token rotation included); the requests are ours, because its typed models refuse or drop
-fields newer than the client.
+The requests are ours, because the typed models of the `kubernetes` package refuse or drop fields
+newer than the client. Short requests go through `http1`, watches through aiohttp.
 
 What is repeated here: whatever the server answers with 429 (it has not been carried out), and
 reads. A write that failed otherwise may have happened: its caller looks again before it acts.
 """
 
 import asyncio
-import os
 import random
-import ssl
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode
 
 import aiohttp
-from kubernetes import client, config
 from pydantic_core import from_json, to_json
+
+from finetune_operator import http1
+from finetune_operator.access import Credentials, open_session, tls_context
 
 Object = dict[str, Any]
 _PAGE = 500
-_MERGE = "application/merge-patch+json"
+_JSON, _MERGE = "application/json", "application/merge-patch+json"
+_METADATA = f"{_JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1, {_JSON}"
+_AGENT = "finetune-operator"
 _TIMEOUT = 10.0  # s
 _LIST_TIMEOUT = 60.0  # s; a page of large objects from a busy server
 _PAUSES = (0.2, 0.5, 1.0, 2.0)  # s between repetitions
 _LONGEST_PAUSE = 30.0  # s that a server may ask for in Retry-After
-_ERROR_BYTES = 64 * 1024
-_CREDENTIALS = 10.0  # s for which they are believed
+_ERROR_BYTES = 64 * 1024  # of a refused watch
 
 
 class ApiError(Exception):
@@ -45,43 +44,23 @@ TRANSIENT = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
 """What a request raises when the API server is away; the caller tries again."""
 
 
-def load_configuration() -> Any:
-    """The pod's service account inside a cluster, else KUBECONFIG or ~/.kube/config."""
-    if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
-        config.load_incluster_config()
-    else:
-        config.load_kube_config()
-    return client.Configuration.get_default_copy()
+class Requests(Protocol):
+    """What reconciling needs of the API server; `Kube` says what each of them does."""
 
+    async def get(self, path: str, **query: str) -> Object:
+        """GET."""
 
-def open_session(configuration: Any, *more: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
-    """A session with the configuration's certificates and credentials."""
+    async def list(self, path: str, **query: str) -> tuple[list[Object], str]:
+        """GET of a collection."""
 
-    known: dict[str, str] = {}
-    until = 0.0
+    async def create(self, path: str, body: Object, **query: str) -> None:
+        """POST."""
 
-    async def credentials(
-        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        # Asked for again and again, for tokens in pods rotate; not at every request, for it costs
-        # as much as the rest of a request does.
-        nonlocal known, until
-        if time.monotonic() >= until:
-            settings = configuration.auth_settings().values()
-            known = {s["key"]: s["value"] for s in settings if s["in"] == "header" and s["value"]}
-            until = time.monotonic() + _CREDENTIALS
-        request.headers.update(known)
-        return await handler(request)
+    async def patch(self, path: str, body: Object) -> Object:
+        """PATCH."""
 
-    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
-    if configuration.cert_file:
-        context.load_cert_chain(configuration.cert_file, configuration.key_file)
-    return aiohttp.ClientSession(
-        # No limit: the watches of many namespaces would take every slot from the requests.
-        connector=aiohttp.TCPConnector(ssl=context, limit=0),
-        timeout=aiohttp.ClientTimeout(total=_TIMEOUT, sock_connect=5),
-        middlewares=(*more, credentials),
-    )
+    async def delete(self, path: str, body: Object) -> None:
+        """DELETE."""
 
 
 def backoff(first: float = 0.2, longest: float = 10.0) -> Iterator[float]:
@@ -108,38 +87,41 @@ class Kube:
         """
         self._host, self._guard, self._silence = configuration.host, guard, silence
         self._session = open_session(configuration)
+        self._client = http1.Client(configuration.host, tls_context(configuration))
+        self._credentials = Credentials(configuration)
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._client.close()
         await self._session.close()
 
     async def get(self, path: str, **query: str) -> Object:
         """GET; ApiError 404 when it is not there."""
-        return await self._request("GET", path, query)
+        return _parse(await self._request("GET", path, query))
 
     async def list(self, path: str, **query: str) -> tuple[list[Object], str]:
         """All items, page by page, and the version of the list."""
         items: list[Object] = []
         query = {"limit": str(_PAGE), **query}
         while True:
-            page = await self._request("GET", path, query)
+            page = _parse(await self._request("GET", path, query))
             items += page["items"]
             token = page["metadata"].get("continue")
             if not token:
                 return items, page["metadata"]["resourceVersion"]
             query["continue"] = token
 
-    async def create(self, path: str, body: Object, **query: str) -> Object:
-        """POST."""
-        return await self._request("POST", path, query, body)
+    async def create(self, path: str, body: Object, **query: str) -> None:
+        """POST; little is asked for in return: what was made comes with a watch."""
+        await self._request("POST", path, query, body)
 
     async def patch(self, path: str, body: Object) -> Object:
         """Merge patch."""
-        return await self._request("PATCH", path, {}, body, _MERGE)
+        return _parse(await self._request("PATCH", path, {}, body, _MERGE))
 
-    async def delete(self, path: str, body: Object) -> Object:
+    async def delete(self, path: str, body: Object) -> None:
         """DELETE."""
-        return await self._request("DELETE", path, {}, body)
+        await self._request("DELETE", path, {}, body)
 
     async def watch(self, path: str, version: str, **query: str) -> AsyncIterator[Object]:
         """Events from a version on, until the server ends the stream; ApiError 410 when too old."""
@@ -149,7 +131,9 @@ class Kube:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=self._silence)
         async with self._session.get(url, timeout=timeout) as response:
             if response.status >= 400:
-                raise await refusal(response)
+                retry_after = response.headers.get("Retry-After", "")
+                text = await response.content.read(_ERROR_BYTES)
+                raise refusal(response.status, retry_after, text)
             async for line in _lines(response.content):
                 event = _parse(line)
                 if event["type"] == "ERROR":
@@ -162,8 +146,8 @@ class Kube:
         path: str,
         query: dict[str, str],
         body: Object | None = None,
-        content_type: str = "application/json",
-    ) -> Object:
+        content_type: str = _JSON,
+    ) -> bytes:
         for pause in _PAUSES:
             try:
                 return await self._send(method, path, query, body, content_type)
@@ -179,48 +163,55 @@ class Kube:
 
     async def _send(
         self, method: str, path: str, query: dict[str, str], body: Object | None, content_type: str
-    ) -> Object:
+    ) -> bytes:
         if method == "GET":
             seconds = _LIST_TIMEOUT if "limit" in query else _TIMEOUT
         else:
             seconds = min(self._guard(), _TIMEOUT)
             # The server gives up too: what it has not begun by then never happens.
             query = query | {"timeout": f"{int(seconds * 1000)}ms"}
-        url = f"{self._host}{path}" + (f"?{urlencode(query)}" if query else "")
-        async with self._session.request(
-            method,
-            url,
-            data=None if body is None else to_json(body),
-            headers={"Content-Type": content_type},
-            timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, 5)),
-        ) as response:
-            if response.status >= 400:
-                raise await refusal(response)
-            return _parse(await response.read())
+        target = f"{path}?{urlencode(query)}" if query else path
+        headers = {
+            "Content-Type": content_type,
+            "Accept": _METADATA if method == "POST" else _JSON,
+            "User-Agent": _AGENT,
+            **self._credentials.headers(),
+        }
+        sent = b"" if body is None else to_json(body)
+        answer = await self._client.request(method, target, headers, sent, seconds)
+        if answer.status >= 300:
+            raise refusal(answer.status, answer.headers.get("retry-after", ""), answer.body)
+        if not answer.headers.get("content-type", "").startswith(_JSON):
+            raise _no_answer()
+        return answer.body
+
+
+def _no_answer() -> ConnectionError:
+    """What is not JSON does not come from an API server: as if it were away."""
+    return ConnectionError("the answer is not JSON")
 
 
 def _parse(text: bytes) -> Object:
-    """What is not JSON does not come from an API server: as if it were away."""
     try:
         answer: Object = from_json(text)
     except ValueError:
-        raise aiohttp.ClientPayloadError("the answer is not JSON") from None
+        raise _no_answer() from None
     return answer
 
 
-async def refusal(response: aiohttp.ClientResponse) -> ApiError:
+def refusal(code: int, retry_after: str, body: bytes) -> ApiError:
     """Why it was refused. Only a Status is quoted: a proxy's page may hold anything."""
     try:
-        status = from_json(await response.content.read(_ERROR_BYTES))
+        status = from_json(body)
     except ValueError:
         status = None
     try:
-        pause = min(float(response.headers.get("Retry-After", "0")), _LONGEST_PAUSE)
+        pause = min(float(retry_after or "0"), _LONGEST_PAUSE)
     except ValueError:
         pause = 0.0  # a date, as proxies send it
     if not isinstance(status, dict) or status.get("kind") != "Status":
-        status = {"message": f"HTTP {response.status} without a Status of Kubernetes"}
-    return _said(response.status, status, pause)
+        status = {"message": f"HTTP {code} without a Status of Kubernetes"}
+    return _said(code, status, pause)
 
 
 def _said(code: int, status: Object, pause: float) -> ApiError:

@@ -177,9 +177,7 @@ class Elector:
         if self._lease is None:
             metadata = {"name": self._settings.name, "namespace": self._settings.namespace}
             body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
-            self._lease = await self._kube.create(
-                self._collection, body | {"metadata": metadata, "spec": spec}
-            )
+            await self._kube.create(self._collection, body | {"metadata": metadata, "spec": spec})
         else:
             version = {"resourceVersion": self._lease["metadata"]["resourceVersion"]}
-            self._lease = await self._kube.patch(self._path, {"metadata": version, "spec": spec})
+            await self._kube.patch(self._path, {"metadata": version, "spec": spec})

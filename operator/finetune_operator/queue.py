@@ -13,6 +13,7 @@ from itertools import count
 
 Key = tuple[str, str]  # namespace, name
 _FIRST, _LONGEST = 0.2, 60.0  # s
+TOGETHER = 0.5  # s; the pods of a gang start within about that time
 BEGUN, NEW = 0, 1  # lanes
 
 
@@ -56,6 +57,10 @@ class Queue:
         if timer is not None:
             timer.cancel()
         self._timers[key] = loop.call_at(at, self._fire, key)
+
+    def add_soon(self, key: Key) -> None:
+        """Work on a key together with what else will be told about it in a moment."""
+        self.add_after(key, TOGETHER)
 
     def _fire(self, key: Key) -> None:
         self._timers.pop(key, None)

@@ -13,7 +13,7 @@ from finetune_operator import execute, informer, jobs
 from finetune_operator.events import Recorder
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
-from finetune_operator.kube import TRANSIENT, ApiError, Kube
+from finetune_operator.kube import TRANSIENT, ApiError, Object, Requests
 from finetune_operator.plan import events
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Job, World
@@ -34,7 +34,7 @@ def _now() -> datetime:
 class Reconciler:
     """Brings jobs forward, one look at a time."""
 
-    kube: Kube
+    kube: Requests
     jobs: Jobs
     pods: Pods
     reports: Reports
@@ -65,11 +65,11 @@ class Reconciler:
         if key in self._stale:
             await self._refresh(key)
             self._stale.discard(key)
-        item = self.jobs.get(key)
-        if item is None:
+        job = self.jobs.get(key)
+        if job is None:
             self.throttle.forget(key)
             return None
-        world = self._observe(Job.of(item))
+        world = self._observe(job)
         decision = plan(world, self.settings)
         if not decision.acts:
             written, delay = await self._write(key, world, decision)
@@ -78,9 +78,12 @@ class Reconciler:
             return _soonest(delay, decision.requeue_after)
         # Caches are good enough to see that something is to be done, not to do it.
         live = await self._refresh(key)
-        return None if live is None else await self._carry_out(key, self._observe(live))
+        if live is None:
+            return None
+        fresh = self._observe(live)
+        return await self._carry_out(key, fresh, decision if fresh == world else None)
 
-    async def _carry_out(self, key: Key, world: World) -> float | None:
+    async def _carry_out(self, key: Key, world: World, decision: Decision | None) -> float | None:
         """Check, commit, act.
 
         What a commit leads to is planned from its own answer and the pods that were just listed:
@@ -88,7 +91,7 @@ class Reconciler:
         """
         told: list[tuple[World, Decision]] = []
         try:
-            wait = await self._steps(key, world, told)
+            wait = await self._steps(key, world, decision, told)
         except Exception:
             await self._tell(told)
             raise
@@ -96,10 +99,15 @@ class Reconciler:
         return wait
 
     async def _steps(
-        self, key: Key, world: World, told: list[tuple[World, Decision]]
+        self,
+        key: Key,
+        world: World,
+        decision: Decision | None,
+        told: list[tuple[World, Decision]],
     ) -> float | None:
+        """`decision` is the plan for this very world, None when it was not made yet."""
         while True:
-            decision = plan(world, self.settings)
+            decision = decision or plan(world, self.settings)
             refusal = None
             if decision.check:
                 refusal = await execute.admit(self.kube, world.job, decision.check)
@@ -112,7 +120,7 @@ class Reconciler:
                 await self._act(key, world, decision)
             if written is None or refusal or not decision.commits:
                 return _soonest(delay, decision.requeue_after)
-            world = self._observe(written)
+            world, decision = self._observe(written), None
 
     def _observe(self, job: Job) -> World:
         attempt = job.status.attempt
@@ -129,7 +137,7 @@ class Reconciler:
 
     async def _refresh(self, key: Key) -> Job | None:
         """The live job, its pods read after it; None when it is gone."""
-        known = self.jobs.get(key)
+        known = self.jobs.uid(key)
         try:
             item = await self.kube.get(jobs.path(key))
         except ApiError as error:
@@ -138,15 +146,21 @@ class Reconciler:
             # A watch that was too old does not tell what went meanwhile; what was created under
             # that name since stays.
             if known:
-                self.jobs.remove(key, known["metadata"]["uid"])
+                self.jobs.remove(key, known)
             return None
-        if not self.jobs.take(item):
+        if not self.jobs.take(item, tell=False):
             return None  # its labels have moved: another operator's now
         uid = item["metadata"]["uid"]
         selector = f"{names.LABEL_JOB_UID}={uid}"
         found, _ = await self.kube.list(informer.path(key[0]), labelSelector=selector)
-        self.pods.replace(found, uid)
-        return Job.of(item)
+        self.pods.replace(found, uid, tell=False)
+        return self._read(key, item)
+
+    def _read(self, key: Key, item: Object) -> Job:
+        """What the server answered, which a watch may have overtaken in the cache."""
+        newest = self.jobs.get(key)
+        version = item["metadata"]["resourceVersion"]
+        return newest if newest and newest.resource_version == version else Job.of(item)
 
     async def _write(
         self, key: Key, world: World, decision: Decision
@@ -168,8 +182,8 @@ class Reconciler:
             "status": merge_patch(job.status.to_dict(), new.to_dict()),
         }
         answer = await self.kube.patch(f"{jobs.path(key)}/status", patch)
-        self.jobs.take(answer)
-        return Job.of(answer), None
+        self.jobs.take(answer, tell=False)
+        return self._read(key, answer), None
 
     async def _tell(self, told: list[tuple[World, Decision]]) -> None:
         """Events of what these decisions have changed."""
@@ -187,10 +201,10 @@ class Reconciler:
         if refusal is None:
             return
         # The write above changed the version: the next look starts from the one in the cache.
-        item = self.jobs.get(key)
-        if item is None or item["metadata"]["uid"] != job.uid:
+        newest = self.jobs.get(key)
+        if newest is None or newest.uid != job.uid:
             return
-        world = replace(self._observe(Job.of(item)), refusal=refusal)
+        world = replace(self._observe(newest), refusal=refusal)
         refused = replace(plan(world, self.settings), create=[], delete=[], commits=False)
         written, _ = await self._write(key, world, replace(refused, check=None))
         if written:

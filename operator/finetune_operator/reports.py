@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -20,7 +20,6 @@ _MOST_BYTES = 256 * 1024
 _PARALLEL = 32
 _TIMEOUT = aiohttp.ClientTimeout(total=2)
 SILENT_AFTER = 30.0  # s
-IDLE = 60.0  # s; from here on a deadline may strike
 
 
 @dataclass(frozen=True)
@@ -33,16 +32,29 @@ class Target:
     pods: tuple[Pod, ...]  # running ones with an address, by index
 
 
+Targets = Callable[[Callable[[str], bool]], Iterable[Target]]
+"""All jobs with an attempt for which the function says true; without pods when none runs."""
+
+
+@dataclass
+class _Gang:
+    """A running gang; times are of the monotonic clock, in seconds."""
+
+    attempt: int
+    heard: float
+    due: float = 0.0
+    said_silent: bool = False
+
+
 @dataclass
 class Reports:
     """Newest report of every running gang."""
 
     interval: float
-    targets: Callable[[], Iterable[Target]]
+    targets: Targets
     notify: Callable[[Key], None]
     _newest: dict[str, Report] = field(default_factory=dict)
-    _heard: dict[str, float] = field(default_factory=dict)
-    _due: dict[str, float] = field(default_factory=dict)
+    _gangs: dict[str, _Gang] = field(default_factory=dict)
 
     def newest(self, job_uid: str, attempt: int | None) -> Report | None:
         """Last report of worker 0 of that attempt."""
@@ -51,24 +63,34 @@ class Reports:
 
     def silent(self, job_uid: str) -> bool:
         """Whether a running gang could not be asked for a while."""
-        heard = self._heard.get(job_uid)
-        return heard is not None and time.monotonic() - heard > SILENT_AFTER
+        gang = self._gangs.get(job_uid)
+        return gang is not None and time.monotonic() - gang.heard > SILENT_AFTER
 
     async def run(self) -> None:
         """Ask for ever."""
         slots = asyncio.Semaphore(_PARALLEL)
         async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
             while True:
-                now = time.monotonic()
-                targets = list(self.targets())
-                self._forget({target.job_uid for target in targets})
-                due = [t for t in targets if self._due.get(t.job_uid, 0.0) <= now]
-                for target in due:
-                    jitter = random.uniform(0.9, 1.1)
-                    self._due[target.job_uid] = now + self.interval * jitter
-                    self._heard.setdefault(target.job_uid, now)
+                due = list(self._take_due(time.monotonic()))
                 await asyncio.gather(*(self._ask(session, slots, target) for target in due))
                 await asyncio.sleep(min(1.0, self.interval / 4))
+
+    def _take_due(self, now: float) -> Iterator[Target]:
+        """Gangs whose turn it is; their next turn is set."""
+
+        def is_due(uid: str) -> bool:
+            return uid not in self._gangs or self._gangs[uid].due <= now
+
+        for target in self.targets(is_due):
+            gang = self._gangs.get(target.job_uid)
+            if not target.pods:
+                # The report itself stays until the attempt's end was accounted with it.
+                self._gangs.pop(target.job_uid, None)
+                continue
+            if gang is None or gang.attempt != target.attempt:
+                gang = self._gangs[target.job_uid] = _Gang(target.attempt, heard=now)
+            gang.due = now + self.interval * random.uniform(0.9, 1.1)
+            yield target
 
     async def _ask(
         self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, target: Target
@@ -76,32 +98,42 @@ class Reports:
         async with slots:
             for pod in target.pods[:2]:  # the second only when the first does not answer
                 report = await fetch(session, pod, target)
-                if report is None:
-                    continue
-                self._heard[target.job_uid] = time.monotonic()
-                if report.worker_index == 0:
-                    known = self._newest.get(target.job_uid)
-                    self._newest[target.job_uid] = report
-                    if tells_more(known, report):
-                        self.notify(target.key)
-                return
-        if self.silent(target.job_uid):
+                if report is not None:
+                    self.take(target, report)
+                    return
+        self.miss(target)
+
+    def take(self, target: Target, report: Report) -> None:
+        """A report has come."""
+        gang = self._gangs.get(target.job_uid)
+        if gang is None or gang.attempt != target.attempt:
+            return  # it has ended meanwhile
+        known, back = self._newest.get(target.job_uid), gang.said_silent
+        gang.heard, gang.said_silent = time.monotonic(), False
+        if report.worker_index == 0:
+            self._newest[target.job_uid] = report
+        if back or (report.worker_index == 0 and tells_more(known, report)):
             self.notify(target.key)
 
-    def _forget(self, running: set[str]) -> None:
-        for gone in self._due.keys() - running:
-            del self._due[gone]
-            self._heard.pop(gone, None)
-            # The report itself stays until the attempt's end was accounted with it.
+    def miss(self, target: Target) -> None:
+        """None has come; that is told once, when it has lasted."""
+        gang = self._gangs.get(target.job_uid)
+        if gang and not gang.said_silent and self.silent(target.job_uid):
+            gang.said_silent = True
+            self.notify(target.key)
 
     def drop(self, job_uid: str) -> None:
         """The job is finished or gone."""
         self._newest.pop(job_uid, None)
+        self._gangs.pop(job_uid, None)
 
 
 def tells_more(known: Report | None, report: Report) -> bool:
-    """Whether a job must be looked at for it. Ages and counters grow in every report."""
-    if known is None or report.activity_age_seconds > IDLE:
+    """Whether a job must be looked at for it. Ages and counters grow in every report.
+
+    An activity that stands still is awaited by the clock (plan/deadlines.py), not by reports.
+    """
+    if known is None:
         return True
     same = {name: getattr(known, name) for name in ("sequence", "activity", "ranks")}
     ages = {"activity_age_seconds": known.activity_age_seconds}

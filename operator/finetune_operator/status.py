@@ -5,13 +5,15 @@ from enum import IntEnum
 from typing import Any
 
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator.plan.usage import PROOF_INTERVAL
 from finetune_operator.queue import Key
 
 Object = dict[str, Any]
-USAGE_INTERVAL = 60.0  # s between writes that only charge more device time
 _PER_SECOND = 20.0  # writes of progress, over all jobs
 # Computed when written, never a reason to write.
 _DERIVED = ("message", "display", "usage")
+# What changes by the dozen while a gang starts and trains.
+_COUNTS = ("progress", "workers")
 _ATTEMPT_VOLATILE = (
     "deviceSeconds",
     "accountedUntil",
@@ -37,15 +39,20 @@ def urgency(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Urgency:
     before, after = old.to_dict(), new.to_dict()
     if before == after:
         return Urgency.NONE
-    if _without(before, ("progress",)) != _without(after, ("progress",)):
+    if _facts(before) != _facts(after):
         return Urgency.NOW
-    if before.get("progress") != after.get("progress"):
+    if any(before.get(name) != after.get(name) for name in (*_COUNTS, "conditions")):
         return Urgency.PROGRESS
     return Urgency.USAGE if before.get("usage") != after.get("usage") else Urgency.NONE
 
 
-def _without(status: Object, more: tuple[str, ...]) -> Object:
-    kept = {k: v for k, v in status.items() if k not in _DERIVED + more}
+def _facts(status: Object) -> Object:
+    """What must be seen at once; how a condition words it ("3 of 10 workers run") can wait."""
+    kept = {k: v for k, v in status.items() if k not in _DERIVED + _COUNTS}
+    kept["conditions"] = [
+        {k: v for k, v in condition.items() if k != "message"}
+        for condition in status.get("conditions", [])
+    ]
     if status.get("phase") not in ("Running", "Starting"):
         kept["message"] = status.get("message")  # no progress in it
     attempts = kept.get("attempts", [])
@@ -80,7 +87,7 @@ class Throttle:
     def wait(self, key: Key, kind: Urgency, now: float) -> float:
         """Seconds until this write may happen; 0 takes the slot."""
         last = self._last.get(key, float("-inf"))
-        interval = {Urgency.NOW: 0.0, Urgency.PROGRESS: self.interval}.get(kind, USAGE_INTERVAL)
+        interval = {Urgency.NOW: 0.0, Urgency.PROGRESS: self.interval}.get(kind, PROOF_INTERVAL)
         wait = last + interval - now
         if kind is not Urgency.NOW:
             wait = max(wait, self._next - now)

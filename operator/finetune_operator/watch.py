@@ -18,9 +18,10 @@ import kopf
 from finetune_api.base import API_GROUP, API_VERSION
 from finetune_api.names import PLURAL
 from finetune_operator import jobs as paths
+from finetune_operator.access import open_session
 from finetune_operator.health import Health, Heart
 from finetune_operator.jobs import Jobs
-from finetune_operator.kube import TRANSIENT, ApiError, Kube, backoff, open_session, refusal
+from finetune_operator.kube import TRANSIENT, ApiError, Kube, backoff, refusal
 from finetune_operator.settings import Settings
 
 _log = logging.getLogger("finetune.watch")
@@ -35,6 +36,20 @@ class _Backoffs:
 
     def __iter__(self) -> Iterator[float]:
         return backoff(0.5, 8.0)
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """kopf copies every object to find what changed in it, for handlers that we do not have."""
+
+    def build(self, **_: Any) -> dict[str, Any]:
+        """Nothing of an object is compared."""
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        """Nothing was stored."""
+
+    def store(self, **_: Any) -> None:
+        """Nothing is stored: the operator never writes annotations."""
 
 
 async def run(
@@ -115,6 +130,7 @@ def _kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     chosen.scanning.disabled = True  # needs no right on CRDs and namespaces
     chosen.watching.server_timeout = _SERVER_TIMEOUT
     chosen.watching.chunk_size = 500
+    chosen.persistence.diffbase_storage = _NoDiffs()
     chosen.networking.request_timeout = 10
     chosen.networking.error_backoffs = _Backoffs()
     chosen.process.ultimate_exiting_timeout = None  # it would kill us after a restart of kopf
@@ -168,7 +184,7 @@ class _Pulse:
         if response.status >= 400 and response.content_type != "application/json":
             # Not from the API server's own hand; kopf would write it to the log as it is.
             async with response:
-                error = await refusal(response)
+                error = refusal(response.status, response.headers.get("Retry-After", ""), b"")
             await asyncio.sleep(error.retry_after)
             raise aiohttp.ClientConnectionError(str(error))
         return response

@@ -8,11 +8,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
-from finetune_api.base import format_time
 from finetune_operator.kube import ApiError, Kube
+from tests.operator import podstatus
 from tests.operator.worlds import OUTPUT, make_spec, prepared, progressed, result
 
 Object = dict[str, Any]
@@ -237,42 +236,10 @@ class Life:
         target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
         binding = {"metadata": {"name": name}, "target": target}
         await self.view.kube.create(f"{self._pod(name)}/binding", binding)
-        now = format_time(datetime.now(UTC))
-        bound = {"type": "PodScheduled", "status": "True", "lastTransitionTime": now}
-        await self._write(
-            name,
-            {
-                "phase": "Running",
-                "podIP": "127.0.0.1",
-                "startTime": now,
-                "conditions": [bound],
-                "containerStatuses": [_container({"running": {"startedAt": now}})],
-            },
-        )
+        await self._write(name, podstatus.running())
 
     async def _end(self, name: str, code: int, message: str = "") -> None:
-        now = format_time(datetime.now(UTC))
-        end = {
-            "exitCode": code,
-            "reason": "Completed" if code == 0 else "Error",
-            "startedAt": now,
-            "finishedAt": now,
-            "message": message,
-        }
-        phase = "Succeeded" if code == 0 else "Failed"
-        status = {"phase": phase, "containerStatuses": [_container({"terminated": end})]}
-        await self._write(name, status)
+        await self._write(name, podstatus.ended(code, message))
 
     async def _write(self, name: str, status: Object) -> None:
         await self.view.kube.patch(f"{self._pod(name)}/status", {"status": status})
-
-
-def _container(state: Object) -> Object:
-    return {
-        "name": "trainer",
-        "image": "trainer:1",
-        "imageID": "",
-        "ready": "running" in state,
-        "restartCount": 0,
-        "state": state,
-    }

@@ -5,6 +5,7 @@ watch, for it cannot be started a hundred times in one process.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from finetune_operator.events import Recorder
 from finetune_operator.health import Health
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs, collection
-from finetune_operator.kube import Kube
+from finetune_operator.kube import Kube, Object
 from finetune_operator.queue import Queue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.reports import Reports
@@ -37,21 +38,32 @@ class StoppingKube:
     calls: list[str] = field(default_factory=list)
     stopped: bool = False
 
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.kube, name)
+    async def get(self, path: str, **query: str) -> Object:
+        return await self._call("get", path, self.kube.get(path, **query))
 
-        async def call(path: str, *args: Any, **query: Any) -> Any:
-            self.calls.append(f"{name} {path}")
-            now = len(self.calls) == self.stop_at
-            self.stopped |= now
-            if now and not self.after:
-                raise StoppedError
-            answer = await method(path, *args, **query)
-            if now:
-                raise StoppedError
-            return answer
+    async def list(self, path: str, **query: str) -> tuple[list[Object], str]:
+        return await self._call("list", path, self.kube.list(path, **query))
 
-        return call
+    async def create(self, path: str, body: Object, **query: str) -> None:
+        await self._call("create", path, self.kube.create(path, body, **query))
+
+    async def patch(self, path: str, body: Object) -> Object:
+        return await self._call("patch", path, self.kube.patch(path, body))
+
+    async def delete(self, path: str, body: Object) -> None:
+        await self._call("delete", path, self.kube.delete(path, body))
+
+    async def _call(self, verb: str, path: str, call: Coroutine[Any, Any, Any]) -> Any:
+        self.calls.append(f"{verb} {path}")
+        now = len(self.calls) == self.stop_at
+        self.stopped |= now
+        if now and not self.after:
+            call.close()
+            raise StoppedError
+        answer = await call
+        if now:
+            raise StoppedError
+        return answer
 
 
 async def operate(kube: Kube, life: StoppingKube, namespace: str) -> None:
@@ -68,13 +80,13 @@ async def operate(kube: Kube, life: StoppingKube, namespace: str) -> None:
 async def _one(kube: Kube, life: StoppingKube, namespace: str) -> None:
     """One life of the operator, with empty caches."""
     queue = Queue()
-    pods = Pods(queue.add)
+    pods = Pods(queue.add, queue.add_soon)
     jobs = Jobs(queue.add_new, pods.forget)
-    reports = Reports(60.0, lambda: [], queue.add)
-    recorder = Recorder(life)  # type: ignore[arg-type]
+    reports = Reports(60.0, lambda _: [], queue.add)
+    recorder = Recorder(life)
     throttle = Throttle(SETTINGS.progress_write_interval)
     reconciler = Reconciler(
-        life,  # type: ignore[arg-type]
+        life,
         jobs,
         pods,
         reports,

@@ -5,13 +5,17 @@ from dataclasses import replace
 import pytest
 
 from finetune_api.run import Report
-from tests.operator.test_plan import condition, prepare_pod
 from tests.operator.worlds import (
     at,
     committed,
+    condition,
     ended,
+    follow,
     look,
     make_job,
+    pending,
+    policy,
+    prepare_pod,
     progressed,
     result,
     running,
@@ -19,26 +23,8 @@ from tests.operator.worlds import (
 )
 
 
-def policy(job, **changes):
-    return replace(job, spec=job.spec.replace(run_policy=job.spec.run_policy.replace(**changes)))
-
-
-def pending(index, **changes):
-    return worker(index, running=False, phase="Pending", scheduled=None, **changes)
-
-
 def with_pods(job, now=10):
     return job.with_status(look(job, pending(0), pending(1), now=now).status)
-
-
-def follow(job, *pods, now, most=5):
-    """Looks until nothing more is committed; the last decision and the job then."""
-    for _ in range(most):
-        decision = look(job, *pods, now=now)
-        job = job.with_status(decision.status)
-        if not decision.commits:
-            break
-    return decision, job
 
 
 def test_the_start_deadline_counts_from_the_moment_all_pods_exist():
@@ -129,6 +115,15 @@ def report(age):
 def test_the_operator_acts_on_a_hang_only_by_a_report_it_received(age, silent, strikes):
     decision = look(running(), worker(0), worker(1), now=40, report=report(age), silent=silent)
     assert (decision.status.attempts[-1].stop_reason == "Hang") is strikes
+
+
+def test_a_gang_that_stands_still_is_looked_at_when_its_deadline_strikes():
+    """Reports that only grow older are no reason to look."""
+    job = policy(running(), progress_deadline_seconds=100)
+    pods = (worker(0), worker(1))
+    assert look(job, *pods, now=40, report=report(30.0)).requeue_after == 131
+    assert look(job, *pods, now=171, report=report(161.0)).status.attempts[-1].stop_reason == "Hang"
+    assert look(job, *pods, now=171, report=report(4.0)).requeue_after == 157
 
 
 def test_a_hang_is_a_counted_restart():

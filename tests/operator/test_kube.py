@@ -3,7 +3,6 @@
 import asyncio
 import time
 
-import aiohttp
 import pytest
 
 from finetune_api import names
@@ -52,8 +51,8 @@ async def test_a_read_is_repeated(kube, proxy, fault):
 
 FAULTS = {
     "refused": ({"code": 503}, ApiError, 0),
-    "cut": ({"cut": True}, aiohttp.ClientError, 0),
-    "carried out, the answer lost": ({"lose": True}, aiohttp.ClientError, 1),
+    "cut": ({"cut": True}, TRANSIENT, 0),
+    "carried out, the answer lost": ({"lose": True}, TRANSIENT, 1),
 }
 
 
@@ -105,7 +104,7 @@ WATCHES = {
 
 @pytest.mark.parametrize("fault", WATCHES.values(), ids=WATCHES.keys())
 async def test_pods_are_known_again_after_a_watch_went_wrong(configuration, proxy, fault):
-    kube, pods = Kube(configuration, silence=2.0), Pods(lambda _: None)
+    kube, pods = Kube(configuration, silence=2.0), Pods(lambda _: None, lambda _: None)
     path = informer.path("default")
     await kube.create(path, pod("watched-1"))
     heart = Health().heart("pods", 60, filled=False)
@@ -128,7 +127,9 @@ async def test_pods_are_known_again_after_a_watch_went_wrong(configuration, prox
 async def test_a_watch_that_ends_at_once_does_not_spin(configuration, proxy):
     kube = Kube(configuration)
     heart = Health().heart("pods", 60, filled=False)
-    task = asyncio.create_task(informer.run(kube, Pods(lambda _: None), None, heart))
+    task = asyncio.create_task(
+        informer.run(kube, Pods(lambda _: None, lambda _: None), None, heart)
+    )
     begin = time.monotonic()
     with proxy.fault(path="/pods", watch=True, code=200, body="") as fault:
         await asyncio.sleep(4)

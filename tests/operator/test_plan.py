@@ -5,31 +5,22 @@ from dataclasses import replace
 import pytest
 
 from finetune_api.exit_codes import ExitCode
-from finetune_operator.plan.observe import Pod, Refusal
-from tests.operator import worlds
+from finetune_operator.plan.observe import Refusal
 from tests.operator.worlds import (
     OUTPUT,
     at,
     committed,
+    condition,
     ended,
     look,
     make_job,
+    prepare_pod,
     prepared,
     progressed,
     result,
     running,
     worker,
 )
-
-
-def prepare_pod(job=None, **changes) -> Pod:
-    created = look(job or make_job(), now=0).create[0]
-    pod = Pod.of(created | worlds._identity(created) | {"status": {}})
-    return replace(pod, **changes)
-
-
-def condition(status, kind):
-    return next(c for c in status.conditions if c.type == kind)
 
 
 def test_a_new_job_gets_a_prepare_pod_that_holds_no_device():

@@ -8,7 +8,7 @@ from tests.operator.worlds import committed, make_job
 
 
 def worker_pod(**spec):
-    return pods.worker_pods(committed(**spec), 0)[1]
+    return pods.worker_pods(committed(**spec), 0, [1])[0]
 
 
 def container(pod):
@@ -57,7 +57,7 @@ def test_the_users_template_is_never_changed():
     template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "A"}]}]}}
     job = committed(workers={"replicas": 2, "template": template})
     before = json.dumps(job.spec.workers.template)
-    pods.worker_pods(job, 0)
+    pods.worker_pods(job, 0, [0, 1])
     assert json.dumps(job.spec.workers.template) == before
 
 

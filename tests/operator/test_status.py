@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.progress import Progress
-from finetune_api.status import FineTuneJobStatus, Usage
+from finetune_api.status import Condition, FineTuneJobStatus, Usage, WorkerCounts
 from finetune_operator.status import Throttle, Urgency, merge_patch, urgency
+from tests.operator.merge import merged
+from tests.operator.worlds import at
 
 VALUES = st.recursive(
     st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
@@ -16,22 +18,9 @@ VALUES = st.recursive(
 OBJECTS = st.dictionaries(st.sampled_from("abcd"), VALUES, max_size=4)
 
 
-def apply(target, patch):
-    """RFC 7386."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = apply(result.get(key), value)
-    return result
-
-
 @given(OBJECTS, OBJECTS)
 def test_the_patch_turns_the_old_into_the_new(old, new):
-    assert apply(old, merge_patch(old, new)) == new
+    assert merged(old, merge_patch(old, new)) == new
 
 
 @given(OBJECTS)
@@ -39,14 +28,34 @@ def test_no_change_is_no_patch(value):
     assert merge_patch(value, value) == {}
 
 
+def ready(reason: str, message: str) -> list[Condition]:
+    condition = {"type": "WorkersReady", "status": "False", "reason": reason, "message": message}
+    return [Condition.model_validate(condition | {"last_transition_time": at(0)})]
+
+
 OLD = FineTuneJobStatus(
-    phase="Running", progress=Progress(step=1, total_steps=9), usage=Usage(device_seconds=1)
+    phase="Running",
+    progress=Progress(step=1, total_steps=9),
+    usage=Usage(device_seconds=1),
+    workers=WorkerCounts(desired=10, running=1),
+    conditions=ready("Starting", "1 of 10 workers run"),
 )
 CHANGES = {
     "nothing": ({}, Urgency.NONE),
     "sentence": ({"message": "step 1 of 9, about 3m left"}, Urgency.NONE),
     "time": ({"usage": Usage(device_seconds=2)}, Urgency.USAGE),
     "step": ({"progress": Progress(step=2, total_steps=9)}, Urgency.PROGRESS),
+    "one more worker": (
+        {
+            "workers": WorkerCounts(desired=10, running=2),
+            "conditions": ready("Starting", "2 of 10 workers run"),
+        },
+        Urgency.PROGRESS,
+    ),
+    "why it waits": (
+        {"conditions": ready("Unschedulable", "1 of 10 workers run")},
+        Urgency.NOW,
+    ),
     "phase": ({"phase": "Restarting"}, Urgency.NOW),
     "checkpoint": ({"restarts": 1}, Urgency.NOW),
 }
@@ -63,7 +72,7 @@ def test_progress_is_written_at_most_every_interval_and_the_rest_at_once():
     assert throttle.wait(key, Urgency.PROGRESS, 100.0) == 0
     assert throttle.wait(key, Urgency.PROGRESS, 102.0) == pytest.approx(3.0)
     assert throttle.wait(key, Urgency.NOW, 102.0) == 0
-    assert throttle.wait(key, Urgency.USAGE, 110.0) == pytest.approx(52.0)
+    assert throttle.wait(key, Urgency.USAGE, 110.0) == pytest.approx(592.0)
 
 
 def test_all_jobs_together_write_progress_at_most_twenty_times_a_second():

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
-from tests.operator.test_plan import condition, prepare_pod
 from tests.operator.worlds import (
     at,
     committed,
+    condition,
     ended,
     look,
     make_job,
+    prepare_pod,
     progressed,
     result,
     running,

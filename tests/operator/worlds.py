@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_api.progress import CheckpointRecord, DataSummary, Output, Progress, StepLedger
 from finetune_api.run import PrepareResult, Result
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import Condition, FineTuneJobStatus
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Ended, Job, Pod, World
 from finetune_operator.plan.planner import plan
@@ -140,3 +140,35 @@ def running(job: Job | None = None, now: float = 20) -> Job:
     job = job or committed()
     attempt = job.status.attempt or 1
     return job.with_status(look(job, worker(0, attempt), worker(1, attempt), now=now).status)
+
+
+def prepare_pod(job: Job | None = None, **changes: Any) -> Pod:
+    """The prepare pod that is made for a job."""
+    created = look(job or make_job(), now=0).create[0]
+    pod = Pod.of(created | _identity(created) | {"status": {}})
+    return replace(pod, **changes)
+
+
+def pending(index: int, attempt: int = 1, **changes: Any) -> Pod:
+    """A worker without a node."""
+    values = {"running": False, "phase": "Pending", "scheduled": None}
+    return worker(index, attempt, **(values | changes))
+
+
+def policy(job: Job, **changes: Any) -> Job:
+    """The same job with another runPolicy (python names)."""
+    return replace(job, spec=job.spec.replace(run_policy=job.spec.run_policy.replace(**changes)))
+
+
+def condition(status: FineTuneJobStatus, kind: str) -> Condition:
+    return next(c for c in status.conditions if c.type == kind)
+
+
+def follow(job: Job, *pods: Pod, now: float, most: int = 5) -> tuple[Decision, Job]:
+    """Looks until nothing more is committed; the last decision and the job then."""
+    for _ in range(most):
+        decision = look(job, *pods, now=now)
+        job = job.with_status(decision.status)
+        if not decision.commits:
+            break
+    return decision, job

@@ -45,7 +45,9 @@ def progress(policy: RunPolicy, world: World) -> list[Stop]:
     if world.report is None or world.silent:
         return []
     age = world.report.activity_age_seconds
-    if age <= limit + _PROGRESS_MARGIN:
-        return []
     text = f"nothing was finished for {duration(age)} (runPolicy.progressDeadlineSeconds {limit})"
-    return [Stop(HANG, text)]
+    left = limit + _PROGRESS_MARGIN - age
+    if left < 0:
+        return [Stop(HANG, text)]
+    # By then a newer report has come, and it decides.
+    return [Stop(HANG, text, world.now + timedelta(seconds=int(left) + 1))]

@@ -47,9 +47,9 @@ def describe(
     world: World, status: FineTuneJobStatus, situation: Situation, *, creating: bool = False
 ) -> FineTuneJobStatus:
     """The status as people see it. `creating`: pods are missing, so an old refusal still counts."""
-    if creating and (refused := _refused(world)):
+    if creating and (old := refused(world)):
         phase = world.job.status.phase or situation.phase
-        situation = Situation(phase, refused.reason, refused.message, accepted=False)
+        situation = Situation(phase, old.reason, old.message, accepted=False)
     if situation.phase == "Running" and world.silent:
         situation = Situation(situation.phase, "ReportUnreachable", "", situation.stage)
     message = situation.message or _progress_sentence(status, situation)
@@ -66,7 +66,8 @@ def describe(
     return status.replace(conditions=_conditions(world, status, situation))
 
 
-def _refused(world: World) -> Condition | None:
+def refused(world: World) -> Condition | None:
+    """Why something was not accepted the last time."""
     conditions = world.job.status.conditions
     return next((c for c in conditions if c.type == "Accepted" and c.status == "False"), None)
 

@@ -90,7 +90,7 @@ def close(
 ) -> Decision:
     """Write down how the attempt ended and what follows."""
     attempt = attempts.current(status)
-    end = _last_end(gang) or world.now
+    end = _last_end(gang, attempt, world.now)
     attempt = attempt.replace(
         outcome=verdict.outcome,
         reason=verdict.reason,
@@ -139,9 +139,12 @@ def ended(world: World, status: FineTuneJobStatus, then: str) -> Situation:
     return Situation(phase, attempt.reason or "", text[:1024])
 
 
-def _last_end(gang: list[Pod]) -> datetime | None:
+def _last_end(gang: list[Pod], attempt: Attempt, now: datetime) -> datetime:
+    """When the last worker ended, as far as the clocks of nodes agree with ours."""
     ends = [pod.ended.finished for pod in gang if pod.ended]
-    return max(ends, default=None) if len(ends) == len(gang) else None
+    if not ends or len(ends) < len(gang):
+        return now
+    return min(max(*ends, attempt.running_time or attempt.start_time), now)
 
 
 def _active(attempt: Attempt, end: datetime) -> int:

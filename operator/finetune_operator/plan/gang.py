@@ -4,7 +4,16 @@ The attempt exists from the moment its commit was written; its pods are made fro
 """
 
 from finetune_api.status import Attempt, FineTuneJobStatus
-from finetune_operator.plan import attempts, deadlines, ending, failure, half_gang, stops, suspend
+from finetune_operator.plan import (
+    attempts,
+    deadlines,
+    ending,
+    failure,
+    half_gang,
+    stops,
+    suspend,
+    usage,
+)
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, waiting
@@ -31,9 +40,10 @@ def running(world: World, settings: Settings) -> Decision:
         return _create(world, status, gang)
     # A consequence waits for its cause, by the clock; so do deadlines.
     waits = [failure.settles_in(gang, world.now), stops.wait(wishes, world.now)]
+    known = [wait for wait in waits if wait is not None]
     return Decision(
         describe(world, status, _situation(world, status, gang)),
-        requeue_after=min((wait for wait in waits if wait is not None), default=None),
+        requeue_after=min([*known, usage.PROOF_INTERVAL]),
     )
 
 
@@ -42,7 +52,8 @@ def _progressed(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Fin
     attempt, now = attempts.current(status), world.now
     present = {pod.index for pod in gang if not pod.gone}
     created = attempt.created or len(present) == attempt.workers
-    if created and attempt.schedulable_time is None and not any(pod.gates for pod in gang):
+    waits = attempt.schedulable_time is None and attempt.running_time is None
+    if created and waits and not any(pod.gates for pod in gang):
         attempt = attempt.replace(schedulable_time=now)
     if attempt.running_time is None and _all_ran(attempt, gang):
         attempt = attempt.replace(running_time=now)
@@ -72,8 +83,9 @@ def _create(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Decisio
         refused = Situation("Starting", world.refusal.reason, world.refusal.message, accepted=False)
         return Decision(describe(world, status, refused), requeue_after=RECHECK)
     present = {pod.index for pod in gang if not pod.gone}
-    wanted = render.worker_pods(job, attempts.highest_step(status, before=attempt.number))
-    new = [pod for index, pod in enumerate(wanted) if index not in present]
+    missing = [index for index in range(attempt.workers) if index not in present]
+    highest = attempts.highest_step(status, before=attempt.number)
+    new = render.worker_pods(job, highest, missing)
     situation = Situation("Starting", message=f"creating {len(new)} pods")
     # The attempt before this one stays, for its logs.
     old = [p for p in world.pods if p.role == "worker" and p.attempt < attempt.number - 1]

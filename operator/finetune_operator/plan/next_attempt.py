@@ -79,7 +79,8 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
         resolved=status.resolved
         and status.resolved.replace(image=spec.workers.image or status.resolved.image),
     )
-    pod = render.worker_pods(world.job.with_status(new), attempts.highest_step(new, before=number))
+    highest = attempts.highest_step(new, before=number)
+    (first,) = render.worker_pods(world.job.with_status(new), highest, [0])
     if world.refusal:
         situation = Situation(
             "Restarting", world.refusal.reason, world.refusal.message, accepted=False
@@ -87,5 +88,5 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
         return Decision(describe(world, status, situation), commits=True, requeue_after=RECHECK)
     situation = Situation("Starting", message=f"creating {spec.workers.replicas} pods")
     return Decision(
-        describe(world, new, situation), check=Check(pod=pod[0]), commits=True, requeue_after=0
+        describe(world, new, situation), check=Check(pod=first), commits=True, requeue_after=0
     )

@@ -8,6 +8,7 @@ from finetune_api import names
 from finetune_api.run import Report, Result
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator.plan import older
 
 Object = dict[str, Any]
 
@@ -34,17 +35,25 @@ class Job:
     deleting: bool = False
 
     @classmethod
-    def of(cls, item: Object) -> "Job":
-        """From an API object; ValueError when a newer version wrote what this one cannot read."""
+    def of(cls, item: Object, before: "Job | None" = None) -> "Job":
+        """From an API object; ValueError when a newer version wrote what this one cannot read.
+
+        `before` is an earlier version of the same object, whose spec need not be read again.
+        """
         metadata = item["metadata"]
+        if before and before.generation == metadata["generation"]:
+            spec = before.spec
+        else:
+            spec = FineTuneJobSpec.model_validate(item["spec"], extra="ignore")
+        status = FineTuneJobStatus.model_validate(item.get("status", {}))
         return cls(
             name=metadata["name"],
             namespace=metadata["namespace"],
             uid=metadata["uid"],
             resource_version=metadata["resourceVersion"],
             generation=metadata["generation"],
-            spec=FineTuneJobSpec.model_validate(item["spec"], extra="ignore"),
-            status=FineTuneJobStatus.model_validate(item.get("status", {})),
+            spec=spec,
+            status=older.completed(status, spec),
             deleting="deletionTimestamp" in metadata,
         )
 

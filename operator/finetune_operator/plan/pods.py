@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from finetune_api import names
@@ -66,7 +67,8 @@ def service(job: Job) -> Object:
 
 def prepare_pod(job: Job, image: str, inputs: str) -> Object:
     """The pod that prepares data; it holds no device."""
-    pod = _pod(job, names.prepare_pod_name(job.name), image, "prepare", _config(job, "prepare"))
+    config = _encode(_config(job, "prepare"))
+    pod = _pod(job, names.prepare_pod_name(job.name), image, "prepare", config)
     pod["metadata"]["labels"][names.LABEL_ROLE] = "prepare"
     pod["metadata"]["annotations"] |= {
         names.ANNOTATION_INPUTS: inputs,
@@ -79,8 +81,8 @@ def prepare_pod(job: Job, image: str, inputs: str) -> Object:
     return pod
 
 
-def worker_pods(job: Job, highest_step: int) -> list[Object]:
-    """All pods of the attempt that `job.status` committed."""
+def worker_pods(job: Job, highest_step: int, indexes: Iterable[int]) -> list[Object]:
+    """Pods of the attempt that `job.status` committed, of these workers."""
     status = job.status
     assert status.attempt is not None
     assert status.resolved is not None
@@ -91,11 +93,13 @@ def worker_pods(job: Job, highest_step: int) -> list[Object]:
         prepared_digest=status.resolved.prepared_digest,
         run_digest=status.resolved.run_digest,
     )
-    return [_worker_pod(job, index, config) for index in range(status.attempts[-1].workers)]
+    encoded = _encode(config)  # the same text for all: each learns its index from PET_NODE_RANK
+    return [_worker_pod(job, index, encoded) for index in indexes]
 
 
-def _worker_pod(job: Job, index: int, config: RunConfig) -> Object:
-    workers, attempt = job.spec.workers, config.attempt
+def _worker_pod(job: Job, index: int, config: str) -> Object:
+    workers, attempt = job.spec.workers, job.status.attempt
+    assert attempt is not None
     assert job.status.resolved is not None
     name = names.worker_pod_name(job.name, attempt, index)
     pod = _pod(job, name, job.status.resolved.image, "worker", config)
@@ -150,15 +154,21 @@ def _config(job: Job, role: str) -> RunConfig:
     )
 
 
-def _pod(job: Job, name: str, image: str, role: str, config: RunConfig) -> Object:
-    """Everything both roles share: the user's template below, what the operator owns above."""
+def _encode(config: RunConfig) -> str:
+    """As it goes into an environment variable; RunConfigTooLargeError when it does not fit."""
     # The kubelet expands $(NAME) in values; JSON has another way to write a dollar.
     encoded = config.to_json().replace("$", "\\u0024")
-    if len(encoded.encode()) > names.RUN_CONFIG_MAX_BYTES:
+    size = len(encoded.encode())
+    if size > names.RUN_CONFIG_MAX_BYTES:
         raise RunConfigTooLargeError(
-            f"the run configuration has {len(encoded.encode())} bytes, "
+            f"the run configuration has {size} bytes, "
             f"{names.RUN_CONFIG_MAX_BYTES} are allowed; name fewer or shorter sources"
         )
+    return encoded
+
+
+def _pod(job: Job, name: str, image: str, role: str, config: str) -> Object:
+    """Everything both roles share: the user's template below, what the operator owns above."""
     template = copy.deepcopy(job.spec.workers.template or {})
     metadata, spec = template.get("metadata", {}), template.get("spec", {})
     spec |= {
@@ -178,7 +188,7 @@ def _pod(job: Job, name: str, image: str, role: str, config: RunConfig) -> Objec
     container["command"] = _COMMAND
     container["terminationMessagePolicy"] = "FallbackToLogsOnError"
     pod_ip = {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-    run = {"name": names.ENV_RUN, "value": encoded}
+    run = {"name": names.ENV_RUN, "value": config}
     container["env"] = _merge_env(container.get("env", []), [run, pod_ip])
     _mount_claims(job, spec, container, role)
     return {

@@ -13,7 +13,7 @@ from finetune_api.status import Resolved
 from finetune_operator.plan import pods as render
 from finetune_operator.plan import usage
 from finetune_operator.plan.decision import RECHECK, Check, Decision, Delete
-from finetune_operator.plan.describe import Situation, describe, waiting
+from finetune_operator.plan.describe import Situation, describe, refused, waiting
 from finetune_operator.plan.finish import failed, succeeded
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.resolve import resolve
@@ -22,6 +22,7 @@ from finetune_operator.settings import Settings
 
 RETRIES = 3
 _GRACE = 10  # s
+_PREPARES = "checking the model and preparing the data"
 
 
 def preparing(world: World, settings: Settings) -> Decision:
@@ -46,7 +47,7 @@ def preparing(world: World, settings: Settings) -> Decision:
         if late := _late(world, pod):
             return failed(world, job.status, START_DEADLINE, late)
         stop = waiting([pod])
-        reason, message = stop or ("", "checking the model and preparing the data")
+        reason, message = stop or ("", _PREPARES)
         stage: Stage | None = "PreparingData" if pod.running else None
         return _wait(
             world, Situation("Preparing", reason, message, stage), wait=_seconds_left(world, pod)
@@ -66,11 +67,14 @@ def _create(world: World, image: str, inputs: str) -> Decision:
         return _refused(world, "RunConfigTooLarge", str(error))
     if world.refusal:
         return _refused(world, world.refusal.reason, world.refusal.message)
-    situation = Situation("Preparing", message="starting the prepare pod")
+    situation = Situation("Preparing", message=_PREPARES)
+    # It is sent for real at once: nothing is committed with it. One that was refused before is only
+    # tried until it would be admitted.
+    tried = pod if refused(world) else None
     return Decision(
         status=describe(world, job.status, situation, creating=True),
         create=[pod],
-        check=Check(claims=tuple(render.claims(job)), pod=pod),
+        check=Check(claims=tuple(render.claims(job)), pod=tried),
     )
 
 
@@ -128,15 +132,16 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
         data=data,
         attempts=[usage.begin(job.spec, 1, world.now)],
     )
+    status = status.replace(usage=usage.total(status))
     try:
-        pod = render.worker_pods(job.with_status(status), 0)[0]
+        (first,) = render.worker_pods(job.with_status(status), 0, [0])
     except render.RunConfigTooLargeError as error:
         return _refused(world, "RunConfigTooLarge", str(error))
     if world.refusal:
         return _refused(world, world.refusal.reason, world.refusal.message)
     situation = Situation("Starting", message=f"creating {job.spec.workers.replicas} pods")
     return Decision(
-        describe(world, status, situation), check=Check(pod=pod), commits=True, requeue_after=0
+        describe(world, status, situation), check=Check(pod=first), commits=True, requeue_after=0
     )
 
 

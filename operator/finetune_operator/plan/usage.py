@@ -14,6 +14,9 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, FineTuneJobStatus, Usage
 from finetune_operator.plan.observe import Pod
 
+PROOF_INTERVAL = 600.0  # s between writes that only say that a gang still lives
+"""A gang that vanishes while nobody looks is charged up to the last of them."""
+
 
 def begin(spec: FineTuneJobSpec, number: int, now: datetime) -> Attempt:
     """A new attempt, with the size of its gang: the spec may change while the job is suspended."""

@@ -84,14 +84,15 @@ class Wire:
 
 
 class Api:
-    """The interface of finetune_operator.kube.Kube, for one life of the operator."""
+    """finetune_operator.kube.Requests, for one life of the operator."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire, self._store, self.dead = wire, wire.store, False
 
     async def get(self, path: str, **query: str) -> Object:
         plural, name, _ = parse(path)
-        return self._call(lambda late: self._store.get(plural, str(name)))
+        found: Object = self._call(lambda late: self._store.get(plural, str(name)))
+        return found
 
     async def list(self, path: str, **query: str) -> tuple[list[Object], str]:
         plural, _, _ = parse(path)
@@ -101,10 +102,10 @@ class Api:
         )
         return answer
 
-    async def create(self, path: str, body: Object, **query: str) -> Object:
+    async def create(self, path: str, body: Object, **query: str) -> None:
         plural, _, _ = parse(path)
         dry = "dryRun" in query
-        return self._call(
+        self._call(
             lambda late: self._store.create(plural, body, dry=dry, operator=True, late=late),
             writes=not dry,
             conflicts=not dry,
@@ -112,15 +113,16 @@ class Api:
 
     async def patch(self, path: str, body: Object) -> Object:
         plural, name, sub = parse(path)
-        return self._call(
+        answer: Object = self._call(
             lambda late: self._store.patch(plural, str(name), sub, body, operator=True, late=late),
             writes=True,
             conflicts=True,
         )
+        return answer
 
-    async def delete(self, path: str, body: Object) -> Object:
+    async def delete(self, path: str, body: Object) -> None:
         plural, name, _ = parse(path)
-        return self._call(
+        self._call(
             lambda late: self._store.delete(plural, str(name), body, operator=True, late=late),
             writes=True,
         )

@@ -45,20 +45,21 @@ class Controller:
     timers: dict[Key, float] = field(default_factory=dict)
     failures: dict[Key, int] = field(default_factory=dict)
     stalled: set[str] = field(default_factory=set)
+    soon: set[Key] = field(default_factory=set)  # there is news that a timer waits with
     looks: int = 0
     looked_at: tuple[float, int] = (-1.0, 0)  # moment and version of the last look's beginning
     look_began: int = 0  # the call before the first one of this look
 
     def __post_init__(self) -> None:
         self.api = Api(self.wire)
-        self.pods = Pods(self.ready.add, lambda uid: self.jobs.knows(uid))
+        self.pods = Pods(self.ready.add, self._soon, lambda uid: self.jobs.knows(uid))
         self.jobs = Jobs(self.ready.add, self._removed)
         self.reconciler = Reconciler(
-            self.api,  # type: ignore[arg-type]
+            self.api,
             self.jobs,
             self.pods,
             self.reports,
-            Recorder(self.api),  # type: ignore[arg-type]
+            Recorder(self.api),
             SETTINGS,
             SimulatedThrottle(self.clock),
             self.clock.now,
@@ -67,6 +68,11 @@ class Controller:
         self.relist(PODS)
         self.relist(JOBS)
         self.wire.deliver = self.deliver
+
+    def _soon(self, key: Key) -> None:
+        at = self.clock.seconds + queue.TOGETHER
+        self.timers[key] = min(self.timers.get(key, at), at)
+        self.soon.add(key)
 
     def _removed(self, uid: str) -> None:
         self.pods.forget(uid)
@@ -120,6 +126,7 @@ class Controller:
 
     async def _handle(self, key: Key) -> None:
         """As finetune_operator.queue.Queue does."""
+        self.soon.discard(key)
         self.looks, self.look_began = self.looks + 1, self.wire.calls
         self.looked_at = (self.clock.seconds, self.wire.store.version)
         try:

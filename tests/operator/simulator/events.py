@@ -34,6 +34,7 @@ class Config:
     replicas: int = 2
     devices: int = 2
     sidecar: bool = False
+    skews: tuple[int, ...] = (0,)  # s by which clocks of nodes run ahead; worker 0's is the first
     policy: tuple[tuple[str, Any], ...] = field(default=())
 
     def spec(self) -> Object:
@@ -58,6 +59,9 @@ CONFIGS = (
     Config(policy=(("startDeadlineSeconds", 60),)),
     Config(policy=(("gangStartTimeoutSeconds", 60),)),
     Config(policy=(("progressDeadlineSeconds", 60),), replicas=3),
+    Config(skews=(-150, 90)),
+    Config(skews=(200, -20), policy=(("maxRestarts", 100),)),
+    Config(skews=(0, -240, 35), replicas=3, devices=1),
 )
 
 
@@ -170,6 +174,7 @@ def _policy(world: "World", value: tuple[str, Any]) -> None:
 def _forbid(world: "World", value: bool) -> None:
     world.store.forbidden = value
     world.store.version += 1
+    world.store.by_operator = False
 
 
 def _claims(world: "World", present: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator import execute, reconcile
+from finetune_operator import execute, reconcile, status
 from finetune_operator.plan import ending, failure, gang, next_attempt, observe, suspend, usage
 from finetune_operator.plan.decision import Decision, Delete
 from finetune_operator.plan.observe import Job
@@ -42,8 +42,7 @@ def a_status_is_written_without_its_version(patch: Patch) -> None:
 @mutation
 def a_plan_is_not_made_again_from_a_live_read(patch: Patch) -> None:
     async def cached(self: Reconciler, key: Any) -> Job | None:
-        item = self.jobs.get(key)
-        return Job.of(item) if item else None
+        return self.jobs.get(key)
 
     patch.setattr(Reconciler, "_refresh", cached)
 
@@ -174,3 +173,38 @@ def an_error_of_the_server_is_not_tried_again(patch: Patch) -> None:
 @mutation
 def a_consequence_is_not_awaited_by_the_clock(patch: Patch) -> None:
     patch.setattr(gang.failure, "settles_in", lambda pods, now: None)
+    # Proofs of life would make up for it, minutes later.
+    patch.setattr(gang.usage, "PROOF_INTERVAL", 1e9)
+    patch.setattr(status, "PROOF_INTERVAL", 1e9)
+
+
+@mutation
+def a_pod_that_goes_is_deleted_again(patch: Patch) -> None:
+    def again(original: Any, world: Any, status: Any, gang: Any, settings: Any) -> Decision:
+        decision = original(world, status, gang, settings)
+        going = [Delete(pod.name, pod.uid) for pod in gang if pod.deletion and not pod.gone]
+        return replace(decision, delete=[*decision.delete, *going])
+
+    _wrap(patch, ending, "stop", again)
+
+
+@mutation
+def an_attempt_ends_when_a_node_says_so(patch: Patch) -> None:
+    def believes(original: Any, world: Any, *args: Any) -> Decision:
+        decision = original(world, *args)
+        attempt = decision.status.attempts[-1]
+        ends = [p.ended.finished for p in world.gang(attempt.number) if p.ended]
+        if attempt.completion_time is None or not ends:
+            return decision
+        attempts = [*decision.status.attempts[:-1], attempt.replace(completion_time=max(ends))]
+        return replace(decision, status=decision.status.replace(attempts=attempts))
+
+    _wrap(patch, ending, "close", believes)
+
+
+@mutation
+def a_look_is_forgotten_after_an_attempt_was_committed(patch: Patch) -> None:
+    def once(original: Any, *args: Any, **more: Any) -> Decision:
+        return replace(original(*args, **more), commits=False, requeue_after=None)
+
+    _wrap(patch, next_attempt, "_commit", once)

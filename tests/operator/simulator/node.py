@@ -48,6 +48,7 @@ class Nodes:
 
     store: Store
     clock: Clock
+    skews: tuple[int, ...] = (0,)  # s by which a node's clock runs ahead, by worker index
     processes: dict[str, Process] = field(default_factory=dict)  # alive, by pod uid
     runs: dict[str, Run] = field(default_factory=lambda: defaultdict(Run))
     lost: set[str] = field(default_factory=set)  # pod uids whose node does not answer
@@ -62,6 +63,11 @@ class Nodes:
         """All that exist, by name."""
         pods = self.store.objects[PODS]
         return [pods[name] for name in sorted(pods)]
+
+    def _stamp(self, pod: Object) -> str:
+        """Now, by the clock of the node that holds this pod."""
+        index = int(pod["metadata"].get("labels", {}).get(names.LABEL_WORKER_INDEX, 0))
+        return self.clock.stamp(self.skews[index % len(self.skews)])
 
     # Before it runs
 
@@ -104,7 +110,7 @@ class Nodes:
             self.clock.seconds,
         )
         self.processes[uid] = process
-        state = {"running": {"startedAt": self.clock.stamp()}}
+        state = {"running": {"startedAt": self._stamp(pod)}}
         status = {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [_container(state)]}
         self.store.status(self._live(pod), status)
         if process.attempt and process.index == 0:
@@ -136,7 +142,7 @@ class Nodes:
             process.step += seconds
             run.highest_step = max(run.highest_step, process.step)
             run.records[process.attempt] = (
-                self.clock.stamp(),
+                self._stamp(process.pod),
                 process.productive,
                 process.redone,
                 process.step,
@@ -174,7 +180,7 @@ class Nodes:
         end = {
             "exitCode": code,
             "reason": "Completed" if code == 0 else "Error",
-            "finishedAt": self.clock.stamp(),
+            "finishedAt": self._stamp(process.pod),
             "message": message,
         }
         sidecar = len(process.pod["spec"]["containers"]) > 1
@@ -293,7 +299,10 @@ class Nodes:
             "phase": "Failed",
             "reason": "Evicted",
             "message": "the node was low on ephemeral-storage",
-            "conditions": [*kept, self._condition("Ready", "False")],
+            "conditions": [
+                *kept,
+                {"type": "Ready", "status": "False", "lastTransitionTime": self._stamp(pod)},
+            ],
         }
         states = pod["status"].get("containerStatuses") or [{}]
         if "terminated" not in states[0].get("state", {}):

@@ -17,6 +17,16 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
             Event("wait", 70),
         ],
     ),
+    "suspended and resumed while the watch on pods lags behind the creation of a gang": (
+        Config(),
+        [
+            Event("go"),
+            Event("at call", (2, Event("watch", ("pods", "stall")))),
+            Event("go"),
+            Event("suspend", True),
+            Event("suspend", False),
+        ],
+    ),
     "evicted and gone: its time was dropped when the attempt was settled": (
         Config(),
         [
@@ -41,7 +51,7 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
     ),
     "in the way of a creation, then gone: nothing looked again": (
         Config(),
-        [Event("delete job", True), Event("at call", (5, "conflict")), Event("go")],
+        [Event("delete job", True), Event("at call", (4, "conflict")), Event("go")],
     ),
     "the prepare pod on a lost node: said that it prepares": (
         Config(),

@@ -5,7 +5,7 @@ from typing import Any
 
 from finetune_api.base import Message
 from finetune_api.run import Report
-from finetune_operator.__main__ import _targets
+from finetune_operator.__main__ import running_gangs
 from tests.operator.simulator.node import Nodes, Process
 
 
@@ -30,7 +30,9 @@ class SimulatedReports:
 
     def pull(self, jobs: Any, pods: Any, notify: Callable[[Any], None], age: float = 0.0) -> None:
         """Ask worker 0 of every gang that runs, as the caches know it."""
-        for target in _targets(jobs, pods):
+        for target in running_gangs(jobs, pods, lambda _: True):
+            if not target.pods:
+                continue
             self.heard.add(target.job_uid)
             process = self._nodes.processes.get(target.pods[0].uid)
             if process and process.epoch is not None and not self.unreachable:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from finetune_operator.kube import ApiError
+from tests.operator.merge import merged
 from tests.operator.simulator.clock import Clock
 
 Object = dict[str, Any]
@@ -38,19 +39,6 @@ def parse(path: str) -> tuple[str, str | None, str | None]:
     return str(parts[0]), parts[1], parts[2]
 
 
-def merged(target: Any, patch: Any) -> Any:
-    """RFC 7386."""
-    if not isinstance(patch, dict):
-        return patch
-    result = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            result.pop(key, None)
-        else:
-            result[key] = merged(result.get(key), value)
-    return result
-
-
 @dataclass
 class Store:
     """Objects by plural and name, and every event that a watch would send."""
@@ -63,6 +51,10 @@ class Store:
     last: dict[str, Object] = field(
         default_factory=dict
     )  # newest version of every pod ever, by uid
+    going: dict[str, int] = field(
+        default_factory=dict
+    )  # version since which a pod's uid is deleted
+    by_operator: bool = False  # whether the last write was the operator's
     forbidden: bool = False  # a quota or an admission policy refuses pods
 
     def get(self, plural: str, name: str) -> Object:
@@ -133,7 +125,10 @@ class Store:
         if uid is not None and uid != old["metadata"]["uid"]:
             raise ApiError(409, "Conflict", "the UID in the precondition does not match")
         grace = self._grace(old, body) if plural == PODS else 0
+        if operator and "deletionTimestamp" in old["metadata"]:
+            self.changed(Change(plural, old, old, by_operator=True, late=late, body=body))
         if grace > 0:
+            self.going.setdefault(old["metadata"]["uid"], self.version)
             due = self.clock.stamp(grace)
             if due < old["metadata"].get("deletionTimestamp", "9999"):
                 new = {**old, "metadata": {**old["metadata"], "deletionTimestamp": due}}
@@ -143,6 +138,7 @@ class Store:
         self.version += 1
         gone = {**old, "metadata": {**old["metadata"], "resourceVersion": str(self.version)}}
         self.log[plural].append(("DELETED", gone))
+        self.by_operator = operator
         self.changed(Change(plural, old, None, by_operator=operator, late=late, body=body))
 
     def status(self, pod: Object, status: Object) -> Object:
@@ -170,6 +166,7 @@ class Store:
         if plural in (JOBS, PODS):
             self.log[plural].append(("MODIFIED" if old else "ADDED", new))
         operator, late = how.get("operator", False), how.get("late", False)
+        self.by_operator = operator
         self.changed(Change(plural, old, new, operator, late, how.get("body")))
         return new
 

@@ -40,7 +40,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.store = Store(self.clock, self._changed)
-        self.nodes = Nodes(self.store, self.clock)
+        self.nodes = Nodes(self.store, self.clock, self.config.skews)
         self.wire = Wire(self.store, self.happen)
         claim = {"metadata": {"name": "w", "namespace": KEY[0]}}
         self.store.create("persistentvolumeclaims", claim)
@@ -139,7 +139,10 @@ class World:
             return
         self._rested = here
         self._check("at rest", None)
-        if own.looked_at != (self.clock.seconds, self.store.version):
+        # What it wrote itself is no reason to look: it must have gone on from that already.
+        moment, version = own.looked_at
+        changed = version != self.store.version and not self.store.by_operator
+        if moment != self.clock.seconds or changed or KEY in own.soon:
             own.ready.add(KEY)
             await self.work()
         if self.controller.failures:

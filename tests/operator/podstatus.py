@@ -1,0 +1,45 @@
+"""Statuses of pods as a kubelet writes them."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_api.base import format_time
+
+Object = dict[str, Any]
+
+
+def running() -> Object:
+    """Bound to a node, and its container runs since now."""
+    now = format_time(datetime.now(UTC))
+    return {
+        "phase": "Running",
+        "podIP": "127.0.0.1",
+        "startTime": now,
+        "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": now}],
+        "containerStatuses": [_container({"running": {"startedAt": now}})],
+    }
+
+
+def ended(code: int, message: str = "") -> Object:
+    """Its container has ended just now; `message` is the termination message."""
+    now = format_time(datetime.now(UTC))
+    end = {
+        "exitCode": code,
+        "reason": "Completed" if code == 0 else "Error",
+        "startedAt": now,
+        "finishedAt": now,
+        "message": message,
+    }
+    phase = "Succeeded" if code == 0 else "Failed"
+    return {"phase": phase, "containerStatuses": [_container({"terminated": end})]}
+
+
+def _container(state: Object) -> Object:
+    return {
+        "name": "trainer",
+        "image": "trainer:1",
+        "imageID": "",
+        "ready": "running" in state,
+        "restartCount": 0,
+        "state": state,
+    }

@@ -1,0 +1,93 @@
+"""What must hold at the end of a history."""
+
+from typing import TYPE_CHECKING, Any
+
+from finetune_api import names
+from tests.operator.simulator.invariants.looking import (
+    attempt_of,
+    attempts_of,
+    disrupted,
+    ever,
+    label,
+    runs,
+    short,
+    state_of,
+    true_seconds,
+)
+from tests.operator.simulator.invariants.registry import always
+from tests.operator.simulator.store import PODS, Object
+
+if TYPE_CHECKING:
+    from tests.operator.simulator.world import World
+
+
+@always("at the end", "no pod without a live job, and none runs of a finished one")
+def _nothing_left(world: "World", _: Any) -> str | None:
+    uid = world.job["metadata"]["uid"] if world.job else ""
+    for pod in world.store.objects[PODS].values():
+        if label(pod, names.LABEL_JOB_UID) != uid:
+            return f"{pod['metadata']['name']} is an orphan"
+        if runs(pod) and "terminated" not in state_of(pod):
+            return f"{pod['metadata']['name']} still runs"
+    return None
+
+
+@always("at the end", "only the newest fence publishes, and attempts never go back")
+def _fenced(world: "World", _: Any) -> str | None:
+    for run in world.nodes.runs.values():
+        order = [(p.epoch, p.attempt) for p in run.published]
+        if order != sorted(order):
+            return f"published by {order}"
+        if run.fences != sorted(run.fences):
+            return f"fences claimed by attempts {run.fences}"
+    return None
+
+
+@always("at the end", "usage is exact where ends were seen, and marked where not")
+def _exact(world: "World", _: Any) -> str | None:
+    for attempt in attempts_of(world):
+        seconds, unseen = true_seconds(world, attempt)
+        if attempt.get("estimated"):
+            facts = world.facts[world.job["metadata"]["uid"]] if world.job else None
+            if not (unseen or world.blind or (facts and facts.pods_vanished)):
+                return f"all ends were seen: {short(attempt)}"
+        elif attempt["deviceSeconds"] not in (
+            _at_least_its_steps(attempt, seconds),
+            _at_least_its_steps(attempt, true_seconds(world, attempt, late=False)[0]),
+        ):
+            return f"{seconds} s were used (unseen: {unseen}): {short(attempt)}"
+    return None
+
+
+def _at_least_its_steps(attempt: Object, seconds: int) -> int:
+    """A node whose clock is behind tells of an end before the steps that were measured there."""
+    parts = ("productiveDeviceSeconds", "lostDeviceSeconds")
+    return max(seconds, sum(attempt[part] for part in parts))
+
+
+@always("at the end", "an attempt's outcome is what its processes did")
+def _truthful(world: "World", _: Any) -> str | None:
+    uid = world.job["metadata"]["uid"] if world.job else ""
+    run = world.nodes.runs[uid]
+    for attempt in attempts_of(world):
+        outcome, number = attempt.get("outcome"), attempt["number"]
+        pods = [p for p in ever(world, uid) if attempt_of(p) == number]
+        final = any(p.final and p.attempt == number for p in run.published)
+        if outcome == "Succeeded" and not final:
+            return f"attempt {number} published no model"
+        if outcome == "Suspended" and not world.facts[uid].suspended:
+            return f"attempt {number}: nobody suspended it"
+        asked = any("deletionTimestamp" in p["metadata"] or disrupted(p) for p in pods)
+        exist = {p["metadata"]["uid"] for p in world.store.objects[PODS].values()}
+        unseen = any(p["metadata"]["uid"] not in exist for p in pods)
+        if outcome == "Preempted" and not (asked or unseen):
+            return f"attempt {number}: nobody asked it to stop"
+    return None
+
+
+@always("at the end", "a job that is finished is let alone, and nothing is tried for ever")
+def _quiet(world: "World", _: Any) -> str | None:
+    own = world.controller
+    if own.failures:
+        return f"still trying: {own.failures}"
+    return None

@@ -1,0 +1,122 @@
+"""What the invariants look at."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from finetune_api import names
+from finetune_operator.plan.observe import LOST
+from tests.operator.simulator.store import PODS, Change, Object
+
+if TYPE_CHECKING:
+    from tests.operator.simulator.world import World
+
+FINISHED = ("Succeeded", "Failed")  # phases of a job
+TERMINAL = ("Succeeded", "Failed")  # phases of a pod
+
+
+def statuses(change: Change) -> tuple[Object, Object]:
+    return (change.before or {}).get("status", {}), (change.after or {}).get("status", {})
+
+
+def uid_of(change: Change) -> str:
+    item = change.after or change.before or {}
+    return str(item["metadata"]["uid"])
+
+
+def label(pod: Object, name: str) -> str:
+    return str(pod["metadata"].get("labels", {}).get(name, ""))
+
+
+def attempt_of(pod: Object) -> int:
+    return int(label(pod, names.LABEL_ATTEMPT) or 0)
+
+
+def own_pods(world: "World", uid: str) -> list[Object]:
+    pods = world.store.objects[PODS].values()
+    return [pod for pod in pods if label(pod, names.LABEL_JOB_UID) == uid]
+
+
+def gang_pods(world: "World", uid: str) -> list[Object]:
+    return [pod for pod in own_pods(world, uid) if attempt_of(pod)]
+
+
+def ever(world: "World", uid: str) -> list[Object]:
+    """The last version of every pod there ever was."""
+    pods = world.store.last.values()
+    return [pod for pod in pods if label(pod, names.LABEL_JOB_UID) == uid]
+
+
+def runs(pod: Object) -> bool:
+    return pod["status"].get("phase") not in TERMINAL
+
+
+def alive(world: "World", pod: Object) -> bool:
+    """Not terminal and not lost."""
+    deletion = pod["metadata"].get("deletionTimestamp")
+    if deletion:
+        late = (world.clock.now() - datetime.fromisoformat(deletion)).total_seconds()
+        return runs(pod) and late <= LOST
+    return runs(pod)
+
+
+def state_of(pod: Object) -> Object:
+    containers = pod["status"].get("containerStatuses") or [{}]
+    state: Object = containers[0].get("state", {})
+    return state
+
+
+def disrupted(pod: Object) -> bool:
+    return any(c["type"] == "DisruptionTarget" for c in pod["status"].get("conditions", []))
+
+
+def is_true(job: Object | None, kind: str) -> bool:
+    conditions = (job or {}).get("status", {}).get("conditions", [])
+    return any(c["type"] == kind and c["status"] == "True" for c in conditions)
+
+
+def is_ending(attempt: Object) -> bool:
+    return bool(attempt.get("outcome") or attempt.get("stopReason"))
+
+
+def attempts_of(world: "World") -> list[Object]:
+    """Of a job that has come to its end, where every pod is over."""
+    if not world.job:
+        return []
+    attempts: list[Object] = world.job.get("status", {}).get("attempts", [])
+    return attempts
+
+
+def progressed(status: Object, attempt: Object) -> bool:
+    steps = [a.get("lastStep", 0) for a in status["attempts"] if a["number"] < attempt["number"]]
+    steps.append(status.get("foldedAttempts", {}).get("lastStep", 0))
+    return bool(attempt.get("lastStep", 0) > max(steps))
+
+
+def true_seconds(world: "World", attempt: Object, *, late: bool = True) -> tuple[int, bool]:
+    """Device seconds of an attempt by what the kubelets said, and whether an end is missing.
+
+    A pod that a dead operator's request made later belongs to the attempt only if it goes on.
+    """
+    total, unseen = 0.0, False
+    assert world.job
+    for pod in ever(world, world.job["metadata"]["uid"]):
+        if attempt_of(pod) != attempt["number"]:
+            continue
+        if not late and pod["metadata"]["uid"] in world.late_pods:
+            continue
+        bound = [c for c in pod["status"].get("conditions", []) if c["type"] == "PodScheduled"]
+        if not bound or bound[0]["status"] != "True":
+            continue
+        end = state_of(pod).get("terminated")
+        if end is None:
+            unseen = True  # charged to the moment when the pod failed, or to a proof of life
+            continue
+        since = datetime.fromisoformat(bound[0]["lastTransitionTime"])
+        # By the clock of the scheduler and of a node, which may be behind.
+        total += max(0.0, (datetime.fromisoformat(end["finishedAt"]) - since).total_seconds())
+    return int(total) * attempt["devicesPerWorker"], unseen
+
+
+def short(attempt: Object) -> str:
+    fields = ("number", "outcome", "reason", "stopReason", "deviceSeconds", "estimated", "created")
+    return str({name: attempt[name] for name in fields if name in attempt})

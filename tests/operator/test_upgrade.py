@@ -1,0 +1,250 @@
+"""A new version of the operator, or a changed setting, never touches a gang that runs.
+
+`older_operator.json` is what the operator of commit 8ac3db3 left on an API server: the status of a
+running job, its pods and its Service. That version knew less about an attempt, ordered the
+environment of its pods in another way, and had other defaults. Only uids and times were replaced.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+
+from finetune_api import names
+from finetune_local.cluster import Cluster
+from finetune_operator import informer
+from finetune_operator.events import Recorder
+from finetune_operator.informer import Pods
+from finetune_operator.jobs import Jobs, collection
+from finetune_operator.kube import Kube
+from finetune_operator.plan import pods as render
+from finetune_operator.plan.observe import Job, Pod, World
+from finetune_operator.plan.planner import plan
+from finetune_operator.reconcile import Reconciler
+from finetune_operator.reports import Reports
+from finetune_operator.selector import Selector
+from finetune_operator.settings import LeaseSettings, Settings
+from finetune_operator.status import Throttle
+from tests.installed import install, wait_for
+from tests.operator.lives import NODE
+from tests.operator.stopping import StoppingKube
+from tests.operator.worlds import (
+    SETTINGS,
+    at,
+    committed,
+    ended,
+    look,
+    make_job,
+    pending,
+    prepare_pod,
+    progressed,
+    result,
+    running,
+    suspended,
+    worker,
+)
+
+OLDER = json.loads((Path(__file__).parent / "older_operator.json").read_text())
+CHANGED: dict[str, Any] = {
+    "trainer_image": "registry.example/other-trainer:2",
+    "namespaces": ("default",),
+    "selector": Selector.parse("team=a"),
+    "report_interval": 99.0,
+    "restart_backoff": 99.0,
+    "progress_write_interval": 99.0,
+    "health_port": 8080,
+    "lease": LeaseSettings("default", "operator"),
+}
+# What a look may bring up to date: the gang costs more with every second.
+_ACCOUNTS = ("deviceSeconds", "accountedUntil")
+
+
+def facts(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is known of the attempts, without what time alone changes."""
+    return [{k: v for k, v in a.items() if k not in _ACCOUNTS} for a in status["attempts"]]
+
+
+# The planner
+
+
+def test_every_setting_has_a_changed_value_here():
+    assert set(CHANGED) == {field.name for field in fields(Settings)}
+
+
+def worlds_of_gangs() -> dict[str, World]:
+    job = running()
+    asked = suspended(job)
+    asked = asked.with_status(look(asked, worker(0), worker(1), now=40).status)
+    crashed = (
+        ended(worker(0), 88, 38, result("Failed", reason="PeerLost", **progressed(20))),
+        worker(1),
+    )
+    gangs = {
+        "runs": (job, (worker(0), worker(1))),
+        "starts": (committed(), (pending(0), pending(1))),
+        "half of it is there": (committed(), (pending(0),)),
+        "was asked to stop": (asked, (worker(0), worker(1))),
+        "waits for the cause of a lost peer": (job, crashed),
+    }
+    return {name: World(job, pods, at(41)) for name, (job, pods) in gangs.items()}
+
+
+GANGS = worlds_of_gangs()
+
+
+@pytest.mark.parametrize("setting", CHANGED)
+@pytest.mark.parametrize("gang", GANGS)
+def test_a_changed_setting_changes_no_plan_of_a_gang(gang, setting):
+    changed = replace(SETTINGS, **{setting: CHANGED[setting]})
+    assert plan(GANGS[gang], changed) == plan(GANGS[gang], SETTINGS)
+
+
+def test_only_a_job_that_is_not_committed_follows_a_changed_image():
+    """Which also shows that the test above can fail."""
+    preparing = World(make_job(), (prepare_pod(),), at(5))
+    changed = replace(SETTINGS, trainer_image="other:2")
+    assert plan(preparing, changed).delete
+    assert not plan(preparing, SETTINGS).delete
+
+
+@pytest.fixture(params=["as it is", "other ports", "other requests"])
+def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a release could change without a setting."""
+    if request.param == "other ports":
+        monkeypatch.setattr(names, "RENDEZVOUS_PORT", 30500)
+        monkeypatch.setattr(names, "REPORT_PORT", 30600)
+    if request.param == "other requests":
+        monkeypatch.setattr(render, "_WORKER_REQUESTS", {"cpu": "3", "memory": "7Gi"})
+        monkeypatch.setattr(render, "_PREPARE_REQUESTS", {"cpu": "3", "memory": "7Gi"})
+    return str(request.param)
+
+
+def test_the_planner_lets_a_gang_of_an_older_operator_alone(version):
+    job = Job.of(OLDER["job"])
+    pods = tuple(Pod.of(item) for item in OLDER["pods"])
+    settings = replace(SETTINGS, trainer_image=CHANGED["trainer_image"])
+    decision = plan(World(job, pods, at(1000)), settings)
+    assert not decision.acts
+    assert facts(decision.status.to_dict()) == facts(job.status.to_dict())
+    assert decision.status.phase == "Running"
+    assert decision.status.usage
+    assert decision.status.usage.device_seconds == sum(
+        4 * (at(1000) - pod.scheduled).total_seconds() for pod in pods if pod.scheduled
+    )
+
+
+# The reconciler, on the real API server
+
+
+@dataclass
+class Left:
+    """What the older operator left, under a name of its own."""
+
+    api: Cluster
+    namespace: str
+
+    def get(self, kind: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = json.loads(
+            self.api.kubectl("get", kind, "-n", self.namespace, "-o", "json")
+        )["items"]
+        return items
+
+    def put(self) -> None:
+        job, name = OLDER["job"], OLDER["job"]["metadata"]["name"]
+        self._create({**job, "metadata": {"name": name}})
+        uid = self.get("ftj")[0]["metadata"]["uid"]
+        self._status("ftj", name, job["status"])
+        for item in [OLDER["service"], *OLDER["pods"]]:
+            text = json.dumps(item).replace(job["metadata"]["uid"], uid)
+            mine = json.loads(text)
+            status = mine.pop("status", None)
+            if mine["kind"] == "Pod":
+                mine["spec"]["nodeName"] = NODE
+            mine["metadata"] = {
+                k: v
+                for k, v in mine["metadata"].items()
+                if k in ("name", "labels", "annotations", "ownerReferences")
+            }
+            self._create(mine)
+            if status:
+                self._status("pod", mine["metadata"]["name"], status)
+
+    def _create(self, item: dict[str, Any]) -> None:
+        self.api.kubectl("create", "-n", self.namespace, "-f", "-", stdin=json.dumps(item))
+
+    def _status(self, kind: str, name: str, status: dict[str, Any]) -> None:
+        patch = json.dumps({"status": status})
+        where = ("-n", self.namespace, "--subresource=status", "--type=merge", "-p", patch)
+        self.api.kubectl("patch", kind, name, *where)
+
+
+@pytest.fixture
+def left(control_plane: Cluster, version: str) -> Iterator[Left]:
+    install(control_plane)
+    namespace = f"older-{version.replace(' ', '-')}"
+    control_plane.kubectl("create", "namespace", namespace)
+    account = ("get", "serviceaccounts", "-n", namespace, "-o", "name")
+    wait_for("the account", lambda: "default" in control_plane.kubectl(*account))
+    # Pods that are bound to a node that does not exist would be collected.
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
+    control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(node))
+    found = Left(control_plane, namespace)
+    found.put()
+    yield found
+    control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+async def start(api: Cluster, namespace: str, settings: Settings) -> list[str]:
+    """An operator starts and looks at all jobs, twice; the calls that it makes."""
+    configuration = client.Configuration()
+    config.load_kube_config(str(api.kubeconfig), client_configuration=configuration)
+    kube = Kube(configuration)
+    seen = StoppingKube(kube)
+    try:
+        pods = Pods(lambda _: None, lambda _: None)
+        jobs = Jobs(lambda _: None, pods.forget)
+        pods.replace((await kube.list(informer.path(namespace)))[0])
+        for item in (await kube.list(collection(namespace)))[0]:
+            jobs.take(item)
+        reconciler = Reconciler(
+            seen,
+            jobs,
+            pods,
+            Reports(60.0, lambda _: [], lambda _: None),
+            Recorder(seen),
+            settings,
+            Throttle(0.0),
+        )
+        key = (namespace, OLDER["job"]["metadata"]["name"])
+        for _ in range(2):
+            assert jobs.get(key)
+            await reconciler.reconcile(key)
+    finally:
+        await kube.close()
+    return seen.calls
+
+
+@pytest.mark.cluster
+def test_an_upgraded_operator_lets_a_running_gang_alone(left):
+    before = {
+        pod["metadata"]["uid"]: pod["metadata"]["resourceVersion"] for pod in left.get("pods")
+    }
+    assert len(before) == 2
+    changed = replace(SETTINGS, trainer_image=CHANGED["trainer_image"], restart_backoff=99.0)
+    for settings in (SETTINGS, changed):
+        calls = asyncio.run(start(left.api, left.namespace, settings))
+        written = [call for call in calls if call.split()[0] in ("create", "delete", "patch")]
+        told = left.get("ftj")[0]["status"]["message"]
+        assert all("/status" in call for call in written), (calls, told)
+    after = {pod["metadata"]["uid"]: pod["metadata"]["resourceVersion"] for pod in left.get("pods")}
+    assert after == before
+    (job,) = left.get("ftj")
+    known, found = Job.of(OLDER["job"]).status.to_dict(), Job.of(job).status.to_dict()
+    assert facts(found) == facts(known)
+    for field in ("attempt", "restarts", "resolved", "plan", "startTime"):
+        assert found.get(field) == known.get(field)
