@@ -116,7 +116,7 @@ def test_the_log_is_lines_that_people_can_use(undisturbed: Callable[[int], gang.
     stamped = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
     for line in first.splitlines():
         assert re.match(stamped + r"\[(rank 0|export|supervisor)\] \S", line), line
-    for part in ("attempt 1, 2 ranks, ZeRO stage 2", "step 1 of 8, loss", "validation loss",
+    for part in ("attempt 1, 2 ranks, ZeRO stage 2", "step 1 of 40, loss", "validation loss",
                  f"saved a checkpoint of step {gang.STEPS}", "exported step "):  # fmt: skip
         assert part in first
     assert second == ""
