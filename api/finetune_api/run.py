@@ -16,7 +16,7 @@ from finetune_api.progress import (
     Stage,
     StepLedger,
 )
-from finetune_api.spec import Checkpoints, Dataset, Model, Training
+from finetune_api.spec import Checkpoints, Dataset, Model, Tracker, Training
 
 Role = Literal["prepare", "worker"]
 
@@ -35,6 +35,9 @@ class RunConfig(Message):
     dataset: Dataset
     training: Training
     checkpoints: Checkpoints
+    tracking: list[Tracker] | None = Field(
+        default=None, description="Workers only; absent: TensorBoard."
+    )
     cache: str | None = Field(default=None, description="pvc:// folder; absent: <storage>/cache.")
     mounts: dict[str, str] = Field(description="Claim name -> path in the pod.")
     plan: Plan | None = Field(default=None, description="Workers only.")

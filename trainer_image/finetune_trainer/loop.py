@@ -28,6 +28,7 @@ from finetune_trainer.paths import RunPaths
 from finetune_trainer.peers import Peers
 from finetune_trainer.progress import ProgressMeter
 from finetune_trainer.reporter import Reporter
+from finetune_trainer.run_log import RunLog
 from finetune_trainer.schedule import learning_rate
 
 _log = logging.getLogger(__name__)
@@ -81,11 +82,13 @@ class Loop:
         fp32 = config.training.precision == "FP32"
         self._divergence = Divergence(plan.learning_rate, fp32)
         self._trained_rows: list[int] = []  # of the last step
+        self.log = RunLog(config, paths, owner.epoch, self.peers.rank)
         self._saved_at, self._saved_step = time.monotonic(), -1
 
     def run(self) -> bool:
         """Train to the end; False when it was stopped before, with everything saved."""
         self._resume()
+        self.log.begin(self.state.step)
         if self.state.step == 0 and self._agree(0.0).stop:
             return False
         if self.state.step == 0 and self.evaluator.result.baseline is None and self._evaluate():
@@ -172,6 +175,7 @@ class Loop:
         state.rows_consumed += len(rows)
         state.tokens_seen += tokens
         self._report.advance()
+        seconds = time.monotonic() - started
         progress, ledger = self._meter.step(
             step=state.step,
             loss=agreed.loss,
@@ -179,13 +183,14 @@ class Loop:
             norm=norm,
             tokens=tokens,
             trained=trained,
-            seconds=time.monotonic() - started,
+            seconds=seconds,
             tokens_seen=state.tokens_seen,
             rows_consumed=state.rows_consumed,
             skipped=self._divergence.skipped,
         )
         # From every rank: each supervisor judges a hang by how long steps take.
         self._report.training(progress=progress, ledger=ledger)
+        self.log.step(progress, seconds)
         if self.peers.rank == 0:
             _log.info("step %d of %d, loss %.4f", state.step, plan.total_steps, agreed.loss)
         return agreed
@@ -210,7 +215,9 @@ class Loop:
 
     def _evaluate(self) -> bool:
         """True when it was left off because of a stop."""
-        return self.evaluator.measure(self.state.step, self._stop.is_set)
+        stopped = self.evaluator.measure(self.state.step, self._stop.is_set)
+        self.log.evaluation(self.state.step, self.evaluator.result)
+        return stopped
 
     def _is_ruined(self) -> bool:
         """Whether the weights as they are give no finite loss, told by rows that they just saw.

@@ -1,0 +1,75 @@
+"""The finished model: a Hugging Face folder made from checkpoint files, loaded back and compared.
+
+No process group, no device, no DeepSpeed: the fp32 master is read slice by slice, rounded to the
+compute type, and written as the base model's files are laid out. What the folder holds beside the
+weights are the base's own files; only what training changed is changed. See docs/export.md.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.progress import Output
+from finetune_api.run import RunConfig
+from finetune_api.storage import Manifest
+from finetune_trainer import finished
+from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint.read import CheckpointReader
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.export import card, contents, load_back, publish, texts, weights
+from finetune_trainer.paths import RunPaths
+from finetune_trainer.reporter import Reporter
+
+_DTYPES = {"BF16": torch.bfloat16, "FP32": torch.float32}
+
+
+def run(config: RunConfig, paths: RunPaths, report: Reporter, epoch: int) -> Output:
+    """Export the last step's checkpoint on behalf of the gang that holds `epoch`.
+
+    TrainerError 79 when a newer gang owns the storage, 78 when the last checkpoint is damaged or
+    the model does not load back as it was, 73 when storage cannot be written.
+    """
+    report.stage("Exporting")
+    done = finished.read(paths, config.job_uid, config.run_digest or "")
+    if done is not None:
+        return done
+    step = config.plan.total_steps if config.plan else None
+    folder, manifest = _checkpoint(config, paths, report, step)
+    partial = publish.partial_folder(paths, epoch)  # ours alone: an older gang may still write
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        reader = CheckpointReader(folder, manifest)
+        model = contents.of(paths.model, reader, _DTYPES[config.training.precision])
+        digests = weights.write(model, reader, partial, report.advance)
+        texts.write(paths.model, partial, model)
+        (partial / "README.md").write_text(card.render(config, manifest, paths, model, digests))
+        publish.settle(partial)
+        load_back.check(partial, model, reader, report.advance)
+        return publish.publish(config, paths, manifest, partial, epoch)
+    except OSError as error:
+        text = f"{config.checkpoints.storage}: the model could not be written ({error})"
+        raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, text) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _checkpoint(
+    config: RunConfig, paths: RunPaths, report: Reporter, step: int | None
+) -> tuple[Path, Manifest]:
+    """That of the last step; an older one is a model that nobody asked for.
+
+    Retryable: the next attempt resumes before the damage and trains the rest again.
+    """
+    newest = store.newest_valid(paths, config.run_digest or "", report.advance)
+    if newest is None or newest[1].step != step:
+        found = f"the newest valid one is of step {newest[1].step}" if newest else "there is none"
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"{config.checkpoints.storage}: the checkpoint of the last step ({step}) is damaged or "
+            f"absent, {found}; the next attempt trains the rest again",
+            reason="CheckpointDamaged",
+        )
+    return newest
