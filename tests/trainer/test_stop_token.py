@@ -1,6 +1,7 @@
 """The stop token of real chat templates, those that the package trl ships."""
 
 from importlib import resources
+from typing import Any
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -8,25 +9,34 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from finetune_trainer.export.stop_token import end_of_turn, first
 
 # Family -> template, what its tokenizer calls begin and end, other special tokens, the answer.
+IN_PARTS = ("Mistral", "SmolVLM")  # their templates want contents as lists of parts
 FAMILIES = {
     "Llama 3": (
-        "llama3.jinja",
+        "llama3_1.jinja",
         "<|begin_of_text|>",
         "<|end_of_text|>",
         ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"],
         "<|eot_id|>",
     ),
     "Qwen 2.5": (
-        "qwen2_5_training.jinja",
+        "qwen2_5.jinja",
         "",
         "<|endoftext|>",
         ["<|im_start|>", "<|im_end|>"],
         "<|im_end|>",
     ),
     "Qwen 3": ("qwen3.jinja", "", "<|endoftext|>", ["<|im_start|>", "<|im_end|>"], "<|im_end|>"),
-    "Mistral": ("mistral.jinja", "<s>", "</s>", ["[INST]", "[/INST]"], "</s>"),
+    # LLaVA-NeXT is a Mistral with eyes.
+    "Mistral": ("llava_next.jinja", "<s>", "</s>", ["[INST]", "[/INST]"], "</s>"),
+    "SmolVLM": (
+        "smolvlm.jinja",
+        "<|im_start|>",
+        "<|im_end|>",
+        ["<image>", "<end_of_utterance>"],
+        "<end_of_utterance>",
+    ),
     "Gemma": (
-        "gemma_training.jinja",
+        "gemma.jinja",
         "<bos>",
         "<eos>",
         ["<start_of_turn>", "<end_of_turn>"],
@@ -38,13 +48,6 @@ FAMILIES = {
         "<|endoftext|>",
         ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
         "<|end|>",
-    ),
-    "Falcon 3": (
-        "falcon3.jinja",
-        "",
-        "<|endoftext|>",
-        [],
-        "<|endoftext|>",
     ),
     "DeepSeek V3": (
         "deepseekv3.jinja",
@@ -77,7 +80,10 @@ def test_the_stop_token_of_a_family_is_found(family: str) -> None:
     file, bos, eos, special, expected = FAMILIES[family]
     template = (resources.files("trl") / "chat_templates" / file).read_text()
 
-    def render(messages: list[dict[str, str]]) -> str:
+    def render(messages: list[dict[str, Any]]) -> str:
+        if family in IN_PARTS:
+            parts = [[{"type": "text", "text": message["content"]}] for message in messages]
+            messages = [m | {"content": part} for m, part in zip(messages, parts, strict=True)]
         texts, _ = render_jinja_template(
             [messages], chat_template=template, bos_token=bos, eos_token=eos
         )
