@@ -20,7 +20,10 @@ CHAT = [
 
 
 def main(folder: str, out: Path) -> None:
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    # Before version 5 the type that config.json names is used only when asked for.
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", output_loading_info=True
+    )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = torch.arange(200).unsqueeze(0)
     with torch.no_grad():

@@ -74,9 +74,7 @@ def test_trouble_is_said_once(
     sink = Sink(broken=broken)
     with caplog.at_level(logging.ERROR):
         told(sink, 10)
-    assert [r.getMessage() for r in caplog.records] == [
-        f"tracker X {words}; training goes on"
-    ]
+    assert [r.getMessage() for r in caplog.records] == [f"tracker X {words}; training goes on"]
     assert sink.seen == seen
 
 

@@ -1,5 +1,6 @@
 """A bounded queue and a thread before anything that may be slow, away or broken."""
 
+import contextlib
 import logging
 import queue
 import threading
@@ -65,10 +66,8 @@ class Outlet:
     def finish(self) -> None:
         """No more points come."""
         self._finishing.set()
-        try:
+        with contextlib.suppress(queue.Full):
             self._queue.put_nowait(None)  # wakes the thread
-        except queue.Full:
-            pass
 
     def wait(self, deadline: float) -> None:
         """Until everything is written, or until `deadline` (time.monotonic)."""

@@ -77,12 +77,19 @@ class _TensorBoard(_Accelerated):
 
 
 class _NeverForgets(_Accelerated):
-    """A tracker that would draw a step twice when it is told twice."""
+    """A tracker that would draw a step twice when it is told twice.
+
+    `told` is what it has from earlier attempts, as it says itself: what a killed attempt still had
+    in its queue was never told.
+    """
+
+    def __init__(self, tracker: Tracker, config: RunConfig, paths: RunPaths) -> None:
+        super().__init__(tracker, config, paths)
+        self._told: dict[str, int] = {}  # part -> last step
 
     def log(self, point: Point) -> None:
         """Only what no earlier attempt has told."""
-        told = self._config.highest_step
-        if not told or point.step > told:
+        if point.step > self._told.get(point.part, -1):
             super().log(point)
 
 
@@ -111,6 +118,8 @@ class _WandB(_NeverForgets):
             settings=wandb.Settings(console="off", silent=True),
         )
         self._tracker.start()
+        last = self._tracker.tracker.starting_step - 1
+        self._told = {"train": last, "validation": last}
         self._tracker.store_init_configuration(self._facts())
 
 
@@ -140,6 +149,10 @@ class _MLflow(_NeverForgets):
         self._tracker.start()
         if not found:  # parameters of a run cannot change
             self._tracker.store_init_configuration(self._facts())
+            return
+        for part in ("train", "validation"):
+            history = client.get_metric_history(found[0].info.run_id, f"{part}/loss")
+            self._told[part] = max((metric.step for metric in history), default=-1)
 
 
 _TYPES: dict[str, type[_Accelerated]] = {

@@ -57,8 +57,9 @@ In nats per trained token.
 {_table({what: _number(value) for what, value in losses.items()})}
 ## Data
 
-{data.examples} examples, {data.tokens} tokens, {data.trained_tokens} of them trained on, in {data.rows}
-rows. Dropped: {data.dropped_overlong} too long, {data.dropped_useless} without a trained token.
+{data.examples} examples, {data.tokens} tokens, {data.trained_tokens} of them trained on, in
+{data.rows} rows. Dropped: {data.dropped_overlong} too long, {data.dropped_useless} without a
+trained token.
 
 {_sources(data)}
 
