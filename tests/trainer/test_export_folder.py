@@ -16,9 +16,13 @@ from safetensors.torch import load_file, save_file
 from finetune_api.progress import Evaluation
 from finetune_api.run import RunConfig
 from finetune_trainer import export, model
+from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.export import contents, texts
 from finetune_trainer.paths import RunPaths
 from tests.trainer import exports, weights
+from tests.trainer.checkpoints import DIGEST
 from tests.trainer.exports import Configure, edit, read
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -146,6 +150,22 @@ def test_all_of_several_named_templates_are_kept(config: RunConfig, base: Path) 
 
     found = AutoTokenizer.from_pretrained(folder).chat_template
     assert found == {entry["name"]: entry["template"] for entry in named}
+
+
+def test_the_template_that_was_trained_with_replaces_those_of_the_base(
+    config: RunConfig, base: Path, tmp_path: Path
+) -> None:
+    named = [{"name": name, "template": name} for name in ("default", "tool_use")]
+    edit(base / "tokenizer_config.json", chat_template=named)
+    exports.save(config, exports.trained(config))
+    paths = RunPaths.of(config)
+    reader = CheckpointReader(*next(store.candidates(paths, DIGEST)))
+    own = "{{ messages[-1]['content'] + '<|im_start|>' }}"
+    texts.write(base, tmp_path, contents.of(base, reader, torch.bfloat16), own)
+    assert (tmp_path / "chat_template.jinja").read_text() == own
+    assert read(tmp_path / "tokenizer_config.json")["chat_template"] == own
+    assert not (tmp_path / "additional_chat_templates").exists()
+    assert read(tmp_path / "generation_config.json")["eos_token_id"] == [1, 0]  # its own stop token
 
 
 def test_generation_stops_at_the_end_of_a_turn(config: RunConfig, base: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from finetune_api.exit_codes import ExitCode
-from finetune_api.progress import Output
+from finetune_api.progress import DataSummary, Evaluation, Output
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
-from finetune_trainer import finished
+from finetune_trainer import finished, run_log
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.errors import TrainerError
@@ -45,7 +45,8 @@ def run(config: RunConfig, paths: RunPaths, report: Reporter, epoch: int) -> Out
         model = contents.of(paths.model, reader, _DTYPES[config.training.precision])
         digests = weights.write(model, reader, partial, report.advance)
         texts.write(paths.model, partial, model)
-        (partial / "README.md").write_text(card.render(config, manifest, paths, model, digests))
+        text = _card(config, manifest, paths, model, digests)
+        (partial / "README.md").write_text(text, encoding="utf-8")
         publish.settle(partial)
         load_back.check(partial, model, reader, report.advance)
         return publish.publish(config, paths, manifest, partial, epoch)
@@ -73,3 +74,20 @@ def _checkpoint(
             reason="CheckpointDamaged",
         )
     return newest
+
+
+def _card(
+    config: RunConfig,
+    manifest: Manifest,
+    paths: RunPaths,
+    model: contents.Contents,
+    digests: dict[str, str],
+) -> str:
+    prepared = paths.prepared(config.prepared_digest or "") / "card.json"
+    data = DataSummary.model_validate_json(prepared.read_text())
+    try:
+        measured = Evaluation.model_validate_json((paths.storage / "evaluation.json").read_text())
+    except (OSError, ValueError):
+        measured = Evaluation()  # without validation data, or its record was lost
+    losses = card.losses(run_log.train_loss(paths, manifest.step), manifest, measured)
+    return card.render(config, manifest, data, losses, model, digests)

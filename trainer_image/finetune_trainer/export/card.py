@@ -3,24 +3,22 @@
 from finetune_api.progress import DataSummary, Evaluation, Plan
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
-from finetune_trainer import run_log
 from finetune_trainer.export.contents import Contents
-from finetune_trainer.paths import RunPaths
 
 
 def render(
     config: RunConfig,
     manifest: Manifest,
-    paths: RunPaths,
+    data: DataSummary,
+    losses: dict[str, float | None],
     model: Contents,
     digests: dict[str, str],
 ) -> str:
     """Markdown: where the model comes from, what was done to it, how to load it.
 
-    `digests`: weight file -> sha256.
+    `losses`: what -> nats per trained token, None where it was not measured. `digests`: weight
+    file -> sha256.
     """
-    card = paths.prepared(config.prepared_digest or "") / "card.json"
-    data = DataSummary.model_validate_json(card.read_text())
     parameters = sum(entry.numel for entry in model.entries)
     facts = {
         "parameters": f"{parameters:,}, all of them trained",
@@ -28,8 +26,6 @@ def render(
         "step": str(manifest.step),
         "run digest": f"`{manifest.run_digest}`",
     }
-    loss = run_log.train_loss(paths, manifest.step)
-    losses = {"training, at this step": loss} | _validation(paths, manifest)
     return f"""---
 library_name: transformers
 tags: [full-fine-tuning]
@@ -73,16 +69,15 @@ The licence of the base model applies.
 """
 
 
-def _validation(paths: RunPaths, manifest: Manifest) -> dict[str, float | None]:
-    """As the run recorded them; the checkpoint's own is that of these very weights."""
-    try:
-        found = Evaluation.model_validate_json((paths.storage / "evaluation.json").read_text())
-    except (OSError, ValueError):
-        found = Evaluation()
+def losses(
+    training: float | None, manifest: Manifest, validation: Evaluation
+) -> dict[str, float | None]:
+    """Those of the run, and those of the very weights that are exported."""
     return {
-        "validation, before training": found.baseline,
-        f"validation, best (step {found.best_step})": found.best,
-        f"validation, last (step {found.last_step})": found.last,
+        "training, at this step": training,
+        "validation, before training": validation.baseline,
+        f"validation, best (step {validation.best_step})": validation.best,
+        f"validation, last (step {validation.last_step})": validation.last,
         "validation, of these weights": manifest.validation_loss,
     }
 

@@ -45,7 +45,7 @@ _TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 
 def write(base: Path, out: Path, model: Contents, template: str | None = None) -> None:
-    """Copy and mend; `template` replaces the base's chat template."""
+    """Copy and mend; `template` is the one that was trained with, when it is not the base's."""
     settings = _read(base / _CONFIG)
     wanted = [*_COPIED, "*.py"] if settings.get("auto_map") else _COPIED
     for file in base.iterdir():
@@ -68,9 +68,12 @@ def config(base: Object, dtype: str, *, untied: bool) -> Object:
 
 def templates(base: Path) -> dict[str, str]:
     """Name -> chat template, as transformers finds them: files before tokenizer_config.json."""
-    files = {path.stem: path.read_text() for path in (base / _MORE_TEMPLATES).glob("*.jinja")}
+    files = {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in (base / _MORE_TEMPLATES).glob("*.jinja")
+    }
     if (base / _TEMPLATE).is_file():
-        files["default"] = (base / _TEMPLATE).read_text()
+        files["default"] = (base / _TEMPLATE).read_text(encoding="utf-8")
     if files:
         return files
     inside = _read(base / _TOKENIZER).get("chat_template")
@@ -86,7 +89,7 @@ def _write_templates(out: Path, found: dict[str, str]) -> None:
     for name, text in found.items():
         path = out / _TEMPLATE if name == "default" else out / _MORE_TEMPLATES / f"{name}.jinja"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     inside: Any = found.get("default")
     if len(found) > 1:
         inside = [{"name": name, "template": text} for name, text in sorted(found.items())]
@@ -130,9 +133,9 @@ def _stop_tokens(folder: Path) -> list[int]:
 
 def _read(file: Path) -> Object:
     """Empty when there is no such file."""
-    values: Object = json.loads(file.read_text()) if file.is_file() else {}
+    values: Object = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     return values
 
 
 def _write(file: Path, values: Object) -> None:
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
