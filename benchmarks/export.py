@@ -18,6 +18,7 @@ if sys.path[0].endswith("/benchmarks"):
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -58,7 +59,8 @@ def main() -> int:
     if options.part:
         print(json.dumps(measured(options.part, options.folder)))
         return 0
-    print("| parameters | part | seconds | at start, MiB | peak anonymous | peak of all | output |")
+    print("MiB; anonymous memory at start and at its peak, peak of all resident memory")
+    print("| parameters | part | seconds | at start | anonymous | resident | output |")
     print("|---|---|---|---|---|---|---|")
     for size in options.sizes:
         folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="export-"))
@@ -73,7 +75,8 @@ def main() -> int:
 
 def row(part: str, folder: Path) -> str:
     command = [sys.executable, "-m", "benchmarks.export", "--part", part, "--folder", str(folder)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    env = os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env)
     found = json.loads(done.stdout.splitlines()[-1])
     names = ("start", "anonymous", "all", "output")
     return f"{found['seconds']:.1f} | " + " | ".join(f"{found[name]:.0f}" for name in names)
@@ -213,7 +216,7 @@ def measured(part: str, folder: Path) -> dict[str, float]:
     watch.stop()
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     peaks = {"anonymous": watch.anonymous, "all": watch.all}
-    values = {"start": start["VmRSS"], **peaks, "output": size}
+    values = {"start": start["RssAnon"], **peaks, "output": size}
     return {name: value / MIB for name, value in values.items()} | {"seconds": seconds}
 
 
