@@ -35,6 +35,9 @@ class RunConfig(Message):
     dataset: spec.Dataset
     training: spec.Training
     checkpoints: spec.Checkpoints
+    tracking: list[spec.Tracker] | None = Field(
+        default=None, description="Workers only; absent: TensorBoard."
+    )
     cache: str | None = Field(default=None, description="pvc:// folder; absent: <storage>/cache.")
     evaluation: spec.Evaluation | None = None
     output: spec.Output | None = None

@@ -117,5 +117,7 @@ def bad_value(constraint: Constraint) -> Any:
         prefix = "pvc://w/" if "x-kubernetes-validations" in schema else ""
         return prefix + "x" * (schema[keyword] + 1)
     items = schema["items"]
-    named = {"source": "pvc://w/x"} if "source" in items.get("properties", {}) else {"name": "x"}
+    known = {"source": "pvc://w/x", "type": "WandB", "name": "x"}
+    key = next((key for key in known if key in items.get("properties", {})), "name")
+    named = {key: known[key]}
     return ["x" if items["type"] == "string" else named] * (schema["maxItems"] + 1)

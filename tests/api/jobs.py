@@ -104,6 +104,10 @@ def full_job(name: str = "a") -> Object:
             "ttlSecondsAfterFinished": 3600,
             "cleanPodPolicy": "All",
         },
+        tracking=[
+            {"type": "MLflow", "project": "support", "secretRef": {"name": "mlflow.keys"}},
+            {"type": "TensorBoard"},
+        ],
         scheduling={"priorityClassName": "batch"},
         suspend=True,
     )

@@ -254,6 +254,7 @@ FREE = {
     "checkpoints": {"keepLast": 5},
     "runPolicy": {"maxRestarts": 9, "activeDeadlineSeconds": 60},
     "output": {"weights": "Last"},
+    "tracking": [{"type": "MLflow"}],
     "suspend": True,
 }
 

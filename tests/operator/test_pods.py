@@ -64,3 +64,38 @@ def test_the_users_template_is_never_changed():
 def test_claims_that_are_only_sources_are_read_only():
     job = make_job(model={"source": "pvc://models/a"}, cache="pvc://cache/c")
     assert pods.claims(job) == {"cache": False, "models": True, "w": False}
+
+
+TRACKING = [
+    {"type": "WandB", "secretRef": {"name": "keys"}},
+    {"type": "MLflow", "secretRef": {"name": "keys"}},
+    {"type": "TensorBoard"},
+]
+
+
+def test_workers_get_the_trackers_secrets_once_beside_what_the_template_names():
+    own = {"name": "trainer", "envFrom": [{"configMapRef": {"name": "proxy"}}]}
+    workers = {"replicas": 2, "template": {"spec": {"containers": [own]}}}
+    pod = worker_pod(workers=workers, tracking=TRACKING)
+    assert container(pod)["envFrom"] == [
+        {"configMapRef": {"name": "proxy"}},
+        {"secretRef": {"name": "keys"}},
+    ]
+    config = RunConfig.model_validate_json(env(pod)["FINETUNE_RUN"])
+    assert [tracker.type for tracker in config.tracking] == ["WandB", "MLflow", "TensorBoard"]
+    side = {"name": "side", "image": "x"}
+    pod = worker_pod(
+        workers={"replicas": 2, "template": {"spec": {"containers": [side]}}}, tracking=TRACKING
+    )
+    assert "envFrom" not in next(c for c in pod["spec"]["containers"] if c["name"] == "side")
+
+
+def test_the_prepare_pod_gets_no_trackers_secret():
+    pod = pods.prepare_pod(make_job(tracking=TRACKING), "trainer:1", "digest")
+    assert "envFrom" not in container(pod)
+    assert RunConfig.model_validate_json(env(pod)["FINETUNE_RUN"]).tracking is None
+
+
+def test_another_tracker_is_no_reason_to_prepare_again():
+    one, other = make_job(), make_job(tracking=TRACKING)
+    assert pods.inputs_digest(one, "i") == pods.inputs_digest(other, "i")

@@ -2,54 +2,29 @@
 
 import errno
 import shutil
-from collections.abc import Callable
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from finetune_api.progress import DataSummary
 from finetune_api.run import RunConfig
 from finetune_trainer import export, fence
 from finetune_trainer.checkpoint import store
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.reporter import SilentReporter
-from tests.trainer import weights
-from tests.trainer.checkpoints import DIGEST, flip_a_byte, write_checkpoint
-from tests.trainer.gang import make_plan
-
-Configure = Callable[..., RunConfig]
+from tests.trainer import exports, weights
+from tests.trainer.checkpoints import flip_a_byte
+from tests.trainer.exports import Configure, run
 
 
 @pytest.fixture
 def config(configured: Configure) -> RunConfig:
-    """A worker's configuration whose run has one checkpoint of two ranks."""
-    plan = make_plan().to_dict()
-    made = configured(runDigest=DIGEST, preparedDigest="data", plan=plan, attempt=1)
-    paths = RunPaths.of(made)
-    summary = DataSummary(examples=1, rows=1, tokens=1, trained_tokens=1, packing_efficiency=1)
-    paths.prepared("data").mkdir(parents=True)
-    (paths.prepared("data") / "card.json").write_text(summary.to_json())
-    torch.manual_seed(1)
-    slices: list[dict[str, torch.Tensor]] = [{}, {}]
-    for name, parameter in weights.load(paths.model).named_parameters():
-        flat = parameter.detach().flatten().float() + 0.1 * torch.randn(parameter.numel())
-        half = len(flat) // 2
-        slices[0][f"{name}@0|master"] = flat[:half].clone()
-        slices[1][f"{name}@{half}|master"] = flat[half:].clone()
-    write_checkpoint(paths, 4, slices=slices)
-    write_checkpoint(paths, 8, slices=slices)
-    assert fence.claim(paths, made.job_uid, 1) == 1
+    """A run with two checkpoints, the last one of the last step."""
+    made = exports.make_run(configured)
+    masters = exports.trained(made)
+    exports.save(made, masters, 4)
+    exports.save(made, masters, 8)
     return made
-
-
-def run(config: RunConfig, epoch: int = 1) -> RunPaths:
-    paths = RunPaths.of(config)
-    output = export.run(config, paths, SilentReporter(), epoch)
-    assert output.verified
-    assert not list(paths.storage.glob("final.*"))  # nothing beside final
-    return paths
 
 
 def refusal(config: RunConfig, epoch: int = 1) -> TrainerError:
@@ -58,21 +33,12 @@ def refusal(config: RunConfig, epoch: int = 1) -> TrainerError:
     return caught.value
 
 
-def test_a_tied_head_that_is_stored_twice_is_not_exported_untrained(config: RunConfig) -> None:
-    path = RunPaths.of(config).model / "model.safetensors"
-    tensors = load_file(path)
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    save_file(tensors, path, {"format": "pt"})
-    model = weights.load(run(config).final)
-    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
-
-
 def test_large_models_are_exported_in_shards(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = weights.load(run(config).final).state_dict()
     shutil.rmtree(RunPaths.of(config).final)
-    monkeypatch.setattr(export, "_SHARD_BYTES", 60_000)
+    monkeypatch.setattr(export.weights, "SHARD_BYTES", 60_000)
     final = run(config).final
     assert len(list(final.glob("model-*-of-*.safetensors"))) > 2
     sharded = weights.load(final).state_dict()
@@ -119,7 +85,7 @@ def test_two_gangs_never_write_the_same_files(
         monkeypatch.setattr(fence, "check", look)
         newer = config.replace(attempt=2)
         assert fence.claim(paths, config.job_uid, 2) == 2
-        export.run(newer, paths, SilentReporter(), 2)
+        export.run(newer, paths, SilentReporter(), 2, exports.STEPS)
         published.append((paths.final / "model.safetensors").stat())
 
     monkeypatch.setattr(fence, "check", pause)
@@ -151,7 +117,7 @@ def test_storage_that_cannot_be_written_is_named(
     def full(*_: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(export.tensor_file, "write", full)
+    monkeypatch.setattr(export.weights.tensor_file, "write_pieces", full)
     error = refusal(config)
     assert error.code == 73
     assert error.message.startswith("pvc://w/runs/a: the model could not be written ([Errno 28]")
@@ -163,5 +129,5 @@ def test_what_older_gangs_half_exported_goes_and_a_newer_one_s_stays(config: Run
     assert fence.claim(paths, config.job_uid, 1) == 2
     for epoch in (1, 3):
         (paths.storage / f"final.tmp-{epoch}").mkdir()
-    export.run(config, paths, SilentReporter(), 2)
+    export.run(config, paths, SilentReporter(), 2, exports.STEPS)
     assert sorted(path.name for path in paths.storage.glob("final*")) == ["final", "final.tmp-3"]

@@ -101,6 +101,27 @@ def test_the_other_pod_is_done_too_and_claims_nothing(
     assert (result.outcome, result.output, result.checkpoints) == ("Succeeded", None, [])
 
 
+def test_the_exported_model_computes_what_was_trained(
+    undisturbed: Callable[[int], gang.Job],
+) -> None:
+    job = undisturbed(2)
+    exported = weights.load(job.storage / "final")
+    trained = weights.load(job.claim / "model", dtype=torch.bfloat16)
+    for name, master in weights.masters(job).items():
+        parameter = trained.get_parameter(name)
+        parameter.data.copy_(master.reshape(parameter.shape))
+    tokens = torch.arange(200).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(exported(tokens).logits, trained(tokens).logits)
+
+
+def test_a_job_that_names_no_tracker_has_tensorboards_files(
+    undisturbed: Callable[[int], gang.Job],
+) -> None:
+    (file,) = (undisturbed(2).storage / "tensorboard" / "job").iterdir()
+    assert file.name.startswith("events.out.tfevents.")
+
+
 def test_the_attempt_is_recorded(undisturbed: Callable[[int], gang.Job]) -> None:
     job = undisturbed(2)
     record = AttemptFile.model_validate_json((job.storage / "attempts/1.json").read_text())

@@ -1,10 +1,12 @@
 """Our writer, read by the library."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from finetune_trainer import tensor_file
 from finetune_trainer.data import digest
@@ -32,3 +34,51 @@ def test_the_library_reads_what_we_write(tmp_path: Path, monkeypatch: pytest.Mon
             assert torch.equal(reader.get_tensor(name), tensor)
             assert reader.get_tensor(name).dtype == tensor.dtype
         assert torch.equal(reader.get_slice("a@0|master")[2:5], tensors["a@0|master"][2:5])
+
+
+def test_slices_are_read_from_what_anybody_wrote(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(7, 5), "b": torch.randn(11).to(torch.bfloat16)}
+    save_file(tensors, tmp_path / "x", {"adamStep": "4"})
+    reader = tensor_file.TensorFile(tmp_path / "x")
+    assert reader.metadata == {"adamStep": "4"}
+    assert {e.name: (e.shape, e.dtype, e.numel, e.nbytes) for e in reader.entries} == {
+        "a": ((7, 5), torch.float32, 35, 140),
+        "b": ((11,), torch.bfloat16, 11, 22),
+    }
+    for name, tensor in tensors.items():
+        flat = tensor.flatten()
+        for begin, end in ((0, len(flat)), (3, 9), (4, 4)):
+            assert torch.equal(reader.read(name, begin, end), flat[begin:end])
+
+
+def test_a_file_that_is_cut_short_is_an_error_and_not_zeros(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    save_file({"a": torch.randn(100)}, file)
+    with file.open("r+b") as handle:
+        handle.truncate(file.stat().st_size - 40)
+    reader = tensor_file.TensorFile(file)
+    assert len(reader.read("a", 0, 80)) == 80
+    with pytest.raises(OSError, match="x: a is cut short"):
+        reader.read("a", 80, 100)
+
+
+def test_pieces_make_the_same_file(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(30, 4), "b": torch.randn(9)}
+    whole = tensor_file.write(tmp_path / "whole", tensors, {"format": "pt"}, lambda: None)
+    entries = [tensor_file.Entry(n, tuple(t.shape), t.dtype) for n, t in tensors.items()]
+    pieces = (part for t in tensors.values() for part in t.flatten().split(7))
+    found = tensor_file.write_pieces(
+        tmp_path / "pieces", entries, pieces, {"format": "pt"}, lambda: None, hashlib.sha256()
+    )
+    data = (tmp_path / "pieces").read_bytes()
+    assert data == (tmp_path / "whole").read_bytes()
+    assert found == hashlib.sha256(data).hexdigest()
+    assert whole == digest.of_file(tmp_path / "pieces")
+
+
+def test_too_few_pieces_are_an_error(tmp_path: Path) -> None:
+    entries = [tensor_file.Entry("a", (10,), torch.float32)]
+    with pytest.raises(ValueError, match=r"bytes written, \d+ promised"):
+        tensor_file.write_pieces(
+            tmp_path / "x", entries, [torch.zeros(9)], {}, lambda: None, hashlib.sha256()
+        )

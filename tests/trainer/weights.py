@@ -28,12 +28,12 @@ def masters(job: Job, kind: str = "master") -> dict[str, torch.Tensor]:
     return {name: reader.read(name, kind, 0, p.numel()) for name, p in parameters}
 
 
-def load(folder: Path) -> Any:
+def load(folder: Path, **options: Any) -> Any:
     """Plain transformers; missing, unexpected or other-sized weights are an error."""
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, output_loading_info=True
+        folder, local_files_only=True, output_loading_info=True, **options
     )
     wrong = {kind: keys for kind, keys in info.items() if keys}
     assert not wrong

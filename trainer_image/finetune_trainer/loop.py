@@ -32,6 +32,7 @@ from finetune_trainer.paths import RunPaths
 from finetune_trainer.peers import Peers
 from finetune_trainer.progress import ProgressMeter
 from finetune_trainer.reporter import Reporter
+from finetune_trainer.run_log import RunLog
 from finetune_trainer.steps import StepFacts, Stepper
 from finetune_trainer.stop_signal import StopSignal
 from finetune_trainer.turns import Turns
@@ -89,12 +90,14 @@ class Loop:
             report.advance,
             self._keeper.settle,
         )
+        self.log = RunLog(config, paths, owner.epoch, self.peers.rank)
         self._saved_step = -1
         self._last_rows: list[int] = []
 
     def run(self) -> bool:
         """Train to the end; False when it was stopped before, with everything saved."""
         self._resume()
+        self.log.begin(self.state.step)
         if self.state.step == 0 and not self._begin():
             return False
         self._report.stage("Training")
@@ -196,6 +199,7 @@ class Loop:
         )
         # From every rank: each supervisor judges a hang by how long steps take.
         self._report.training(progress=progress, ledger=ledger)
+        self.log.step(progress, self._meter.seconds)
         if self.peers.rank == 0:
             total = self._plan.total_steps
             _log.info("step %d of %d, loss %.4f", facts.step, total, heard.loss)
@@ -230,7 +234,9 @@ class Loop:
 
     def _evaluate(self) -> bool:
         """True when it was left off because of a stop."""
-        return self.evaluator.measure(self.state.step, self._stop.is_set)
+        stopped = self.evaluator.measure(self.state.step, self._stop.is_set)
+        self.log.evaluation(self.state.step, self.evaluator.history.summary())
+        return stopped
 
     def _save(self, *, sound: bool) -> None:
         """Begin a checkpoint of this step."""

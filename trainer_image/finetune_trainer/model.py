@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer import vocabulary
 from finetune_trainer.data import digest
 from finetune_trainer.errors import TrainerError
 
@@ -40,13 +41,14 @@ def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder
     tensors = {key: value for file in weights for key, value in header(file, name).items()}
     if not (folder / "tokenizer.json").is_file():
         raise _missing(f"{name}: no tokenizer.json", "copy the tokenizer into the model folder")
-    parameters = _parameters(folder, name)
-    _check_weights(parameters, tensors, name)
+    shapes = parameters(folder, name)
+    _check_weights(shapes, tensors, name)
+    vocabulary.check(folder, name, shapes)
     present = [folder / file for file in _TEXT_FILES if (folder / file).is_file()]
     digests = {file.name: digest.of_file(file, advance) for file in [*present, *weights]}
     return ModelFolder(
         revision=digest.of_value(digests),
-        parameter_count=sum(math.prod(shape) for shape in parameters.values()),
+        parameter_count=sum(math.prod(shape) for shape in shapes.values()),
         max_length=config.get("max_position_embeddings"),
         weights=weights,
     )
@@ -110,7 +112,7 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def _parameters(folder: Path, name: str) -> dict[str, list[int]]:
+def parameters(folder: Path, name: str) -> dict[str, list[int]]:
     """Parameter -> shape; tied ones have one name. (accelerate's empty init lists them twice.)"""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -63,6 +63,15 @@ class RunPaths:
         """What the attempt that holds this epoch did."""
         return self.attempts / f"{epoch}.json"
 
+    @property
+    def logs(self) -> Path:
+        """Every step of every attempt, as JSON lines."""
+        return self.storage / "log"
+
+    def log(self, epoch: int) -> Path:
+        """The steps of the attempt that holds this epoch."""
+        return self.logs / f"{epoch}.jsonl"
+
     def checkpoint(self, step: int, epoch: int) -> Path:
         """The epoch is in the name: two gangs never open the same file."""
         return self.checkpoints / f"step-{step:08d}-e{epoch:04d}"

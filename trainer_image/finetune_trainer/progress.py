@@ -24,6 +24,8 @@ class ProgressMeter:
         self._first = 0
         self._productive = self._redone = 0.0
         self._lap_at = time.monotonic()
+        self.seconds = 0.0
+        """How long the newest step took."""
         self.checkpoint_problem: str | None = None
         """Why the newest save failed."""
 
@@ -48,6 +50,7 @@ class ProgressMeter:
         """Facts after a finished step; the totals are those of the run up to it."""
         step, seconds = facts.step, max(1e-9, facts.ended - self._lap_at)
         self._lap_at = max(self._lap_at, facts.ended)
+        self.seconds = seconds
         if step <= self._config.highest_step:
             self._redone += seconds
         else:

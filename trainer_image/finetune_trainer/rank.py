@@ -97,6 +97,8 @@ def _train(report: ChannelReporter) -> int:
         if not (stop.is_set() and loop.nothing_new and _lost_a_peer(error)):
             raise
         finished = False  # the peer was told to stop a moment before us
+    finally:
+        loop.log.close()
     if finished and place.rank == 0:
         report.result(final_step=loop.state.step)
     return _finish(report, config, finished)

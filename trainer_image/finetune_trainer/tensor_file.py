@@ -1,16 +1,20 @@
-"""Writing a safetensors file piece by piece: no second copy, no long silence, plain OSErrors.
+"""safetensors files piece by piece: no second copy, no long silence, plain OSErrors.
 
 The library's own `save_file` wants every tensor at once, says nothing until all is written, and
-raises an exception of its own for a full disk. Reading stays the library's business.
+raises an exception of its own for a full disk; its reader maps the file, so that whatever was read
+counts as the process's memory. Here a tensor is written and read in slices.
 Format: 8 bytes header length (little-endian), JSON header, the tensors' bytes in its order
 (https://huggingface.co/docs/safetensors#format).
 """
 
 import json
+import math
 import os
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
 import xxhash
@@ -18,6 +22,36 @@ import xxhash
 _CHUNK = 1 << 24
 _SYNC_EVERY = 1 << 26  # bytes; the last fsync never has more than this to do
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_TORCH = {text: dtype for dtype, text in _DTYPES.items()}
+
+
+class Digest(Protocol):
+    """What hashlib and xxhash have in common."""
+
+    def update(self, data: Any, /) -> None:
+        """Take in bytes."""
+
+    def hexdigest(self) -> str:
+        """Of all bytes so far."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the header says about one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.numel * self.dtype.itemsize
 
 
 def write(
@@ -31,28 +65,48 @@ def write(
     `advance` is called for every 16 MiB. OSError as the file system raises it; what was written
     until then stays.
     """
-    digest = xxhash.xxh3_128()
+    entries = [Entry(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
+    return write_pieces(path, entries, tensors.values(), metadata, advance, xxhash.xxh3_128())
+
+
+def write_pieces(
+    path: Path,
+    entries: list[Entry],
+    pieces: Iterable[torch.Tensor],
+    metadata: dict[str, str],
+    advance: Callable[[], None],
+    digest: Digest,
+) -> str:
+    """The same from consecutive slices of the tensors, made while they are written.
+
+    Only one piece is in memory at a time. Returns the hex digest of the whole file; ValueError when
+    the pieces are not as many bytes as the entries promise.
+    """
     with path.open("wb", buffering=0) as file:
         writer = _Writer(file, advance, digest)
-        writer.write(memoryview(_header(tensors, metadata)))
-        for tensor in tensors.values():
-            writer.write(_bytes(tensor))
+        header = _header(entries, metadata)
+        writer.write(memoryview(header))
+        for piece in pieces:
+            writer.write(_bytes(piece))
         writer.sync()
+    promised = len(header) + sum(entry.nbytes for entry in entries)
+    if writer.written != promised:
+        raise ValueError(f"{path.name}: {writer.written} bytes written, {promised} promised")
     return digest.hexdigest()
 
 
 class _Writer:
-    def __init__(
-        self, file: BinaryIO, advance: Callable[[], None], digest: xxhash.xxh3_128
-    ) -> None:
+    def __init__(self, file: BinaryIO, advance: Callable[[], None], digest: Digest) -> None:
         self._file, self._advance, self._digest = file, advance, digest
         self._unsynced = 0
+        self.written = 0
 
     def write(self, data: memoryview) -> None:
         for begin in range(0, len(data), _CHUNK):
             chunk = data[begin : begin + _CHUNK]
             self._digest.update(chunk)
             self._unsynced += len(chunk)
+            self.written += len(chunk)
             while chunk:  # a raw write may take less than it is given
                 chunk = chunk[self._file.write(chunk) :]
             if self._unsynced >= _SYNC_EVERY:
@@ -64,16 +118,16 @@ class _Writer:
         self._unsynced = 0
 
 
-def _header(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+def _header(entries: list[Entry], metadata: dict[str, str]) -> bytes:
     header: dict[str, object] = {"__metadata__": metadata}
     at = 0
-    for name, tensor in tensors.items():
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [at, at + tensor.nbytes],
+    for entry in entries:
+        header[entry.name] = {
+            "dtype": _DTYPES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [at, at + entry.nbytes],
         }
-        at += tensor.nbytes
+        at += entry.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin aligned
     return len(text).to_bytes(8, "little") + text
@@ -84,3 +138,37 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     array: Any = flat.numpy()  # a buffer, which its annotations do not say on Python 3.11
     return memoryview(array)
+
+
+class TensorFile:
+    """Slices of the tensors of one file, read and not mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._descriptor = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
+        header: dict[str, Any] = json.loads(os.pread(self._descriptor, length, 8))
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self._begin = 8 + length
+        self._entries = {
+            name: (Entry(name, tuple(t["shape"]), _TORCH[t["dtype"]]), t["data_offsets"][0])
+            for name, t in header.items()
+        }
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What is in it, in the header's order."""
+        return [entry for entry, _ in self._entries.values()]
+
+    def read(self, name: str, begin: int, end: int) -> torch.Tensor:
+        """[end - begin]: elements of a flattened tensor; OSError when the file ends before."""
+        entry, offset = self._entries[name]
+        result = torch.empty(end - begin, dtype=entry.dtype)
+        at = self._begin + offset + begin * entry.dtype.itemsize
+        left = _bytes(result)
+        while left:
+            taken = os.preadv(self._descriptor, [left], at)
+            if not taken:
+                raise OSError(f"{self._path.name}: {name} is cut short")
+            left, at = left[taken:], at + taken
+        return result

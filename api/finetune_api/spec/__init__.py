@@ -8,9 +8,10 @@ evaluated on every write and would, once tightened, block stored objects).
 from pydantic import ConfigDict, Field
 
 from finetune_api.schema import Rule, rules
-from finetune_api.spec.common import Spec, Uri
+from finetune_api.spec.common import SecretRef, Spec, Uri
 from finetune_api.spec.data import Dataset, DataSource, Model
 from finetune_api.spec.policy import Checkpoints, EarlyStopping, Evaluation, Output, RunPolicy
+from finetune_api.spec.tracking import EACH_ONCE, Tracker
 from finetune_api.spec.training import DeepSpeed, Optimizer, Training
 from finetune_api.spec.workers import Scheduling, Workers
 
@@ -27,6 +28,8 @@ __all__ = [
     "Output",
     "RunPolicy",
     "Scheduling",
+    "SecretRef",
+    "Tracker",
     "Training",
     "Workers",
 ]
@@ -73,6 +76,15 @@ class FineTuneJobSpec(Spec):
     output: Output | None = None
     evaluation: Evaluation | None = None
     run_policy: RunPolicy = Field(default_factory=RunPolicy)
+    tracking: list[Tracker] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=3,
+        description="Experiment trackers; the run's id is the job's uid, so that all attempts are "
+        "one curve. One that fails or hangs never fails the job. May change at any time; a change "
+        "counts from the next attempt on. Absent: TensorBoard.",
+        json_schema_extra=rules(EACH_ONCE),
+    )
     scheduling: Scheduling | None = None
     suspend: bool = Field(
         default=False,

@@ -21,3 +21,19 @@ class Spec(Message):
     """Base of the parts of the spec: an unknown field is an error when we write one."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class SecretRef(Spec):
+    """A Secret of the job's namespace."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=253,
+        description="Name of the Secret.",
+        json_schema_extra=rules(
+            Rule(
+                "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",
+                "must be the name of a Secret: a-z, 0-9, '-' and '.'",
+            )
+        ),
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from finetune_api import names
 from finetune_api.base import API_VERSION
 from finetune_api.run import RunConfig
+from finetune_api.spec import SecretRef
 from finetune_api.uri import ClaimPath
 from finetune_operator.plan.observe import Job
 
@@ -87,6 +88,7 @@ def worker_pods(job: Job, highest_step: int, indexes: Iterable[int]) -> list[Obj
     assert status.attempt is not None
     assert status.resolved is not None
     config = _config(job, "worker").replace(
+        tracking=job.spec.tracking,
         attempt=status.attempt,
         highest_step=highest_step,
         plan=status.plan,
@@ -121,6 +123,7 @@ def _worker_pod(job: Job, index: int, config: str) -> Object:
     }
     own = [{"name": name, "value": value} for name, value in place.items()]
     container["env"] = _merge_env(container["env"], own)
+    _add_secrets(container, [t.secret_ref for t in job.spec.tracking or []])
     container["ports"] = [
         {"name": "rendezvous", "containerPort": names.RENDEZVOUS_PORT},
         {"name": "report", "containerPort": names.REPORT_PORT},
@@ -224,6 +227,17 @@ def _merge_env(entries: list[Object], own: list[Object]) -> list[Object]:
     """The operator's variables win over the template's of the same name."""
     names_of_own = {entry["name"] for entry in own}
     return [entry for entry in entries if entry["name"] not in names_of_own] + own
+
+
+def _add_secrets(container: Object, references: list[SecretRef | None]) -> None:
+    """Their keys become environment; each Secret once, the template's own sources stay."""
+    sources = list(container.get("envFrom", []))
+    for name in dict.fromkeys(reference.name for reference in references if reference):
+        source = {"secretRef": {"name": name}}
+        if source not in sources:
+            sources.append(source)
+    if sources:
+        container["envFrom"] = sources
 
 
 def _mount_claims(job: Job, spec: Object, container: Object, role: str) -> None:

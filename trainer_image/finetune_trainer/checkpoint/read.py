@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from finetune_api.storage import Manifest
+from finetune_trainer.tensor_file import TensorFile
 
 
 @dataclass(frozen=True)
@@ -20,10 +19,10 @@ class _Piece:
 
 
 class CheckpointReader:
-    """Random access to (parameter, kind, range); the files are mapped, not loaded."""
+    """Random access to (parameter, kind, range); only what is asked for is in memory."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, TensorFile] = {}
         self._pieces: dict[tuple[str, str], list[_Piece]] = {}
         self.adam_step = 0
         for entry in manifest.files:
@@ -33,19 +32,22 @@ class CheckpointReader:
             pieces.sort(key=lambda piece: piece.offset)
 
     def _index(self, folder: Path, name: str) -> None:
-        file = safe_open(str(folder / name), framework="pt")
+        file = TensorFile(folder / name)
         self._files[name] = file
-        self.adam_step = max(self.adam_step, int((file.metadata() or {}).get("adamStep", 0)))
-        for key in file.keys():  # noqa: SIM118 - no mapping
-            address, kind = key.rsplit("|", 1)
+        self.adam_step = max(self.adam_step, int(file.metadata.get("adamStep", 0)))
+        for entry in file.entries:
+            address, kind = entry.name.rsplit("|", 1)
             parameter, offset = address.rsplit("@", 1)
-            numel = file.get_slice(key).get_shape()[0]
-            piece = _Piece(int(offset), numel, name, key)
+            piece = _Piece(int(offset), entry.numel, name, entry.name)
             self._pieces.setdefault((parameter, kind), []).append(piece)
 
     def names(self) -> list[str]:
         """Parameters in the checkpoint."""
         return sorted({parameter for parameter, _ in self._pieces})
+
+    def numel(self, parameter: str) -> int:
+        """Elements of a parameter that the checkpoint holds."""
+        return sum(piece.numel for piece in self._pieces.get((parameter, "master"), []))
 
     def read(self, parameter: str, kind: str, offset: int, numel: int) -> torch.Tensor:
         """fp32 [numel]: elements of the flattened parameter; ValueError when some are missing."""
@@ -64,5 +66,5 @@ class CheckpointReader:
         for piece in self._pieces.get((parameter, kind), []):
             low, high = max(offset, piece.offset), min(offset + numel, piece.offset + piece.numel)
             if low < high:
-                tensor = self._files[piece.file].get_slice(piece.key)
-                yield low - offset, tensor[low - piece.offset : high - piece.offset]
+                slice_ = (low - piece.offset, high - piece.offset)
+                yield low - offset, self._files[piece.file].read(piece.key, *slice_)

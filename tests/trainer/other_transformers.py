@@ -1,0 +1,46 @@
+"""transformers 4 beside ours: a folder of packages that a process of its own puts first.
+
+torch, numpy and the rest come from the tests' own environment.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from finetune_local.cache import cache_folder
+
+PACKAGES = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
+_SCRIPT = Path(__file__).with_name("speak.py")
+
+
+def overlay() -> Path:
+    """The folder, made once a machine."""
+    key = hashlib.sha256("\n".join([sys.version, *PACKAGES]).encode()).hexdigest()[:16]
+    folder = cache_folder() / f"transformers4-{key}"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile"]
+            subprocess.run([*command, "--target", str(partial), *PACKAGES], check=True)
+            partial.rename(folder)
+    return folder
+
+
+def speak(folder: Path, out: Path, packages: Path | None = None) -> dict[str, Any]:
+    """What `speak.py` finds out about a model folder, with transformers from `packages`."""
+    path = os.environ.get("PYTHONPATH")
+    first = [str(packages)] if packages else []
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([*first, *([path] if path else [])])}
+    command = [sys.executable, str(_SCRIPT), str(folder), str(out)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(out.with_suffix(".json").read_text())
+    return found

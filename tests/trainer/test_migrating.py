@@ -1,0 +1,42 @@
+"""docs/migrating.md names fields that exist, of ours and of the others that are installed."""
+
+import re
+from dataclasses import fields
+from typing import Any
+
+from finetune_api.crd import structural
+from finetune_api.spec import FineTuneJobSpec
+from finetune_local.cache import TREE
+
+PAGE = (TREE / "docs" / "migrating.md").read_text()
+ROWS = [
+    [re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split("|")]
+    for line in PAGE.splitlines()
+    if line.startswith("| ") and not line.startswith("| TRL")
+]
+
+
+def exists(schema: dict[str, Any], path: str) -> bool:
+    for part in path.split("."):
+        schema = schema.get("properties", {}).get(part.removesuffix("[]"), {})
+        schema = schema.get("items", schema)
+    return bool(schema)
+
+
+def test_every_field_of_ours_exists() -> None:
+    schema = structural(FineTuneJobSpec)
+    named = [field for *_, ours in ROWS for field in ours]
+    assert len(named) > 25
+    assert [field for field in named if not exists(schema, field)] == []
+
+
+def test_every_argument_of_trl_exists() -> None:
+    from trl import ModelConfig, ScriptArguments, SFTConfig
+
+    known = {f.name for kind in (SFTConfig, ModelConfig, ScriptArguments) for f in fields(kind)}
+    words = {name for theirs, *_ in ROWS for name in theirs if re.fullmatch(r"[a-z_0-9]+", name)}
+    others = {
+        *("model", "train_dataset", "eval_dataset"),  # arguments of the trainer itself
+        *("messages", "prompt", "completion", "warmup_ratio"),  # columns; gone in transformers 5
+    }
+    assert sorted(words - known - others) == []

@@ -1,0 +1,239 @@
+"""Curves of real runs, read by the real readers: one run a job, over interrupted attempts."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from finetune_api.run import RunConfig
+from finetune_trainer import run_log, trackers
+from finetune_trainer.paths import RunPaths
+from tests.installed import free_port, wait_for
+from tests.trainer import gang, weights
+from tests.trainer.conftest import MakeJob
+
+pytestmark = pytest.mark.slow
+
+
+def lines(job: gang.Job, epoch: int) -> list[dict[str, Any]]:
+    text = (job.storage / "log" / f"{epoch}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def losses(job: gang.Job) -> dict[int, float]:
+    """Step -> training loss, as the newest attempt that made it wrote it down."""
+    paths = weights.paths_of(job)
+    found = {step: run_log.train_loss(paths, step) for step in range(1, 9)}
+    return {step: loss for step, loss in found.items() if loss is not None}
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/runs.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 120
+    while not _answers(f"{url}/health"):
+        assert server.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.2)
+    yield url
+    os.killpg(server.pid, 15)
+    server.wait(30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+class MLflow:
+    """What the server's own interface says."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/api/2.0/mlflow/"
+
+    def runs(self, experiment: str) -> list[dict[str, Any]]:
+        try:
+            name = urllib.parse.quote(experiment)
+            found = self._ask(f"experiments/get-by-name?experiment_name={name}")["experiment"]
+        except urllib.error.HTTPError:
+            return []  # nobody has made it yet
+        runs: list[dict[str, Any]] = self._ask(
+            "runs/search", experiment_ids=[found["experiment_id"]]
+        ).get("runs", [])
+        return runs
+
+    def history(self, run: dict[str, Any], metric: str) -> dict[int, list[float]]:
+        name = urllib.parse.quote(metric, safe="")
+        query = f"metrics/get-history?run_id={run['info']['run_id']}&metric_key={name}"
+        found: dict[int, list[float]] = {}
+        for entry in self._ask(query).get("metrics", []):
+            found.setdefault(entry.get("step", 0), []).append(entry["value"])
+        return found
+
+    def _ask(self, path: str, **body: Any) -> Any:
+        data = json.dumps(body).encode() if body else None
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self._url + path, data, headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+
+@pytest.fixture(scope="module")
+def tracked(make_job: MakeJob, mlflow_server: str) -> Iterator[gang.Job]:
+    """A job with all trackers in two attempts; the first is killed after step 3.
+
+    It is held still until MLflow has that step, and leaves at least one that is made again.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+        patch.setenv("WANDB_MODE", "offline")
+        job, plan, server = make_job(), gang.make_plan(), MLflow(mlflow_server)
+        job.config["tracking"] = [
+            {"type": "MLflow", "project": "cats"},
+            {"type": "WandB"},
+            {"type": "TensorBoard"},
+        ]
+
+        def arrived() -> bool:
+            return any(3 in server.history(run, "train/loss") for run in server.runs("cats"))
+
+        job.start(plan)
+        job.wait_for_step(3)
+        os.kill(job.pods[1].ranks[0], signal.SIGSTOP)  # rank 0 waits for it, its threads go on
+        wait_for("MLflow has the first steps", arrived)
+        for pod in job.pods:
+            pod.process.kill()
+        job.wait(60)
+        reached = max(line["step"] for line in lines(job, 1) if line["part"] == "train")
+        job.start(plan, highest_step=reached)
+        assert job.wait() == [0, 0], job.log
+        assert "resumed from checkpoint step-" in job.log
+        assert "training goes on" not in job.log  # no tracker had any trouble
+        yield job
+
+
+def test_tensorboard_reads_one_curve_over_two_attempts(tracked: gang.Job) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (folder,) = (tracked.storage / "tensorboard").iterdir()
+    assert folder.name == "job"
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    train = reader.Scalars("train/loss")
+    assert [event.step for event in train] == list(range(1, 9))  # no step twice, no zigzag
+    assert [event.value for event in train] == pytest.approx(list(losses(tracked).values()))
+    assert {"train/learningRate", "train/gradNorm", "train/tokensPerSecond"} <= set(
+        reader.Tags()["scalars"]
+    )
+    validation = {event.step: event.value for event in reader.Scalars("validation/loss")}
+    measured = tracked.pods[0].result.evaluation
+    assert measured is not None
+    assert validation == {
+        0: pytest.approx(measured.baseline),
+        8: pytest.approx(measured.last),
+    }
+
+
+def test_every_step_of_every_attempt_is_in_the_log_on_storage(tracked: gang.Job) -> None:
+    first, second = lines(tracked, 1), lines(tracked, 2)
+    steps = [[line["step"] for line in part if line["part"] == "train"] for part in (first, second)]
+    assert steps[0] == list(range(1, steps[0][-1] + 1))
+    assert steps[1] == list(range(steps[1][0], 9))
+    assert 3 <= steps[1][0] <= steps[0][-1] + 1
+    assert [line["step"] for line in first if line["part"] == "validation"] == [0]
+    step = second[0]
+    assert step.keys() == {
+        "time", "step", "part", "loss", "learningRate", "gradNorm", "epoch", "tokensSeen",
+        "tokensPerSecond", "skippedSteps", "seconds",
+    }  # fmt: skip
+    assert step["seconds"] > 0
+    assert second[-1]["part"] == "validation"
+    assert second[-1]["perplexity"] > 1
+    loss = f"| training, at this step | {losses(tracked)[8]:.4f} |"
+    assert loss in (tracked.storage / "final/README.md").read_text()
+
+
+def test_mlflow_holds_one_run_over_two_attempts(tracked: gang.Job, mlflow_server: str) -> None:
+    server = MLflow(mlflow_server)
+    (run,) = server.runs("cats")
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    assert tags["finetune.dev/job-uid"] == "uid-1"
+    assert run["info"]["run_name"] == "job"
+    params = {entry["key"]: entry["value"] for entry in run["data"]["params"]}
+    assert params["globalBatchSize"] == "4"
+    assert params["optimizer.beta2"] == "0.999"
+    history = server.history(run, "train/loss")
+    assert history == {step: [pytest.approx(loss)] for step, loss in losses(tracked).items()}
+    assert sorted(history) == list(range(1, 9))
+    assert sorted(server.history(run, "validation/loss")) == [0, 8]
+
+
+def test_weights_and_biases_leaves_its_runs_on_storage_under_one_id(tracked: gang.Job) -> None:
+    folders = sorted((tracked.storage / "wandb").glob("offline-run-*"))
+    assert folders
+    for folder in folders:
+        assert folder.name.endswith("-uid-1")
+    assert (folders[-1] / "run-uid-1.wandb").stat().st_size > 1000
+
+
+def test_trackers_that_cannot_be_used_neither_stall_nor_fail_the_job(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has no key, one asks a server that never answers, one's folder is no folder."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    job = make_job()
+    job.config["tracking"] = [{"type": "WandB"}, {"type": "MLflow"}, {"type": "TensorBoard"}]
+    job.storage.mkdir(parents=True, exist_ok=True)
+    for name in ("log", "tensorboard"):
+        (job.storage / name).write_text("in the way")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(16)  # connections are accepted by the kernel, and nobody reads
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        job.start(gang.make_plan())
+        assert job.wait() == [0, 0], job.log
+    for said in (
+        "tracker WandB is not used in this attempt: TrackerError (WANDB_API_KEY is not set; ",
+        "tracker MLflow does not come to an end; its last points are lost; training goes on",
+        "tracker TensorBoard is not used in this attempt: ",
+        "the log of steps is not used in this attempt: ",
+    ):
+        assert job.log.count(said) == 1
+    assert "Traceback" not in job.log
+    assert (
+        "| training, at this step | not measured |" in (job.storage / "final/README.md").read_text()
+    )
+
+
+def test_a_tracker_without_an_address_says_where_to_put_it(
+    prepared_claim: gang.Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    values = prepared_claim.config | {"role": "worker", "mounts": {"w": str(prepared_claim.claim)}}
+    config = RunConfig.model_validate(values | {"tracking": [{"type": "MLflow"}]})
+    (sink,) = trackers.of(config, RunPaths.of(config))
+    with pytest.raises(trackers.TrackerError, match="put it into the Secret that secretRef names"):
+        sink.start(1)
