@@ -8,7 +8,8 @@ from typing import Any
 from finetune_api import names
 from finetune_api.base import API_VERSION
 from finetune_api.run import RunConfig
-from finetune_api.uri import ClaimPath
+from finetune_api.spec import DataSource
+from finetune_api.uri import ClaimPath, is_claim
 from finetune_operator.plan.observe import Job
 
 Object = dict[str, Any]
@@ -35,10 +36,24 @@ def claims(job: Job) -> dict[str, bool]:
     written = {ClaimPath.parse(spec.checkpoints.storage).claim}
     if spec.cache:
         written.add(ClaimPath.parse(spec.cache).claim)
-    sources = [spec.model.source]
-    sources += [s.source for s in [*spec.dataset.train, *(spec.dataset.validation or [])]]
-    read = {ClaimPath.parse(source).claim for source in sources}
+    sources = [spec.model.source, *(entry.source for entry in _entries(job))]
+    read = {ClaimPath.parse(source).claim for source in sources if is_claim(source)}
     return {claim: claim not in written for claim in sorted(read | written)}
+
+
+def credentials(job: Job) -> list[str]:
+    """Secrets that the inputs name, in the order of the environment: the later one wins.
+
+    The model's is last. All of a pod's variables share one name space, so two Secrets of a job
+    should not hold the same key.
+    """
+    refs = [entry.credentials_secret_ref for entry in _entries(job)]
+    named = [ref.name for ref in [*refs, job.spec.model.credentials_secret_ref] if ref]
+    return list(reversed(dict.fromkeys(reversed(named))))
+
+
+def _entries(job: Job) -> list[DataSource]:
+    return [*job.spec.dataset.train, *(job.spec.dataset.validation or [])]
 
 
 def service(job: Job) -> Object:
@@ -65,14 +80,20 @@ def service(job: Job) -> Object:
 
 
 def prepare_pod(job: Job, image: str, inputs: str) -> Object:
-    """The pod that prepares data; it holds no device."""
+    """The pod that downloads and prepares; it holds no device.
+
+    The only one that is given the credentials of the inputs: workers read the cache.
+    """
     pod = _pod(job, names.prepare_pod_name(job.name), image, "prepare", _config(job, "prepare"))
     pod["metadata"]["labels"][names.LABEL_ROLE] = "prepare"
     pod["metadata"]["annotations"] |= {
         names.ANNOTATION_INPUTS: inputs,
         names.ANNOTATION_RETRY: str(job.status.prepare_failures),
     }
-    resources = _own_container(pod["spec"]).setdefault("resources", {})
+    container = _own_container(pod["spec"])
+    if secrets := [{"secretRef": {"name": name}} for name in credentials(job)]:
+        container["envFrom"] = [*container.get("envFrom", []), *secrets]
+    resources = container.setdefault("resources", {})
     for part in ("limits", "requests"):
         resources.get(part, {}).pop(job.spec.workers.device_resource, None)
     resources["requests"] = _PREPARE_REQUESTS | resources.get("requests", {})
@@ -88,6 +109,7 @@ def worker_pods(job: Job, highest_step: int) -> list[Object]:
         attempt=status.attempt,
         highest_step=highest_step,
         plan=status.plan,
+        model_revision=status.resolved.model_revision,
         prepared_digest=status.resolved.prepared_digest,
         run_digest=status.resolved.run_digest,
     )
