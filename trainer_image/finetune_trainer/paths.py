@@ -98,6 +98,16 @@ def cached_model(config: RunConfig, revision: str) -> Path:
     return cache_folder(config) / "models" / name
 
 
+def check_cached(config: RunConfig, folder: Path) -> None:
+    """TrainerError 66 when a downloaded model is no longer where the prepare pod put it."""
+    if not is_claim(config.model.source) and not folder.is_dir():
+        raise TrainerError(
+            ExitCode.INPUT_MISSING,
+            f"{config.model.source}: {cache_name(config)}/models/{folder.name} is gone; keep the "
+            "cache while a job runs, or make a new job, which downloads it again",
+        )
+
+
 def _model_folder(config: RunConfig) -> Path:
     if is_claim(config.model.source):
         return resolve(config, config.model.source)

@@ -30,20 +30,8 @@ SourceUri = Annotated[
 ]
 # Shorter: it stands in the status of every checkpoint, and a status has 32 kB.
 StorageUri = Annotated[str, Field(min_length=1, max_length=256, json_schema_extra=rules(URI_RULE))]
-# A branch, a tag or a commit; it becomes a part of addresses on the Hub.
-Revision = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=128,
-        json_schema_extra=rules(
-            Rule(
-                "self.matches('^[A-Za-z0-9][-A-Za-z0-9_./]*$') && !self.contains('..')",
-                "must be a branch, a tag or a commit: letters, digits, '-', '_', '.' and '/'",
-            )
-        ),
-    ),
-]
+# A branch, a tag or a commit; see REVISION_RULE.
+Revision = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Spec(Message):
@@ -71,8 +59,10 @@ class SecretRef(Spec):
 
 # What a model and an entry of a data set have in common, each on its own object.
 REVISION_RULE = Rule(
-    "!has(self.revision) || self.source.startsWith('hf://')",
-    "only hf:// has revisions; remove it",
+    "!has(self.revision) || self.source.startsWith('hf://') && !self.revision.contains('..') && "
+    "self.revision.matches('^[A-Za-z0-9][-A-Za-z0-9_./]*$')",
+    "must be a branch, a tag or a commit (letters, digits, '-', '_', '.' and '/'), and only of "
+    "hf://; elsewhere remove it",
     ".revision",
 )
 CREDENTIALS_RULE = Rule(

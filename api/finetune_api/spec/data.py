@@ -1,6 +1,6 @@
 """What is trained, and on what."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 
@@ -15,19 +15,6 @@ from finetune_api.spec.common import (
 )
 
 _WHOLE_DATA_SET = "'^hf://[^/]+/[^/]+/*$'"
-Split = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=128,
-        json_schema_extra=rules(
-            Rule(
-                "self.matches('^[A-Za-z0-9_]+([-.][A-Za-z0-9_]+)*$')",
-                "must be the name of one whole split, for example train",
-            )
-        ),
-    ),
-]
 
 
 class Model(Spec):
@@ -60,8 +47,10 @@ class DataSource(Spec):
             REVISION_RULE,
             CREDENTIALS_RULE,
             Rule(
-                f"!has(self.split) || self.source.matches({_WHOLE_DATA_SET})",
-                "only hf://ORG/NAME without a path has splits; remove it",
+                f"!has(self.split) || self.source.matches({_WHOLE_DATA_SET}) && "
+                "self.split.matches('^[A-Za-z0-9_]+([-.][A-Za-z0-9_]+)*$')",
+                "must be the name of one whole split, for example train, and only of hf://ORG/NAME "
+                "without a path; elsewhere remove it",
                 ".split",
             ),
         )
@@ -72,8 +61,10 @@ class DataSource(Spec):
         "UTF-8, optionally .gz: pvc://CLAIM/PATH, hf://ORG/NAME[/PATH], s3://BUCKET/KEY or "
         "gs://BUCKET/KEY. hf://ORG/NAME alone is the split of a data set."
     )
-    split: Split | None = Field(
+    split: str | None = Field(
         default=None,
+        min_length=1,
+        max_length=128,
         description="Split of the data set hf://ORG/NAME. Absent: train; validation names one.",
     )
     revision: Revision | None = Field(

@@ -5,6 +5,7 @@ functions begin a file again after a kill. HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HU
 HF_HUB_OFFLINE mean what they mean to huggingface_hub: what its cache holds is copied from there.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,9 +42,11 @@ from finetune_trainer.remote.network import InterruptedTransferError, patiently
 
 Kind = Literal["model", "dataset"]
 Answer = TypeVar("Answer")
+# One line a request, with addresses that a CDN has signed.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _PATIENCE = 30.0  # s without a byte
-_CHUNK = 1 << 20  # bytes
+_CHUNK = 1 << 20  # bytes, from a disk
 # The Hub answers these for what may be over in a moment.
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _SECRET = "credentialsSecretRef: a Secret with the key HF_TOKEN"
@@ -120,7 +123,7 @@ class HubFolder:
             hf_raise_for_status(response)
             # A server that knows no ranges sends all of it.
             skip = 0 if response.status_code == 206 else offset
-            for chunk in response.iter_bytes(_CHUNK):
+            for chunk in response.iter_bytes():
                 if len(chunk) > skip:
                     yield chunk[skip:]
                 skip = max(0, skip - len(chunk))
