@@ -38,11 +38,16 @@ def needs() -> list[Need]:
     """Room for building the control plane; none when it is built already."""
     if (_folder() / "kubectl").exists():
         return []
+    return go_needs(modules=2 * GB, objects=5 * GB)
+
+
+def go_needs(*, modules: int, objects: int) -> list[Need]:
+    """Room in Go's own caches, bytes."""
     go_path = Path(os.environ.get("GOPATH", "").split(os.pathsep)[0] or Path.home() / "go")
-    modules = Path(os.environ.get("GOMODCACHE") or go_path / "pkg" / "mod")
+    module_cache = Path(os.environ.get("GOMODCACHE") or go_path / "pkg" / "mod")
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    objects = Path(os.environ.get("GOCACHE") or user_cache / "go-build")
-    return [Need("Go modules", 2 * GB, modules), Need("Go build", 5 * GB, objects)]
+    object_cache = Path(os.environ.get("GOCACHE") or user_cache / "go-build")
+    return [Need("Go modules", modules, module_cache), Need("Go build", objects, object_cache)]
 
 
 def _folder() -> Path:

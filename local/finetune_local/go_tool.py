@@ -8,6 +8,7 @@ from pathlib import Path
 
 from finetune_local import build
 from finetune_local.cache import cache_folder
+from finetune_local.machine import GB, no_room
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ def program(tool: GoTool) -> Path:
     with (cache_folder() / f"{tool.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / tool.name).exists():
+            if refused := no_room(build.go_needs(modules=GB, objects=2 * GB)):
+                raise build.BuildError(refused)
             _install(tool, folder)
     return folder / tool.name
 
@@ -52,3 +55,7 @@ def _install(tool: GoTool, folder: Path) -> None:
     build.follow([*command, f"{tool.package}@{tool.version}"], environment, partial / "log")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+if __name__ == "__main__":
+    program(VERSITYGW)

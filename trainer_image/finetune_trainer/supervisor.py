@@ -287,7 +287,7 @@ def _quiet(*, online: bool) -> dict[str, str]:
     wanted = {
         "HF_HUB_OFFLINE": "0" if online else "1",
         # The home folder of a container need not be writable.
-        "HF_HOME": "/tmp/huggingface",
+        "HF_HOME": f"/tmp/huggingface-{os.getuid()}",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",

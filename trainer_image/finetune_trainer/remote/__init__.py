@@ -97,7 +97,9 @@ def _hub_files(
     from finetune_trainer.remote.hub import HubFolder
     from finetune_trainer.remote.splits import files_of
 
-    hub = HubFolder.resolve(address, "dataset", source.revision, folder="")
+    # Files keep their names in the repository, so that a glob is one of whole paths.
+    repository = HubPath(address.repository, "")
+    hub = HubFolder.resolve(repository, "dataset", source.revision)
     split = None if address.path else source.split or "train"
     key = digest.of_value([address.repository, hub.commit, address.path, split])
 

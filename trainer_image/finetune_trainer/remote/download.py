@@ -163,11 +163,12 @@ def _one(
     partial.touch()
     meter.found(partial.stat().st_size)
     tries, damaged = Tries(f"{remote.address}: {file.name}"), 0
-    while True:
+    while not stop.is_set():
         try:
             _receive(remote, file, partial, meter, tries, stop)
         except InterruptedTransferError as error:
-            tries.failed(error)
+            if not stop.is_set():
+                tries.failed(error)
             continue
         if stop.is_set():
             return

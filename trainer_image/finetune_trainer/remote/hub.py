@@ -7,10 +7,10 @@ HF_HUB_OFFLINE mean what they mean to huggingface_hub: what its cache holds is c
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import httpx2  # what huggingface_hub itself is made with; its errors are part of the interface
 from huggingface_hub import (
@@ -38,14 +38,14 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.uri import HubPath
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.remote.listing import RemoteFile, missing
-from finetune_trainer.remote.network import InterruptedTransferError, patiently
+from finetune_trainer.remote.network import InterruptedTransferError, patiently, unreachable
 
 Kind = Literal["model", "dataset"]
-Answer = TypeVar("Answer")
+_log = logging.getLogger(__name__)
 # One line a request, with addresses that a CDN has signed.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 _COMMIT = re.compile("[0-9a-f]{40}")
-_PATIENCE = 30.0  # s without a byte
+_PATIENCE = 10.0  # s without a byte; the next request goes on where this one stood still
 _CHUNK = 1 << 20  # bytes, from a disk
 # The Hub answers these for what may be over in a moment.
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
@@ -55,22 +55,27 @@ _SECRET = "credentialsSecretRef: a Secret with the key HF_TOKEN"
 class HubFolder:
     """A repository, or a folder in it, at a commit."""
 
-    def __init__(
-        self, address: HubPath, kind: Kind, commit: str, folder: str | None = None
-    ) -> None:
-        """`folder`: below which files are named; absent: the path of the address."""
-        self._where, self._kind, self.commit = address, kind, commit
-        path = address.path if folder is None else folder
-        self._prefix = f"{path}/" if path else ""
+    def __init__(self, address: HubPath, kind: Kind, commit: str, *, there: bool = True) -> None:
+        """`there`: whether the Hub can be reached, as far as is known."""
+        self._where, self._kind, self.commit, self._there = address, kind, commit, there
+        self._prefix = f"{address.path}/" if address.path else ""
 
     @classmethod
-    def resolve(
-        cls, address: HubPath, kind: Kind, revision: str | None, folder: str | None = None
-    ) -> "HubFolder":
+    def resolve(cls, address: HubPath, kind: Kind, revision: str | None) -> "HubFolder":
         """At the commit that a revision is now; TrainerError says what is wrong with it."""
         wanted = revision or "main"
-        commit = wanted if _COMMIT.fullmatch(wanted) else _commit(address, kind, wanted)
-        return cls(address, kind, commit, folder)
+        if _COMMIT.fullmatch(wanted):
+            return cls(address, kind, wanted)
+        try:
+            return cls(address, kind, _commit(address, kind, wanted))
+        except TrainerError as error:
+            # A filled cache answers where the Hub is out of reach.
+            cached = _cache_of(address, kind) / "refs" / wanted
+            if not (_out_of_reach(error) and cached.is_file()):
+                raise
+            commit = cached.read_text().strip()
+            _log.warning("%s: %s is %s in the cache of huggingface_hub", address, wanted, commit)
+            return cls(address, kind, commit, there=False)
 
     @property
     def address(self) -> str:
@@ -79,29 +84,34 @@ class HubFolder:
 
     def files(self) -> list[RemoteFile]:
         """Files below the folder, sorted by name."""
-        api = HfApi()
-
-        def listed() -> list[RemoteFile]:
-            entries = api.list_repo_tree(
-                self._where.repository,
-                repo_type=self._kind,
-                revision=self.commit,
-                recursive=True,
-            )
-            return [
-                self._file(entry)
-                for entry in entries
-                if isinstance(entry, RepoFile) and entry.path.startswith(self._prefix)
-            ]
-
-        if (cached := self._cached_files()) and constants.HF_HUB_OFFLINE:
-            return cached
         try:
-            return sorted(self._ask(listed), key=lambda file: file.name)
-        except TrainerError:
-            if cached:
-                return cached
-            raise
+            return sorted(self._listed(), key=lambda file: file.name)
+        except TrainerError as error:
+            cached = self._cached() if _out_of_reach(error) else []
+            if not cached:
+                raise
+            _log.warning("%s: using the cache of huggingface_hub", self.address)
+            return cached
+
+    def _listed(self) -> list[RemoteFile]:
+        """Asked once: huggingface_hub itself tries it again for half a minute."""
+        try:
+            if not self._there:
+                raise InterruptedTransferError("it was not a moment ago")
+            with in_words(self.address):
+                entries = HfApi().list_repo_tree(
+                    self._where.repository,
+                    repo_type=self._kind,
+                    revision=self.commit,
+                    recursive=True,
+                )
+                return [
+                    self._file(entry)
+                    for entry in entries
+                    if isinstance(entry, RepoFile) and entry.path.startswith(self._prefix)
+                ]
+        except InterruptedTransferError as error:
+            raise unreachable(self.address, error) from error
 
     def read(self, file: RemoteFile, offset: int) -> Iterator[bytes]:
         """Contents from `offset` on: from the cache of huggingface_hub, else from the Hub."""
@@ -119,7 +129,7 @@ class HubFolder:
         if offset:
             headers["Range"] = f"bytes={offset}-"
         request = get_session().stream("GET", url, headers=headers, timeout=_PATIENCE)
-        with in_words(f"{self.address}: {path}"), request as response:
+        with in_words(self.address, path), request as response:
             hf_raise_for_status(response)
             # A server that knows no ranges sends all of it.
             skip = 0 if response.status_code == 206 else offset
@@ -136,7 +146,7 @@ class HubFolder:
             sha256=entry.lfs.sha256 if entry.lfs else None,
         )
 
-    def _cached_files(self) -> list[RemoteFile]:
+    def _cached(self) -> list[RemoteFile]:
         """What a filled cache holds of this commit; it may be a part."""
         snapshot = _cache_of(self._where, self._kind) / "snapshots" / self.commit
         root = snapshot / self._prefix
@@ -149,41 +159,30 @@ class HubFolder:
             key=lambda file: file.name,
         )
 
-    def _ask(self, request: Callable[[], Answer]) -> Answer:
-        return _ask(self.address, request)
-
 
 def _commit(address: HubPath, kind: Kind, revision: str) -> str:
-    """Of a branch or a tag: as the Hub says, or a filled cache where the Hub is out of reach."""
-    api = HfApi()
+    """Of a branch or a tag, as the Hub says."""
 
     def look() -> str:
-        info = api.repo_info(address.repository, repo_type=kind, revision=revision)
+        with in_words(f"{address} (revision {revision})"):
+            info = HfApi().repo_info(
+                address.repository, repo_type=kind, revision=revision, timeout=_PATIENCE
+            )
         if info.sha is None:
             raise InterruptedTransferError("the answer names no commit")
         return info.sha
 
-    cached = _cache_of(address, kind) / "refs" / revision
-    try:
-        return _ask(f"{address} (revision {revision})", look)
-    except TrainerError as error:
-        unreachable = error.code == ExitCode.ENVIRONMENT_UNUSABLE or constants.HF_HUB_OFFLINE
-        if unreachable and cached.is_file():
-            return cached.read_text().strip()
-        raise
+    return patiently(f"{address} (revision {revision})", look)
+
+
+def _out_of_reach(error: TrainerError) -> bool:
+    """Whether the Hub did not answer or may not be asked: a refusal is no reason to guess."""
+    return error.code == ExitCode.ENVIRONMENT_UNUSABLE or constants.HF_HUB_OFFLINE
 
 
 def _cache_of(address: HubPath, kind: Kind) -> Path:
     """A repository in the cache of huggingface_hub, whose layout is documented."""
     return Path(constants.HF_HUB_CACHE) / "--".join([f"{kind}s", *address.repository.split("/")])
-
-
-def _ask(address: str, request: Callable[[], Answer]) -> Answer:
-    def once() -> Answer:
-        with in_words(address):
-            return request()
-
-    return patiently(address, once)
 
 
 def _from_disk(path: Path, offset: int) -> Iterator[bytes]:
@@ -194,10 +193,11 @@ def _from_disk(path: Path, offset: int) -> Iterator[bytes]:
 
 
 @contextmanager
-def in_words(address: str) -> Iterator[None]:
+def in_words(address: str, file: str = "") -> Iterator[None]:
     """Turns what huggingface_hub raises into what a person can act on.
 
-    Texts of the other side are not passed on: what they quote is not ours to know.
+    `file`: which one was asked for, where it was one. Texts of the other side are
+    not passed on: what they quote is not ours to know.
     """
     try:
         yield
@@ -213,7 +213,7 @@ def in_words(address: str) -> Iterator[None]:
             f"{address}: no such revision", "name a branch, a tag or a commit that exists"
         ) from error
     except RemoteEntryNotFoundError as error:
-        raise missing(f"{address}: no such file in the repository", "check the path") from error
+        raise missing(f"{address}: no file {file} in the repository", "check the path") from error
     except RepositoryNotFoundError as error:
         raise _no_repository(address, error.response.status_code) from error
     except HfHubHTTPError as error:

@@ -42,12 +42,16 @@ class Tries:
         """Wait for the next try; TrainerError 78 when there were enough."""
         wait = next(self._waits, None)
         if wait is None:
-            raise TrainerError(
-                ExitCode.ENVIRONMENT_UNUSABLE,
-                f"{self._address}: cannot be reached ({error}); check the network of the pod "
-                "(network policy, proxy, HF_ENDPOINT or AWS_ENDPOINT_URL); what was downloaded "
-                "is kept",
-                reason="NetworkTrouble",
-            ) from error
+            raise unreachable(self._address, error) from error
         _log.warning("%s: %s; trying again in %.0f s", self._address, error, wait)
         time.sleep(wait)
+
+
+def unreachable(address: str, error: InterruptedTransferError) -> TrainerError:
+    """What is said when patience has ended; another attempt may help."""
+    return TrainerError(
+        ExitCode.ENVIRONMENT_UNUSABLE,
+        f"{address}: cannot be reached ({error}); check the network of the pod (network policy, "
+        "proxy, HF_ENDPOINT or AWS_ENDPOINT_URL); what was downloaded is kept",
+        reason="NetworkTrouble",
+    )

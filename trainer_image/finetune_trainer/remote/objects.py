@@ -30,6 +30,7 @@ from finetune_trainer.remote.listing import RemoteFile, missing
 from finetune_trainer.remote.network import InterruptedTransferError, patiently
 
 _RANGE = 16 << 20  # bytes a request
+_NO_ETAG = "modified "  # what a store without ETags says instead
 _AT_ONCE = 4  # requests of one file
 _NAMES_OF_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")
 # obstore's defaults are 30 s for a whole request, 10 retries within 3 minutes.
@@ -117,7 +118,7 @@ class ObjectFolder:
     def _range(self, file: RemoteFile, start: int) -> bytes:
         end = min(file.size, start + _RANGE)
         options: Any = {"range": (start, end)}
-        if not file.tag.startswith("20"):  # a date: the store has no ETags
+        if not file.tag.startswith(_NO_ETAG):
             options["if_match"] = file.tag
         with self._in_words(file.name):
             return bytes(obstore.get(self._store, self._key(file.name), options=options).bytes())
@@ -158,7 +159,9 @@ class ObjectFolder:
                 ExitCode.BAD_CONFIGURATION,
                 f"{self.address}: the bucket is in another region; set AWS_REGION in the Secret",
             )
-        return InterruptedTransferError("the object store does not answer as it should")
+        # The end of its first line says what happened; an answer of the store would be XML.
+        told = text.split("\n", 1)[0].rsplit(" - ", 1)[-1]
+        return InterruptedTransferError(told[:200] if "<" not in told else "an unexpected answer")
 
     def _not_permitted(self, problem: str) -> TrainerError:
         return TrainerError(
@@ -169,7 +172,7 @@ class ObjectFolder:
 
 
 def _file(entry: Any, name: str) -> RemoteFile:
-    tag = entry["e_tag"] or entry["last_modified"].isoformat()
+    tag = entry["e_tag"] or _NO_ETAG + entry["last_modified"].isoformat()
     return RemoteFile(name=name, size=entry["size"], tag=tag)
 
 
