@@ -77,6 +77,7 @@ class Handlers:
         name = "{org}/{name}"
         return [
             web.get(f"/api/{{kind}}/{name}/revision/{{revision:.+}}", self.info),
+            web.get(f"/api/{{kind}}/{name}/auth-check", self.info),
             web.get(f"/api/{{kind}}/{name}", self.info),
             web.get(f"/api/{{kind}}/{name}/tree/{{revision}}{{path:(/.*)?}}", self.tree),
             web.post(f"/api/{{kind}}/{name}/paths-info/{{revision}}", self.paths_info),
@@ -100,7 +101,7 @@ class Handlers:
         commit = repository.refs.get(revision, revision)
         if commit not in repository.commits:
             return refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        if repository.gated and "/resolve/" in request.path:
+        if repository.gated and ("/resolve/" in request.path or "auth-check" in request.path):
             return refusal(403 if bearer else 401, "GatedRepo", "Access to it is restricted")
         return repository.commits[commit], commit
 

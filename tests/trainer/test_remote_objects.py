@@ -82,7 +82,7 @@ def test_files_of_data(server: S3, download: Download, case: Any) -> None:
 REFUSED: dict[str, tuple[str, dict[str, str], int, str]] = {
     "bucket": ("s3://absent/x", {}, 66, "no such bucket"),
     "key": ("s3://models/absent", {}, 66, "no object below it; check bucket and key"),
-    "key id": ("s3://models/team/tiny", {"AWS_ACCESS_KEY_ID": "x"}, 77, "not permitted; give"),
+    "key id": ("s3://models/team/tiny", {"AWS_ACCESS_KEY_ID": "x"}, 77, "not permitted ("),
     "wrong": (
         "s3://models/team/tiny",
         {"AWS_SECRET_ACCESS_KEY": "another-secret"},

@@ -192,6 +192,11 @@ def _from_disk(path: Path, offset: int) -> Iterator[bytes]:
             yield chunk
 
 
+def check_access(address: HubPath, kind: Kind) -> None:
+    """Raises what huggingface_hub raises when the contents may not be read."""
+    HfApi().auth_check(address.repository, repo_type=kind)
+
+
 @contextmanager
 def in_words(address: str, file: str = "") -> Iterator[None]:
     """Turns what huggingface_hub raises into what a person can act on.

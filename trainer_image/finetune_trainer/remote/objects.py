@@ -37,7 +37,11 @@ _NAMES_OF_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"
 _TIMEOUT = timedelta(minutes=3)
 _RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}
 # Where credentials are looked for when none are given: the machine's own, in a cloud.
-_MACHINE = re.compile(r"169\.254\.|metadata\.google|security-credentials|instance.metadata", re.I)
+_MACHINE = re.compile(r"/latest/(api/token|meta-data)|169\.254\.|metadata\.google", re.I)
+_STATUS = re.compile(r"status code: (\d{3})")
+_BUSY = (408, 425, 429)
+# Refusals of credentials that come with another status than 401 and 403.
+_DENIED = ("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "UserNotFound")
 _SECRETS = {
     "s3": "credentialsSecretRef: a Secret with the keys AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY",
@@ -133,13 +137,9 @@ class ObjectFolder:
         try:
             yield
         except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
-                raise missing(
-                    f"{self.address}: no such bucket", "check the name and AWS_ENDPOINT_URL"
-                ) from error
             raise missing(f"{where}: no such object", "check the key") from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise self._not_permitted("not permitted") from error
+            raise self._not_permitted(_code(str(error))) from error
         except PreconditionError as error:
             raise TrainerError(
                 ExitCode.ENVIRONMENT_UNUSABLE,
@@ -150,23 +150,28 @@ class ObjectFolder:
             raise self._of_text(str(error)) from error
 
     def _of_text(self, text: str) -> Exception:
+        """obstore has types for few refusals; for the others there is its text, and S3's codes."""
+        found, code = _STATUS.search(text), _code(text)
+        status = int(found[1]) if found else 0
         if _MACHINE.search(text):
             return self._not_permitted("no credentials were given, and the machine has none")
-        if "NoSuchBucket" in text:
-            return missing(f"{self.address}: no such bucket", "check the name and AWS_ENDPOINT_URL")
-        if "region" in text and "redirect" in text.lower():
+        if "NoSuchBucket" in code:
+            return missing(f"{self.address}: no such bucket", "check the name and the endpoint")
+        if status in (401, 403) or any(denied in code for denied in _DENIED):
+            return self._not_permitted(code)
+        if (300 <= status < 500 and status not in _BUSY) or "redirect" in text:
             return TrainerError(
                 ExitCode.BAD_CONFIGURATION,
-                f"{self.address}: the bucket is in another region; set AWS_REGION in the Secret",
+                f"{self.address}: the store refuses the request ({code}); check the name of the "
+                "bucket, AWS_REGION and AWS_ENDPOINT_URL",
             )
-        # The end of its first line says what happened; an answer of the store would be XML.
-        told = text.split("\n", 1)[0].rsplit(" - ", 1)[-1]
-        return InterruptedTransferError(told[:200] if "<" not in told else "an unexpected answer")
+        return InterruptedTransferError(code)
 
     def _not_permitted(self, problem: str) -> TrainerError:
         return TrainerError(
             ExitCode.NOT_PERMITTED,
-            f"{self.address}: {problem}; give credentials that may list and read it "
+            f"{self.address}: not permitted ({problem}); give credentials that may list and read "
+            f"it "
             f"({_SECRETS[self._where.scheme]})",
         )
 
@@ -174,6 +179,16 @@ class ObjectFolder:
 def _file(entry: Any, name: str) -> RemoteFile:
     tag = entry["e_tag"] or _NO_ETAG + entry["last_modified"].isoformat()
     return RemoteFile(name=name, size=entry["size"], tag=tag)
+
+
+def _code(text: str) -> str:
+    """What happened, without what an answer may quote: S3's code, a status, or a broken line."""
+    if code := re.search(r"<Code>(\w+)</Code>", text):
+        return code[1]
+    if status := _STATUS.search(text):
+        return f"status {status[1]}"
+    told = text.split("\n", 1)[0].rsplit(" - ", 1)[-1]
+    return told[:200] if "<" not in told else "an unexpected answer"
 
 
 def revision_of(files: list[RemoteFile]) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 from finetune_api.exit_codes import ExitCode
 from finetune_api.uri import HubPath
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.remote.hub import in_words
+from finetune_trainer.remote.hub import check_access, in_words
 from finetune_trainer.remote.listing import is_data, missing
-from finetune_trainer.remote.network import patiently
+from finetune_trainer.remote.network import InterruptedTransferError, patiently
 
 
 def files_of(address: HubPath, commit: str, split: str, scratch: Path) -> list[str]:
@@ -39,6 +39,8 @@ def files_of(address: HubPath, commit: str, split: str, scratch: Path) -> list[s
 
 def _splits(address: HubPath, commit: str, scratch: Path) -> dict[str, list[str]]:
     import datasets
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DatasetsError
 
     prefix = f"hf://datasets/{address.repository}@{commit}/"
     with in_words(str(address)):
@@ -46,18 +48,20 @@ def _splits(address: HubPath, commit: str, scratch: Path) -> dict[str, list[str]
             builder = datasets.load_dataset_builder(
                 address.repository, revision=commit, cache_dir=str(scratch)
             )
-        except ConnectionError as error:
-            raise error.__cause__ or error from error
-        except (ValueError, RuntimeError, OSError) as error:
-            if error.__cause__ is not None:
-                raise error.__cause__ from error
+        except (DatasetsError, EmptyDatasetError, ValueError, RuntimeError) as error:
+            # It keeps nothing of what the Hub said, so the Hub is asked again.
+            check_access(address, "dataset")
             raise TrainerError(
                 ExitCode.BAD_CONFIGURATION,
                 f"{address}: datasets finds no data in it ({str(error).splitlines()[0][:200]}); "
                 "name files (hf://ORG/NAME/PATH)",
             ) from error
-    found = builder.config.data_files or {}
+        except (ConnectionError, FileNotFoundError) as error:
+            check_access(address, "dataset")
+            raise InterruptedTransferError(
+                "datasets could not read its card or its tree"
+            ) from error
     return {
         str(name): [os.fspath(file).removeprefix(prefix) for file in files]
-        for name, files in found.items()
+        for name, files in (builder.config.data_files or {}).items()
     }
