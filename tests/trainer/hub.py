@@ -46,6 +46,8 @@ class Hub:
     failures: list[int] = field(default_factory=list)  # answers of the next requests for contents
     cut_after: list[int] = field(default_factory=list)  # bytes after which a transfer is cut
     stall_after: int | None = None  # bytes after which every transfer stands still
+    cdn: str = ""  # another server that large files are redirected to
+    tokens_seen: set[str] = field(default_factory=set)
     flip: int = 0  # transfers of large files that arrive with a wrong byte
 
     def model(self, name: str) -> Repository:
@@ -92,6 +94,7 @@ class Handlers:
         kind = info.get("kind", "models")
         repository = self.hub.repositories.get(f"{kind}/{info['org']}/{info['name']}")
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        self.hub.tokens_seen.add(bearer)
         if bearer and bearer not in self.tokens():
             return refusal(401, "", "Invalid credentials in Authorization header")
         if repository is None or (repository.token and bearer != repository.token):
@@ -152,6 +155,8 @@ class Handlers:
         headers["ETag"] = f'"{tag(data)}"'
         if request.method == "HEAD":
             return web.Response(headers=headers | {"Content-Length": str(len(data))})
+        if self.hub.cdn and len(data) > LARGE:
+            return web.Response(status=302, headers={"Location": self.hub.cdn + request.path})
         if self.hub.failures:
             return web.Response(status=self.hub.failures.pop(0))
         return await self._send(request, data, headers)

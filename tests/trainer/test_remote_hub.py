@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.model import inspect
+from finetune_trainer.remote.download import fetch
+from finetune_trainer.remote.listing import RemoteFile, data_files
+from finetune_trainer.reporter import SilentReporter
 from tests.trainer import hub as hubs
 from tests.trainer import tiny
 from tests.trainer.download import Download
@@ -178,6 +182,21 @@ def test_a_private_model_with_its_token_which_nobody_sees(
     assert TOKEN not in everything
 
 
+def test_a_token_is_not_shown_to_whom_the_hub_redirects(
+    hub: Hub, download: Download, repository: Path
+) -> None:
+    hub.model("org/private").commit(repository)
+    hub.model("org/private").token = TOKEN
+    download.env["HF_TOKEN"] = TOKEN
+    with hubs.serve() as cdn:
+        cdn.model("org/private").commit(repository)
+        hub.cdn = cdn.url
+        assert "folder" in download.model("hf://org/private")
+        assert any("model.safetensors" in request for request in cdn.contents())
+        assert cdn.tokens_seen == {""}
+    assert hub.tokens_seen == {TOKEN}
+
+
 def test_a_busy_hub_is_asked_again_and_a_dead_one_is_left_to_the_next_attempt(
     hub: Hub, download: Download, repository: Path
 ) -> None:
@@ -261,27 +280,67 @@ def test_two_jobs_that_want_the_same_both_have_it(
     assert [p.name for p in (download.claim / "cache/models").iterdir()] == [commit]
 
 
-def test_room_is_looked_for_before_the_download(
-    hub: Hub, download: Download, repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from finetune_trainer.errors import TrainerError
-    from finetune_trainer.remote import download as downloads
-    from finetune_trainer.remote.listing import RemoteFile
-    from finetune_trainer.reporter import SilentReporter
+class Listed:
+    """An address that holds one file, of which nothing may be read."""
 
-    class Huge:
-        address = "hf://org/huge"
+    address = "hf://org/strange"
 
-        def files(self) -> list[RemoteFile]:
-            return [RemoteFile("model.safetensors", 10**18, "x")]
+    def __init__(self, name: str, size: int) -> None:
+        self.listed = [RemoteFile(name, size, "x")]
 
-        def read(self, file: RemoteFile, offset: int) -> Iterator[bytes]:
-            raise AssertionError("nothing is downloaded")
+    def files(self) -> list[RemoteFile]:
+        return self.listed
 
+    def read(self, file: RemoteFile, offset: int) -> Iterator[bytes]:
+        raise AssertionError("nothing is downloaded")
+
+
+def refusal(remote: Listed, folder: Path) -> TrainerError:
     with pytest.raises(TrainerError) as caught:
-        downloads.fetch(Huge(), Huge().files(), download.claim, "pvc://w/cache", SilentReporter())
-    assert caught.value.code == 73
-    assert "pvc://w/cache: hf://org/huge needs 1000000000.00 GB and" in caught.value.message
+        fetch(remote, remote.files(), folder, "pvc://w/cache", SilentReporter())
+    return caught.value
+
+
+def test_room_is_looked_for_before_the_download(tmp_path: Path) -> None:
+    error = refusal(Listed("model.safetensors", 10**18), tmp_path)
+    assert error.code == 73
+    assert "pvc://w/cache: hf://org/strange needs 1000000000.00 GB and" in error.message
+    assert "make room, or name another cache" in error.message
+
+
+@pytest.mark.parametrize("name", ["../a.json", "/etc/a.json", "a/../../b", "a//b", "a/./b", ""])
+def test_a_name_cannot_lead_out_of_the_cache(tmp_path: Path, name: str) -> None:
+    error = refusal(Listed(name, 1), tmp_path)
+    assert error.code == 64
+    assert repr(name) in error.message
+
+
+def test_a_listing_is_narrowed_as_on_a_claim() -> None:
+    names = [
+        "a.jsonl",
+        "deep/b.csv.gz",
+        "deep/er/c.parquet",
+        "deep/.hidden/d.jsonl",
+        ".e.jsonl",
+        "deep/state.json",
+        "notes.txt",
+    ]
+    listed = [RemoteFile(name, 1, "x") for name in names]
+
+    def found(path: str) -> list[str]:
+        return [file.name for file in data_files(listed, path, "s3://bucket/x")]
+
+    assert found("") == ["a.jsonl", "deep/b.csv.gz", "deep/er/c.parquet"]
+    assert found("deep") == ["deep/b.csv.gz", "deep/er/c.parquet"]
+    assert found("deep/*") == ["deep/b.csv.gz", "deep/state.json"]
+    assert found("**/*.parquet") == ["deep/er/c.parquet"]
+    assert found("[ab].jsonl") == ["a.jsonl"]
+    assert found("[!b].jsonl") == ["a.jsonl"]
+    assert found(".e.jsonl") == [".e.jsonl"]
+    assert found("notes.txt") == ["notes.txt"]
+    for path in ("*.csv", "dee", "b.csv.gz"):
+        with pytest.raises(TrainerError, match="no such file"):
+            found(path)
 
 
 def fill_cache(home: Path, kind: str, name: str, commit: str, folder: Path) -> None:

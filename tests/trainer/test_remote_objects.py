@@ -59,6 +59,8 @@ def test_objects_that_were_replaced_are_another_model(
     assert second["revision"] != first["revision"]
     template = Path(second["folder"]) / "chat_template.jinja"
     assert template.read_text() == tiny.MARKED_TEMPLATE
+    server.put("models", "moving/checkpoints/log.txt", b"a log that grows beside it")
+    assert download.model("s3://models/moving")["revision"] == second["revision"]
 
 
 FOUND = {

@@ -13,6 +13,7 @@ from tests.trainer.gang import Job
 from tests.trainer.hub import Hub
 from tests.trainer.s3 import S3
 
+pytestmark = pytest.mark.slow
 TOKEN = "hf_the-secret-token"
 
 

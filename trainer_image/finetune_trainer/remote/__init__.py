@@ -22,6 +22,7 @@ from finetune_trainer.remote.listing import (
     fixed_part,
     is_glob,
     missing,
+    safetensors,
     texts_of_model,
     weights_of_model,
 )
@@ -51,7 +52,8 @@ def model_folder(config: RunConfig, report: Reporter) -> tuple[Path, str]:
     listed = folder.files()
     if not listed:
         raise missing(f"{address}: no object below it", "check bucket and key")
-    revision = revision_of(listed)
+    # Of what belongs to a model: a log that grows beside it makes no other one.
+    revision = revision_of([*texts_of_model(listed), *safetensors(listed)])
     return _model(config, folder, listed, revision, report), revision
 
 
@@ -108,6 +110,12 @@ def _hub_files(
             return data_files(hub.files(), address.path, str(address))
         names = files_of(address, hub.commit, split, scratch)
         there = {file.name: file for file in hub.files()}
+        if elsewhere := [name for name in names if name not in there]:
+            raise missing(
+                f"{address}: its split {split!r} is made of {elsewhere[0]}, which is not in the "
+                "repository",
+                "name files (hf://ORG/NAME/PATH)",
+            )
         return [there[name] for name in names]
 
     return _data(config, hub, key, wanted, f"hf://{address.repository}", report)

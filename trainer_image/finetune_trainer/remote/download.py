@@ -79,6 +79,7 @@ def fetch(
     TrainerError 73 when there is not enough room for all of them, 78 (retryable) when the network
     or the store keeps failing.
     """
+    _check_names(remote, wanted)
     _check_room(remote, wanted, folder, cache_name)
     meter = Meter(remote.address, sum(file.size for file in wanted), report)
     with _pool() as (pool, stop):
@@ -228,6 +229,17 @@ def _sha256(path: Path, meter: Meter) -> str:
             digest.update(block)
             meter.checked()
     return digest.hexdigest()
+
+
+def _check_names(remote: Remote, wanted: list[RemoteFile]) -> None:
+    """A name is a path below the folder, whatever a store calls its objects."""
+    for file in wanted:
+        parts = file.name.split("/")
+        if not all(parts) or ".." in parts or "." in parts:
+            raise TrainerError(
+                ExitCode.BAD_CONFIGURATION,
+                f"{remote.address}: {file.name!r} is no name that a file may have; rename it",
+            )
 
 
 def _check_room(remote: Remote, wanted: list[RemoteFile], folder: Path, cache_name: str) -> None:

@@ -37,6 +37,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from finetune_api.exit_codes import ExitCode
 from finetune_api.uri import HubPath
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.inputs import reading
 from finetune_trainer.remote.listing import RemoteFile, missing
 from finetune_trainer.remote.network import InterruptedTransferError, patiently, unreachable
 
@@ -186,7 +187,7 @@ def _cache_of(address: HubPath, kind: Kind) -> Path:
 
 
 def _from_disk(path: Path, offset: int) -> Iterator[bytes]:
-    with path.open("rb") as source:
+    with reading(str(path)), path.open("rb") as source:
         source.seek(offset)
         while chunk := source.read(_CHUNK):
             yield chunk

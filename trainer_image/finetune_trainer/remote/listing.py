@@ -26,6 +26,8 @@ _MODEL_TEXTS = (
     "NOTICE*",
 )
 _FOLDERS_OF_TEXTS = ("additional_chat_templates/",)
+# What `datasets` writes beside the data that it saves.
+_NOT_DATA = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
 DATA_TYPES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 
 
@@ -68,6 +70,11 @@ def texts_of_model(files: Iterable[RemoteFile]) -> list[RemoteFile]:
             and any(fnmatchcase(file.name, pattern) for pattern in _MODEL_TEXTS)
         )
     ]
+
+
+def safetensors(files: Iterable[RemoteFile]) -> list[RemoteFile]:
+    """Whatever may be weights."""
+    return [file for file in files if fnmatchcase(file.name, "*.safetensors")]
 
 
 def weights_of_model(files: Iterable[RemoteFile], folder: Path, address: str) -> list[RemoteFile]:
@@ -115,7 +122,8 @@ def data_files(files: Iterable[RemoteFile], path: str, address: str) -> list[Rem
 
 def is_data(name: str) -> bool:
     """Whether the name is that of a data file."""
-    return name.removesuffix(".gz").endswith(DATA_TYPES)
+    last = name.rpartition("/")[2]
+    return last.removesuffix(".gz").endswith(DATA_TYPES) and last not in _NOT_DATA
 
 
 def is_glob(path: str) -> bool:

@@ -171,8 +171,7 @@ class ObjectFolder:
         return TrainerError(
             ExitCode.NOT_PERMITTED,
             f"{self.address}: not permitted ({problem}); give credentials that may list and read "
-            f"it "
-            f"({_SECRETS[self._where.scheme]})",
+            f"it ({_SECRETS[self._where.scheme]})",
         )
 
 
