@@ -7,7 +7,7 @@ export FINETUNE_CACHE := $(CACHE)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format crds clean simulate
+.PHONY: help setup tools demo test check format crds clean simulate
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -16,15 +16,18 @@ setup: ## python environment and control plane, cached outside the tree
 	@$(PYTHON) hack/setup.py $(SETUP_FOR)
 	@$(BIN)/python -m finetune_local build
 
+tools: setup ## programs that only tests need (an S3 server), cached outside the tree
+	@$(BIN)/python -m finetune_local.go_tool
+
 demo: SETUP_FOR := --demo
 demo: setup ## fine-tune a real 135M model through a real API server (KEEP=1 leaves the cluster up)
 	@$(BIN)/python -m finetune_local demo $(if $(KEEP),--keep)
 
-test: setup ## everything, as CI runs it
+test: tools ## everything, as CI runs it
 	@$(BIN)/python hack/lint.py
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: setup ## the inner loop: lint, types, fast tests, under 90 s
+check: tools ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py
 	@$(BIN)/python -m pytest -m "not slow" -q
 

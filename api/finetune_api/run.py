@@ -43,12 +43,23 @@ class RunConfig(Message):
     output: spec.Output | None = None
     mounts: dict[str, str] = Field(description="Claim name -> path in the pod.")
     plan: Plan | None = Field(default=None, description="Workers only.")
+    model_revision: str | None = Field(
+        default=None,
+        description="What the prepare pod resolved the model to; names its folder in the cache. "
+        "Workers only.",
+    )
     prepared_digest: str | None = Field(default=None, description="Workers only.")
     run_digest: str | None = Field(default=None, description="Workers only.")
     termination_grace_period_seconds: int = 300
     progress_deadline_seconds: int = Field(
         default=1800, description="Seconds without activity after which the pod ends with 89."
     )
+
+    @property
+    def asks_the_hub(self) -> bool:
+        """Whether an input is a repository of the Hugging Face Hub."""
+        entries = [*self.dataset.train, *(self.dataset.validation or [])]
+        return any(s.startswith("hf://") for s in [self.model.source, *(e.source for e in entries)])
 
 
 class RankHeartbeat(Message):

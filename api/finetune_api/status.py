@@ -57,7 +57,10 @@ class Resolved(Message):
     """Chosen once, at the first commit, and kept for the life of the job."""
 
     image: str = Field(max_length=512, description="Trainer image.")
-    model_revision: str = Field(max_length=80, description="Digest of the model folder's contents.")
+    model_revision: str = Field(
+        max_length=80,
+        description="Commit of an hf:// model; else a digest of what the model's address held.",
+    )
     prepared_digest: str = Field(max_length=80, description="Digest of the prepared data.")
     run_digest: str = Field(max_length=80, description="What a resume must match.")
     parameter_count: int = Field(description="Parameters of the model.")

@@ -1,9 +1,11 @@
-"""`pvc://CLAIM/PATH`, the one kind of address this version reads and writes."""
+"""Addresses: `pvc://` for whatever is written; `hf://`, `s3://`, `gs://` beside it for inputs."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Literal
 
 SCHEME = "pvc://"
+FORMS = "pvc://CLAIM/PATH, hf://ORG/NAME[/PATH], s3://BUCKET/KEY or gs://BUCKET/KEY"
 
 
 @dataclass(frozen=True)
@@ -17,9 +19,9 @@ class ClaimPath:
     def parse(cls, uri: str) -> "ClaimPath":
         """Parse an address; ValueError names what is wrong (the CRD refuses the same ones)."""
         if not uri.startswith(SCHEME):
-            raise ValueError(f"{uri!r}: only pvc://CLAIM/PATH is supported")
+            raise ValueError(f"{uri!r}: only pvc://CLAIM/PATH is supported here")
         claim, _, path = uri.removeprefix(SCHEME).partition("/")
-        parts = [part for part in path.split("/") if part not in ("", ".")]
+        parts = _parts(path)
         if not claim or not parts or ".." in parts:
             raise ValueError(f"{uri!r}: must be pvc://CLAIM/PATH without '..'")
         return cls(claim, "/".join(parts))
@@ -34,3 +36,51 @@ class ClaimPath:
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.claim}/{self.path}"
+
+
+@dataclass(frozen=True)
+class HubPath:
+    """A repository of the Hugging Face Hub, or a path in it."""
+
+    repository: str  # ORG/NAME
+    path: str  # relative, normalised; empty: the whole repository
+
+    def __str__(self) -> str:
+        return f"hf://{self.repository}" + (f"/{self.path}" if self.path else "")
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """An object, or a prefix of objects, in a bucket."""
+
+    scheme: Literal["s3", "gs"]
+    bucket: str
+    key: str  # normalised, never empty
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.key}"
+
+
+def is_claim(uri: str) -> bool:
+    """Whether an address lies on a claim; everything else is downloaded first."""
+    return uri.startswith(SCHEME)
+
+
+def parse(uri: str) -> ClaimPath | HubPath | ObjectPath:
+    """Parse the address of an input; ValueError says which forms there are."""
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme == "pvc":
+        return ClaimPath.parse(uri)
+    parts = _parts(rest)
+    if ".." not in parts and not rest.startswith("/"):
+        if scheme == "hf" and len(parts) >= 2 and parts[0] != "datasets":
+            return HubPath("/".join(parts[:2]), "/".join(parts[2:]))
+        if scheme == "s3" and len(parts) >= 2:
+            return ObjectPath("s3", parts[0], "/".join(parts[1:]))
+        if scheme == "gs" and len(parts) >= 2:
+            return ObjectPath("gs", parts[0], "/".join(parts[1:]))
+    raise ValueError(f"{uri!r}: must be {FORMS}, without '..'")
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]

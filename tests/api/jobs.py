@@ -3,12 +3,22 @@
 from typing import Any
 
 Object = dict[str, Any]
-BAD_URIS = (
+# What is wrong for an input as well.
+BAD_SOURCES = (
     "x",
     "w/x",
     "/data/x",
-    "hf://org/model",
-    "s3://bucket/x",
+    "az://bucket/x",
+    "hf://",
+    "hf://model",
+    "hf:///org/model",
+    "hf://org/..",
+    "hf://datasets/org/data",
+    "s3://bucket",
+    "s3://bucket/",
+    "gs://bucket/./",
+    "gs:///x",
+    "s3://bucket/../x",
     "pvc:///x",
     "pvc://w",
     "pvc://w/",
@@ -19,6 +29,14 @@ BAD_URIS = (
     "pvc://w/../x",
     "pvc://w/a/..",
 )
+BAD_URIS = (*BAD_SOURCES, "hf://org/model", "s3://bucket/x", "gs://bucket/x")
+SOURCES = {
+    "pvc://w/a": "pvc://w/a",
+    "hf://org/model": "hf://org/model",
+    "hf://Org-1/m.o_d-el/sub//folder/": "hf://Org-1/m.o_d-el/sub/folder",
+    "s3://my.bucket/a/b.jsonl": "s3://my.bucket/a/b.jsonl",
+    "gs://bucket/a/*.parquet": "gs://bucket/a/*.parquet",
+}
 
 
 def make_job(name: str = "a", **spec: Any) -> Object:
@@ -35,12 +53,28 @@ def make_job(name: str = "a", **spec: Any) -> Object:
     }
 
 
+def entry(shape: str) -> Object:
+    """An entry of a data set with every field."""
+    return {
+        "source": "hf://org/data",
+        "split": "test",
+        "revision": "v2.0",
+        "format": shape,
+        "credentialsSecretRef": {"name": "hf-token"},
+    }
+
+
 def full_job(name: str = "a") -> Object:
     return make_job(
         name,
+        model={
+            "source": "hf://org/model",
+            "revision": "v1.0",
+            "credentialsSecretRef": {"name": "hf-token"},
+        },
         dataset={
-            "train": [{"source": "pvc://w/data/train.jsonl", "format": "Messages"}],
-            "validation": [{"source": "pvc://w/data/v.json", "format": "PromptCompletion"}],
+            "train": [entry("Messages")],
+            "validation": [entry("PromptCompletion")],
             "lossOn": "LastAssistant",
         },
         training={

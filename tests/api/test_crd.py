@@ -14,7 +14,7 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster, ClusterError
 from tests.api.constraints import Place, broken, field, rules, walk
-from tests.api.jobs import BAD_URIS, full_job, make_job
+from tests.api.jobs import BAD_SOURCES, BAD_URIS, SOURCES, full_job, make_job
 from tests.api.server import JOBS, Server
 
 FILE = TREE / "crds" / "finetune.dev_finetunejobs.yaml"
@@ -46,17 +46,56 @@ def template(**spec):
 
 # What the API server refuses and a pod would not: its names are stricter.
 STRICTER = ("pvc://W/x", "pvc://w/x?y", "pvc://w/x#y")
-URIS = {
-    "spec.model.source": lambda uri: make_job(model={"source": uri}),
-    "spec.dataset.train[0].source": lambda uri: make_job(dataset={"train": [{"source": uri}]}),
-    "spec.dataset.validation[0].source": lambda uri: make_job(
-        dataset={"train": [{"source": "pvc://w/x"}], "validation": [{"source": uri}]}
+STRICTER_SOURCES = (*STRICTER, "hf://org/a?b", "hf://org/model@main", "s3://Bucket/x", "s3://b/x")
+# Where an entry with a source stands.
+ENTRIES = {
+    "spec.model": lambda **entry: make_job(model=entry),
+    "spec.dataset.train[0]": lambda **entry: make_job(dataset={"train": [entry]}),
+    "spec.dataset.validation[0]": lambda **entry: make_job(
+        dataset={"train": [{"source": "pvc://w/x"}], "validation": [entry]}
     ),
+}
+DATA_ENTRIES = {place: make for place, make in ENTRIES.items() if place != "spec.model"}
+SECRET = {"credentialsSecretRef": {"name": "s"}}
+HUB, DATA = "hf://org/model", "hf://org/data"
+URIS = {
     "spec.checkpoints.storage": lambda uri: make_job(checkpoints={"storage": uri}),
     "spec.cache": lambda uri: make_job(cache=uri),
 }
 # Field that a rule names -> manifests that break it.
-BAD = {name: [make(uri) for uri in BAD_URIS + STRICTER] for name, make in URIS.items()} | {
+BAD = {name: [make(uri) for uri in BAD_URIS + STRICTER] for name, make in URIS.items()}
+BAD |= {
+    f"{place}.source": [make(source=uri) for uri in BAD_SOURCES + STRICTER_SOURCES]
+    for place, make in ENTRIES.items()
+}
+BAD |= {
+    f"{place}.revision": [
+        *(make(source=uri, revision="main") for uri in ("pvc://w/x", "s3://bucket/x")),
+        *(make(source=HUB, revision=revision) for revision in ("a b", "../x", "/x", "a?b")),
+    ]
+    for place, make in ENTRIES.items()
+}
+BAD |= {
+    f"{place}.split": [
+        *(make(source=uri, split="test") for uri in ("pvc://w/x", "gs://bucket/x", f"{DATA}/x")),
+        *(make(source=DATA, split=split) for split in ("train[:10%]", "a+b", "a/b")),
+    ]
+    for place, make in DATA_ENTRIES.items()
+}
+BAD |= {
+    f"{place}.credentialsSecretRef": [make(source="pvc://w/x", **SECRET)]
+    for place, make in ENTRIES.items()
+}
+BAD |= {
+    f"{place}.credentialsSecretRef.name": [
+        make(source=HUB, credentialsSecretRef={"name": name}) for name in ("a/b", "A", "-a")
+    ]
+    for place, make in ENTRIES.items()
+}
+BAD |= {
+    "spec.dataset.validation": [
+        DATA_ENTRIES["spec.dataset.validation[0]"](source=uri) for uri in (DATA, f"{DATA}/")
+    ],
     "spec.training.maxSteps": [training(epochs=1.0, maxSteps=5)],
     "spec.training.warmupSteps": [training(warmupRatio=0.1, warmupSteps=5)],
     "spec.training.globalBatchSize": [
@@ -173,6 +212,15 @@ def test_every_rule_refuses_in_its_own_words_and_names_the_field(server: Server,
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize("uri", SOURCES)
+def test_every_form_of_a_source_is_accepted(server: Server, uri: str):
+    for place, make in ENTRIES.items():
+        named = "validation" in place and uri == HUB
+        code, answer = server.dry_run(make(source=uri, **({"split": "test"} if named else {})))
+        assert code == 201, answer
+
+
+@pytest.mark.cluster
 @pytest.mark.parametrize("job", [make_job(), full_job()], ids=["small", "full"])
 def test_good_manifests_come_back_with_defaults_only(server: Server, job):
     code, answer = server.dry_run(job)
@@ -237,6 +285,11 @@ def test_kubectl_explains_and_lists(control_plane: Cluster, server):
 
 FROZEN = {
     "model": {"model": {"source": "pvc://w/other"}},
+    "revision": {"model": {"source": "hf://org/model", "revision": "v2"}},
+    "credentials": {
+        "model": {"source": "hf://org/model", "credentialsSecretRef": {"name": "other"}}
+    },
+    "split": {"dataset": {"train": [{"source": "hf://org/data", "split": "other"}]}},
     "dataset": {"dataset": {"train": [{"source": "pvc://w/other.jsonl"}]}},
     "loss": {"dataset": {"lossOn": "All"}},
     "training": {"training": {"seed": 1}},

@@ -13,9 +13,9 @@ from finetune_api.progress import CheckpointRecord, DataSummary, Progress, Sourc
 from finetune_api.run import Report, Result
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, Condition, FineTuneJobStatus
-from finetune_api.uri import ClaimPath
+from finetune_api.uri import ClaimPath, HubPath, ObjectPath, parse
 from finetune_local.cache import TREE
-from tests.api.jobs import BAD_URIS
+from tests.api.jobs import BAD_SOURCES, BAD_URIS, SOURCES
 from tests.api.largest import largest
 
 TIME = "2026-01-01T00:00:00Z"
@@ -72,6 +72,24 @@ def test_what_the_api_server_refuses_is_no_address_for_a_pod_either(uri):
     with pytest.raises(ValueError, match="pvc://CLAIM/PATH") as caught:
         ClaimPath.parse(uri)
     assert repr(uri) in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", BAD_SOURCES)
+def test_what_the_api_server_refuses_as_a_source_is_none_for_a_pod_either(uri):
+    with pytest.raises(ValueError, match=r"pvc://CLAIM/PATH|s3://BUCKET/KEY") as caught:
+        parse(uri)
+    assert repr(uri) in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", SOURCES)
+def test_every_form_of_a_source_is_read_and_written(uri):
+    assert str(parse(uri)) == SOURCES[uri]
+
+
+def test_the_parts_of_a_source():
+    assert parse("hf://org/model/a/b") == HubPath("org/model", "a/b")
+    assert parse("s3://bucket/a/b") == ObjectPath("s3", "bucket", "a/b")
+    assert parse("pvc://w/a") == ClaimPath("w", "a")
 
 
 def test_an_address_is_read_and_written():

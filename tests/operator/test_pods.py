@@ -61,6 +61,53 @@ def test_the_users_template_is_never_changed():
     assert json.dumps(job.spec.workers.template) == before
 
 
+REMOTE = {
+    "model": {"source": "hf://org/model", "credentialsSecretRef": {"name": "hf"}},
+    "dataset": {
+        "train": [
+            {"source": "s3://bucket/a.jsonl", "credentialsSecretRef": {"name": "aws"}},
+            {"source": "hf://org/data", "credentialsSecretRef": {"name": "hf"}},
+        ],
+        "validation": [{"source": "gs://bucket/b", "credentialsSecretRef": {"name": "google"}}],
+    },
+}
+
+
+def test_only_the_prepare_pod_is_given_the_credentials_of_inputs():
+    job = committed(**REMOTE)
+    secrets = [{"secretRef": {"name": name}} for name in ("aws", "google", "hf")]
+    assert container(pods.prepare_pod(job, "i", "d"))["envFrom"] == secrets
+    for pod in pods.worker_pods(job, 0):
+        assert "envFrom" not in container(pod)
+
+
+def test_credentials_stand_behind_the_templates_own_sources_of_environment():
+    own = [{"configMapRef": {"name": "proxy"}}]
+    template = {"spec": {"containers": [{"name": "trainer", "envFrom": own}]}}
+    job = committed(**REMOTE, workers={"replicas": 2, "template": template})
+    assert container(pods.prepare_pod(job, "i", "d"))["envFrom"][0] == own[0]
+    assert container(pods.worker_pods(job, 0)[0])["envFrom"] == own
+
+
+def test_a_job_without_credentials_has_none():
+    assert "envFrom" not in container(pods.prepare_pod(make_job(), "i", "d"))
+
+
+def test_a_pod_mounts_claims_and_nothing_for_other_addresses():
+    assert pods.claims(make_job(**REMOTE)) == {"w": False}
+
+
+def test_workers_learn_what_the_model_was_resolved_to():
+    pod = worker_pod(**REMOTE)
+    assert RunConfig.model_validate_json(env(pod)["FINETUNE_RUN"]).model_revision == "m"
+
+
+def test_another_secret_is_another_input():
+    other = {"model": {"source": "hf://org/model", "credentialsSecretRef": {"name": "other"}}}
+    one, two = (pods.inputs_digest(make_job(**spec), "i") for spec in (REMOTE, REMOTE | other))
+    assert one != two
+
+
 def test_claims_that_are_only_sources_are_read_only():
     job = make_job(model={"source": "pvc://models/a"}, cache="pvc://cache/c")
     assert pods.claims(job) == {"cache": False, "models": True, "w": False}

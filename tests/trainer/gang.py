@@ -99,6 +99,7 @@ class Job:
             self.config |= {
                 "preparedDigest": result.prepared.prepared_digest,
                 "runDigest": result.prepared.run_digest,
+                "modelRevision": result.prepared.model_revision,
             }
         return pod
 

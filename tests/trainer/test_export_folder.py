@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from finetune_api.progress import Evaluation
+from finetune_trainer.evaluations import History
 from finetune_api.run import RunConfig
 from finetune_trainer import export, model
 from finetune_trainer.checkpoint import store
@@ -349,8 +349,10 @@ def test_a_token_without_a_row_is_refused_before_a_device_is_held(
 
 def test_the_card_tells_how_it_was_made_and_how_to_load_it(config: RunConfig) -> None:
     paths = RunPaths.of(config)
-    measured = Evaluation(baseline=4.5, last=3.25, last_step=8, best=3.125, best_step=6)
-    (paths.storage / "evaluation.json").write_text(measured.to_json())
+    measured = History()
+    for step, loss in ((0, 4.5), (6, 3.125), (8, 3.25)):
+        measured = measured.with_loss(step, loss)
+    paths.evaluations.write_text(measured.to_json())
     paths.logs.mkdir()
     lines = [{"step": 8, "part": "train", "loss": loss} for loss in (9.0, 2.75)]
     for epoch, line in enumerate(lines, 1):  # the newer attempt made the step again

@@ -1,12 +1,13 @@
 """Where the things of a run lie inside the pod: the one place that knows the layout on storage."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import RunConfig
-from finetune_api.uri import ClaimPath
+from finetune_api.uri import ClaimPath, HubPath, is_claim, parse
 from finetune_trainer.errors import TrainerError
 
 
@@ -21,12 +22,14 @@ class RunPaths:
 
     @classmethod
     def of(cls, config: RunConfig) -> "RunPaths":
-        """Resolve the pvc:// addresses of a run through its mounts."""
-        storage = resolve(config, config.checkpoints.storage)
+        """Resolve the addresses of a run through its mounts.
+
+        TrainerError 64 for a model that must be downloaded and was not resolved yet.
+        """
         return cls(
-            model=resolve(config, config.model.source),
-            storage=storage,
-            cache=resolve(config, config.cache) if config.cache else storage / "cache",
+            model=_model_folder(config),
+            storage=resolve(config, config.checkpoints.storage),
+            cache=cache_folder(config),
             storage_uri=config.checkpoints.storage.rstrip("/"),
         )
 
@@ -83,6 +86,52 @@ class RunPaths:
     def uri(self, path: Path) -> str:
         """The pvc:// address of something below storage."""
         return f"{self.storage_uri}/{path.relative_to(self.storage)}"
+
+
+def cache_folder(config: RunConfig) -> Path:
+    """Downloads and prepared data, shared by the jobs that name it."""
+    if config.cache:
+        return resolve(config, config.cache)
+    return resolve(config, config.checkpoints.storage) / "cache"
+
+
+def cache_name(config: RunConfig) -> str:
+    """What people call the cache."""
+    return config.cache or f"{config.checkpoints.storage.rstrip('/')}/cache"
+
+
+def cached_model(config: RunConfig, revision: str) -> Path:
+    """Where a downloaded model lies: named by what it was resolved to, not by where it came from.
+
+    A folder of a repository has a name of its own: its commit is that of the whole.
+    """
+    address = parse(config.model.source)
+    name = revision
+    if isinstance(address, HubPath) and address.path:
+        name += f"-{hashlib.sha256(address.path.encode()).hexdigest()[:8]}"
+    return cache_folder(config) / "models" / name
+
+
+def check_cached(config: RunConfig, folder: Path) -> None:
+    """TrainerError 66 when a downloaded model is no longer where the prepare pod put it."""
+    if not is_claim(config.model.source) and not folder.is_dir():
+        raise TrainerError(
+            ExitCode.INPUT_MISSING,
+            f"{config.model.source}: {cache_name(config)}/models/{folder.name} is gone; keep the "
+            "cache while a job runs, or make a new job, which downloads it again",
+        )
+
+
+def _model_folder(config: RunConfig) -> Path:
+    if is_claim(config.model.source):
+        return resolve(config, config.model.source)
+    if config.model_revision is None:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{config.model.source}: the run configuration does not say what it was resolved to "
+            "(modelRevision); update the operator",
+        )
+    return cached_model(config, config.model_revision)
 
 
 def resolve(config: RunConfig, uri: str) -> Path:

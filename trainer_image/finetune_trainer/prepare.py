@@ -16,13 +16,15 @@ from uuid import uuid4
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import DataSummary
 from finetune_api.run import PrepareResult, RunConfig
+from finetune_api.spec import DataSource
 from finetune_api.storage import RunFile
-from finetune_trainer import finished, model
+from finetune_api.uri import is_claim
+from finetune_trainer import finished, model, remote
 from finetune_trainer.data import digest, formats
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import write_new
 from finetune_trainer.inputs import reading
-from finetune_trainer.paths import RunPaths, resolve
+from finetune_trainer.paths import RunPaths, cache_folder, cache_name, resolve
 from finetune_trainer.reporter import Reporter
 
 _log = logging.getLogger(__name__)
@@ -33,27 +35,46 @@ _ABANDONED = 24 * 3600.0  # s; a builder that has not moved for a day is dead
 def run(config: RunConfig, report: Reporter) -> PrepareResult:
     """Prepare everything; TrainerError says what is wrong and what to do."""
     report.stage("PreparingData")
+    check_writable(resolve(config, config.checkpoints.storage), config.checkpoints.storage)
+    check_writable(cache_folder(config), cache_name(config))
+    config = _with_model(config, report)
     paths = RunPaths.of(config)
-    check_writable(paths.storage, config.checkpoints.storage)
-    check_writable(paths.cache, config.cache or f"{config.checkpoints.storage}/cache")
     with reading(config.model.source):
         _check_links(config, paths.model)
         found = model.inspect(paths.model, config.model.source, report.advance)
     _check_length(config, found)
-    prepared = _digest(config, report)
+    prepared = _digest(config, paths, report)
     data = _prepared(config, paths, prepared, report)
+    # The contents, not where they came from: a model that was copied to a claim is the same one.
     run_digest = digest.of_value(
         {"model": found.revision, "data": prepared, "training": config.training.to_dict()}
     )
-    _claim(config, paths, found.revision, run_digest)
+    revision = config.model_revision or found.revision
+    _claim(config, paths, revision, run_digest)
     return PrepareResult(
         prepared_digest=prepared,
         run_digest=run_digest,
-        model_revision=found.revision,
+        model_revision=revision,
         parameter_count=found.parameter_count,
         data=data,
         finished=finished.read(paths, config.job_uid, run_digest),
     )
+
+
+def _with_model(config: RunConfig, report: Reporter) -> RunConfig:
+    """The configuration with a model that is at hand: downloaded when it lies on no claim."""
+    if is_claim(config.model.source):
+        return config
+    _, revision = remote.model_folder(config, report)
+    _log.info("%s is %s", config.model.source, revision)
+    return config.replace(model_revision=revision)
+
+
+def _files(config: RunConfig, source: DataSource, report: Reporter) -> list[tuple[Path, str]]:
+    """The files of a source, here in the pod, and what people call them."""
+    if is_claim(source.source):
+        return [(resolve(config, source.source), source.source)]
+    return remote.files(config, source, report)
 
 
 def check_writable(folder: Path, name: str) -> None:
@@ -89,7 +110,7 @@ def _why(error: OSError) -> str:
 
 def _check_links(config: RunConfig, folder: Path) -> None:
     """The files of the model, too, must lie on the claim."""
-    if folder.is_dir():
+    if is_claim(config.model.source) and folder.is_dir():
         for file in folder.iterdir():
             resolve(config, f"{config.model.source.rstrip('/')}/{file.name}")
 
@@ -104,18 +125,18 @@ def _check_length(config: RunConfig, found: model.ModelFolder) -> None:
         )
 
 
-def _digest(config: RunConfig, report: Reporter) -> str:
+def _digest(config: RunConfig, paths: RunPaths, report: Reporter) -> str:
     """Contents, never times: the same input gives the same digest on any volume."""
     dataset, training = config.dataset, config.training
     contents = []
     for source in [*dataset.train, *(dataset.validation or [])]:
-        path = resolve(config, source.source)
-        with reading(source.source):
-            formats.check_file(path, source.source)
-            kind = formats.kind_of(path)
-            contents.append([digest.of_file(path, report.advance), source.format, kind])
+        for path, name in _files(config, source, report):
+            with reading(name):
+                formats.check_file(path, name)
+                kind = formats.kind_of(path)
+                contents.append([digest.of_file(path, report.advance), source.format, kind])
     with reading(config.model.source):
-        tokenizer = _tokenizer_digest(resolve(config, config.model.source))
+        tokenizer = _tokenizer_digest(paths.model)
     import tokenizers
     import transformers
 
@@ -160,8 +181,8 @@ def _prepared(config: RunConfig, paths: RunPaths, key: str, report: Reporter) ->
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
     except OSError as error:
-        name = config.cache or f"{config.checkpoints.storage}/cache"
-        raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, f"{name}: {_why(error)}") from error
+        text = f"{cache_name(config)}: {_why(error)}"
+        raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, text) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return summary
@@ -189,7 +210,7 @@ def _build(config: RunConfig, paths: RunPaths, folder: Path, report: Reporter) -
             f"({str(error).splitlines()[0]}); copy it again",
         ) from error
     renderer = Renderer(tokenizer, config.dataset.loss_on)
-    return Builder(config, renderer, folder, report).build()
+    return Builder(config, renderer, folder, report, _files).build()
 
 
 def _remove_abandoned(folder: Path, mine: str) -> None:

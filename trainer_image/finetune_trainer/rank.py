@@ -20,7 +20,7 @@ from finetune_trainer.environment import run_config
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.inputs import reading
 from finetune_trainer.loop import Loop
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.paths import RunPaths, check_cached
 from finetune_trainer.rendezvous import Place
 from finetune_trainer.stop_signal import StopSignal
 
@@ -81,6 +81,7 @@ def _train(report: ChannelReporter) -> int:
         logging.info(
             "attempt %d, %d ranks, ZeRO stage %d", config.attempt, place.world, plan.zero_stage
         )
+    check_cached(config, paths.model)
     with reading(config.model.source):
         model = lm.load(paths.model, dtype)
     report.advance()

@@ -158,7 +158,8 @@ class Supervisor:
     def _start(self, name: str, rank: int | None, module: list[str], env: dict[str, str]) -> Child:
         if self._stop.at is not None:
             raise TrainerError(ExitCode.STOPPED, _stopped(name))
-        child = Child(name, rank, module, _quiet() | env)
+        online = name == "prepare" and self.state is not None and self.state.config.asks_the_hub
+        child = Child(name, rank, module, _quiet(online=online) | env)
         self._children.append(child)
         return child
 
@@ -285,10 +286,16 @@ def _claim(paths: RunPaths, config: RunConfig) -> int:
         ) from error
 
 
-def _quiet() -> dict[str, str]:
-    """What keeps a child's log readable; whoever sets one of these in the pod has the last word."""
+def _quiet(*, online: bool) -> dict[str, str]:
+    """What keeps a child's log readable; whoever sets one of these in the pod has the last word.
+
+    `online`: it downloads from the Hub. Everything else is at hand, and nothing calls home.
+    """
     wanted = {
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "0" if online else "1",
+        # The home folder of a container need not be writable.
+        "HF_HOME": f"/tmp/huggingface-{os.getuid()}",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         # Deprecations inside torch and DeepSpeed, told once a rank: nothing of the user's to mend.

@@ -1,4 +1,4 @@
-"""What the parts of the spec share: strictness, and addresses on claims."""
+"""What the parts of the spec share: strictness, addresses, credentials."""
 
 from typing import Annotated
 
@@ -7,14 +7,31 @@ from pydantic import ConfigDict, Field
 from finetune_api.base import Message
 from finetune_api.schema import Rule, rules
 
+_CLAIM = "pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[^?#]+"
+_HUB = "hf://[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*(/[^?#]*)?"
+_OBJECT = "(s3|gs)://[a-z0-9][-a-z0-9_.]+[a-z0-9]/[^?#]+"
+_NO_PARENT = "!self.matches('(^|/)[.][.](/|$)')"
+_NO_ROOT = "!self.matches('^(pvc|s3|gs)://[^/]+(/[.]?)*$')"
+
 URI_RULE = Rule(
-    "self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[^?#]+$') && "
-    "!self.matches('(^|/)[.][.](/|$)') && !self.matches('^pvc://[^/]+(/[.]?)*$')",
-    "must be pvc://CLAIM/PATH (a path on a PersistentVolumeClaim of this namespace) without '..'",
+    f"self.matches('^{_CLAIM}$') && {_NO_PARENT} && {_NO_ROOT}",
+    "must be pvc://CLAIM/PATH (a path on a PersistentVolumeClaim of this namespace) without '..'; "
+    "hf://, s3:// and gs:// are for models and data",
+)
+SOURCE_RULE = Rule(
+    f"self.matches('^({_CLAIM}|{_HUB}|{_OBJECT})$') && {_NO_PARENT} && {_NO_ROOT} && "
+    "!self.startsWith('hf://datasets/')",
+    "must be pvc://CLAIM/PATH, hf://ORG/NAME[/PATH], s3://BUCKET/KEY or gs://BUCKET/KEY without "
+    "'..' (no 'datasets/' after hf://; a revision is a field of its own)",
 )
 Uri = Annotated[str, Field(min_length=1, max_length=512, json_schema_extra=rules(URI_RULE))]
+SourceUri = Annotated[
+    str, Field(min_length=1, max_length=512, json_schema_extra=rules(SOURCE_RULE))
+]
 # Shorter: it stands in the status of every checkpoint, and a status has 32 kB.
 StorageUri = Annotated[str, Field(min_length=1, max_length=256, json_schema_extra=rules(URI_RULE))]
+# A branch, a tag or a commit; see REVISION_RULE.
+Revision = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Spec(Message):
@@ -33,7 +50,23 @@ class SecretRef(Spec):
         json_schema_extra=rules(
             Rule(
                 "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",
-                "must be the name of a Secret: a-z, 0-9, '-' and '.'",
+                "must be the name of a Secret: a-z, 0-9, '-' and '.', beginning and ending with a "
+                "letter or a digit",
             )
         ),
     )
+
+
+# What a model and an entry of a data set have in common, each on its own object.
+REVISION_RULE = Rule(
+    "!has(self.revision) || self.source.startsWith('hf://') && !self.revision.contains('..') && "
+    "self.revision.matches('^[A-Za-z0-9][-A-Za-z0-9_./]*$')",
+    "must be a branch, a tag or a commit (letters, digits, '-', '_', '.' and '/'), and only of "
+    "hf://; elsewhere remove it",
+    ".revision",
+)
+CREDENTIALS_RULE = Rule(
+    "!has(self.credentialsSecretRef) || !self.source.startsWith('pvc://')",
+    "only hf://, s3:// and gs:// need credentials; remove it",
+    ".credentialsSecretRef",
+)

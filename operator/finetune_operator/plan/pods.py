@@ -9,8 +9,8 @@ from typing import Any
 from finetune_api import names
 from finetune_api.base import API_VERSION
 from finetune_api.run import RunConfig
-from finetune_api.spec import SecretRef
-from finetune_api.uri import ClaimPath
+from finetune_api.spec import DataSource
+from finetune_api.uri import ClaimPath, is_claim
 from finetune_operator.plan.observe import Job
 
 Object = dict[str, Any]
@@ -37,10 +37,24 @@ def claims(job: Job) -> dict[str, bool]:
     written = {ClaimPath.parse(spec.checkpoints.storage).claim}
     if spec.cache:
         written.add(ClaimPath.parse(spec.cache).claim)
-    sources = [spec.model.source]
-    sources += [s.source for s in [*spec.dataset.train, *(spec.dataset.validation or [])]]
-    read = {ClaimPath.parse(source).claim for source in sources}
+    sources = [spec.model.source, *(entry.source for entry in _entries(job))]
+    read = {ClaimPath.parse(source).claim for source in sources if is_claim(source)}
     return {claim: claim not in written for claim in sorted(read | written)}
+
+
+def credentials(job: Job) -> list[str]:
+    """Secrets that the inputs name, in the order of the environment: the later one wins.
+
+    The model's is last. All of a pod's variables share one name space, so two Secrets of a job
+    should not hold the same key.
+    """
+    refs = [entry.credentials_secret_ref for entry in _entries(job)]
+    named = [ref.name for ref in [*refs, job.spec.model.credentials_secret_ref] if ref]
+    return list(reversed(dict.fromkeys(reversed(named))))
+
+
+def _entries(job: Job) -> list[DataSource]:
+    return [*job.spec.dataset.train, *(job.spec.dataset.validation or [])]
 
 
 def service(job: Job) -> Object:
@@ -67,7 +81,10 @@ def service(job: Job) -> Object:
 
 
 def prepare_pod(job: Job, image: str, inputs: str) -> Object:
-    """The pod that prepares data; it holds no device."""
+    """The pod that downloads and prepares; it holds no device.
+
+    The only one that is given the credentials of the inputs: workers read the cache.
+    """
     config = _encode(_config(job, "prepare"))
     pod = _pod(job, names.prepare_pod_name(job.name), image, "prepare", config)
     pod["metadata"]["labels"][names.LABEL_ROLE] = "prepare"
@@ -75,7 +92,9 @@ def prepare_pod(job: Job, image: str, inputs: str) -> Object:
         names.ANNOTATION_INPUTS: inputs,
         names.ANNOTATION_RETRY: str(job.status.prepare_failures),
     }
-    resources = _own_container(pod["spec"]).setdefault("resources", {})
+    container = _own_container(pod["spec"])
+    _add_secrets(container, credentials(job))
+    resources = container.setdefault("resources", {})
     for part in ("limits", "requests"):
         resources.get(part, {}).pop(job.spec.workers.device_resource, None)
     resources["requests"] = _PREPARE_REQUESTS | resources.get("requests", {})
@@ -92,6 +111,7 @@ def worker_pods(job: Job, highest_step: int, indexes: Iterable[int]) -> list[Obj
         attempt=status.attempt,
         highest_step=highest_step,
         plan=status.plan,
+        model_revision=status.resolved.model_revision,
         prepared_digest=status.resolved.prepared_digest,
         run_digest=status.resolved.run_digest,
     )
@@ -123,7 +143,8 @@ def _worker_pod(job: Job, index: int, config: str) -> Object:
     }
     own = [{"name": name, "value": value} for name, value in place.items()]
     container["env"] = _merge_env(container["env"], own)
-    _add_secrets(container, [t.secret_ref for t in job.spec.tracking or []])
+    tracked = [tracker.secret_ref for tracker in job.spec.tracking or []]
+    _add_secrets(container, [ref.name for ref in tracked if ref])
     container["ports"] = [
         {"name": "rendezvous", "containerPort": names.RENDEZVOUS_PORT},
         {"name": "report", "containerPort": names.REPORT_PORT},
@@ -229,10 +250,10 @@ def _merge_env(entries: list[Object], own: list[Object]) -> list[Object]:
     return [entry for entry in entries if entry["name"] not in names_of_own] + own
 
 
-def _add_secrets(container: Object, references: list[SecretRef | None]) -> None:
+def _add_secrets(container: Object, secrets: list[str]) -> None:
     """Their keys become environment; each Secret once, the template's own sources stay."""
     sources = list(container.get("envFrom", []))
-    for name in dict.fromkeys(reference.name for reference in references if reference):
+    for name in dict.fromkeys(secrets):
         source = {"secretRef": {"name": name}}
         if source not in sources:
             sources.append(source)

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
@@ -14,7 +15,6 @@ from finetune_trainer.data import formats, packing
 from finetune_trainer.data.render import Document, Renderer
 from finetune_trainer.data.rows import RowWriter
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.paths import resolve
 from finetune_trainer.reporter import Reporter
 
 _log = logging.getLogger(__name__)
@@ -44,9 +44,14 @@ class Builder:
     """Writes both splits of one run into a folder."""
 
     def __init__(
-        self, config: RunConfig, renderer: Renderer, folder: Path, report: Reporter
+        self,
+        config: RunConfig,
+        renderer: Renderer,
+        folder: Path,
+        report: Reporter,
+        files: Callable[[RunConfig, DataSource, Reporter], list[tuple[Path, str]]],
     ) -> None:
-        self._config, self._renderer = config, renderer
+        self._config, self._renderer, self._files = config, renderer, files
         self._folder, self._report = folder, report
         self._samples: list[str] = []
         self._said = time.monotonic()
@@ -88,8 +93,9 @@ class Builder:
         return total, summaries
 
     def _documents(self, source: DataSource, count: Count) -> Iterator[Document]:
-        path = resolve(self._config, source.source)
-        for example in formats.read(path, source.source, source.format):
+        found = self._files(self._config, source, self._report)
+        read = (formats.read(path, name, source.format) for path, name in found)
+        for example in chain.from_iterable(read):
             self._report.advance()
             self._say(source.source, count)
             document = self._renderer.render(example)

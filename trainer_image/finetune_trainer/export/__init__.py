@@ -7,7 +7,6 @@ weights are the base's own files; only what training changed is changed. See doc
 
 import shutil
 
-
 import torch
 
 from finetune_api.exit_codes import ExitCode

@@ -1,0 +1,116 @@
+"""Downloads in a process of its own: `python -m tests.trainer.download model|data`.
+
+huggingface_hub reads its environment when it is imported, as in a pod. Prints one line of JSON: how
+it ended.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune_api.run import RunConfig
+from tests.trainer import gang
+
+_RESULT = "result: "
+SECRETS = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY")
+
+
+@dataclass
+class Download:
+    """Runs the driver over a claim, with an environment and nothing else of the caller's."""
+
+    claim: Path
+    env: dict[str, str]
+    output: list[str] = field(default_factory=list)
+    uid: str = "uid-1"
+
+    def model(self, source: str, **changes: Any) -> dict[str, Any]:
+        """Result for a model."""
+        return self._run("model", self.config(model={"source": source, **changes}))
+
+    def data(self, source: str, **changes: Any) -> dict[str, Any]:
+        """Result for a source of training data."""
+        entry = {"source": source, **changes}
+        return self._run("data", self.config(dataset={"train": [entry]}))
+
+    def start(self, what: str, config: dict[str, Any]) -> "subprocess.Popen[str]":
+        """The driver, not waited for."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "AWS_"))}
+        environment |= {"FINETUNE_RUN": json.dumps(config), **self.env}
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.trainer.download", what],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def config(self, **changes: Any) -> dict[str, Any]:
+        """A run configuration over the claim."""
+        config = gang.make_job(self.claim).config | {"role": "prepare", "jobUid": self.uid}
+        config = config | {"mounts": {"w": str(self.claim)}, "cache": "pvc://w/cache"} | changes
+        RunConfig.model_validate(config)
+        return config
+
+    def end(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
+        """What it printed."""
+        text, _ = process.communicate(timeout=120)
+        self.output.append(text)
+        for name in SECRETS:
+            assert not self.env.get(name) or self.env[name] not in text
+        assert process.returncode == 0, text
+        (line,) = (line for line in text.splitlines() if line.startswith(_RESULT))
+        result: dict[str, Any] = json.loads(line.removeprefix(_RESULT))
+        return result
+
+    def _run(self, what: str, config: dict[str, Any]) -> dict[str, Any]:
+        return self.end(self.start(what, config))
+
+
+class Pulse:
+    """Hears work; slows it down where a test wants to come in between."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+
+    def stage(self, *_: object) -> None:
+        """Not told here."""
+
+    def training(self, **_: object) -> None:
+        """Not told here."""
+
+    def advance(self, amount: int = 1) -> None:
+        self.heard += amount
+        time.sleep(float(os.environ.get("TEST_SLOWLY", "0")))
+
+
+def main() -> None:
+    from finetune_trainer import remote
+    from finetune_trainer.errors import TrainerError
+    from finetune_trainer.remote import network
+
+    logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+    network.WAITS = (0.01,) * 3
+    config, pulse = RunConfig.model_validate_json(os.environ["FINETUNE_RUN"]), Pulse()
+    result: dict[str, Any]
+    try:
+        if sys.argv[1] == "model":
+            folder, revision = remote.model_folder(config, pulse)
+            result = {"folder": str(folder), "revision": revision}
+        else:
+            found = [remote.files(config, source, pulse) for source in config.dataset.train]
+            result = {"files": [[str(path), name] for part in found for path, name in part]}
+        result["advanced"] = pulse.heard
+    except TrainerError as error:
+        result = {"code": int(error.code), "reason": error.reason, "message": error.message}
+    print(_RESULT + json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
