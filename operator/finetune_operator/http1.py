@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 client for many short requests to one server (docs/adr/0013).
+"""A small HTTP/1.1 client for many short requests to one server (docs/adr/0014).
 
 It does what an API server needs and nothing else: TLS, keep-alive, one request at a time on a
 connection, bodies by length or in chunks. No redirects, cookies, proxies or compression.
