@@ -9,9 +9,9 @@ import yaml
 
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
-from finetune_trainer.data.formats import read
 from tests.api.jobs import make_job
 from tests.api.server import JOBS, Server
+from tests.trainer.reading import examples
 
 PAGES = [TREE / "README.md", *TREE.glob("examples/*.md"), *sorted(TREE.glob("docs/**/*.md"))]
 
@@ -83,8 +83,8 @@ def test_every_patch_is_accepted_as_it_stands(server: Server, place: str):
 @pytest.mark.parametrize("line", DATA)
 def test_every_line_of_data_is_read(tmp_path, line: str):
     (tmp_path / "data.jsonl").write_text(line + "\n")
-    (example,) = read(tmp_path / "data.jsonl", "data.jsonl", "Auto")
-    assert example.messages or example.prompt
+    (example,) = examples(tmp_path / "data.jsonl", "data.jsonl")
+    assert not example.is_empty
 
 
 def test_every_file_that_a_page_links_to_exists():

@@ -37,7 +37,10 @@ def test_preparation_finds_out_what_the_plan_needs(configured: Configure, tiny_m
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     assert result.parameter_count == sum(p.numel() for p in model.parameters())
     assert (result.data.examples, result.data.validation_examples) == (60, 10)
-    assert result.data.dropped_overlong == result.data.dropped_useless == 0
+    data = result.data
+    assert data.dropped_overlong == data.truncated == data.split == data.invalid == 0
+    assert data.dropped_empty == data.dropped_untrained == data.duplicates == 0
+    assert data.epoch_rows == data.rows
     assert result.finished is None
     rows = Rows(RunPaths.of(config).prepared(result.prepared_digest), "train")
     assert len(rows) == result.data.rows
@@ -128,7 +131,8 @@ def test_a_few_overlong_and_useless_examples_are_dropped_and_counted(
     rows = [*chats(*[5] * 40), *chats(500), useless]
     tiny.write_jsonl(claim / "data/train.jsonl", rows)
     data = run(configured()).data
-    assert (data.examples, data.dropped_overlong, data.dropped_useless) == (40, 1, 1)
+    assert (data.examples, data.dropped_overlong, data.dropped_empty) == (40, 1, 1)
+    assert data.duplicates == 39
 
 
 def test_many_overlong_examples_are_bad_data(configured: Configure, claim: Path) -> None:
@@ -136,9 +140,10 @@ def test_many_overlong_examples_are_bad_data(configured: Configure, claim: Path)
     error = refusal(configured())
     assert error.code == 65
     assert error.message.startswith(
-        "dataset.train: 2 of 20 examples are longer than sequenceLength 128; at most 5 % may be "
-        "dropped; training.sequenceLength "
+        "dataset.train: 2 of 20 examples are longer than sequenceLength 128 (the first: "
+        "pvc://w/data/train.jsonl line 19, "
     )
+    assert "; at most 5 % may be dropped; training.sequenceLength " in error.message
     keeps = int(error.message.split("sequenceLength ")[-1].split()[0])
     config = configured()
     config = config.replace(training=config.training.replace(sequence_length=keeps))
@@ -151,8 +156,8 @@ def test_many_useless_examples_are_bad_data(configured: Configure, claim: Path) 
     error = refusal(configured())
     assert (error.code, error.message) == (
         65,
-        "dataset.train: 1 of 10 examples are empty or train no token; at most 5 % may be dropped; "
-        "clean the data, or look at dataset.lossOn",
+        "dataset.train: 1 of 10 examples are empty (1) or train no token (0); at most 5 % may be "
+        "dropped; clean the data, or look at dataset.lossOn",
     )
 
 
@@ -231,7 +236,7 @@ REFUSED = {
     "a bad row": (
         write("data/train.jsonl", "{}\nnot json\n"),
         65,
-        "pvc://w/data/train.jsonl line 1: an object with the keys []; allowed are Messages, ",
+        "pvc://w/data/train.jsonl line 1: an object with the keys []; allowed: Messages, ",
     ),
     "a bad held-out row": (
         write("data/validation.jsonl", "not json\n"),
@@ -247,7 +252,7 @@ REFUSED = {
     "a folder as data": (
         lambda claim: ((claim / "data/train.jsonl").unlink(), (claim / "data/train.jsonl").mkdir()),
         66,
-        "pvc://w/data/train.jsonl: is a folder; name one file",
+        "pvc://w/data/train.jsonl: no data file in this folder; allowed are .jsonl, ",
     ),
     "data behind a link": (
         link_data,

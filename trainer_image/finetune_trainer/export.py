@@ -19,7 +19,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Output
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
-from finetune_trainer import fence, finished, model, tensor_file
+from finetune_trainer import fence, finished, model, prepared, tensor_file
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.errors import TrainerError
@@ -159,7 +159,19 @@ def _write_texts(
     for name in _COPIED:
         if (paths.model / name).is_file():
             shutil.copyfile(paths.model / name, out / name)
+    _write_template(out, prepared.chat_template(paths.prepared(config.prepared_digest or "")))
     (out / "README.md").write_text(model_card(config, manifest, paths))
+
+
+def _write_template(out: Path, template: str | None) -> None:
+    """The template that was trained with, in both places where readers look for one."""
+    if template is None:
+        return
+    (out / "chat_template.jinja").write_text(template, encoding="utf-8")
+    path = out / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = json.dumps(settings | {"chat_template": template}, indent=2, ensure_ascii=False)
+    path.write_text(text, encoding="utf-8")
 
 
 def _load_back(

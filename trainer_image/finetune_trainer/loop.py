@@ -16,7 +16,7 @@ import torch.distributed as dist
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Plan
 from finetune_api.run import RunConfig
-from finetune_trainer import batch, fence, order
+from finetune_trainer import batch, fence, order, prepared
 from finetune_trainer.checkpoint import choose, load, store, write
 from finetune_trainer.checkpoint.write import Owner, Position
 from finetune_trainer.data.rows import Rows
@@ -69,6 +69,7 @@ class Loop:
     ) -> None:
         folder = paths.prepared(config.prepared_digest or "")
         self.rows = Rows(folder, "train")
+        self._sequence = prepared.sequence(config, folder)
         self.state = State()
         self.peers = Peers.of(device, control)
         self.evaluator = Evaluator(
@@ -77,7 +78,7 @@ class Loop:
         self._config, self._plan, self._engine = config, plan, engine
         self._paths, self._owner, self._report = paths, owner, report
         self._stop = stop
-        self._meter = ProgressMeter(config, plan, len(self.rows))
+        self._meter = ProgressMeter(config, plan, self._sequence.epoch)
         fp32 = config.training.precision == "FP32"
         self._divergence = Divergence(plan.learning_rate, fp32)
         self._trained_rows: list[int] = []  # of the last step
@@ -136,9 +137,7 @@ class Loop:
         """One optimizer step over the next rows of the sequence."""
         state, plan, training = self.state, self._plan, self._config.training
         started = time.monotonic()
-        rows = order.step_rows(
-            state.rows_consumed, plan.global_batch_size, len(self.rows), training.seed, self._end()
-        )
+        rows = self._sequence.step(state.rows_consumed, plan.global_batch_size, self._end())
         trained = int(self.rows.trained_tokens[rows].sum())
         loss = torch.zeros((), device=self.peers.device)
         tokens = 0
@@ -294,4 +293,4 @@ class Loop:
         if training.max_steps is not None:
             return self._plan.total_steps * self._plan.global_batch_size
         epochs = 3.0 if training.epochs is None else training.epochs
-        return math.ceil(epochs * len(self.rows))
+        return math.ceil(epochs * self._sequence.epoch)

@@ -1,16 +1,15 @@
 """The README.md of the finished model."""
 
-from finetune_api.progress import DataSummary
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
+from finetune_trainer import prepared
 from finetune_trainer.paths import RunPaths
 
 
 def model_card(config: RunConfig, manifest: Manifest, paths: RunPaths) -> str:
     """Markdown: where the model comes from and what was done to it."""
     plan, training = config.plan, config.training
-    card = paths.prepared(config.prepared_digest or "") / "card.json"
-    data = DataSummary.model_validate_json(card.read_text())
+    data = prepared.summary(paths.prepared(config.prepared_digest or ""), config)
     sources = "\n".join(f"* `{s.source}`: {s.examples} examples" for s in data.sources)
     loss = manifest.validation_loss
     measured = "not measured" if loss is None else f"{loss:.4f} nats per token"

@@ -9,13 +9,15 @@ from pydantic import ConfigDict, Field
 
 from finetune_api.schema import Rule, rules
 from finetune_api.spec.common import Spec, Uri
-from finetune_api.spec.data import Dataset, DataSource, Model
+from finetune_api.spec.data import ChatTemplate, Columns, Dataset, DataSource, Model, TrainSource
 from finetune_api.spec.policy import Checkpoints, RunPolicy
 from finetune_api.spec.training import DeepSpeed, Optimizer, Training
 from finetune_api.spec.workers import Scheduling, Workers
 
 __all__ = [
+    "ChatTemplate",
     "Checkpoints",
+    "Columns",
     "DataSource",
     "Dataset",
     "DeepSpeed",
@@ -24,6 +26,7 @@ __all__ = [
     "Optimizer",
     "RunPolicy",
     "Scheduling",
+    "TrainSource",
     "Training",
     "Workers",
 ]

@@ -37,6 +37,8 @@ def claims(job: Job) -> dict[str, bool]:
         written.add(ClaimPath.parse(spec.cache).claim)
     sources = [spec.model.source]
     sources += [s.source for s in [*spec.dataset.train, *(spec.dataset.validation or [])]]
+    if spec.dataset.chat_template and spec.dataset.chat_template.path:
+        sources.append(spec.dataset.chat_template.path)
     read = {ClaimPath.parse(source).claim for source in sources}
     return {claim: claim not in written for claim in sorted(read | written)}
 
