@@ -39,9 +39,35 @@ def full_job(name: str = "a") -> Object:
     return make_job(
         name,
         dataset={
-            "train": [{"source": "pvc://w/data/train.jsonl", "format": "Messages"}],
-            "validation": [{"source": "pvc://w/data/v.json", "format": "PromptCompletion"}],
+            "train": [
+                {
+                    "source": "pvc://w/data/train.jsonl",
+                    "format": "Messages",
+                    "columns": {
+                        "messages": "chat",
+                        "role": "from",
+                        "content": "value",
+                        "tools": "functions",
+                        "prompt": "question",
+                        "completion": "answer",
+                        "instruction": "task",
+                        "input": "given",
+                        "output": "reply",
+                        "text": "body",
+                    },
+                    "weight": 0.75,
+                },
+            ],
+            "validation": [
+                {
+                    "source": "pvc://w/data/v.json",
+                    "format": "PromptCompletion",
+                    "columns": {"prompt": "question"},
+                },
+            ],
             "lossOn": "LastAssistant",
+            "chatTemplate": {"path": "pvc://w/template.jinja"},
+            "overlong": "Truncate",
         },
         training={
             "maxSteps": 100,

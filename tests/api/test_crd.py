@@ -40,6 +40,10 @@ def training(**changes):
     return make_job(training=changes)
 
 
+def dataset(**changes):
+    return make_job(dataset={"train": [{"source": "pvc://w/x"}], **changes})
+
+
 def template(**spec):
     return make_job(workers={"template": {"spec": spec}})
 
@@ -52,11 +56,24 @@ URIS = {
     "spec.dataset.validation[0].source": lambda uri: make_job(
         dataset={"train": [{"source": "pvc://w/x"}], "validation": [{"source": uri}]}
     ),
+    "spec.dataset.chatTemplate.path": lambda uri: dataset(chatTemplate={"path": uri}),
     "spec.checkpoints.storage": lambda uri: make_job(checkpoints={"storage": uri}),
     "spec.cache": lambda uri: make_job(cache=uri),
 }
 # Field that a rule names -> manifests that break it.
 BAD = {name: [make(uri) for uri in BAD_URIS + STRICTER] for name, make in URIS.items()} | {
+    "spec.dataset.train": [
+        make_job(
+            dataset={"train": [{"source": "pvc://w/x", "weight": 1.0}, {"source": "pvc://w/y"}]}
+        )
+    ],
+    "spec.dataset.validationFraction": [
+        dataset(validation=[{"source": "pvc://w/x"}], validationFraction=0.1)
+    ],
+    "spec.dataset.chatTemplate": [
+        dataset(chatTemplate={}),
+        dataset(chatTemplate={"inline": "x", "path": "pvc://w/x"}),
+    ],
     "spec.training.maxSteps": [training(epochs=1.0, maxSteps=5)],
     "spec.training.warmupSteps": [training(warmupRatio=0.1, warmupSteps=5)],
     "spec.training.globalBatchSize": [

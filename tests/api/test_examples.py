@@ -36,7 +36,10 @@ PATCHES = {
     for place, text in SHELL.items()
     for number, patch in enumerate(re.findall(r"kubectl patch .* -p '(.*?)'", text))
 }
-DATA = re.findall(r"`(\{\"\w+\".*?\})`", (TREE / "examples" / "README.md").read_text())
+DATA = [
+    *re.findall(r"`(\{\"\w+\".*?\})`", (TREE / "examples" / "README.md").read_text()),
+    *re.findall(r"```json\n(.*)\n```", (TREE / "docs" / "data.md").read_text()),
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_there_are_examples():
     assert len(FILES) >= 2
     assert any(place.startswith("README.md") for place in MANIFESTS)
     assert PATCHES
-    assert len(DATA) == 2
+    assert len(DATA) == 9
 
 
 @pytest.mark.cluster

@@ -1,5 +1,6 @@
 """The finished model from checkpoint files, in process."""
 
+import json
 import errno
 import shutil
 from collections.abc import Callable
@@ -8,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune_api.progress import DataSummary
+from finetune_api.progress import DataSummary, SourceSummary
 from finetune_api.run import RunConfig
 from finetune_trainer import export, fence
 from finetune_trainer.checkpoint import store
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.reporter import SilentReporter
-from tests.trainer import weights
+from tests.trainer import tiny, weights
 from tests.trainer.checkpoints import DIGEST, flip_a_byte, write_checkpoint
 from tests.trainer.gang import make_plan
 
@@ -28,7 +29,10 @@ def config(configured: Configure) -> RunConfig:
     plan = make_plan().to_dict()
     made = configured(runDigest=DIGEST, preparedDigest="data", plan=plan, attempt=1)
     paths = RunPaths.of(made)
-    summary = DataSummary(examples=1, rows=1, tokens=1, trained_tokens=1, packing_efficiency=1)
+    source = SourceSummary(source="pvc://w/data/train.jsonl", rows=1, examples=1)
+    summary = DataSummary(
+        examples=1, rows=1, tokens=1, trained_tokens=1, packing_efficiency=1, sources=[source]
+    )
     paths.prepared("data").mkdir(parents=True)
     (paths.prepared("data") / "card.json").write_text(summary.to_json())
     torch.manual_seed(1)
@@ -165,3 +169,18 @@ def test_what_older_gangs_half_exported_goes_and_a_newer_one_s_stays(config: Run
         (paths.storage / f"final.tmp-{epoch}").mkdir()
     export.run(config, paths, SilentReporter(), 2)
     assert sorted(path.name for path in paths.storage.glob("final*")) == ["final", "final.tmp-3"]
+
+
+def test_the_template_that_was_trained_with_is_saved_in_both_places(config: RunConfig) -> None:
+    from transformers import AutoTokenizer
+
+    paths = RunPaths.of(config)
+    template = "{{ 'ä' }}" + tiny.TEMPLATE
+    (paths.prepared("data") / "chat_template.jinja").write_text(template, encoding="utf-8")
+    run(config)
+    assert (paths.final / "chat_template.jinja").read_text(encoding="utf-8") == template
+    settings = json.loads((paths.final / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["chat_template"] == template
+    before = json.loads((paths.model / "tokenizer_config.json").read_text())
+    assert settings == before | {"chat_template": template}
+    assert AutoTokenizer.from_pretrained(paths.final).chat_template == template

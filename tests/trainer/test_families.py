@@ -132,6 +132,12 @@ def test_a_thinking_template_does_not_train_what_it_would_not_say() -> None:
     assert parts("qwen3", CHAT[2:]) == [answer]
 
 
+def test_thoughts_are_trained() -> None:
+    thinking = [CHAT[0], {**CHAT[1], "reasoning_content": "hm, a cat"}]
+    expected = ["<think>\nhm, a cat\n</think>\n\non a warm mat<|im_end|>"]
+    assert parts("qwen3", thinking) == parts("qwen3_training", thinking) == expected
+
+
 TOOL = {
     "type": "function",
     "function": {

@@ -87,6 +87,17 @@ CHANGES = {
     "loss": lambda claim, config: config["dataset"].update(lossOn="LastAssistant"),
     "length": lambda claim, config: config["training"].update(sequenceLength=200),
     "packing": lambda claim, config: config["training"].update(packing=False),
+    "overlong": lambda claim, config: config["dataset"].update(overlong="Truncate"),
+    "fraction": lambda claim, config: (
+        config["dataset"].pop("validation"),
+        config["dataset"].update(validationFraction=0.5),
+    ),
+    "columns": lambda claim, config: config["dataset"]["train"][0].update(
+        columns={"tools": "functions"}
+    ),
+    "template of the job": lambda claim, config: config["dataset"].update(
+        chatTemplate={"inline": tiny.TEMPLATE + "{# another #}"}
+    ),
     "template": lambda claim, config: (claim / "model/chat_template.jinja").write_text(
         tiny.TEMPLATE + "{# another #}"
     ),
@@ -470,3 +481,43 @@ def test_weights_in_several_files_are_counted_once(configured: Configure, claim:
     model.save_pretrained(claim / "model", max_shard_size="100kB")
     assert (claim / "model/model.safetensors.index.json").is_file()
     assert run(configured()).parameter_count == before
+
+
+def test_a_chat_template_of_the_job_is_used_and_kept(configured: Configure, claim: Path) -> None:
+    (claim / "model/chat_template.jinja").unlink()
+    template = tiny.TEMPLATE.replace("assistant", "bot").replace("message['role'] +", "'bot' +")
+    (claim / "bot.jinja").write_text(template, encoding="utf-8")
+    train = [{"source": "pvc://w/data/train.jsonl"}]
+    assert "has no chat template; set dataset.chatTemplate" in refusal(configured()).message
+    inline = configured(dataset={"train": train, "chatTemplate": {"inline": template}})
+    first = run(inline)
+    folder = RunPaths.of(inline).prepared(first.prepared_digest)
+    assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == template
+    assert "<|im_start|>bot" in (folder / "sample.txt").read_text()
+    path = configured(dataset={"train": train, "chatTemplate": {"path": "pvc://w/bot.jinja"}})
+    assert run(path).prepared_digest == first.prepared_digest
+
+
+TEMPLATES = {
+    "no file": (None, 66, "pvc://w/bot.jinja: cannot be read ("),
+    "no text": (
+        b"\xff",
+        64,
+        "dataset.chatTemplate: pvc://w/bot.jinja is not UTF-8 text (invalid start byte); name the "
+        "template",
+    ),
+    "no template": (b"{% if %}", 65, "dataset.train: 60 of 60 examples cannot be rendered; "),
+}
+
+
+@pytest.mark.parametrize(("data", "code", "words"), TEMPLATES.values(), ids=TEMPLATES.keys())
+def test_chat_templates_that_are_none(
+    configured: Configure, claim: Path, data: bytes | None, code: int, words: str
+) -> None:
+    if data is not None:
+        (claim / "bot.jinja").write_bytes(data)
+    train = [{"source": "pvc://w/data/train.jsonl"}]
+    template = {"path": "pvc://w/bot.jinja"}
+    error = refusal(configured(dataset={"train": train, "chatTemplate": template}))
+    assert error.message.startswith(words)
+    assert error.code == code

@@ -332,6 +332,12 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
 UNUSED = {
     "a role": (SILENT, {"role": "tool", "content": "seven"}, {}, "leaves out message 6 (tool)"),
     "tools": (tiny.TEMPLATE, None, {"tools": [CALL]}, "it has 'tools', which this chat template"),
+    "a thought": (
+        tiny.TEMPLATE,
+        {"role": "assistant", "content": "x", "reasoning": "hm"},
+        {},
+        "it has 'reasoning', which this chat template does not use",
+    ),
     "a call": (
         tiny.TEMPLATE,
         {"role": "assistant", "content": "", "tool_calls": [CALL]},

@@ -49,6 +49,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
     inputs = _inputs(config, report)
     prepared_digest = _digest(config, inputs, report)
     data = _prepared(config, paths, prepared_digest, inputs, report)
+    _check_weights(config, data)
     run_digest = digest.of_value(
         {
             "model": found.revision,
@@ -154,6 +155,17 @@ def _template(config: RunConfig) -> str | None:
         except UnicodeDecodeError as error:
             text = f"dataset.chatTemplate: {wanted.path} is not UTF-8 text ({error.reason})"
             raise TrainerError(ExitCode.BAD_CONFIGURATION, f"{text}; name the template") from error
+
+
+def _check_weights(config: RunConfig, data: DataSummary) -> None:
+    """A source without a row cannot have a share of the rows."""
+    for source, found in zip(config.dataset.train, data.sources, strict=True):
+        if source.weight is not None and not found.rows:
+            raise TrainerError(
+                ExitCode.BAD_DATA,
+                f"{source.source}: no example that can be trained on, but its weight is "
+                f"{source.weight:g}; remove the source, or add data",
+            )
 
 
 def _digest(config: RunConfig, inputs: _Inputs, report: Reporter) -> str:

@@ -23,7 +23,8 @@ def summary(folder: Path, config: RunConfig) -> DataSummary:
     sources = zip(config.dataset.train, data.sources, strict=True)
     named = [found.replace(source=source.source) for source, found in sources]
     rows = [source.rows for source in named]
-    counts = mixture.epoch_counts(rows, _weights(config))
+    weights = _weights(config) if all(rows) else ()  # refused by whoever prepares
+    counts = mixture.epoch_counts(rows, weights)
     return data.replace(sources=named, epoch_rows=sum(counts))
 
 

@@ -122,7 +122,6 @@ class Builder:
         else:
             others = other.write(trained, is_held_out, packed=packed)
             _check_fraction(fraction, total(rows), total(others))
-        _check_sources(self._config, rows)
         other.duplicates()
         return rows, others, train.duplicates()
 
@@ -140,7 +139,7 @@ class Builder:
         size = sum(file.path.stat().st_size for file in files)
         tasks = islice(self._tasks(source, files, progress), parts.blocks, None)
         workers = self._workers or processes(size)
-        for (_, block), chunk in pool.in_order(self._recipe, tasks, workers):
+        for (_, block), chunk in pool.in_order(self._renderer, self._recipe, tasks, workers):
             parts.add(block.place, chunk)
             progress.add(chunk.count.seen, len(chunk.tokens))
         parts.complete()
@@ -191,14 +190,3 @@ def _check_fraction(fraction: float, rows: Written, others: Written) -> None:
             f"dataset.validationFraction {fraction:g}: of {rows.examples + others.examples} "
             f"examples none is {side}; change it, add data, or name dataset.validation",
         )
-
-
-def _check_sources(config: RunConfig, rows: list[Written]) -> None:
-    """A source without a row cannot have a share of the rows."""
-    for source, own in zip(config.dataset.train, rows, strict=True):
-        if source.weight is not None and not own.rows:
-            raise TrainerError(
-                ExitCode.BAD_DATA,
-                f"{source.source}: no example that can be trained on, but its weight is "
-                f"{source.weight:g}; remove the source, or add data",
-            )

@@ -10,8 +10,8 @@ _AT_ONCE = 1 << 20  # digests
 def count(path: Path) -> int:
     """Of a file of uint64 digests: how many are copies.
 
-    Digests are even, so their remainder cuts them into buckets of about the same size; each is
-    counted on its own.
+    Digests are spread evenly, so their remainders make buckets of about the same size; each bucket
+    is counted on its own.
     """
     total = path.stat().st_size // 8
     buckets = total // _AT_ONCE + 1

@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.data.read import Block
+from finetune_trainer.data.render import Renderer
 from finetune_trainer.data.shapes import Shape
 from finetune_trainer.data.work import Chunk, Recipe, process
 from finetune_trainer.errors import TrainerError
@@ -20,10 +21,14 @@ from finetune_trainer.errors import TrainerError
 Task = tuple[Shape, Block]
 
 
-def in_order(recipe: Recipe, tasks: Iterator[Task], processes: int) -> Iterator[tuple[Task, Chunk]]:
-    """Each task with its documents. One process is this one; TrainerError from wherever it comes."""
+def in_order(
+    renderer: Renderer, recipe: Recipe, tasks: Iterator[Task], processes: int
+) -> Iterator[tuple[Task, Chunk]]:
+    """Each task with its documents; TrainerError from whichever process it comes.
+
+    One process is this one, with its own renderer; others load theirs by the recipe.
+    """
     if processes == 1:
-        renderer = recipe.renderer()
         for task in tasks:
             yield task, process(renderer, recipe, *task)
         return
@@ -98,7 +103,7 @@ class _Worker:
 
 def _serve(pipe: Connection, recipe: Recipe) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    renderer: Any = None
+    renderer: Renderer | None = None
     while True:
         try:
             shape, block = pipe.recv()

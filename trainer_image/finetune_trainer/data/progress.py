@@ -45,7 +45,7 @@ class Progress:
         if now - self._said < _SAY_EVERY:
             return
         self._said = now
-        share = (self._before + self._read) / self._size
+        share = max(1, self._before + self._read) / self._size
         seconds = now - self._started
         _log.info(
             "preparing data: %.0f %% of %.1f MB, %d examples, %.1f M tokens, %.0f tokens/s, about "

@@ -30,7 +30,8 @@ _NAMES = {
 # Fields that change what an example means and that nothing here can follow.
 _REFUSED = ("functions", "documents", "chat_template_kwargs", "function_call")
 # Keys of a message that go to the chat template as they are.
-_PASSED = ("tool_call_id", "name", "reasoning_content", "thinking")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+_PASSED = ("tool_call_id", "name", *REASONING)
 _ALLOWED = (
     'Messages, {"messages": [{"role": "user", "content": "..."}, ...]}, or ShareGPT, '
     '{"conversations": [{"from": "human", "value": "..."}, ...]}; '

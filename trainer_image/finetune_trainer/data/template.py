@@ -13,7 +13,7 @@ from typing import Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.data.refuse import unfit
-from finetune_trainer.data.shapes import Example, Message
+from finetune_trainer.data.shapes import REASONING, Example, Message
 from finetune_trainer.errors import TrainerError
 
 Span = tuple[int, int]
@@ -68,9 +68,12 @@ class ChatTemplate:
     def _messages(self, example: Example) -> list[Message]:
         messages = example.messages or []
         used = {key for message in messages for key in message}
-        for name in ("tool_calls", "reasoning_content", "thinking"):
-            if name in used and name not in self.text:
-                self._ignored(example, name)
+        if "tool_calls" in used and "tool_calls" not in self.text:
+            self._ignored(example, "tool_calls")
+        # Whatever a row calls its thoughts, templates are given them under all of these names.
+        thoughts = [name for name in REASONING if name in used]
+        if thoughts and not any(name in self.text for name in REASONING):
+            self._ignored(example, thoughts[0])
         if example.tools and "tools" not in self.text:
             self._ignored(example, "tools")
         return messages
