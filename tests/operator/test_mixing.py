@@ -1,4 +1,4 @@
-"""Sources with weights: the plan counts the rows of an epoch, and small sources are warned about."""
+"""Sources with weights: the rows of an epoch in the plan, and a warning about small sources."""
 
 from typing import Any
 
@@ -49,14 +49,14 @@ def test_with_weights_an_epoch_is_longer_and_small_sources_repeat() -> None:
     plan, found = resolved(1000, 0.9, 0.1)
     assert (found.steps_per_epoch, plan.total_steps) == (125, 375)
     assert [source.passes for source in found.sources] == [3.0, 6.0]
-    plan, found = resolved(1000, 0.9, 0.1, epochs=None, maxSteps=25)
+    _, found = resolved(1000, 0.9, 0.1, epochs=None, maxSteps=25)
     assert [source.passes for source in found.sources] == [0.2, 0.4]
 
 
 def test_sources_that_did_not_fit_into_the_message_have_no_passes() -> None:
     job = worlds.make_job(dataset=dataset(0.9, 0.1), training={"globalBatchSize": 8})
     cut = data(1000).replace(sources=[])
-    plan, found = resolve(job.spec, worlds.prepared(data=cut))
+    _, found = resolve(job.spec, worlds.prepared(data=cut))
     assert (found.steps_per_epoch, found.sources) == (125, [])
 
 

@@ -1,4 +1,4 @@
-"""Building prepared data: the same rows whatever the processes and interruptions; what is counted."""
+"""Building prepared data: the same rows whatever interrupts it, and what is counted."""
 
 import json
 import logging
@@ -132,7 +132,7 @@ def start(config: RunConfig, script: Path, processes: int) -> subprocess.Popen[b
 
 def wait_for_part(config: RunConfig, number: int) -> Path:
     """The finished part of that number, of the first source."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     pattern = f"prepared/.building-*/parts/source-00-{number:06d}.json"
     while not (found := list(RunPaths.of(config).cache.glob(pattern))):
         assert time.monotonic() < deadline

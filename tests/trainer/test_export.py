@@ -1,7 +1,7 @@
 """The finished model from checkpoint files, in process."""
 
-import json
 import errno
+import json
 import shutil
 from collections.abc import Callable
 

@@ -63,7 +63,8 @@ MISTRAL_STYLE = (
     "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
     "{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{{ bos_token }}"
     "{% for message in turns %}{% if message['role'] == 'user' %}"
-    "{% if tools and message == (turns | selectattr('role', 'equalto', 'user') | list)[-1] %}{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}"
+    "{% if tools and message == (turns | selectattr('role', 'equalto', 'user') | list)[-1] %}"
+    "{{ '[AVAILABLE_TOOLS] ' + tools | tojson + '[/AVAILABLE_TOOLS]' }}"
     "{% endif %}{{ '[INST] ' + (system + '\n\n' if system and loop.first else '') + "
     "message['content'] + '[/INST]' }}{% elif message['tool_calls'] %}"
     "{{ '[TOOL_CALLS] ' + message['tool_calls'] | tojson + eos_token }}"
@@ -158,7 +159,8 @@ TOOL_CHAT = [
     {"role": "assistant", "content": "rain fell"},
 ]
 CALLS = {
-    "qwen2_5": '<tool_call>\n{"name": "rain", "arguments": {"town": "old"}}\n</tool_call><|im_end|>',
+    "qwen2_5": '<tool_call>\n{"name": "rain", "arguments": {"town": "old"}}\n'
+    "</tool_call><|im_end|>",
     "qwen2_5_training": '<tool_call>\n{"name": "rain", "arguments": {"town": "old"}}\n'
     "</tool_call><|im_end|>",
     "qwen3_instruct_2507": '<tool_call>\n{"name": "rain", "arguments": {"town": "old"}}\n'

@@ -16,10 +16,10 @@ from finetune_api.progress import DataSummary, SourceSummary
 from finetune_api.run import RunConfig
 from finetune_api.spec import DataSource
 from finetune_trainer import cpus, memory, prepared
-from finetune_trainer.data import pool, read
+from finetune_trainer.data import read
 from finetune_trainer.data.count import Count
 from finetune_trainer.data.parts import Held, Parts
-from finetune_trainer.data.pool import Task
+from finetune_trainer.data.pool import Pool, Task
 from finetune_trainer.data.progress import Progress
 from finetune_trainer.data.shapes import shape_of
 from finetune_trainer.data.split import Split, Written, total
@@ -58,12 +58,10 @@ class Builder:
         folder: Path,
         parts: Path,
         report: Reporter,
-        workers: int | None = None,
     ) -> None:
         self._config, self._recipe = config, recipe
         self._renderer = recipe.renderer()
         self._folder, self._parts, self._report = folder, parts, report
-        self._workers = workers
         self._length = config.training.sequence_length
 
     def build(self, train: Files, validation: Files) -> DataSummary:
@@ -71,10 +69,11 @@ class Builder:
         every = [*train, *validation]
         size = sum(file.path.stat().st_size for _, files in every for file in files)
         progress = Progress(size, self._report)
-        parts = [
-            self._tokenised(number, source, files, progress)
-            for number, (source, files) in enumerate(every)
-        ]
+        with Pool(self._renderer, self._recipe, processes(size)) as pool:
+            parts = [
+                self._tokenised(number, source, files, pool, progress)
+                for number, (source, files) in enumerate(every)
+            ]
         trained, held_out = parts[: len(train)], parts[len(train) :]
         counted = self._judged("dataset.train", trained)
         if validation:
@@ -126,7 +125,12 @@ class Builder:
         return rows, others, train.duplicates()
 
     def _tokenised(
-        self, number: int, source: DataSource, files: list[SourceFile], progress: Progress
+        self,
+        number: int,
+        source: DataSource,
+        files: list[SourceFile],
+        pool: Pool,
+        progress: Progress,
     ) -> Parts:
         """The finished parts of one source."""
         parts = Parts(self._parts, number)
@@ -136,10 +140,8 @@ class Builder:
             return parts
         if parts.blocks:
             _log.info("%s: going on after %d finished parts", source.source, len(parts.finished))
-        size = sum(file.path.stat().st_size for file in files)
         tasks = islice(self._tasks(source, files, progress), parts.blocks, None)
-        workers = self._workers or processes(size)
-        for (_, block), chunk in pool.in_order(self._renderer, self._recipe, tasks, workers):
+        for (_, block), chunk in pool.in_order(tasks):
             parts.add(block.place, chunk)
             progress.add(chunk.count.seen, len(chunk.tokens))
         parts.complete()

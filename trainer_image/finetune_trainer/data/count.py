@@ -11,7 +11,10 @@ MAX_DROPPED = 0.05
 
 @dataclass
 class Count:
-    """Of one block, source or split. `kept` are trained on or held out."""
+    """Of one block, source or split.
+
+    `kept` are trained on or held out; `overlong` says how often each length came, in tokens.
+    """
 
     kept: int = 0
     empty: int = 0
@@ -19,7 +22,7 @@ class Count:
     invalid: int = 0
     truncated: int = 0
     split: int = 0
-    overlong: dict[int, int] = field(default_factory=dict)  # length in tokens, rounded up -> count
+    overlong: dict[int, int] = field(default_factory=dict)
     first_invalid: str = ""
     first_overlong: str = ""
 
@@ -72,9 +75,10 @@ class Count:
                 f"training.sequenceLength {max(self.overlong)} keeps all",
             )
         if found > MAX_DROPPED * self.seen or found == self.seen:
+            keeping = too_long.keeping(self.overlong, 0.99, self.seen)
             raise TrainerError(
                 ExitCode.BAD_DATA,
                 f"{where}: {found} of {self.seen} examples are longer than sequenceLength {length} "
                 f"(the first: {self.first_overlong}); at most 5 % may be dropped; "
-                f"training.sequenceLength {too_long.keeping(self.overlong, 0.99, self.seen)} keeps 99 %",
+                f"training.sequenceLength {keeping} keeps 99 %",
             )

@@ -8,8 +8,8 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Iterator
+from itertools import cycle
 from multiprocessing.connection import Connection
-from typing import Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.data.read import Block
@@ -19,32 +19,41 @@ from finetune_trainer.data.work import Chunk, Recipe, process
 from finetune_trainer.errors import TrainerError
 
 Task = tuple[Shape, Block]
+# What transformers needs to read a tokenizer brings torch with it: imported once, shared by all.
+_SHARED = [
+    "finetune_trainer.data.work",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.utils.chat_template_utils",
+]
 
 
-def in_order(
-    renderer: Renderer, recipe: Recipe, tasks: Iterator[Task], processes: int
-) -> Iterator[tuple[Task, Chunk]]:
-    """Each task with its documents; TrainerError from whichever process it comes.
+class Pool:
+    """Processes for the length of one build. One process is this one, with its own renderer."""
 
-    One process is this one, with its own renderer; others load theirs by the recipe.
-    """
-    if processes == 1:
-        for task in tasks:
-            yield task, process(renderer, recipe, *task)
-        return
-    workers = [_Worker(recipe) for _ in range(processes)]
-    try:
+    def __init__(self, renderer: Renderer, recipe: Recipe, processes: int) -> None:
+        self._renderer, self._recipe = renderer, recipe
+        self._workers = [_Worker(recipe) for _ in range(processes)] if processes > 1 else []
+
+    def in_order(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Chunk]]:
+        """Each task with its documents; TrainerError from whichever process it comes."""
+        if not self._workers:
+            for task in tasks:
+                yield task, process(self._renderer, self._recipe, *task)
+            return
         waiting: deque[tuple[_Worker, Task]] = deque()
-        for number, task in enumerate(tasks):
-            worker = workers[number % processes]
-            if len(waiting) == processes:
+        for task, worker in zip(tasks, cycle(self._workers), strict=False):
+            if len(waiting) == len(self._workers):
                 yield _result(waiting)
             worker.send(task)
             waiting.append((worker, task))
         while waiting:
             yield _result(waiting)
-    finally:
-        for worker in workers:
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
             worker.close()
 
 
@@ -59,7 +68,7 @@ class _Worker:
     def __init__(self, recipe: Recipe) -> None:
         # A clean server forks them: this process has threads, and they share what it imported.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["finetune_trainer.data.work", "transformers"])
+        context.set_forkserver_preload(_SHARED)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, recipe), daemon=True)
         self._process.start()

@@ -184,7 +184,7 @@ def _messages(where: str, row: Message, names: dict[str, str]) -> Example:
         read.append({"role": "system", "content": _whole(where, "system", row["system"])})
     for number, message in enumerate(messages, 1):
         at = f"{where}, message {number}"
-        if not _is_trained(at, message, names):
+        if not _is_trained(at, message):
             untrained.add(len(read))
         read.append(_message(at, message, names))
     tools = _tools(where, names["tools"], row.get(names["tools"]))
@@ -220,7 +220,7 @@ def _message(at: str, message: Any, names: dict[str, str]) -> Message:
     return found
 
 
-def _is_trained(at: str, message: Any, names: dict[str, str]) -> bool:
+def _is_trained(at: str, message: Any) -> bool:
     """`train: false`, and OpenAI's `weight: 0`, leave a turn out of the loss."""
     if not isinstance(message, dict):
         return True
