@@ -7,6 +7,7 @@ import pytest
 from finetune_trainer.data.refuse import UnfitRowError
 from finetune_trainer.data.render import Document, Renderer, Useless
 from finetune_trainer.data.shapes import Example
+from finetune_trainer.data.template import ChatTemplate
 from finetune_trainer.errors import TrainerError
 from tests.trainer import tiny
 
@@ -182,6 +183,26 @@ def test_the_last_turn_can_be_trained_where_only_history_is_rewritten() -> None:
     document = Renderer(tokenizer, "LastAssistant").render(Example(WHERE, CHAT))
     assert isinstance(document, Document)
     assert trained_parts(tokenizer, document) == ["rain fell<|im_end|>"]
+
+
+def test_the_short_way_finds_what_the_long_one_finds(
+    plain_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers that repeat, that are parts of others, and that look like the header of a turn."""
+    says = ["mat", "a mat", "mat", "<|im_start|>assistant", "\nmat ", "mat"]
+    chat = [
+        {"role": role, "content": text}
+        for text in says
+        for role in ("user", "assistant")
+    ]  # fmt: skip
+    chat[2]["content"] = "<|im_start|>assistant\nmat"
+    found = Renderer(plain_tokenizer, None).render(Example(WHERE, chat))
+    monkeypatch.setattr(ChatTemplate, "_plain", lambda *_: None)
+    expected = Renderer(plain_tokenizer, None).render(Example(WHERE, chat))
+    assert isinstance(found, Document)
+    assert isinstance(expected, Document)
+    assert found.trained.tolist() == expected.trained.tolist()
+    assert found.trained.any()
 
 
 def test_what_a_template_refuses_is_bad_data() -> None:

@@ -63,6 +63,9 @@ class ChatTemplate:
                 found = dict(zip(numbers, spans, strict=True))
                 return text, [found[number] for number in wanted]
         text = self.whole(example)
+        plain = self._plain(example, text)
+        if plain is not None:
+            return text, [plain[number] for number in wanted]
         return text, self._differences(example, text, wanted)
 
     def _messages(self, example: Example) -> list[Message]:
@@ -125,6 +128,33 @@ class ChatTemplate:
         size = len(self._prompt)
         at = text.find(self._prompt, max(0, begin - size), begin + size) if size else -1
         return begin if at < 0 else max(begin, at + size)
+
+    def _plain(self, example: Example, text: str) -> dict[int, Span] | None:
+        """Every turn, where each is the generation prompt, its content and the stop token.
+
+        The last one too, which shows that the template adds nothing to a turn that is being made:
+        then prefixes need not be rendered. No content holds the stop token, so what is found is a
+        turn. None where it is not that simple.
+        """
+        messages, stop = example.messages or [], self.require_stop()
+        if not self._prompt or not messages or not _is_turn(messages[-1]):
+            return None
+        spans, at = {}, 0
+        for number, message in enumerate(messages):
+            if not _is_turn(message):
+                continue
+            if message.keys() != {"role", "content"} or not message["content"].strip():
+                return None
+            for content in (message["content"], message["content"].strip()):
+                turn = f"{self._prompt}{content}{stop}"
+                found = text.find(turn, at)
+                if found >= 0:
+                    break
+            else:
+                return None
+            at = found + len(turn)
+            spans[number] = (found + len(self._prompt), at)
+        return spans
 
     def _differences(self, example: Example, text: str, wanted: list[int]) -> list[Span]:
         messages, stop = example.messages or [], self.require_stop()
