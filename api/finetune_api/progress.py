@@ -29,12 +29,27 @@ class DataSummary(Message):
 
     examples: int = Field(description="Examples that are trained on.")
     rows: int = Field(description="Packed rows.")
+    epoch_rows: int | None = Field(
+        default=None,
+        description="Rows of one epoch: more than rows where weights make small sources repeat.",
+    )
     tokens: int = Field(description="Tokens in all rows.")
     trained_tokens: int = Field(description="Tokens that carry loss.")
     packing_efficiency: float = Field(description="Tokens / (rows x sequenceLength).")
-    dropped_overlong: int = Field(default=0, description="Examples longer than sequenceLength.")
-    dropped_useless: int = Field(
-        default=0, description="Empty examples, or none of their tokens is trained."
+    dropped_overlong: int = Field(
+        default=0, description="Examples left out, longer than sequenceLength."
+    )
+    truncated: int = Field(default=0, description="Examples whose end was cut off.")
+    split: int = Field(default=0, description="Documents that were cut into several.")
+    dropped_empty: int = Field(default=0, description="Examples left out, without any text.")
+    dropped_untrained: int = Field(
+        default=0, description="Examples left out, none of their tokens is trained."
+    )
+    invalid: int = Field(
+        default=0, description="Examples left out, the chat template cannot render them."
+    )
+    duplicates: int = Field(
+        default=0, description="Examples that repeat an earlier one; they are trained on."
     )
     validation_examples: int = Field(default=0, description="Held-out examples.")
     validation_rows: int = Field(default=0, description="Held-out rows.")

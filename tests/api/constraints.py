@@ -9,7 +9,12 @@ from typing import Any
 Object = dict[str, Any]
 Path = tuple[str | int, ...]
 # What stands in the way of a field that the full manifest leaves out.
-RIVALS = {"epochs": "maxSteps", "warmupRatio": "warmupSteps"}
+RIVALS = {
+    "epochs": "maxSteps",
+    "warmupRatio": "warmupSteps",
+    "validationFraction": "validation",
+    "inline": "path",
+}
 
 
 @dataclass(frozen=True)

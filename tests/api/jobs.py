@@ -53,6 +53,20 @@ def make_job(name: str = "a", **spec: Any) -> Object:
     }
 
 
+COLUMNS = {
+    "messages": "chat",
+    "role": "from",
+    "content": "value",
+    "tools": "functions",
+    "prompt": "question",
+    "completion": "answer",
+    "instruction": "task",
+    "input": "given",
+    "output": "reply",
+    "text": "body",
+}
+
+
 def entry(shape: str) -> Object:
     """An entry of a data set with every field."""
     return {
@@ -73,9 +87,11 @@ def full_job(name: str = "a") -> Object:
             "credentialsSecretRef": {"name": "hf-token"},
         },
         dataset={
-            "train": [entry("Messages")],
-            "validation": [entry("PromptCompletion")],
+            "train": [entry("Messages") | {"columns": COLUMNS, "weight": 0.75}],
+            "validation": [entry("PromptCompletion") | {"columns": {"prompt": "question"}}],
             "lossOn": "LastAssistant",
+            "chatTemplate": {"path": "pvc://w/template.jinja"},
+            "overlong": "Truncate",
         },
         training={
             "maxSteps": 100,

@@ -40,6 +40,10 @@ def training(**changes):
     return make_job(training=changes)
 
 
+def dataset(**changes):
+    return make_job(dataset={"train": [{"source": "pvc://w/x"}], **changes})
+
+
 def template(**spec):
     return make_job(workers={"template": {"spec": spec}})
 
@@ -59,6 +63,7 @@ DATA_ENTRIES = {place: make for place, make in ENTRIES.items() if place != "spec
 SECRET = {"credentialsSecretRef": {"name": "s"}}
 HUB, DATA = "hf://org/model", "hf://org/data"
 URIS = {
+    "spec.dataset.chatTemplate.path": lambda uri: dataset(chatTemplate={"path": uri}),
     "spec.checkpoints.storage": lambda uri: make_job(checkpoints={"storage": uri}),
     "spec.cache": lambda uri: make_job(cache=uri),
 }
@@ -95,6 +100,18 @@ BAD |= {
 BAD |= {
     "spec.dataset.validation": [
         DATA_ENTRIES["spec.dataset.validation[0]"](source=uri) for uri in (DATA, f"{DATA}/")
+    ],
+    "spec.dataset.train": [
+        make_job(
+            dataset={"train": [{"source": "pvc://w/x", "weight": 1.0}, {"source": "pvc://w/y"}]}
+        )
+    ],
+    "spec.dataset.validationFraction": [
+        dataset(validation=[{"source": "pvc://w/x"}], validationFraction=0.1)
+    ],
+    "spec.dataset.chatTemplate": [
+        dataset(chatTemplate={}),
+        dataset(chatTemplate={"inline": "x", "path": "pvc://w/x"}),
     ],
     "spec.training.maxSteps": [training(epochs=1.0, maxSteps=5)],
     "spec.training.warmupSteps": [training(warmupRatio=0.1, warmupSteps=5)],

@@ -9,9 +9,9 @@ import yaml
 
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
-from finetune_trainer.data.formats import read
 from tests.api.jobs import make_job
 from tests.api.server import JOBS, Server
+from tests.trainer.reading import examples
 
 PAGES = [TREE / "README.md", *TREE.glob("examples/*.md"), *sorted(TREE.glob("docs/**/*.md"))]
 
@@ -36,7 +36,10 @@ PATCHES = {
     for place, text in SHELL.items()
     for number, patch in enumerate(re.findall(r"kubectl patch .* -p '(.*?)'", text))
 }
-DATA = re.findall(r"`(\{\"\w+\".*?\})`", (TREE / "examples" / "README.md").read_text())
+DATA = [
+    *re.findall(r"`(\{\"\w+\".*?\})`", (TREE / "examples" / "README.md").read_text()),
+    *re.findall(r"```json\n(.*)\n```", (TREE / "docs" / "data.md").read_text()),
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_there_are_examples():
     assert len(FILES) >= 2
     assert any(place.startswith("README.md") for place in MANIFESTS)
     assert PATCHES
-    assert len(DATA) == 2
+    assert len(DATA) == 9
 
 
 @pytest.mark.cluster
@@ -83,8 +86,8 @@ def test_every_patch_is_accepted_as_it_stands(server: Server, place: str):
 @pytest.mark.parametrize("line", DATA)
 def test_every_line_of_data_is_read(tmp_path, line: str):
     (tmp_path / "data.jsonl").write_text(line + "\n")
-    (example,) = read(tmp_path / "data.jsonl", "data.jsonl", "Auto")
-    assert example.messages or example.prompt
+    (example,) = examples(tmp_path / "data.jsonl", "data.jsonl")
+    assert not example.is_empty
 
 
 def test_every_file_that_a_page_links_to_exists():

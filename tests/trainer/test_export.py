@@ -1,6 +1,7 @@
 """The finished model from checkpoint files, in process."""
 
 import errno
+import json
 import shutil
 
 import pytest
@@ -12,7 +13,7 @@ from finetune_trainer.checkpoint import store
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.reporter import SilentReporter
-from tests.trainer import exports, weights
+from tests.trainer import exports, tiny, weights
 from tests.trainer.checkpoints import flip_a_byte
 from tests.trainer.exports import Configure, run
 
@@ -131,3 +132,18 @@ def test_what_older_gangs_half_exported_goes_and_a_newer_one_s_stays(config: Run
         (paths.storage / f"final.tmp-{epoch}").mkdir()
     export.run(config, paths, SilentReporter(), 2, exports.STEPS)
     assert sorted(path.name for path in paths.storage.glob("final*")) == ["final", "final.tmp-3"]
+
+
+def test_the_template_that_was_trained_with_is_saved_in_both_places(config: RunConfig) -> None:
+    from transformers import AutoTokenizer
+
+    paths = RunPaths.of(config)
+    template = "{{ 'ä' }}" + tiny.TEMPLATE
+    (paths.prepared("data") / "chat_template.jinja").write_text(template, encoding="utf-8")
+    run(config)
+    assert (paths.final / "chat_template.jinja").read_text(encoding="utf-8") == template
+    settings = json.loads((paths.final / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["chat_template"] == template
+    before = json.loads((paths.model / "tokenizer_config.json").read_text())
+    assert settings == before | {"chat_template": template}
+    assert AutoTokenizer.from_pretrained(paths.final).chat_template == template

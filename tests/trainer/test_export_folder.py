@@ -13,12 +13,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from finetune_trainer.evaluations import History
 from finetune_api.run import RunConfig
 from finetune_trainer import export, model
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.evaluations import History
 from finetune_trainer.export import contents, texts
 from finetune_trainer.paths import RunPaths
 from tests.trainer import exports, weights

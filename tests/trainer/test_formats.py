@@ -1,14 +1,17 @@
 """What a data file may be, and what its owner is told when it is not."""
 
+import csv
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer.data import formats
+from finetune_trainer.data.shapes import Example
 from finetune_trainer.errors import TrainerError
+from tests.trainer import reading
 
 CHAT = {
     "messages": [
@@ -20,8 +23,8 @@ PAIR = {"prompt": "a", "completion": "b"}
 NAME = "pvc://w/data/chats.jsonl"
 
 
-def read(path: Path, wanted: str = "Auto") -> list[formats.Example]:
-    return list(formats.read(path, NAME, wanted))
+def read(path: Path, wanted: str = "Auto") -> list[Example]:
+    return reading.examples(path, NAME, format=wanted)
 
 
 def refusal(path: Path, wanted: str = "Auto") -> TrainerError:
@@ -85,8 +88,11 @@ def say(content: object, role: object = "user") -> dict:
 
 
 SHAPES = (
-    'Messages, {"messages": [{"role": "user", "content": "..."}, ...]}, or '
-    'PromptCompletion, {"prompt": "...", "completion": "..."}'
+    'Messages, {"messages": [{"role": "user", "content": "..."}, ...]}, or ShareGPT, '
+    '{"conversations": [{"from": "human", "value": "..."}, ...]}; '
+    'PromptCompletion, {"prompt": "...", "completion": "..."}, or Alpaca, '
+    '{"instruction": "...", "input": "...", "output": "..."}; Text, {"text": "..."}; '
+    "dataset.train[].columns gives other names"
 )
 REFUSED = {
     "not JSON at line 17": (
@@ -104,15 +110,15 @@ REFUSED = {
     ),
     "another shape later": (
         lines(CHAT, PAIR),
-        f"{NAME} line 2: no 'messages', only ['completion', 'prompt']; allowed is {SHAPES}",
+        f"{NAME} line 2: no 'messages', only ['completion', 'prompt']; allowed: {SHAPES}",
     ),
     "chats after pairs": (
         lines(PAIR, CHAT),
-        f"{NAME} line 2: no 'prompt'; allowed is {SHAPES}",
+        f"{NAME} line 2: no 'prompt', only ['messages']; allowed: {SHAPES}",
     ),
     "lacks messages": (
         lines({"conversation": []}),
-        f"{NAME} line 1: an object with the keys ['conversation']; allowed are {SHAPES}",
+        f"{NAME} line 1: an object with the keys ['conversation']; allowed: {SHAPES}",
     ),
     "a list as a row": (
         lines([1]),
@@ -120,7 +126,12 @@ REFUSED = {
     ),
     "messages is text": (
         lines({"messages": "hello"}),
-        f"{NAME} line 1: 'messages' is a string; it must be a list of messages",
+        f"{NAME} line 1: 'messages' is text and no JSON (Expecting value: line 1 column 1 (char "
+        "0)); mend it",
+    ),
+    "messages is a number": (
+        lines({"messages": 5}),
+        f"{NAME} line 1: 'messages' is a number; it must be a list of messages",
     ),
     "no role": (
         lines({"messages": [{"content": "x"}]}),
@@ -136,24 +147,46 @@ REFUSED = {
     ),
     "content is null": (
         lines(say(None)),
-        f"{NAME} line 1, message 1: content is a null; it must be text",
+        f"{NAME} line 1, message 1: 'content' is a null; it must be text",
     ),
-    "a tool that is called": (
+    "a tool call without a name": (
         lines({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}),
-        f"{NAME} line 1, message 1: 'tool_calls' is not supported yet; remove the field, or the "
-        "row",
+        f"{NAME} line 1, message 1: a tool call without a name; give "
+        '{"name": ..., "arguments": ...}',
     ),
-    "a turn that is not to be trained": (
-        lines(CHAT, {"messages": [CHAT["messages"][0], {**CHAT["messages"][1], "train": False}]}),
-        f"{NAME} line 2, message 2: 'train' is not supported yet; remove the field, or the row",
+    "arguments that are no JSON": (
+        lines(
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"function": {"name": "f", "arguments": "{a"}}],
+                    }
+                ]
+            }
+        ),
+        f"{NAME} line 1, message 1: 'arguments' is text and no JSON (Expecting property name "
+        "enclosed in double quotes: line 1 column 2 (char 1)); mend it",
     ),
-    "a turn of no weight": (
-        lines({"messages": [{**CHAT["messages"][0], "weight": 0}]}),
-        f"{NAME} line 1, message 1: 'weight' is not supported yet; remove the field, or the row",
+    "train that is no truth value": (
+        lines({"messages": [{**CHAT["messages"][0], "train": "no"}]}),
+        f"{NAME} line 1, message 1: 'train' is 'no'; allowed are true or false",
     ),
-    "a column of tools": (
-        lines({**CHAT, "tools": [{"type": "function"}]}),
-        f"{NAME} line 1: 'tools' is not supported yet; remove the field, or the row",
+    "half a weight": (
+        lines({"messages": [{**CHAT["messages"][0], "weight": 0.5}]}),
+        f"{NAME} line 1, message 1: 'weight' is 0.5; allowed are 0 or 1",
+    ),
+    "tools that are none": (
+        lines({**CHAT, "tools": ["search"]}),
+        f"{NAME} line 1: 'tools' is no list of objects; give a list of JSON schemas",
+    ),
+    "functions": (
+        lines({**CHAT, "functions": [{"name": "f"}]}),
+        f"{NAME} line 1: 'functions' is not supported; remove the field, or the row",
+    ),
+    "a function call": (
+        lines({"messages": [{**CHAT["messages"][0], "function_call": {"name": "f"}}]}),
+        f"{NAME} line 1, message 1: 'function_call' is not supported; use 'tool_calls'",
     ),
     "an integer without end": (
         lines(CHAT) + b'{"id": ' + b"1" * 5000 + b"}",
@@ -179,7 +212,7 @@ REFUSED = {
     ),
     "completion is a number": (
         lines({"prompt": "x", "completion": 3}),
-        f"{NAME} line 1: 'completion' is a number; allowed is {SHAPES}",
+        f"{NAME} line 1: 'completion' is a number; it must be text",
     ),
     "half a character": (
         rb'{"prompt": "x", "completion": "\ud800"}',
@@ -204,17 +237,22 @@ def test_refused_rows_name_file_line_and_remedy(tmp_path: Path, data: bytes, mes
 
 def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(lines(PAIR))
-    assert (
-        "no 'messages', only ['completion', 'prompt']"
-        in refusal(tmp_path / "x.jsonl", "Messages").message
+    assert refusal(tmp_path / "x.jsonl", "Messages").message == (
+        f"{NAME} line 1: an object with the keys ['completion', 'prompt'] is PromptCompletion; "
+        f"format is Messages; allowed: {SHAPES}"
     )
 
 
 JSON_REFUSED = {
     "not JSON": (b'[\n{"a": 1}\n{"b": 2}]', "not JSON (Expecting ',' delimiter at line 3)"),
-    "an object": (b'{"messages": []}', "a JSON object; the file must be a list of objects"),
+    "something behind": (b'[{"a": 1}]\n[]', "not JSON (Extra data at line 2)"),
+    "cut short": (b'[{"a": 1},\n{"b": 2', "not JSON (Expecting ',' delimiter at line 2)"),
+    "an endless number": (b"[" + b"1" * 5000 + b"]", "Exceeds the limit (4300 digits)"),
+    "nested beyond reason": (b"[" * 100_000, "not JSON (nested too deeply at line 1)"),
+    "nothing": (b" ", "is empty; a .json file must be a list"),
+    "an object": (b'{"messages": []}', "begins with '{'; a .json file must be a list of objects"),
     "invalid UTF-8": (b'[\n"\xff"]', " line 2: byte 0xff is not UTF-8"),
-    "json lines in disguise": (lines(CHAT, CHAT), "not JSON (Extra data at line 2)"),
+    "json lines in disguise": (lines(CHAT, CHAT), "begins with '{'; a .json file"),
 }
 
 
@@ -225,6 +263,102 @@ def test_refused_json_files_name_the_line(tmp_path: Path, data: bytes, part: str
     assert error.code == ExitCode.BAD_DATA
     assert error.message.startswith(NAME)
     assert part in error.message
+
+
+COLUMNAR = [{**CHAT, "tools": None}, {**CHAT, "tools": [{"name": "f", "strict": None}]}]
+
+
+def write_parquet(path: Path, rows: list[dict]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=300)
+
+
+def write_arrow_file(path: Path, rows: list[dict]) -> None:
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=700)
+
+
+def write_arrow_stream(path: Path, rows: list[dict]) -> None:
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=700)
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, ["messages", "id"])
+        writer.writeheader()
+        for number, row in enumerate(rows):
+            writer.writerow({"messages": json.dumps(row["messages"], indent=1), "id": number})
+
+
+WRITERS = {
+    "parquet": ("x.parquet", write_parquet),
+    "arrow file": ("x.arrow", write_arrow_file),
+    "arrow stream": ("x.arrow", write_arrow_stream),
+    "csv": ("x.csv", write_csv),
+}
+
+
+@pytest.mark.parametrize(("file", "write"), WRITERS.values(), ids=WRITERS.keys())
+def test_columnar_files_give_the_same_examples(tmp_path: Path, file: str, write: Callable) -> None:
+    path = tmp_path / file
+    write(path, [*COLUMNAR, *[CHAT] * 1500])
+    examples = read(path)
+    assert [example.messages for example in examples] == [CHAT["messages"]] * 1502
+    if file != "x.csv":
+        assert [example.tools for example in examples[:3]] == [None, [{"name": "f"}], None]
+        assert examples[1501].where == f"{NAME} row 1502"
+
+
+@pytest.mark.parametrize("file", ["x.parquet", "x.arrow"])
+def test_damaged_columnar_files_are_bad_data(tmp_path: Path, file: str) -> None:
+    path = tmp_path / file
+    for data in (b"", b"no such file", b"ARROW1" + b"x" * 40):
+        path.write_bytes(data)
+        error = refusal(path)
+        assert error.code == ExitCode.BAD_DATA
+        assert error.message.startswith(f"{NAME}: cannot be read (")
+        assert error.message.endswith("); copy the file again")
+    write = write_parquet if file == "x.parquet" else write_arrow_file
+    write(path, [CHAT] * 500)
+    path.write_bytes(path.read_bytes()[:-300])
+    assert refusal(path).code == ExitCode.BAD_DATA
+
+
+CSV_REFUSED = {
+    "too many fields": (b"prompt,completion\na,b,c\n", "line 2: 3 fields, the header has 2"),
+    "an open quote": (
+        b'prompt,completion\na,b\n"c,d\n',
+        "line 3: not CSV (unexpected end of data)",
+    ),
+    "invalid UTF-8": (b"prompt,completion\na,\xff\n", "line 2: byte 0xff is not UTF-8"),
+    "other columns": (b"question;answer\na;b\n", "the keys ['question;answer']; allowed"),
+}
+
+
+@pytest.mark.parametrize(("data", "part"), CSV_REFUSED.values(), ids=CSV_REFUSED.keys())
+def test_refused_csv_names_the_line(tmp_path: Path, data: bytes, part: str) -> None:
+    (tmp_path / "x.csv").write_bytes(data)
+    error = refusal(tmp_path / "x.csv")
+    assert error.code == ExitCode.BAD_DATA
+    assert part in error.message
+
+
+def test_lines_of_csv_are_counted_over_quoted_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b'prompt,completion\r\n"a\nb",c\r\n\r\nd,e\r\n')
+    found = read(tmp_path / "x.csv")
+    assert [(e.where, e.prompt, e.completion) for e in found] == [
+        (f"{NAME} line 2", "a\nb", "c"),
+        (f"{NAME} line 5", "d", "e"),
+    ]
 
 
 def test_rows_of_a_json_file_are_counted(tmp_path: Path) -> None:
@@ -259,21 +393,9 @@ def test_an_empty_file_has_no_examples(tmp_path: Path) -> None:
 
 
 def test_other_file_types_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("prompt,completion\n")
-    assert refusal(tmp_path / "x.csv").message == (
-        f"{NAME}: file type .csv; allowed are .jsonl and .json, optionally with .gz"
-    )
-
-
-def test_a_missing_file_is_input_missing(tmp_path: Path) -> None:
-    error = refusal(tmp_path / "x.jsonl")
-    assert (error.code, error.reason) == (66, "InputMissing")
-    assert error.message == (
-        f"{NAME}: no such file on the claim; check the path, or copy the file there"
-    )
-
-
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").mkdir()
-    error = refusal(tmp_path / "x.jsonl")
-    assert (error.code, error.message) == (66, f"{NAME}: is a folder; name one file")
+    for name, kind in (("x.txt", ".txt"), ("x.parquet.gz", ".parquet.gz"), ("x", "(none)")):
+        (tmp_path / name).write_text("prompt,completion\n")
+        assert refusal(tmp_path / name).message == (
+            f"{NAME}: file type {kind}; allowed are .jsonl, .json and .csv, each optionally with "
+            ".gz, .parquet and .arrow"
+        )

@@ -1,37 +1,87 @@
 """Which row comes when, whatever the world size."""
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer import order
+from finetune_trainer.order import Sequence
 
 ROWS = st.integers(1, 50)
 SEED = st.integers(0, 2**31 - 1)
+MIXED = st.lists(
+    st.tuples(st.integers(1, 40), st.sampled_from([0.05, 0.1, 0.25, 0.5, 1.0])),
+    min_size=1,
+    max_size=4,
+)
 
 
-@given(ROWS, SEED, st.integers(0, 5))
-def test_every_epoch_is_a_permutation(rows: int, seed: int, epoch: int) -> None:
-    found = [order.row_at(epoch * rows + place, rows, seed) for place in range(rows)]
-    assert sorted(found) == list(range(rows))
+def mixture(sources: list[tuple[int, float]], seed: int) -> Sequence:
+    rows, weights = zip(*sources, strict=True)
+    return Sequence(rows, seed, weights)
+
+
+@given(st.lists(ROWS, min_size=1, max_size=3), SEED, st.integers(0, 5))
+def test_without_weights_every_epoch_is_a_permutation(
+    rows: list[int], seed: int, epoch: int
+) -> None:
+    sequence = Sequence(tuple(rows), seed)
+    assert sequence.epoch == sum(rows)
+    found = [sequence.at(epoch * sum(rows) + place) for place in range(sum(rows))]
+    assert sorted(found) == list(range(sum(rows)))
+
+
+@given(MIXED, SEED, st.integers(0, 3))
+def test_with_weights_every_epoch_has_every_row_and_the_shares(
+    sources: list[tuple[int, float]], seed: int, epoch: int
+) -> None:
+    sequence = mixture(sources, seed)
+    size = sequence.epoch
+    found = Counter(sequence.at(epoch * size + place) for place in range(size))
+    assert sorted(found) == list(range(sum(sequence.rows)))
+    first, whole = 0, sum(sequence.weights)
+    for rows, weight in sources:
+        own = [found[row] for row in range(first, first + rows)]
+        assert max(own) - min(own) <= 1  # passes are whole, but for the last
+        assert abs(sum(own) - size * weight / whole) < 1.001
+        first += rows
 
 
 def test_epochs_and_seeds_differ() -> None:
-    def epoch(seed: int, number: int) -> list[int]:
-        return order.step_rows(number * 50, 50, 50, seed)
+    def epoch(seed: int, number: int, *weights: float) -> list[int]:
+        sequence = Sequence((30, 20), seed, weights)
+        return sequence.step(number * sequence.epoch, sequence.epoch)
 
-    orders = [epoch(0, 0), epoch(0, 1), epoch(1, 0), epoch(1, 1)]
-    assert len({tuple(rows) for rows in orders}) == 4
-    assert epoch(0, 1) == epoch(0, 1)
+    for weights in ((), (0.5, 0.5)):
+        orders = [epoch(seed, number, *weights) for seed in (0, 1) for number in (0, 1)]
+        assert len({tuple(rows) for rows in orders}) == 4
+        assert epoch(0, 1, *weights) == epoch(0, 1, *weights)
 
 
-@given(ROWS, SEED, st.integers(1, 17))
-def test_steps_are_one_sequence_across_epochs(rows: int, seed: int, size: int) -> None:
+def test_rows_that_repeat_are_others_in_the_next_epoch() -> None:
+    """15 of 30 rows come twice: not the same ones each time."""
+    sequence = Sequence((30, 45), 3, (0.5, 0.5))
+
+    def twice(epoch: int) -> set[int]:
+        counts = Counter(sequence.step(epoch * sequence.epoch, sequence.epoch))
+        return {row for row, count in counts.items() if count == 2}
+
+    assert len(twice(0)) == len(twice(1)) == 15
+    assert twice(0) != twice(1)
+
+
+@given(MIXED, SEED, st.integers(1, 17), st.booleans())
+def test_steps_are_one_sequence_across_epochs(
+    sources: list[tuple[int, float]], seed: int, size: int, weighted: bool
+) -> None:
     """No row is dropped at an epoch's end, and only the last step of all is short."""
-    end = 3 * rows
-    steps = [order.step_rows(at, size, rows, seed, end) for at in range(0, end, size)]
-    assert [row for step in steps for row in step] == [
-        order.row_at(at, rows, seed) for at in range(end)
-    ]
+    sequence = mixture(sources, seed)
+    if not weighted:
+        sequence = Sequence(sequence.rows, seed)
+    end = 3 * sequence.epoch
+    steps = [sequence.step(at, size, end) for at in range(0, end, size)]
+    assert [row for step in steps for row in step] == [sequence.at(at) for at in range(end)]
     assert all(len(step) == size for step in steps[:-1])
 
 

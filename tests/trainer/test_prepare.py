@@ -37,7 +37,10 @@ def test_preparation_finds_out_what_the_plan_needs(configured: Configure, tiny_m
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     assert result.parameter_count == sum(p.numel() for p in model.parameters())
     assert (result.data.examples, result.data.validation_examples) == (60, 10)
-    assert result.data.dropped_overlong == result.data.dropped_useless == 0
+    data = result.data
+    assert data.dropped_overlong == data.truncated == data.split == data.invalid == 0
+    assert data.dropped_empty == data.dropped_untrained == data.duplicates == 0
+    assert data.epoch_rows == data.rows
     assert result.finished is None
     rows = Rows(RunPaths.of(config).prepared(result.prepared_digest), "train")
     assert len(rows) == result.data.rows
@@ -84,6 +87,17 @@ CHANGES = {
     "loss": lambda claim, config: config["dataset"].update(lossOn="LastAssistant"),
     "length": lambda claim, config: config["training"].update(sequenceLength=200),
     "packing": lambda claim, config: config["training"].update(packing=False),
+    "overlong": lambda claim, config: config["dataset"].update(overlong="Truncate"),
+    "fraction": lambda claim, config: (
+        config["dataset"].pop("validation"),
+        config["dataset"].update(validationFraction=0.5),
+    ),
+    "columns": lambda claim, config: config["dataset"]["train"][0].update(
+        columns={"tools": "functions"}
+    ),
+    "template of the job": lambda claim, config: config["dataset"].update(
+        chatTemplate={"inline": tiny.TEMPLATE + "{# another #}"}
+    ),
     "template": lambda claim, config: (claim / "model/chat_template.jinja").write_text(
         tiny.TEMPLATE + "{# another #}"
     ),
@@ -128,7 +142,8 @@ def test_a_few_overlong_and_useless_examples_are_dropped_and_counted(
     rows = [*chats(*[5] * 40), *chats(500), useless]
     tiny.write_jsonl(claim / "data/train.jsonl", rows)
     data = run(configured()).data
-    assert (data.examples, data.dropped_overlong, data.dropped_useless) == (40, 1, 1)
+    assert (data.examples, data.dropped_overlong, data.dropped_empty) == (40, 1, 1)
+    assert data.duplicates == 39
 
 
 def test_many_overlong_examples_are_bad_data(configured: Configure, claim: Path) -> None:
@@ -136,9 +151,10 @@ def test_many_overlong_examples_are_bad_data(configured: Configure, claim: Path)
     error = refusal(configured())
     assert error.code == 65
     assert error.message.startswith(
-        "dataset.train: 2 of 20 examples are longer than sequenceLength 128; at most 5 % may be "
-        "dropped; training.sequenceLength "
+        "dataset.train: 2 of 20 examples are longer than sequenceLength 128 (the first: "
+        "pvc://w/data/train.jsonl line 19, "
     )
+    assert "; at most 5 % may be dropped; training.sequenceLength " in error.message
     keeps = int(error.message.split("sequenceLength ")[-1].split()[0])
     config = configured()
     config = config.replace(training=config.training.replace(sequence_length=keeps))
@@ -151,8 +167,8 @@ def test_many_useless_examples_are_bad_data(configured: Configure, claim: Path) 
     error = refusal(configured())
     assert (error.code, error.message) == (
         65,
-        "dataset.train: 1 of 10 examples are empty or train no token; at most 5 % may be dropped; "
-        "clean the data, or look at dataset.lossOn",
+        "dataset.train: 1 of 10 examples are empty (1) or train no token (0); at most 5 % may be "
+        "dropped; clean the data, or look at dataset.lossOn",
     )
 
 
@@ -231,7 +247,7 @@ REFUSED = {
     "a bad row": (
         write("data/train.jsonl", "{}\nnot json\n"),
         65,
-        "pvc://w/data/train.jsonl line 1: an object with the keys []; allowed are Messages, ",
+        "pvc://w/data/train.jsonl line 1: an object with the keys []; allowed: Messages, ",
     ),
     "a bad held-out row": (
         write("data/validation.jsonl", "not json\n"),
@@ -247,7 +263,7 @@ REFUSED = {
     "a folder as data": (
         lambda claim: ((claim / "data/train.jsonl").unlink(), (claim / "data/train.jsonl").mkdir()),
         66,
-        "pvc://w/data/train.jsonl: is a folder; name one file",
+        "pvc://w/data/train.jsonl: no data file in this folder; allowed are .jsonl, ",
     ),
     "data behind a link": (
         link_data,
@@ -465,3 +481,43 @@ def test_weights_in_several_files_are_counted_once(configured: Configure, claim:
     model.save_pretrained(claim / "model", max_shard_size="100kB")
     assert (claim / "model/model.safetensors.index.json").is_file()
     assert run(configured()).parameter_count == before
+
+
+def test_a_chat_template_of_the_job_is_used_and_kept(configured: Configure, claim: Path) -> None:
+    (claim / "model/chat_template.jinja").unlink()
+    template = tiny.TEMPLATE.replace("assistant", "bot").replace("message['role'] +", "'bot' +")
+    (claim / "bot.jinja").write_text(template, encoding="utf-8")
+    train = [{"source": "pvc://w/data/train.jsonl"}]
+    assert "has no chat template; set dataset.chatTemplate" in refusal(configured()).message
+    inline = configured(dataset={"train": train, "chatTemplate": {"inline": template}})
+    first = run(inline)
+    folder = RunPaths.of(inline).prepared(first.prepared_digest)
+    assert (folder / "chat_template.jinja").read_text(encoding="utf-8") == template
+    assert "<|im_start|>bot" in (folder / "sample.txt").read_text()
+    path = configured(dataset={"train": train, "chatTemplate": {"path": "pvc://w/bot.jinja"}})
+    assert run(path).prepared_digest == first.prepared_digest
+
+
+TEMPLATES = {
+    "no file": (None, 66, "pvc://w/bot.jinja: cannot be read ("),
+    "no text": (
+        b"\xff",
+        64,
+        "dataset.chatTemplate: pvc://w/bot.jinja is not UTF-8 text (invalid start byte); name the "
+        "template",
+    ),
+    "no template": (b"{% if %}", 65, "dataset.train: 60 of 60 examples cannot be rendered; "),
+}
+
+
+@pytest.mark.parametrize(("data", "code", "words"), TEMPLATES.values(), ids=TEMPLATES.keys())
+def test_chat_templates_that_are_none(
+    configured: Configure, claim: Path, data: bytes | None, code: int, words: str
+) -> None:
+    if data is not None:
+        (claim / "bot.jinja").write_bytes(data)
+    train = [{"source": "pvc://w/data/train.jsonl"}]
+    template = {"path": "pvc://w/bot.jinja"}
+    error = refusal(configured(dataset={"train": train, "chatTemplate": template}))
+    assert error.message.startswith(words)
+    assert error.code == code

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.formats import Example
-from finetune_trainer.data.render import Document, Renderer
+from finetune_trainer.data.refuse import UnfitRowError
+from finetune_trainer.data.render import Document, Renderer, Useless
+from finetune_trainer.data.shapes import Example
+from finetune_trainer.data.template import ChatTemplate
 from finetune_trainer.errors import TrainerError
 from tests.trainer import tiny
 
@@ -54,7 +56,7 @@ CHAT_CASES = {
 @pytest.mark.parametrize(("loss_on", "expected"), CHAT_CASES.items(), ids=map(str, CHAT_CASES))
 def test_trained_parts_of_a_chat(tokenizer: Any, loss_on: str | None, expected: list[str]) -> None:
     document = Renderer(tokenizer, loss_on).render(Example(WHERE, CHAT))
-    assert document is not None
+    assert isinstance(document, Document)
     assert tokenizer.decode(document.tokens) == TEXT
     assert trained_parts(tokenizer, document) == expected
 
@@ -65,8 +67,8 @@ def test_both_kinds_of_template_give_the_same_tokens_and_mask(
     for loss_on in CHAT_CASES:
         plain = Renderer(plain_tokenizer, loss_on).render(Example(WHERE, CHAT))
         marked = Renderer(marked_tokenizer, loss_on).render(Example(WHERE, CHAT))
-        assert plain is not None
-        assert marked is not None
+        assert isinstance(plain, Document)
+        assert isinstance(marked, Document)
         assert plain.tokens.tolist() == marked.tokens.tolist()
         assert plain.trained.tolist() == marked.trained.tolist()
 
@@ -83,7 +85,7 @@ def test_trained_parts_of_a_pair(tokenizer: Any, loss_on: str | None, expected: 
     # The prompt's last space belongs to the completion's first token, which is trained whole.
     example = Example(WHERE, None, "the cat sat ", "on a warm mat")
     document = Renderer(tokenizer, loss_on).render(example)
-    assert document is not None
+    assert isinstance(document, Document)
     assert tokenizer.decode(document.tokens) == "the cat sat on a warm mat<|im_end|>"
     assert [part.removeprefix(" ") for part in trained_parts(tokenizer, document)] == [
         part.removeprefix(" ") for part in expected
@@ -108,7 +110,7 @@ def test_a_mode_that_does_not_fit_is_refused(
 
 
 def test_a_chat_without_assistant_turn_is_bad_data(tokenizer: Any) -> None:
-    with pytest.raises(TrainerError) as error:
+    with pytest.raises(UnfitRowError) as error:
         Renderer(tokenizer, None).render(Example(WHERE, CHAT[:2]))
     assert error.value.code == 65
     assert error.value.message == (
@@ -123,12 +125,13 @@ USELESS = {
         WHERE, [{"role": "user", "content": " "}, {"role": "assistant", "content": "\n"}]
     ),
     "no completion": Example(WHERE, None, "the cat", ""),
+    "no text": Example(WHERE, text=" \n"),
 }
 
 
 @pytest.mark.parametrize("example", USELESS.values(), ids=USELESS.keys())
 def test_useless_examples_are_no_documents(tokenizer: Any, example: Example) -> None:
-    assert Renderer(tokenizer, None).render(example) is None
+    assert Renderer(tokenizer, None).render(example) is Useless.EMPTY
 
 
 ROLE_BLIND = tiny.MARKED_TEMPLATE.replace(
@@ -150,20 +153,22 @@ DISHONEST_MARKERS = {
 def test_markers_are_used_only_where_they_mean_assistant_turns(template: str) -> None:
     tokenizer = tiny.make_tokenizer(template)
     document = Renderer(tokenizer, None).render(Example(WHERE, CHAT))
-    assert document is not None
+    assert isinstance(document, Document)
     assert trained_parts(tokenizer, document) == CHAT_CASES["Assistant"]
 
 
-def test_a_template_without_stop_token_is_bad_data() -> None:
+def test_a_template_without_stop_token_is_refused() -> None:
     tokenizer = tiny.make_tokenizer(tiny.TEMPLATE.replace("<|im_end|>", "."))
-    with pytest.raises(TrainerError, match=r"message 3: .* never learns to stop; use a") as error:
+    with pytest.raises(TrainerError, match=r"never learns to stop; use a template") as error:
         Renderer(tokenizer, None).render(Example(WHERE, CHAT))
-    assert error.value.code == 65
+    assert error.value.code == 64
 
 
 # Like templates of thinking models: it leaves something out of all turns but the last.
 REWRITING = tiny.TEMPLATE.replace(
-    "message['content'] +", "(message['content'] if loop.last else message['content'][:3]) +"
+    "message['content'] +",
+    "(message['content'] if message['role'] != 'assistant' or loop.last "
+    "else message['content'][:3]) +",
 )
 
 
@@ -174,16 +179,30 @@ def test_a_template_that_rewrites_history_is_refused_by_message() -> None:
 
 
 def test_the_last_turn_can_be_trained_where_only_history_is_rewritten() -> None:
-    tokenizer = tiny.make_tokenizer(
-        tiny.TEMPLATE.replace(
-            "message['content'] +",
-            "(message['content'] if message['role'] == 'user' or loop.last "
-            "else message['content'][:3]) +",
-        )
-    )
+    tokenizer = tiny.make_tokenizer(REWRITING)
     document = Renderer(tokenizer, "LastAssistant").render(Example(WHERE, CHAT))
-    assert document is not None
+    assert isinstance(document, Document)
     assert trained_parts(tokenizer, document) == ["rain fell<|im_end|>"]
+
+
+def test_the_short_way_finds_what_the_long_one_finds(
+    plain_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers that repeat, that are parts of others, and that look like the header of a turn."""
+    says = ["mat", "a mat", "mat", "<|im_start|>assistant", "\nmat ", "mat"]
+    chat = [
+        {"role": role, "content": text}
+        for text in says
+        for role in ("user", "assistant")
+    ]  # fmt: skip
+    chat[2]["content"] = "<|im_start|>assistant\nmat"
+    found = Renderer(plain_tokenizer, None).render(Example(WHERE, chat))
+    monkeypatch.setattr(ChatTemplate, "_plain", lambda *_: None)
+    expected = Renderer(plain_tokenizer, None).render(Example(WHERE, chat))
+    assert isinstance(found, Document)
+    assert isinstance(expected, Document)
+    assert found.trained.tolist() == expected.trained.tolist()
+    assert found.trained.any()
 
 
 def test_what_a_template_refuses_is_bad_data() -> None:
@@ -203,7 +222,7 @@ def test_what_a_marked_template_refuses_is_bad_data_too(template: str) -> None:
 def test_messages_need_a_chat_template() -> None:
     tokenizer = tiny.make_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(TrainerError, match="has no chat template; add"):
+    with pytest.raises(TrainerError, match="has no chat template; set dataset"):
         Renderer(tokenizer, None).render(Example(WHERE, CHAT))
 
 
@@ -226,7 +245,7 @@ def test_a_chat_may_begin_with_the_assistant(before: str) -> None:
     tokenizer = tiny.make_tokenizer(before + tiny.TEMPLATE)
     chat = [{"role": "assistant", "content": "the cat sat"}, *CHAT[1:]]
     document = Renderer(tokenizer, None).render(Example(WHERE, chat))
-    assert document is not None
+    assert isinstance(document, Document)
     assert trained_parts(tokenizer, document) == [
         "the cat sat<|im_end|>",
         "on a warm mat<|im_end|>",
@@ -248,7 +267,7 @@ def test_a_tokenizer_that_ends_texts_itself_ends_them_once() -> None:
     ending = TemplateProcessing(single="$A <|im_end|>", special_tokens=[stop])
     tokenizer.backend_tokenizer.post_processor = ending
     document = Renderer(tokenizer, None).render(Example(WHERE, None, "the cat ", "sat"))
-    assert document is not None
+    assert isinstance(document, Document)
     assert tokenizer.decode(document.tokens) == "the cat sat<|im_end|>"
     assert trained_parts(tokenizer, document)[-1].endswith("sat<|im_end|>")
 
@@ -256,5 +275,124 @@ def test_a_tokenizer_that_ends_texts_itself_ends_them_once() -> None:
 def test_people_see_what_is_trained(plain_tokenizer: Any) -> None:
     renderer = Renderer(plain_tokenizer, "LastAssistant")
     document = renderer.render(Example(WHERE, CHAT))
-    assert document is not None
+    assert isinstance(document, Document)
     assert renderer.show(document) == TEXT.replace("rain fell<|im_end|>", "«rain fell<|im_end|>»")
+
+
+def test_a_template_of_the_job_replaces_the_tokenizers(plain_tokenizer: Any) -> None:
+    template = tiny.TEMPLATE.replace("<|im_start|>", "")
+    plain_tokenizer = tiny.make_tokenizer()
+    plain_tokenizer.chat_template = None
+    renderer = Renderer(plain_tokenizer, None, template)
+    document = renderer.render(Example(WHERE, CHAT[1:3]))
+    assert isinstance(document, Document)
+    text = plain_tokenizer.decode(document.tokens)
+    assert text == "user\nthe cat sat<|im_end|>\nassistant\non a warm mat<|im_end|>\n"
+
+
+def test_turns_that_are_not_to_be_trained_have_no_loss(tokenizer: Any) -> None:
+    document = Renderer(tokenizer, None).render(Example(WHERE, CHAT, untrained=frozenset({2})))
+    assert isinstance(document, Document)
+    assert trained_parts(tokenizer, document) == ["rain fell<|im_end|>"]
+    last = Renderer(tokenizer, "LastAssistant")
+    assert last.render(Example(WHERE, CHAT, untrained=frozenset({4}))) is Useless.UNTRAINED
+    with pytest.raises(UnfitRowError, match="not to be trained, but lossOn is All"):
+        Renderer(tokenizer, "All").render(Example(WHERE, CHAT, untrained=frozenset({2})))
+
+
+def test_documents_are_trained_whole_and_end(tokenizer: Any) -> None:
+    document = Renderer(tokenizer, None).render(Example(WHERE, text="the cat sat"))
+    assert isinstance(document, Document)
+    assert tokenizer.decode(document.tokens) == "the cat sat<|im_end|>"
+    assert document.trained.tolist() == [0] + [1] * (len(document.tokens) - 1)
+
+
+def test_text_begins_with_what_the_tokenizer_puts_there() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = tiny.make_tokenizer()
+    begin = (tokenizer.bos_token, tokenizer.bos_token_id)
+    processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[begin])
+    tokenizer.backend_tokenizer.post_processor = processor
+    for example in (Example(WHERE, text="the cat"), Example(WHERE, None, "the ", "cat")):
+        document = Renderer(tokenizer, None).render(example)
+        assert isinstance(document, Document)
+        assert tokenizer.decode(document.tokens) == "<|im_start|>the cat<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [tiny.TEMPLATE, tiny.MARKED_TEMPLATE], ids=["plain", "marked"])
+def test_indentation_is_trained(template: str) -> None:
+    """Byte-level post-processors trim spaces from the positions of tokens."""
+    from tokenizers.processors import ByteLevel
+
+    tokenizer = tiny.make_tokenizer(template, text="if x:\n        y\n    z\n        w\n" * 9)
+    tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
+    code = "        y\n    z"
+    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": code}]
+    document = Renderer(tokenizer, None).render(Example(WHERE, chat))
+    assert isinstance(document, Document)
+    # The line end before it makes one token with the first spaces, which is trained whole.
+    (part,) = trained_parts(tokenizer, document)
+    assert part.removeprefix("\n") == f"{code}<|im_end|>"
+
+
+SAYS_STOP = [*CHAT[:3], {"role": "user", "content": "what does <|im_end|> mean"}, CHAT[4]]
+
+
+def test_a_text_that_holds_the_stop_token_is_unfit(tokenizer: Any) -> None:
+    with pytest.raises(
+        UnfitRowError, match=r"message 4 contains '<\|im_end\|>', which ends a turn"
+    ):
+        Renderer(tokenizer, None).render(Example(WHERE, SAYS_STOP))
+
+
+SILENT = tiny.TEMPLATE.replace(
+    "{% for message in messages %}", "{% for message in messages if message['role'] != 'tool' %}"
+)
+CALL = {"type": "function", "function": {"name": "f", "arguments": {}}}
+UNUSED = {
+    "a role": (SILENT, {"role": "tool", "content": "seven"}, {}, "leaves out message 6 (tool)"),
+    "tools": (tiny.TEMPLATE, None, {"tools": [CALL]}, "it has 'tools', which this chat template"),
+    "a thought": (
+        tiny.TEMPLATE,
+        {"role": "assistant", "content": "x", "reasoning": "hm"},
+        {},
+        "it has 'reasoning', which this chat template does not use",
+    ),
+    "a call": (
+        tiny.TEMPLATE,
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {},
+        "it has 'tool_calls', which this chat template does not use",
+    ),
+}
+
+
+@pytest.mark.parametrize(("template", "more", "fields", "words"), UNUSED.values(), ids=UNUSED)
+def test_nothing_of_a_conversation_is_left_out_in_silence(
+    template: str, more: dict | None, fields: dict, words: str
+) -> None:
+    tokenizer = tiny.make_tokenizer(template)
+    chat = [*CHAT, more, CHAT[4]] if more else CHAT
+    with pytest.raises(UnfitRowError) as error:
+        Renderer(tokenizer, None).render(Example(WHERE, chat, **fields))
+    assert words in error.value.message
+
+
+def test_a_batch_gives_what_each_gives_alone(tokenizer: Any) -> None:
+    examples = [
+        Example(WHERE, CHAT),
+        Example(WHERE, []),
+        Example(WHERE, None, "the cat ", "sat"),
+        Example(WHERE, SAYS_STOP),
+        Example(WHERE, text="rain fell"),
+    ]
+    renderer = Renderer(tokenizer, None)
+    found = renderer.render_all(examples)
+    assert [type(one) for one in found] == [Document, Useless, Document, UnfitRowError, Document]
+    for example, one in zip(examples, found, strict=True):
+        if isinstance(one, Document):
+            alone = renderer.render(example)
+            assert isinstance(alone, Document)
+            assert alone.tokens.tolist() == one.tokens.tolist()
+            assert alone.trained.tolist() == one.trained.tolist()

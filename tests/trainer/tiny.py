@@ -47,7 +47,14 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def make_tokenizer(template: str = TEMPLATE):
+def make_tokenizer(
+    template: str = TEMPLATE,
+    *,
+    text: str = TEXT,
+    special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>"),
+    bos: str | None = "<|im_start|>",
+    eos: str = "<|im_end|>",
+):
     """Byte-level BPE of 400 tokens, trained on the words above."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -57,14 +64,12 @@ def make_tokenizer(template: str = TEMPLATE):
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([TEXT] * 3, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>"
-    )
+    tokenizer.train_from_iterator([text] * 3, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos)
     fast.chat_template = template
     return fast
 

@@ -16,7 +16,7 @@ import torch
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Plan
 from finetune_api.run import RunConfig
-from finetune_trainer import order, replicas
+from finetune_trainer import prepared, replicas
 from finetune_trainer.agreement import Agreement
 from finetune_trainer.checkpoint import choose, load
 from finetune_trainer.checkpoint.keeper import Keeper
@@ -66,6 +66,7 @@ class Loop:
     ) -> None:
         folder = paths.prepared(config.prepared_digest or "")
         self.rows = Rows(folder, "train")
+        self._sequence = prepared.sequence(config, folder)
         self.state = State()
         self.peers = Peers.of(device, control)
         self.evaluator = Evaluator(
@@ -79,7 +80,7 @@ class Loop:
         self._unheard: deque[StepFacts] = deque()
         self._turns = Turns(config, plan)
         self._divergence = Divergence(plan.learning_rate)
-        self._meter = ProgressMeter(config, plan, len(self.rows))
+        self._meter = ProgressMeter(config, plan, self._sequence.epoch)
         self._keeper = Keeper(paths, owner, config.checkpoints.keep_last, report)
         self._saver = Saver(
             engine,
@@ -149,13 +150,8 @@ class Loop:
     def _step(self) -> None:
         """Take a step and tell the others how it went."""
         state = self.state
-        rows = order.step_rows(
-            state.rows_consumed,
-            self._plan.global_batch_size,
-            len(self.rows),
-            self._config.training.seed,
-            self._turns.end(len(self.rows)),
-        )
+        end = self._turns.end(self._sequence.epoch)
+        rows = self._sequence.step(state.rows_consumed, self._plan.global_batch_size, end)
         facts = self._stepper.take(state.step, rows)
         self._agreement.post(
             facts.loss,

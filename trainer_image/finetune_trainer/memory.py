@@ -3,6 +3,8 @@
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_FILES = ("memory.max", "memory/memory.limit_in_bytes")  # versions 2 and 1
+_NO_LIMIT = 1 << 60  # version 1 says "none" by a huge number
 
 
 def available(cgroup: Path = _CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int:
@@ -37,3 +39,14 @@ def _container(cgroup: Path) -> int | None:
     if limit == "max":
         return None
     return int(limit) - used + int(stat.get("inactive_file", 0))
+
+
+def limit(cgroup: Path = _CGROUP) -> int | None:
+    """Bytes, None where there is no limit."""
+    for name in _FILES:
+        try:
+            text = (cgroup / name).read_text().strip()
+        except OSError:
+            continue
+        return int(text) if text.isdigit() and int(text) < _NO_LIMIT else None
+    return None

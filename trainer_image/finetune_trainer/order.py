@@ -1,26 +1,66 @@
 """Which row comes when (pure): one endless sequence, the same for every world size."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune_api import mixture
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """The endless sequence of rows of one run: epoch after epoch, each in an order of its own.
+
+    `rows` are those of each source, which lie one source after another; `weights` the sources'
+    shares, empty where every row comes once an epoch.
+    """
+
+    rows: tuple[int, ...]
+    seed: int
+    weights: tuple[float, ...] = ()
+
+    @property
+    def epoch(self) -> int:
+        """Rows of an epoch."""
+        return sum(_counts(self))
+
+    def at(self, position: int) -> int:
+        """The row at a position."""
+        epoch, place = divmod(position, self.epoch)
+        return int(_epoch(self, epoch)[place])
+
+    def step(self, consumed: int, size: int, end: int | None = None) -> list[int]:
+        """Rows of the step after `consumed` rows; short only when the run ends at `end`."""
+        stop = consumed + size if end is None else min(consumed + size, end)
+        return [self.at(position) for position in range(consumed, stop)]
+
+
+@lru_cache(maxsize=4)
+def _counts(sequence: Sequence) -> list[int]:
+    return mixture.epoch_counts(sequence.rows, sequence.weights)
+
 
 @lru_cache(maxsize=2)
-def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
+def _epoch(sequence: Sequence, epoch: int) -> NDArray[np.int64]:
+    """All rows of an epoch, in order: drawn from (seed, epoch) alone.
 
-
-def row_at(position: int, rows: int, seed: int) -> int:
-    """Row at a position of the sequence; epoch e is a permutation drawn from (seed, e)."""
-    epoch, place = divmod(position, rows)
-    return int(_permutation(rows, seed, epoch)[place])
-
-
-def step_rows(consumed: int, size: int, rows: int, seed: int, end: int | None = None) -> list[int]:
-    """Rows of the step that begins after `consumed` rows; short only when the run ends at `end`."""
-    stop = consumed + size if end is None else min(consumed + size, end)
-    return [row_at(position, rows, seed) for position in range(consumed, stop)]
+    With weights a source's rows come in whole passes, each in an order of its own, and a part of
+    one more: every row at least once, and other ones again in each epoch.
+    """
+    shuffled = np.random.Generator(np.random.PCG64([sequence.seed, epoch])).permutation
+    if not sequence.weights:
+        return shuffled(sum(sequence.rows))
+    drawn = []
+    first = 0
+    for source, (rows, count) in enumerate(zip(sequence.rows, _counts(sequence), strict=True)):
+        for number, begin in enumerate(range(0, count, rows)):
+            seeds = [sequence.seed, epoch, source, number]
+            order = np.random.Generator(np.random.PCG64(seeds)).permutation(rows)
+            drawn.append(first + order[: count - begin])
+        first += rows
+    return shuffled(np.concatenate(drawn))
 
 
 def micro_batches(rows: list[int], rank: int, world: int, micro_batch: int) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """The prepare pod: everything that can go wrong before a device is held.
 
 Checks storage and model, tokenises, masks and packs the data into the cache, claims the storage for
-this job. Writes only `cache/` (a temporary folder, then a rename) and `run.json` (created
+this job. Writes only `cache/` (a folder of its own, then a rename) and `run.json` (created
 exclusively): it holds no fence.
 """
 
@@ -10,25 +10,30 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from finetune_api.exit_codes import ExitCode
+from finetune_api.exit_codes import ExitCode, is_permanent
 from finetune_api.progress import DataSummary
 from finetune_api.run import PrepareResult, RunConfig
 from finetune_api.spec import DataSource
 from finetune_api.storage import RunFile
 from finetune_api.uri import is_claim
-from finetune_trainer import finished, model, remote
-from finetune_trainer.data import digest, formats
+from finetune_trainer import finished, model, prepared, remote
+from finetune_trainer.data import digest
+from finetune_trainer.data.read import kind_of
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.files import write_new
 from finetune_trainer.inputs import reading
 from finetune_trainer.paths import RunPaths, cache_folder, cache_name, resolve
 from finetune_trainer.reporter import Reporter
+from finetune_trainer.sources import SourceFile, files
 
 _log = logging.getLogger(__name__)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+Files = list[tuple[DataSource, list[SourceFile]]]
 _ABANDONED = 24 * 3600.0  # s; a builder that has not moved for a day is dead
 
 
@@ -43,16 +48,23 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         _check_links(config, paths.model)
         found = model.inspect(paths.model, config.model.source, report.advance)
     _check_length(config, found)
-    prepared = _digest(config, paths, report)
-    data = _prepared(config, paths, prepared, report)
+    inputs = _inputs(config, report)
+    prepared_digest = _digest(config, paths, inputs, report)
+    data = _prepared(config, paths, prepared_digest, inputs, report)
+    _check_weights(config, data)
     # The contents, not where they came from: a model that was copied to a claim is the same one.
     run_digest = digest.of_value(
-        {"model": found.revision, "data": prepared, "training": config.training.to_dict()}
+        {
+            "model": found.revision,
+            "data": prepared_digest,
+            "weights": [source.weight for source in config.dataset.train],
+            "training": config.training.to_dict(),
+        }
     )
     revision = config.model_revision or found.revision
     _claim(config, paths, revision, run_digest)
     return PrepareResult(
-        prepared_digest=prepared,
+        prepared_digest=prepared_digest,
         run_digest=run_digest,
         model_revision=revision,
         parameter_count=found.parameter_count,
@@ -68,13 +80,6 @@ def _with_model(config: RunConfig, report: Reporter) -> RunConfig:
     _, revision = remote.model_folder(config, report)
     _log.info("%s is %s", config.model.source, revision)
     return config.replace(model_revision=revision)
-
-
-def _files(config: RunConfig, source: DataSource, report: Reporter) -> list[tuple[Path, str]]:
-    """The files of a source, here in the pod, and what people call them."""
-    if is_claim(source.source):
-        return [(resolve(config, source.source), source.source)]
-    return remote.files(config, source, report)
 
 
 def check_writable(folder: Path, name: str) -> None:
@@ -125,16 +130,69 @@ def _check_length(config: RunConfig, found: model.ModelFolder) -> None:
         )
 
 
-def _digest(config: RunConfig, paths: RunPaths, report: Reporter) -> str:
-    """Contents, never times: the same input gives the same digest on any volume."""
+@dataclass(frozen=True)
+class _Inputs:
+    """The data as files, and the chat template where the job brings one."""
+
+    train: Files
+    validation: Files
+    template: str | None
+
+
+def _inputs(config: RunConfig, report: Reporter) -> _Inputs:
+    """Everything named is there; TrainerError says what is not."""
+
+    def found(sources: Sequence[DataSource]) -> Files:
+        every = []
+        for source in sources:
+            with reading(source.source):
+                every.append((source, list(files(config, source, report))))
+        return every
+
+    return _Inputs(
+        train=found(config.dataset.train),
+        validation=found(config.dataset.validation or []),
+        template=_template(config),
+    )
+
+
+def _template(config: RunConfig) -> str | None:
+    wanted = config.dataset.chat_template
+    if wanted is None:
+        return None
+    if wanted.path is None:
+        return wanted.inline
+    with reading(wanted.path):
+        try:
+            return resolve(config, wanted.path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            text = f"dataset.chatTemplate: {wanted.path} is not UTF-8 text ({error.reason})"
+            raise TrainerError(ExitCode.BAD_CONFIGURATION, f"{text}; name the template") from error
+
+
+def _check_weights(config: RunConfig, data: DataSummary) -> None:
+    """A source without a row cannot have a share of the rows."""
+    for source, found in zip(config.dataset.train, data.sources, strict=True):
+        if source.weight is not None and not found.rows:
+            raise TrainerError(
+                ExitCode.BAD_DATA,
+                f"{source.source}: no example that can be trained on, but its weight is "
+                f"{source.weight:g}; remove the source, or add data",
+            )
+
+
+def _digest(config: RunConfig, paths: RunPaths, inputs: _Inputs, report: Reporter) -> str:
+    """Contents, never times: the same input gives the same digest on any volume.
+
+    Without weights, epochs and the seed: they decide about the order, not about the rows.
+    """
     dataset, training = config.dataset, config.training
     contents = []
-    for source in [*dataset.train, *(dataset.validation or [])]:
-        for path, name in _files(config, source, report):
-            with reading(name):
-                formats.check_file(path, name)
-                kind = formats.kind_of(path)
-                contents.append([digest.of_file(path, report.advance), source.format, kind])
+    for source, found in [*inputs.train, *inputs.validation]:
+        with reading(source.source):
+            data = [[digest.of_file(f.path, report.advance), kind_of(f.path)] for f in found]
+        columns = source.columns.to_dict() if source.columns else {}
+        contents.append([data, source.format, columns])
     with reading(config.model.source):
         tokenizer = _tokenizer_digest(paths.model)
     import tokenizers
@@ -147,7 +205,10 @@ def _digest(config: RunConfig, paths: RunPaths, report: Reporter) -> str:
             "tokenizer": tokenizer,
             "sources": contents,
             "train": len(dataset.train),
+            "validationFraction": dataset.validation_fraction,
             "lossOn": dataset.loss_on,
+            "chatTemplate": inputs.template,
+            "overlong": dataset.overlong,
             "sequenceLength": training.sequence_length,
             "packing": training.packing,
         }
@@ -159,65 +220,68 @@ def _tokenizer_digest(folder: Path) -> dict[str, str]:
     return {name: digest.of_file(folder / name) for name in names if (folder / name).is_file()}
 
 
-def _prepared(config: RunConfig, paths: RunPaths, key: str, report: Reporter) -> DataSummary:
+def _prepared(
+    config: RunConfig, paths: RunPaths, key: str, inputs: _Inputs, report: Reporter
+) -> DataSummary:
     """The summary of the prepared folder, which exists afterwards."""
     target = paths.prepared(key)
-    card = target / "card.json"
-    if card.is_file():
+    if (target / prepared.CARD).is_file():
         _log.info("data was prepared before: %s", target)
-        return _as_ours(config, DataSummary.model_validate_json(card.read_text()))
-    mine = f".building-{config.job_uid}-"
-    partial = target.parent / f"{mine}{uuid4().hex}"
+        return prepared.summary(target, config)
+    # Named after job and digest: the next builder goes on where one that was killed stopped.
+    building = target.parent / f".building-{config.job_uid}-{key[:16]}"
+    rows = building / f"rows-{uuid4().hex}"
     try:
-        _remove_abandoned(target.parent, mine)
-        partial.mkdir(parents=True)
-        summary = _build(config, paths, partial, report)
-        (partial / "card.json").write_text(summary.to_json())
-        _sync_folder(partial)
+        _remove_abandoned(target.parent, f".building-{config.job_uid}-", building.name)
+        rows.mkdir(parents=True)
+        summary = _build(config, paths, rows, inputs, report)
+        (rows / prepared.CARD).write_text(summary.to_json())
+        _sync_folder(rows)
         try:
-            partial.rename(target)
+            rows.rename(target)
         except OSError as error:
             # Another job built the same data meanwhile: the same digest, so the same rows.
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
     except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
         text = f"{cache_name(config)}: {_why(error)}"
         raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, text) from error
+    except TrainerError as error:
+        if is_permanent(error.code, prepare=True):
+            shutil.rmtree(building, ignore_errors=True)
+        raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return summary
+        shutil.rmtree(rows, ignore_errors=True)
+    shutil.rmtree(building, ignore_errors=True)
+    return prepared.summary(target, config)
 
 
-def _as_ours(config: RunConfig, data: DataSummary) -> DataSummary:
-    """The job that built the data may have the same files at other places."""
-    names = [source.source for source in config.dataset.train]
-    sources = zip(names, data.sources, strict=True)
-    return data.replace(sources=[found.replace(source=name) for name, found in sources])
-
-
-def _build(config: RunConfig, paths: RunPaths, folder: Path, report: Reporter) -> DataSummary:
-    from transformers import AutoTokenizer
-
+def _build(
+    config: RunConfig, paths: RunPaths, folder: Path, inputs: _Inputs, report: Reporter
+) -> DataSummary:
     from finetune_trainer.data.build import Builder
-    from finetune_trainer.data.render import Renderer
+    from finetune_trainer.data.work import Recipe
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(paths.model, local_files_only=True)
-    except Exception as error:  # transformers and tokenizers raise whatever they like
-        raise TrainerError(
-            ExitCode.BAD_CONFIGURATION,
-            f"{config.model.source}: transformers cannot read this tokenizer "
-            f"({str(error).splitlines()[0]}); copy it again",
-        ) from error
-    renderer = Renderer(tokenizer, config.dataset.loss_on)
-    return Builder(config, renderer, folder, report, _files).build()
+    recipe = Recipe(
+        model=paths.model,
+        name=config.model.source,
+        loss_on=config.dataset.loss_on,
+        template=inputs.template,
+        overlong=config.dataset.overlong,
+        length=config.training.sequence_length,
+    )
+    builder = Builder(config, recipe, folder, folder.parent / "parts", report)
+    return builder.build(inputs.train, inputs.validation)
 
 
-def _remove_abandoned(folder: Path, mine: str) -> None:
-    """What builders left that were killed: this job's own at once, others' after a day."""
+def _remove_abandoned(folder: Path, mine: str, current: str) -> None:
+    """What builders left that were killed: this job's, of other data, at once; others' later."""
     for partial in folder.glob(".building-*"):
+        if partial.name == current:
+            continue
         try:
-            newest = max(path.stat().st_mtime for path in [partial, *partial.iterdir()])
+            newest = max(path.stat().st_mtime for path in [partial, *partial.rglob("*")])
         except OSError:
             continue  # its builder is just finishing
         if partial.name.startswith(mine) or time.time() - newest > _ABANDONED:

@@ -18,8 +18,8 @@ def _finite(value: float) -> float | None:
 class ProgressMeter:
     """Turns step times into what people look at."""
 
-    def __init__(self, config: RunConfig, plan: Plan, rows: int) -> None:
-        self._config, self._plan, self._rows = config, plan, rows
+    def __init__(self, config: RunConfig, plan: Plan, epoch_rows: int) -> None:
+        self._config, self._plan, self._epoch_rows = config, plan, epoch_rows
         self._window: deque[tuple[float, float, int, int]] = deque()
         self._first = 0
         self._productive = self._redone = 0.0
@@ -64,7 +64,7 @@ class ProgressMeter:
         progress = Progress(
             step=step,
             total_steps=self._plan.total_steps,
-            epoch=round(rows_consumed / self._rows, 4),
+            epoch=round(rows_consumed / self._epoch_rows, 4),
             train_loss=_finite(loss),
             learning_rate=facts.rate,
             grad_norm=_finite(norm),

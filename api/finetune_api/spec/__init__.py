@@ -9,14 +9,16 @@ from pydantic import ConfigDict, Field
 
 from finetune_api.schema import Rule, rules
 from finetune_api.spec.common import SecretRef, Spec, Uri
-from finetune_api.spec.data import Dataset, DataSource, Model
+from finetune_api.spec.data import ChatTemplate, Columns, Dataset, DataSource, Model, TrainSource
 from finetune_api.spec.policy import Checkpoints, EarlyStopping, Evaluation, Output, RunPolicy
 from finetune_api.spec.tracking import EACH_ONCE, Tracker
 from finetune_api.spec.training import DeepSpeed, Optimizer, Training
 from finetune_api.spec.workers import Scheduling, Workers
 
 __all__ = [
+    "ChatTemplate",
     "Checkpoints",
+    "Columns",
     "DataSource",
     "Dataset",
     "DeepSpeed",
@@ -30,6 +32,7 @@ __all__ = [
     "Scheduling",
     "SecretRef",
     "Tracker",
+    "TrainSource",
     "Training",
     "Workers",
 ]
@@ -49,14 +52,16 @@ class FineTuneJobSpec(Spec):
                 ".training.globalBatchSize",
             ),
             Rule(
-                "!has(self.evaluation) || has(self.dataset.validation)",
-                "evaluation needs validation data: set dataset.validation",
+                "!has(self.evaluation) || has(self.dataset.validation) || "
+                "has(self.dataset.validationFraction)",
+                "evaluation needs validation data: set dataset.validation or validationFraction",
                 ".evaluation",
             ),
             Rule(
                 "!has(self.output) || !has(self.output.weights) || self.output.weights != 'Best' "
-                "|| has(self.dataset.validation)",
-                "output.weights Best needs validation data: set dataset.validation, or use Last",
+                "|| has(self.dataset.validation) || has(self.dataset.validationFraction)",
+                "output.weights Best needs validation data: set dataset.validation or "
+                "validationFraction, or use Last",
                 ".output.weights",
             ),
         )

@@ -74,7 +74,8 @@ class Training(Spec):
         default=4096,
         ge=16,
         le=1_048_576,
-        description="Tokens per row, default 4096; a longer example is dropped and counted.",
+        description="Tokens per row, default 4096; dataset.overlong says what becomes of a longer "
+        "example.",
     )
     packing: bool = Field(
         default=True,

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+from finetune_api.progress import DataSummary
 from finetune_api.status import FineTuneJobStatus
+
+# Muennighoff et al., Scaling Data-Constrained Language Models (2023): up to here as good as new.
+MOST_PASSES = 4
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,28 @@ def _preparation(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
         data = new.data
         text = (
             f"{data.examples} examples in {data.rows} rows, {data.trained_tokens} of {data.tokens} "
-            f"tokens are trained on; {data.dropped_overlong} examples too long, "
-            f"{data.dropped_useless} without anything to learn"
+            f"tokens are trained on; left out: {data.dropped_overlong} too long, "
+            f"{data.dropped_empty + data.dropped_untrained} without anything to learn, "
+            f"{data.invalid} invalid"
         )
-        return [Event("Normal", "Prepared", text)]
+        return [Event("Normal", "Prepared", text), *_repeated(data)]
     if old.phase is None and new.phase == "Preparing":
         return [Event("Normal", "Preparing", "starting the prepare pod")]
     return []
+
+
+def _repeated(data: DataSummary) -> list[Event]:
+    """Rows that come too often are learned by heart: gains end at about four passes."""
+    often = [
+        f"{s.source} {s.passes:g} times" for s in data.sources if (s.passes or 0) > MOST_PASSES
+    ]
+    if not often:
+        return []
+    text = (
+        f"rows are seen more than {MOST_PASSES} times: {', '.join(often)}; lower the source's "
+        "weight or training.epochs, or add data"
+    )
+    return [Event("Warning", "SourceRepeats", text[:1024])]
 
 
 def _attempts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:

@@ -38,6 +38,8 @@ def claims(job: Job) -> dict[str, bool]:
     if spec.cache:
         written.add(ClaimPath.parse(spec.cache).claim)
     sources = [spec.model.source, *(entry.source for entry in _entries(job))]
+    if spec.dataset.chat_template and spec.dataset.chat_template.path:
+        sources.append(spec.dataset.chat_template.path)
     read = {ClaimPath.parse(source).claim for source in sources if is_claim(source)}
     return {claim: claim not in written for claim in sorted(read | written)}
 

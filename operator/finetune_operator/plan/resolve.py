@@ -3,7 +3,8 @@
 import math
 from typing import Literal
 
-from finetune_api.progress import DataSummary, Plan
+from finetune_api import mixture
+from finetune_api.progress import DataSummary, Plan, SourceSummary
 from finetune_api.run import PrepareResult
 from finetune_api.spec import FineTuneJobSpec, Training
 
@@ -16,7 +17,7 @@ def resolve(spec: FineTuneJobSpec, prepared: PrepareResult) -> tuple[Plan, DataS
     """Plan and data summary of a job; defaults and their reasons are in docs/defaults.md."""
     training, deepspeed = spec.training, spec.deepspeed
     micro = (deepspeed and deepspeed.micro_batch_size) or 1
-    rows = prepared.data.rows
+    rows = prepared.data.epoch_rows or prepared.data.rows
     batch = training.global_batch_size or _global_batch(spec, micro, rows)
     total = training.max_steps or _steps(spec, rows, batch)
     plan = Plan(
@@ -31,10 +32,25 @@ def resolve(spec: FineTuneJobSpec, prepared: PrepareResult) -> tuple[Plan, DataS
         offload=(deepspeed and deepspeed.offload) or "None",
         checkpoint_bytes=_bytes_per_parameter(training) * prepared.parameter_count,
     )
-    passes = round(min(total * batch, _run_rows(spec, rows, total * batch)) / rows, 2)
-    sources = [source.replace(passes=passes) for source in prepared.data.sources]
-    data = prepared.data.replace(steps_per_epoch=math.ceil(rows / batch), sources=sources)
+    epochs = min(total * batch, _run_rows(spec, rows, total * batch)) / rows
+    data = prepared.data.replace(
+        steps_per_epoch=math.ceil(rows / batch), sources=_passes(spec, prepared.data, epochs)
+    )
     return plan, data
+
+
+def _passes(spec: FineTuneJobSpec, data: DataSummary, epochs: float) -> list[SourceSummary]:
+    """The sources, each with how often its rows come in the whole run."""
+    sources = data.sources
+    if len(sources) != len(spec.dataset.train):
+        return sources  # they did not fit into the prepare pod's message
+    rows = [source.rows for source in sources]
+    weights = [s.weight for s in spec.dataset.train if s.weight is not None]
+    counts = mixture.epoch_counts(rows, weights)
+    return [
+        source.replace(passes=round(epochs * count / max(1, source.rows), 2))
+        for source, count in zip(sources, counts, strict=True)
+    ]
 
 
 def rescaled(plan: Plan, spec: FineTuneJobSpec) -> Plan:

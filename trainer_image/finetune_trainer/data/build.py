@@ -1,139 +1,194 @@
-"""Building the prepared folder: read, render, mask, pack, count."""
+"""Building the prepared folder: read, render, mask, pack, count.
 
+First every source becomes parts (data/parts.py), by all processors, then parts become packed rows,
+in one pass. The result depends on the input alone, not on the number of processes nor on how often
+the builder was killed.
+"""
+
+import json
 import logging
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import DataSummary, SourceSummary
 from finetune_api.run import RunConfig
 from finetune_api.spec import DataSource
-from finetune_trainer.data import formats, packing
-from finetune_trainer.data.render import Document, Renderer
-from finetune_trainer.data.rows import RowWriter
+from finetune_trainer import cpus, memory, prepared
+from finetune_trainer.data import read
+from finetune_trainer.data.count import Count
+from finetune_trainer.data.parts import Held, Parts
+from finetune_trainer.data.pool import Pool, Task
+from finetune_trainer.data.progress import Progress
+from finetune_trainer.data.shapes import shape_of
+from finetune_trainer.data.split import Split, Written, total
+from finetune_trainer.data.work import Recipe
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.reporter import Reporter
+from finetune_trainer.sources import SourceFile
 
 _log = logging.getLogger(__name__)
-MAX_DROPPED = 0.05
 _SAMPLES = 3
-_SAY_EVERY = 5.0  # s
+_ALONE = 8 << 20  # bytes of input that one process has read before others have started
+_OWN_BYTES, _PROCESS_BYTES = 1 << 30, 300 << 20  # memory of this process, of each other one
+_ALL = 2.0**64
+
+Files = list[tuple[DataSource, list[SourceFile]]]
 
 
-@dataclass
-class Count:
-    """What happened to the examples of one split."""
-
-    examples: int = 0
-    rows: int = 0
-    tokens: int = 0
-    trained: int = 0
-    useless: int = 0
-    overlong: list[int] = field(default_factory=list)  # lengths of dropped examples, tokens
-
-    @property
-    def seen(self) -> int:
-        """Examples read."""
-        return self.examples + self.useless + len(self.overlong)
+def processes(size: int) -> int:
+    """How many for so many bytes of input: processors, as far as memory reaches."""
+    if size < _ALONE:
+        return 1
+    room = memory.limit()
+    most = cpus.usable()
+    if room is not None:
+        most = min(most, (room - _OWN_BYTES) // _PROCESS_BYTES)
+    return max(1, most)
 
 
 class Builder:
-    """Writes both splits of one run into a folder."""
+    """Writes both splits of one run into a folder, with finished parts beside it."""
 
     def __init__(
         self,
         config: RunConfig,
-        renderer: Renderer,
+        recipe: Recipe,
         folder: Path,
+        parts: Path,
         report: Reporter,
-        files: Callable[[RunConfig, DataSource, Reporter], list[tuple[Path, str]]],
     ) -> None:
-        self._config, self._renderer, self._files = config, renderer, files
-        self._folder, self._report = folder, report
-        self._samples: list[str] = []
-        self._said = time.monotonic()
+        self._config, self._recipe = config, recipe
+        self._renderer = recipe.renderer()
+        self._folder, self._parts, self._report = folder, parts, report
+        self._length = config.training.sequence_length
 
-    def build(self) -> DataSummary:
+    def build(self, train: Files, validation: Files) -> DataSummary:
         """Both splits; TrainerError when the data is not what anybody wants to train on."""
-        dataset, length = self._config.dataset, self._config.training.sequence_length
-        train, sources = self._split("train", dataset.train)
-        validation, _ = self._split("validation", dataset.validation or [])
-        (self._folder / "sample.txt").write_text("\n\n".join(self._samples) + "\n")
+        every = [*train, *validation]
+        size = sum(file.path.stat().st_size for _, files in every for file in files)
+        progress = Progress(size, self._report)
+        with Pool(self._renderer, self._recipe, processes(size)) as pool:
+            parts = [
+                self._tokenised(number, source, files, pool, progress)
+                for number, (source, files) in enumerate(every)
+            ]
+        trained, held_out = parts[: len(train)], parts[len(train) :]
+        counted = self._judged("dataset.train", trained)
+        if validation:
+            self._judged("dataset.validation", held_out)
+        self._samples(trained)
+        rows, others, duplicates = self._rows(trained, held_out)
+        written, other = total(rows), total(others)
         return DataSummary(
-            examples=train.examples,
-            rows=train.rows,
-            tokens=train.tokens,
-            trained_tokens=train.trained,
-            packing_efficiency=round(train.tokens / (train.rows * length), 4),
-            dropped_overlong=len(train.overlong),
-            dropped_useless=train.useless,
-            validation_examples=validation.examples,
-            validation_rows=validation.rows,
-            validation_trained_tokens=validation.trained,
-            sources=sources,
+            examples=written.examples,
+            rows=written.rows,
+            tokens=written.tokens,
+            trained_tokens=written.trained,
+            packing_efficiency=round(written.tokens / (written.rows * self._length), 4),
+            dropped_overlong=counted.dropped_overlong,
+            truncated=counted.truncated,
+            split=counted.split,
+            dropped_empty=counted.empty,
+            dropped_untrained=counted.untrained,
+            invalid=counted.invalid,
+            duplicates=duplicates,
+            validation_examples=other.examples,
+            validation_rows=other.rows,
+            validation_trained_tokens=other.trained,
+            sources=[
+                SourceSummary(source=source.source, rows=own.rows, examples=own.examples)
+                for (source, _), own in zip(train, rows, strict=True)
+            ],
         )
 
-    def _split(self, split: str, sources: list[DataSource]) -> tuple[Count, list[SourceSummary]]:
-        total, summaries = Count(), []
-        training = self._config.training
-        length, packed = training.sequence_length, training.packing
-        with RowWriter(self._folder, split) as writer:
-            for source in sources:
-                rows, examples = total.rows, total.examples
-                for row in packing.pack(self._documents(source, total), length, packing=packed):
-                    writer.add(row)
-                    total.rows += 1
-                rows, examples = total.rows - rows, total.examples - examples
-                summaries.append(SourceSummary(source=source.source, rows=rows, examples=examples))
-        if sources:
-            self._judge(split, total)
-        return total, summaries
+    def _rows(
+        self, trained: list[Parts], held_out: list[Parts]
+    ) -> tuple[list[Written], list[Written], int]:
+        """Both splits written; and how many training examples are copies."""
+        fraction = self._config.dataset.validation_fraction
+        packed = self._config.training.packing
+        train = Split(self._folder, "train", self._length, self._report)
+        other = Split(self._folder, "validation", self._length, self._report)
 
-    def _documents(self, source: DataSource, count: Count) -> Iterator[Document]:
-        found = self._files(self._config, source, self._report)
-        read = (formats.read(path, name, source.format) for path, name in found)
-        for example in chain.from_iterable(read):
-            self._report.advance()
-            self._say(source.source, count)
-            document = self._renderer.render(example)
-            if document is None:
-                count.useless += 1
-                continue
-            if len(document.tokens) > self._config.training.sequence_length:
-                count.overlong.append(len(document.tokens))
-                continue
-            if len(self._samples) < _SAMPLES:
-                self._samples.append(f"{example.where}\n{self._renderer.show(document)}")
-                _log.info("trained parts in «»: %s", self._samples[-1])
-            count.examples += 1
-            count.tokens += len(document.tokens)
-            count.trained += int(document.trained.sum())
-            yield document
+        def is_held_out(held: Held) -> bool:
+            return fraction is not None and held.digest / _ALL < fraction
 
-    def _say(self, source: str, count: Count) -> None:
-        if time.monotonic() - self._said > _SAY_EVERY:
-            self._said = time.monotonic()
-            _log.info("%s: %d examples, %d tokens", source, count.seen, count.tokens)
+        rows = train.write(trained, lambda held: not is_held_out(held), packed=packed)
+        if fraction is None:
+            others = other.write(held_out, lambda _: True, packed=packed)
+        else:
+            others = other.write(trained, is_held_out, packed=packed)
+            _check_fraction(fraction, total(rows), total(others))
+        other.duplicates()
+        return rows, others, train.duplicates()
 
-    def _judge(self, split: str, count: Count) -> None:
-        length = self._config.training.sequence_length
-        where = f"dataset.{split}"
-        if not count.seen:
-            raise TrainerError(ExitCode.BAD_DATA, f"{where}: no example in any source; add some")
-        if len(count.overlong) > MAX_DROPPED * count.seen or not (count.examples or count.useless):
-            keep = sorted(count.overlong)[max(0, len(count.overlong) - 1 - count.seen // 100)]
-            raise TrainerError(
-                ExitCode.BAD_DATA,
-                f"{where}: {len(count.overlong)} of {count.seen} examples are longer than "
-                f"sequenceLength {length}; at most 5 % may be dropped; training.sequenceLength "
-                f"{keep} keeps 99 %",
-            )
-        if count.useless > MAX_DROPPED * count.seen or not count.examples:
-            raise TrainerError(
-                ExitCode.BAD_DATA,
-                f"{where}: {count.useless} of {count.seen} examples are empty or train no token; "
-                "at most 5 % may be dropped; clean the data, or look at dataset.lossOn",
-            )
+    def _tokenised(
+        self,
+        number: int,
+        source: DataSource,
+        files: list[SourceFile],
+        pool: Pool,
+        progress: Progress,
+    ) -> Parts:
+        """The finished parts of one source."""
+        parts = Parts(self._parts, number)
+        progress.begin(source.source, [file.path.stat().st_size for file in files])
+        if parts.is_complete:
+            progress.skip(sum(part.tokens for part in parts.finished))
+            return parts
+        if parts.blocks:
+            _log.info("%s: going on after %d finished parts", source.source, len(parts.finished))
+        tasks = islice(self._tasks(source, files, progress), parts.blocks, None)
+        for (_, block), chunk in pool.in_order(tasks):
+            parts.add(block.place, chunk)
+            progress.add(chunk.count.seen, len(chunk.tokens))
+        parts.complete()
+        return parts
+
+    def _tasks(
+        self, source: DataSource, files: list[SourceFile], progress: Progress
+    ) -> Iterator[Task]:
+        """The blocks of a source; the first row of all decides the shape."""
+        shape = None
+        for place, file in enumerate(files):
+            for block in read.blocks(file.path, file.name):
+                if shape is None:
+                    row = next(read.rows(block), None)
+                    if row is None:
+                        continue  # blank lines
+                    shape = shape_of(row, source, chat=self._renderer.has_template)
+                progress.read(place, block.done)
+                yield shape, block
+
+    def _judged(self, where: str, parts: list[Parts]) -> Count:
+        found = Count()
+        for own in parts:
+            found.add(own.count())
+        found.judge(where, self._length, self._config.dataset.overlong)
+        return found
+
+    def _samples(self, parts: list[Parts]) -> None:
+        """What a person looks at before spending money: into the log and beside the rows."""
+        texts = []
+        examples = (held for own in parts for held in own.examples())
+        for held in islice(examples, _SAMPLES):
+            texts.append(f"{held.where}\n{self._renderer.show(held.documents[0])}")
+            _log.info("trained parts in «»: %s", texts[-1])
+        (self._folder / prepared.SAMPLE).write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+        stop = self._renderer.stop_token
+        if stop is not None:
+            (self._folder / prepared.STOP).write_text(json.dumps(stop), encoding="utf-8")
+        if self._recipe.template is not None:
+            (self._folder / prepared.TEMPLATE).write_text(self._recipe.template, encoding="utf-8")
+
+
+def _check_fraction(fraction: float, rows: Written, others: Written) -> None:
+    if not rows.rows or not others.rows:
+        side = "held out" if rows.rows else "left to train on"
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"dataset.validationFraction {fraction:g}: of {rows.examples + others.examples} "
+            f"examples none is {side}; change it, add data, or name dataset.validation",
+        )

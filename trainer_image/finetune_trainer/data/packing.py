@@ -21,20 +21,21 @@ def pack(documents: Iterable[Document], length: int, *, packing: bool) -> Iterat
             yield _row([document])
         return
     open_rows: list[list[Document]] = []
-    room: list[int] = []
+    room = np.full(_OPEN_ROWS, -1, dtype=np.int64)  # tokens left, -1 where no row is open
     for document in documents:
         size = len(document.tokens)
-        place = next((i for i, free in enumerate(room) if free >= size), None)
-        if place is None:
-            if len(open_rows) == _OPEN_ROWS:
-                fullest = min(range(len(room)), key=room.__getitem__)
-                yield _row(open_rows.pop(fullest))
-                room.pop(fullest)
-            open_rows.append([document])
-            room.append(length - size)
-        else:
+        fits = room >= size
+        place = int(fits.argmax())
+        if fits[place]:
             open_rows[place].append(document)
             room[place] -= size
+            continue
+        if len(open_rows) == _OPEN_ROWS:
+            fullest = int(room.argmin())
+            yield _row(open_rows.pop(fullest))
+            room[fullest:-1] = room[fullest + 1 :]
+        open_rows.append([document])
+        room[len(open_rows) - 1] = length - size
     for documents_of_row in open_rows:
         yield _row(documents_of_row)
 

@@ -68,29 +68,32 @@ class Rows:
 
 
 class RowWriter:
-    """Writes one split, row by row; leaving the context closes the files and writes the index."""
+    """Writes one split, row by row; leaving the context closes the files."""
 
     def __init__(self, folder: Path, split: str) -> None:
-        self._folder, self._split = folder, split
         self._files = {
             name: (folder / f"{split}.{name}").open("wb")
             for name in ("tokens.u32", "trained.u8", "segments.u32")
         }
-        self._index = [(0, 0)]
+        self._index = (folder / f"{split}.index.i64").open("wb")
+        self._end = (0, 0)
+        self._write_end()
 
     def add(self, row: Row) -> None:
         """Append a row."""
         self._files["tokens.u32"].write(row.tokens.astype("<u4").tobytes())
         self._files["trained.u8"].write(row.trained.astype("u1").tobytes())
         self._files["segments.u32"].write(row.segments.astype("<u4").tobytes())
-        token, segment = self._index[-1]
-        self._index.append((token + len(row.tokens), segment + len(row.segments)))
+        token, segment = self._end
+        self._end = (token + len(row.tokens), segment + len(row.segments))
+        self._write_end()
 
     def __enter__(self) -> "RowWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
+        for file in (*self._files.values(), self._index):
             file.close()
-        index = np.asarray(self._index, dtype="<i8")
-        (self._folder / f"{self._split}.index.i64").write_bytes(index.tobytes())
+
+    def _write_end(self) -> None:
+        self._index.write(np.asarray(self._end, dtype="<i8").tobytes())

@@ -10,10 +10,10 @@ import shutil
 import torch
 
 from finetune_api.exit_codes import ExitCode
-from finetune_api.progress import DataSummary, Output
+from finetune_api.progress import Output
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
-from finetune_trainer import evaluations, finished, run_log, selection
+from finetune_trainer import evaluations, finished, prepared, run_log, selection
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export import card, contents, load_back, publish, texts, weights
@@ -44,7 +44,8 @@ def run(
         reader = CheckpointReader(folder, manifest)
         model = contents.of(paths.model, reader, _DTYPES[config.training.precision])
         digests = weights.write(model, reader, partial, report.advance)
-        texts.write(paths.model, partial, model)
+        template = prepared.chat_template(paths.prepared(config.prepared_digest or ""))
+        texts.write(paths.model, partial, model, template)
         text = _card(config, manifest, paths, model, digests)
         (partial / "README.md").write_text(text, encoding="utf-8")
         publish.settle(partial)
@@ -64,8 +65,7 @@ def _card(
     model: contents.Contents,
     digests: dict[str, str],
 ) -> str:
-    prepared = paths.prepared(config.prepared_digest or "") / "card.json"
-    data = DataSummary.model_validate_json(prepared.read_text())
+    data = prepared.summary(paths.prepared(config.prepared_digest or ""), config)
     measured = evaluations.read(paths).summary()
     losses = card.losses(run_log.train_loss(paths, manifest.step), manifest, measured)
     return card.render(config, manifest, data, losses, model, digests)

@@ -54,8 +54,8 @@ In nats per trained token.
 ## Data
 
 {data.examples} examples, {data.tokens} tokens, {data.trained_tokens} of them trained on, in
-{data.rows} rows. Dropped: {data.dropped_overlong} too long, {data.dropped_useless} without a
-trained token.
+{data.rows} rows. Dropped: {data.dropped_overlong} too long, {data.dropped_empty} empty,
+{data.dropped_untrained} without a trained token.
 
 {_sources(data)}
 

@@ -1,0 +1,186 @@
+"""How fast preparation is and how much memory it needs: prints a table.
+
+Real conversations (those of the demo, drawn again and again) in files of several sizes, prepared by
+the real code, each in a process of its own that may have no more than --memory of private memory
+(RLIMIT_DATA, for each process of the tree). Memory is the proportional set size of the whole tree,
+looked at five times a second: pages that processes share count once.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finetune_local.cache import TREE, cache_folder
+from finetune_local.demo import inputs
+
+OUT = TREE / "build" / "benchmarks" / "prepare"
+_EVERY = 0.2  # s
+_WANTED = 10e9  # bytes that the table projects to
+_console = Console(highlight=False, stderr=True, soft_wrap=True)
+_CHILD = """
+import json, sys, time
+from finetune_api.run import RunConfig
+from finetune_trainer import prepare
+from finetune_trainer.data import build
+from finetune_trainer.reporter import SilentReporter
+if __name__ == "__main__":
+    import logging
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    config = RunConfig.model_validate_json(sys.argv[1])
+    if sys.argv[2] != "0":
+        build.processes = lambda size: int(sys.argv[2])
+    started = time.monotonic()
+    result = prepare.run(config, SilentReporter())
+    size = sum(source["bytes"] for source in json.loads(sys.argv[3]))
+    print(json.dumps({
+        "seconds": time.monotonic() - started,
+        "processes": build.processes(size),
+        "data": result.data.to_dict(),
+    }))
+"""
+
+
+def main() -> int:
+    """Command line."""
+    arguments = _parser().parse_args()
+    shutil.rmtree(OUT, ignore_errors=True)
+    claim = OUT / "claim"
+    claim.mkdir(parents=True)
+    shutil.copytree(inputs.model(cache_folder(), _console.print), claim / "model")
+    inputs.data(cache_folder(), claim, _console.print)
+    found = []
+    for megabytes in arguments.sizes:
+        path = _write(claim, megabytes * 10**6)
+        for processes in arguments.processes:
+            _console.print(f"{megabytes} MB, {processes or 'all'} processes")
+            found.append(_measure(claim, path, processes, arguments.memory))
+        path.unlink()
+    Console().print(_table(found, arguments.memory))
+    shutil.rmtree(OUT)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500], help="MB of input")
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[0], help="0: as many as a job would have"
+    )
+    parser.add_argument("--memory", type=int, default=2000, help="MB for each process")
+    return parser
+
+
+def _write(claim: Path, size: int) -> Path:
+    """Conversations of one to four of the demo's, joined."""
+    lines = (claim / "train.jsonl").read_text().splitlines()
+    chats = [json.loads(line)["messages"] for line in lines]
+    generator = random.Random(1)
+    path = claim / f"chats-{size}.jsonl"
+    written = 0
+    with path.open("w") as file:
+        while written < size:
+            drawn = generator.choices(chats, k=generator.randint(1, 4))
+            messages = [message for chat in drawn for message in chat]
+            written += file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+    return path
+
+
+def _measure(claim: Path, path: Path, processes: int, megabytes: int) -> dict[str, Any]:
+    size = path.stat().st_size
+    storage = f"runs/{size}-{processes}"
+    config = {
+        "jobName": "job",
+        "jobNamespace": "default",
+        "jobUid": "uid",
+        "role": "prepare",
+        "model": {"source": "pvc://w/model"},
+        "dataset": {"train": [{"source": f"pvc://w/{path.name}"}]},
+        "training": {"sequenceLength": 2048},
+        "checkpoints": {"storage": f"pvc://w/{storage}"},
+        "mounts": {"w": str(claim)},
+    }
+    limit = megabytes * 10**6
+    script = OUT / "child.py"
+    script.write_text(_CHILD)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(script), json.dumps(config), str(processes)),
+            json.dumps([{"bytes": size}]),
+        ],
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+    )
+    most = largest = 0
+    while process.poll() is None:
+        sizes = [_proportional(pid) for pid in _tree(process.pid)]
+        most, largest = max(most, sum(sizes)), max(largest, *sizes)
+        time.sleep(_EVERY)
+    if process.returncode:
+        raise SystemExit(f"preparation ended with {process.returncode}")
+    assert process.stdout is not None
+    told: dict[str, Any] = json.loads(process.stdout.read())
+    shutil.rmtree(claim / storage)
+    return told | {"size": size, "tree": most, "largest": largest}
+
+
+def _tree(pid: int) -> Iterator[int]:
+    yield pid
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return  # it has just ended
+    for child in children:
+        yield from _tree(int(child))
+
+
+def _proportional(pid: int) -> int:
+    """Bytes, shared pages divided among those who share them."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return next(
+        (int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0
+    )
+
+
+def _table(found: list[dict[str, Any]], megabytes: int) -> Table:
+    cores = len(os.sched_getaffinity(0))
+    table = Table(title=f"preparation, {cores} cores, {megabytes} MB of memory a process")
+    for name in (
+        *("input", "processes", "examples", "tokens", "seconds", "tokens/s", "tokens/s a process"),
+        *("MB/s", "10 GB", "peak of the tree", "largest process"),
+    ):
+        table.add_column(name, justify="right")
+    for one in found:
+        seconds, tokens, size = one["seconds"], one["data"]["tokens"], one["size"]
+        table.add_row(
+            f"{size / 1e6:.0f} MB",
+            str(one["processes"]),
+            f"{one['data']['examples']:,}",
+            f"{tokens / 1e6:.1f} M",
+            f"{seconds:.0f}",
+            f"{tokens / seconds:,.0f}",
+            f"{tokens / seconds / one['processes']:,.0f}",
+            f"{size / seconds / 1e6:.1f}",
+            f"{_WANTED / size * seconds / 3600:.1f} h",
+            f"{one['tree'] / 1e6:.0f} MB",
+            f"{one['largest'] / 1e6:.0f} MB",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

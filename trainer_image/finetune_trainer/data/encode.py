@@ -1,0 +1,72 @@
+"""Text to tokens with true character positions: the tokenizer, batched, and nothing around it."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.errors import TrainerError
+
+_PROBE = "a"
+
+
+class Encoded:
+    """Tokens of one text, and which characters each stands for."""
+
+    def __init__(self, encoding: Any) -> None:
+        self._encoding = encoding
+        self.tokens: NDArray[np.uint32] = np.asarray(encoding.ids, dtype=np.uint32)
+
+    def first_at(self, character: int, end: int) -> int:
+        """The token that holds a character; the next one's, up to `end`, when it became none."""
+        for place in range(character, end):
+            token = self._encoding.char_to_token(place)
+            if token is not None:
+                return int(token)
+        return len(self.tokens)
+
+    def mask(self, spans: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+        """1 for tokens with a character in a span [begin, end)."""
+        mask = np.zeros(len(self.tokens), dtype=np.uint8)
+        for begin, end in spans:
+            last = self._encoding.char_to_token(end - 1)
+            stop = len(mask) if last is None else last + 1
+            mask[self.first_at(begin, end) : stop] = 1
+        return mask
+
+
+class Encoder:
+    """A tokenizer's own model, without post-processing: batches of texts in, positions kept.
+
+    Post-processors move positions (byte-level ones trim spaces, so that indentation would belong to
+    nobody) and add special tokens; those are found once and kept as `prefix` and `suffix`.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not tokenizer.is_fast:
+            raise TrainerError(
+                ExitCode.BAD_CONFIGURATION,
+                "the model's tokenizer has no tokenizer.json; convert it to the fast format",
+            )
+        # Threads of the tokenizer beside processes of ours would fight for the same cores.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        bare = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(_PROBE)["input_ids"]
+        starts = range(len(whole) - len(bare) + 1)
+        at = next(i for i in starts if whole[i : i + len(bare)] == bare)
+        self.prefix: list[int] = whole[:at]
+        self.suffix: list[int] = whole[at + len(bare) :]
+        self._model = type(tokenizer.backend_tokenizer).from_str(
+            tokenizer.backend_tokenizer.to_str()
+        )
+        self._model.no_truncation()
+        self._model.no_padding()
+        self._model.post_processor = None
+
+    def encode(self, texts: list[str]) -> list[Encoded]:
+        """Tokens of each text, no special ones added."""
+        encodings = self._model.encode_batch(texts, add_special_tokens=False)
+        return [Encoded(encoding) for encoding in encodings]
