@@ -190,7 +190,8 @@ def reference(launch: Launch) -> Reference:
     )
     losses, norms = [], []
     for step, rate in enumerate(RATES):
-        picked = order.step_rows(step * ROWS_PER_STEP, ROWS_PER_STEP, len(rows), SEED)
+        sequence = order.Sequence((len(rows),), SEED)
+        picked = sequence.step(step * ROWS_PER_STEP, ROWS_PER_STEP)
         total, tokens = torch.zeros(()), 0
         for ids, labels in separate([rows[row] for row in picked]):
             logits = model(input_ids=ids, use_cache=False).logits[0]
