@@ -6,6 +6,12 @@ the real code, each in a process of its own that may have no more than --memory 
 looked at five times a second: pages that processes share count once.
 """
 
+import sys
+
+if sys.path[0].endswith("/benchmarks"):
+    # Started as a file: this folder would hide the standard library's `operator`.
+    sys.path[0] = sys.path[0].removesuffix("/benchmarks")
+
 import argparse
 import json
 import os
@@ -13,7 +19,6 @@ import random
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path

@@ -138,6 +138,15 @@ BAD |= {
         template(containers=[{"name": "trainer", "args": ["x"]}]),
         template(containers=[{"image": "x"}]),
     ],
+    "spec.tracking": [make_job(tracking=[{"type": "WandB"}, {"type": "WandB", "project": "p"}])],
+    "spec.tracking[0].type": [
+        make_job(tracking=[{"type": "TensorBoard", "project": "p"}]),
+        make_job(tracking=[{"type": "TensorBoard", "secretRef": {"name": "keys"}}]),
+    ],
+    "spec.tracking[0].secretRef.name": [
+        make_job(tracking=[{"type": "WandB", "secretRef": {"name": name}}])
+        for name in ("-keys", "Keys", "a/b", "keys.")
+    ],
     "metadata.name": [make_job("a" * 53), make_job("1a"), make_job("a.b")],
 }
 # Rules about a change have tests of their own, below.

@@ -77,7 +77,7 @@ def test_only_the_prepare_pod_is_given_the_credentials_of_inputs():
     job = committed(**REMOTE)
     secrets = [{"secretRef": {"name": name}} for name in ("aws", "google", "hf")]
     assert container(pods.prepare_pod(job, "i", "d"))["envFrom"] == secrets
-    for pod in pods.worker_pods(job, 0):
+    for pod in pods.worker_pods(job, 0, [0, 1]):
         assert "envFrom" not in container(pod)
 
 
@@ -86,7 +86,7 @@ def test_credentials_stand_behind_the_templates_own_sources_of_environment():
     template = {"spec": {"containers": [{"name": "trainer", "envFrom": own}]}}
     job = committed(**REMOTE, workers={"replicas": 2, "template": template})
     assert container(pods.prepare_pod(job, "i", "d"))["envFrom"][0] == own[0]
-    assert container(pods.worker_pods(job, 0)[0])["envFrom"] == own
+    assert container(pods.worker_pods(job, 0, [0])[0])["envFrom"] == own
 
 
 def test_a_job_without_credentials_has_none():

@@ -175,7 +175,9 @@ class Left:
                 self._status("pod", mine["metadata"]["name"], status)
 
     def _create(self, item: dict[str, Any]) -> None:
-        self.api.kubectl("create", "-n", self.namespace, "-f", "-", stdin=json.dumps(item))
+        # Not strictly: what lies in etcd is not asked whether its fields are still known.
+        where = ("create", "--validate=ignore", "-n", self.namespace, "-f", "-")
+        self.api.kubectl(*where, stdin=json.dumps(item))
 
     def _status(self, kind: str, name: str, status: dict[str, Any]) -> None:
         patch = json.dumps({"status": status})

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator import execute, reconcile, status
+from finetune_operator import execute, reconcile
 from finetune_operator.plan import ending, failure, gang, next_attempt, observe, suspend, usage
 from finetune_operator.plan.decision import Decision, Delete
 from finetune_operator.plan.observe import Job
@@ -168,14 +168,6 @@ def an_error_of_the_server_is_not_tried_again(patch: Patch) -> None:
             return None
 
     _wrap(patch, Reconciler, "reconcile", gives_up)
-
-
-@mutation
-def a_consequence_is_not_awaited_by_the_clock(patch: Patch) -> None:
-    patch.setattr(gang.failure, "settles_in", lambda pods, now: None)
-    # Proofs of life would make up for it, minutes later.
-    patch.setattr(gang.usage, "PROOF_INTERVAL", 1e9)
-    patch.setattr(status, "PROOF_INTERVAL", 1e9)
 
 
 @mutation

@@ -10,6 +10,7 @@ MAX_ROW = 1 << 28  # bytes; longer ones are a missing quote or newline
 _BLOCK = 1 << 20
 # A literal or an escape that the window cuts in two is at most this long.
 _CUT = 16
+_NUMBER = "0123456789.eE+-"
 _EXPECTED = "the file must be a list of objects; mend or remove it"
 
 
@@ -78,8 +79,9 @@ class _Window:
             except ValueError as error:  # Python reads no integer of more than 4,300 digits
                 raise self.error(str(error).split(";")[0], self.at) from error
             else:
-                # A number at the end of the window may go on behind it.
-                if end < len(self._text) or not self._fill():
+                # A number that the window cuts is a shorter number: "0." begins with 0.
+                cut = not self._text[end:].strip(_NUMBER)
+                if not (cut and self._fill()):
                     found = self._text[self.at : end]
                     self.at = end
                     return found
