@@ -43,6 +43,7 @@ def repository(tiny_model: Path, tmp_path: Path) -> Path:
     shutil.copytree(tiny_model, folder)
     (folder / "README.md").write_text("# Tiny")
     (folder / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (folder / "modeling_tiny.py").write_text("raise SystemExit('code of a repository was run')")
     for name in ("pytorch_model.bin", "consolidated.safetensors", "onnx/model.onnx"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x" * 50_000)
