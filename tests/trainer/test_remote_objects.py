@@ -14,6 +14,8 @@ from tests.trainer import s3, tiny
 from tests.trainer.download import Download
 from tests.trainer.s3 import S3
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[S3]:
