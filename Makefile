@@ -27,7 +27,7 @@ test: tools ## everything, as CI runs it
 	@$(BIN)/python hack/lint.py
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: tools ## the inner loop: lint, types, fast tests, under 90 s
+check: setup ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py
 	@$(BIN)/python -m pytest -m "not slow" -q
 

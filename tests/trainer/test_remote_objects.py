@@ -14,6 +14,8 @@ from tests.trainer import s3, tiny
 from tests.trainer.download import Download
 from tests.trainer.s3 import S3
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[S3]:
@@ -143,10 +145,10 @@ def test_a_killed_download_goes_on_where_it_was(
     kept = partial.stat().st_size
     assert 0 < kept < size
     del download.env["TEST_SLOWLY"]
-    ((path, _),) = download.data(entry["source"])["files"]
+    found = download.data(entry["source"])
+    assert found["advanced"] == size - kept
+    ((path, _),) = found["files"]
     assert Path(path).read_bytes() == (tmp_path / "big.jsonl").read_bytes()
-    # The next one received what was missing and no more.
-    assert download.data(entry["source"])["advanced"] == 0
     shutil.rmtree(download.claim / "cache")
 
 
