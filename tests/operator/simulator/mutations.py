@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import execute, reconcile
-from finetune_operator.plan import ending, failure, gang, next_attempt, observe, suspend, usage
+from finetune_operator.plan import ending, failure, next_attempt, observe, suspend, usage
 from finetune_operator.plan.decision import Decision, Delete
 from finetune_operator.plan.observe import Job
 from finetune_operator.reconcile import Reconciler
