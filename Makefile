@@ -7,7 +7,7 @@ export FINETUNE_CACHE := $(CACHE)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test check format crds clean simulate
+.PHONY: help setup tools demo test check format crds clean simulate torture
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ check: setup ## the inner loop: lint, types, fast tests, under 90 s
 
 simulate: setup ## random histories of the operator in a simulated cluster (N=100000, SEED=...)
 	@$(BIN)/python -m tests.operator.simulator $(or $(N),100000) $(if $(SEED),--seed $(SEED))
+
+torture: setup ## kill ranks in the middle of saves (N=200, SEED=1)
+	@$(BIN)/python -m tests.trainer.torture --kills $(or $(N),200) --seed $(or $(SEED),1)
 
 format: ## ruff format and fixable lints
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
