@@ -1,0 +1,190 @@
+"""Every way to compute a run, stopped in the middle and resumed: the very bits of one left alone.
+
+One launch of two ranks for all of them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_api.run import RunConfig
+from finetune_trainer import selection
+from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint.fragments import KINDS
+from finetune_trainer.checkpoint.read import CheckpointReader
+from finetune_trainer.paths import RunPaths
+from tests.trainer import gang, weights
+from tests.trainer.conftest import MakeJob
+
+pytestmark = pytest.mark.slow
+STEPS = 8
+BF16_MOMENTS = {"optimizer": {"momentPrecision": "BF16"}}
+# name -> ZeRO stage, what the plan says, what training says
+OPTIONS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "plain-2": (2, {}, {}),
+    "plain-3": (3, {}, {}),
+    "optimizer-offloaded": (2, {"offload": "Optimizer"}, {}),
+    "all-offloaded": (3, {"offload": "OptimizerAndParameters"}, {}),
+    "recomputed": (2, {"activationCheckpointing": "Always"}, {}),
+    "moments-1": (1, {}, BF16_MOMENTS),
+    "moments-2": (2, {}, BF16_MOMENTS),
+    "moments-3": (3, {}, BF16_MOMENTS),
+    "fp32-recomputed-3": (3, {"activationCheckpointing": "Always"}, {"precision": "FP32"}),
+}
+EARLY = {"intervalSteps": 1, "earlyStopping": {"patience": 3, "minDelta": 1.0}}
+
+
+@dataclass
+class Launch:
+    configs: dict[str, dict[str, Any]]
+    results: dict[str, dict[str, Any]]
+    model: Path
+
+    def paths(self, name: str) -> RunPaths:
+        return RunPaths.of(RunConfig.model_validate(self.configs[name]))
+
+    def state(self, name: str) -> dict[str, torch.Tensor]:
+        """Master weights and moments of the last step."""
+        found = store.newest_valid(self.paths(name), "digest")
+        assert found is not None
+        assert found[1].step == STEPS
+        reader = CheckpointReader(*found)
+        parameters = weights.load(self.model).named_parameters()
+        return {
+            f"{key}|{kind}": reader.read(key, kind, 0, parameter.numel())
+            for key, parameter in parameters
+            for kind in KINDS
+        }
+
+
+@pytest.fixture(scope="module")
+def launch(make_job: MakeJob) -> Launch:
+    job = make_job()
+    (job.storage / "cache").rename(job.claim / "cache")
+
+    def config(
+        run: str, stage: int, plan: dict[str, Any], training: dict[str, Any], **changes: Any
+    ) -> dict[str, Any]:
+        values = {"zeroStage": stage, "totalSteps": STEPS, **plan}
+        return job.config | {
+            "role": "worker",
+            "attempt": 1,
+            "mounts": {"w": str(job.claim)},
+            "checkpoints": {"storage": f"pvc://w/runs/{run}", "intervalSteps": 4},
+            "cache": "pvc://w/cache",
+            "runDigest": "digest",
+            "training": {"sequenceLength": 128, "maxSteps": STEPS, "seed": 3, **training},
+            "plan": gang.make_plan(**values).to_dict(),
+            **changes,
+        }
+
+    cases: list[dict[str, Any]] = []
+    for name, (stage, plan, training) in OPTIONS.items():
+        whole = config(name, stage, plan, training)
+        cut = config(f"{name}-cut", stage, plan, training)
+        cases += [
+            {"name": name, "config": whole},
+            {"name": f"{name}-cut", "config": cut, "stopIn": ["Checkpointing", 1]},
+            {"name": f"{name}-resumed", "config": cut},
+        ]
+    early = config("early", 2, {"learningRate": 1e-6}, {}, evaluation=EARLY)
+    overfit = config("overfit", 2, {"learningRate": 0.05}, {}, evaluation={"intervalSteps": 1})
+    cases += [{"name": "early", "config": early}, {"name": "overfit", "config": overfit}]
+    run(job.claim, cases)
+    return Launch(
+        {case["name"]: case["config"] for case in cases},
+        {c["name"]: json.loads((job.claim / f"{c['name']}.json").read_text()) for c in cases},
+        job.claim / "model",
+    )
+
+
+def run(folder: Path, cases: list[dict[str, Any]]) -> None:
+    """Two ranks."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    ranks = []
+    for rank in range(2):
+        env = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": f"127.250.{os.getpid() % 250}.7",
+            "MASTER_PORT": "29500",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", "tests.trainer.launch", str(folder)]
+        ranks.append(subprocess.Popen(command, env=env))
+    try:
+        assert [rank.wait(280) for rank in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_resumed_run_ends_with_the_same_bits(launch: Launch, name: str) -> None:
+    cut, resumed = launch.results[f"{name}-cut"], launch.results[f"{name}-resumed"]
+    assert (cut["finished"], resumed["finished"]) == (False, True)
+    assert 4 <= cut["steps"][-1]["step"] < STEPS
+    assert resumed["steps"][0]["step"] == cut["steps"][-1]["step"] + 1
+    mine, theirs = launch.state(f"{name}-resumed"), launch.state(name)
+    assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("optimizer-offloaded", "plain-2"),
+        ("all-offloaded", "plain-3"),
+        ("recomputed", "plain-2"),
+        ("plain-3", "plain-2"),
+    ],
+)
+def test_how_it_is_computed_does_not_change_what_is_learned(
+    launch: Launch, name: str, other: str
+) -> None:
+    mine, theirs = launch.state(name), launch.state(other)
+    assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
+
+
+def test_compact_moments_learn_the_same_in_less_room(launch: Launch) -> None:
+    mine, theirs = (launch.results[name]["steps"] for name in ("moments-2", "plain-2"))
+    for step, other in zip(mine, theirs, strict=True):
+        assert step["trainLoss"] == pytest.approx(other["trainLoss"], abs=2e-2)
+    sizes = [
+        sum(entry.size_bytes for entry in store.published(launch.paths(name))[0][1].files)
+        for name in ("moments-2", "plain-2")
+    ]
+    assert sizes[0] < 0.72 * sizes[1]  # 8 bytes a parameter instead of 12
+
+
+def test_early_stopping_ends_the_run_well(launch: Launch) -> None:
+    found = launch.results["early"]
+    assert found["finished"]
+    assert found["steps"][-1]["step"] == 3  # the baseline, then three that do not beat it by 1.0
+    assert store.published(launch.paths("early"))[0][1].step == 3
+
+
+def test_the_best_checkpoint_is_kept_and_chosen(launch: Launch) -> None:
+    paths = launch.paths("overfit")
+    config = RunConfig.model_validate(launch.configs["overfit"])
+    evaluation = launch.results["overfit"]["evaluation"]
+    kept = {manifest.step: manifest for _, manifest in store.published(paths)}
+    best = min(
+        (loss, step)
+        for step, loss in ((m.step, m.validation_loss) for m in kept.values())
+        if loss is not None
+    )
+    if evaluation["bestStep"] > 0:
+        assert best == (evaluation["best"], evaluation["bestStep"])
+    for wanted, step in (("Best", best[1]), ("Last", STEPS), (None, best[1])):
+        asked = config.replace(output=config.output and config.output.replace(weights=wanted))
+        _, manifest = selection.checkpoint(asked, paths, STEPS, lambda: None)
+        assert manifest.step == step
