@@ -7,6 +7,7 @@ Starting a gang costs seconds, training a tiny model does not. Reads `cases.json
 import json
 import logging
 import os
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -87,6 +88,31 @@ def look(case: dict[str, Any], control: Any) -> dict[str, Any]:
     mine = (found and found[1].step, len(beats))
     dist.all_gather_object(heard, mine, group=control)
     return {"steps": [step for step, _ in heard], "beats": [count for _, count in heard]}
+
+
+def run_cases(folder: Path, cases: list[dict[str, Any]]) -> None:
+    """Launch both ranks and wait for their end."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    place = {
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": f"127.255.97.{1 + os.getpid() % 250}",
+    }
+    common = {"MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.trainer.launch", str(folder)]
+    logs = [folder / f"launch-{rank}.log" for rank in range(2)]
+    ranks = []
+    for rank, log in enumerate(logs):
+        with log.open("wb") as output:
+            env = os.environ | place | common | {"RANK": str(rank)}
+            ranks.append(subprocess.Popen(command, env=env, stdout=output, stderr=output))
+    try:
+        codes = [process.wait(240) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 def main(folder: Path) -> None:

@@ -5,10 +5,7 @@ the choice of a checkpoint by all ranks.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from finetune_trainer.reporter import SilentReporter
 from tests.trainer import gang, weights
 from tests.trainer.checkpoints import flip_a_byte
 from tests.trainer.conftest import MakeJob
+from tests.trainer.launch import run_cases
 from tests.trainer.test_packed_rows import separate
 
 pytestmark = pytest.mark.slow
@@ -129,40 +127,19 @@ def launch(make_job: MakeJob) -> Launch:
         {"name": "last", "config": stopped, "stopIn": ["Evaluating", 3]},
         {"name": "again", "config": stopped},
     ]
-    run(job.claim, cases)
+    run_cases(job.claim, cases)
     shutil.copytree(job.claim / "runs/stopped", job.claim / "runs/damaged")
     damaged = config("damaged", 2)
     flip_a_byte(
         job.claim / "runs/damaged/checkpoints/step-00000008-e0001/rank-00001-of-00002.safetensors"
     )
     cases.append({"name": "look", "config": damaged, "look": True})
-    run(job.claim, cases[-1:])
+    run_cases(job.claim, cases[-1:])
     names = [case["name"] for case in cases]
     return Launch(
         {case["name"]: case["config"] for case in cases},
         {name: json.loads((job.claim / f"{name}.json").read_text()) for name in names},
     )
-
-
-def run(folder: Path, cases: list[dict[str, Any]]) -> None:
-    """Both ranks, to their end."""
-    (folder / "cases.json").write_text(json.dumps(cases))
-    place = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.255.97.1"}
-    common = {"MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.trainer.launch", str(folder)]
-    logs = [folder / f"launch-{rank}.log" for rank in range(2)]
-    ranks = []
-    for rank, log in enumerate(logs):
-        with log.open("wb") as output:
-            env = os.environ | place | common | {"RANK": str(rank)}
-            ranks.append(subprocess.Popen(command, env=env, stdout=output, stderr=output))
-    try:
-        codes = [process.wait(240) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 @dataclass
