@@ -71,6 +71,7 @@ def main() -> int:
         for processes in arguments.processes:
             _console.print(f"{megabytes} MB, {processes or 'all'} processes")
             found.append(_measure(claim, path, processes, arguments.memory))
+            _console.print(found[-1])  # a long run that is interrupted has told what it found
         path.unlink()
     Console().print(_table(found, arguments.memory))
     shutil.rmtree(OUT)
