@@ -197,7 +197,9 @@ class Client:
         self._host, self._port = parts.hostname, parts.port or (443 if secure else 80)
         self._context = (context or ssl.create_default_context()) if secure else None
         self._prefix = parts.path.rstrip("/")
-        self._fixed = f"HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n"
+        host = parts.netloc.rpartition("@")[2]
+        # Silence about encodings allows any: a proxy in between might ask for gzip.
+        self._fixed = f"HTTP/1.1\r\nHost: {host}\r\nAccept-Encoding: identity\r\n"
         self._idle: list[Connection] = []
 
     async def request(

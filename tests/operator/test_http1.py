@@ -164,6 +164,8 @@ async def test_requests_one_after_the_other_share_a_connection():
         assert [(await ask(client)).body for _ in range(3)] == [b"hello"] * 3
         assert heads.count(b"") == 1
         assert heads[1].startswith(b"GET /base/a?b=c HTTP/1.1\r\nHost: 127.0.0.1:")
+        # A proxy that finds no word about encodings asks for gzip, and passes it on.
+        assert b"\r\nAccept-Encoding: identity\r\n" in heads[1]
         assert b"\r\nX-Who: me\r\n" in heads[1]
 
 
