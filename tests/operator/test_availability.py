@@ -72,15 +72,15 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_life_ends_as_if_nothing_had_happened(api, operator, proxy, fault):
-    kubelet = Kubelet(api)
+    kubelet, name = Kubelet(api), f"life-{fault}"
     with ExitStack() as faults:
         active = [faults.enter_context(proxy.fault(**what)) for what in FAULTS[fault]]
         proxy.cut_streams()
-        apply(api, fault)
-        prepare(api, kubelet, fault)
+        apply(api, name)
+        prepare(api, kubelet, name)
         proxy.cut_streams()
-        end(kubelet, fault, 1)
-        done = finished(api, fault, 40)
+        end(kubelet, name, 1)
+        done = finished(api, name, 40)
         # How many deletes a life needs is for the policies to say.
         assert all(what.met or what.methods == ("DELETE",) for what in active)
     assert (done["phase"], done["attempt"], done.get("restarts", 0)) == ("Succeeded", 1, 0)
