@@ -23,6 +23,8 @@ from tests.trainer import gang, weights
 from tests.trainer.conftest import MakeJob
 
 pytestmark = pytest.mark.slow
+ALL_STEPS = list(range(1, gang.STEPS + 1))
+EVALUATED = list(range(0, gang.STEPS + 1, gang.INTERVAL))  # with every checkpoint
 
 
 def lines(job: gang.Job, epoch: int) -> list[dict[str, Any]]:
@@ -33,7 +35,7 @@ def lines(job: gang.Job, epoch: int) -> list[dict[str, Any]]:
 def losses(job: gang.Job) -> dict[int, float]:
     """Step -> training loss, as the newest attempt that made it wrote it down."""
     paths = weights.paths_of(job)
-    found = {step: run_log.train_loss(paths, step) for step in range(1, 9)}
+    found = {step: run_log.train_loss(paths, step) for step in ALL_STEPS}
     return {step: loss for step, loss in found.items() if loss is not None}
 
 
@@ -102,7 +104,7 @@ class MLflow:
 
 @pytest.fixture(scope="module")
 def tracked(make_job: MakeJob, mlflow_server: str) -> Iterator[gang.Job]:
-    """A job with all trackers in two attempts; the first is killed after step 3.
+    """A job with all trackers in two attempts; the first is killed after its first checkpoint.
 
     It is held still until MLflow has that step, and leaves at least one that is made again.
     """
@@ -117,10 +119,10 @@ def tracked(make_job: MakeJob, mlflow_server: str) -> Iterator[gang.Job]:
         ]
 
         def arrived() -> bool:
-            return any(3 in server.history(run, "train/loss") for run in server.runs("cats"))
+            return any(5 in server.history(run, "train/loss") for run in server.runs("cats"))
 
         job.start(plan)
-        job.wait_for_step(3)
+        job.wait_for_text("saved a checkpoint of step 4")
         os.kill(job.pods[1].ranks[0], signal.SIGSTOP)  # rank 0 waits for it, its threads go on
         wait_for("MLflow has the first steps", arrived)
         for pod in job.pods:
@@ -142,7 +144,7 @@ def test_tensorboard_reads_one_curve_over_two_attempts(tracked: gang.Job) -> Non
     reader = EventAccumulator(str(folder))
     reader.Reload()
     train = reader.Scalars("train/loss")
-    assert [event.step for event in train] == list(range(1, 9))  # no step twice, no zigzag
+    assert [event.step for event in train] == ALL_STEPS  # no step twice, no zigzag
     assert [event.value for event in train] == pytest.approx(list(losses(tracked).values()))
     assert {"train/learningRate", "train/gradNorm", "train/tokensPerSecond"} <= set(
         reader.Tags()["scalars"]
@@ -150,19 +152,19 @@ def test_tensorboard_reads_one_curve_over_two_attempts(tracked: gang.Job) -> Non
     validation = {event.step: event.value for event in reader.Scalars("validation/loss")}
     measured = tracked.pods[0].result.evaluation
     assert measured is not None
-    assert validation == {
-        0: pytest.approx(measured.baseline),
-        8: pytest.approx(measured.last),
-    }
+    assert sorted(validation) == EVALUATED
+    assert validation[0] == pytest.approx(measured.baseline)
+    assert validation[gang.STEPS] == pytest.approx(measured.last)
 
 
 def test_every_step_of_every_attempt_is_in_the_log_on_storage(tracked: gang.Job) -> None:
     first, second = lines(tracked, 1), lines(tracked, 2)
     steps = [[line["step"] for line in part if line["part"] == "train"] for part in (first, second)]
     assert steps[0] == list(range(1, steps[0][-1] + 1))
-    assert steps[1] == list(range(steps[1][0], 9))
-    assert 3 <= steps[1][0] <= steps[0][-1] + 1
-    assert [line["step"] for line in first if line["part"] == "validation"] == [0]
+    assert steps[1] == list(range(steps[1][0], gang.STEPS + 1))
+    assert 5 <= steps[1][0] <= steps[0][-1] + 1
+    measured = [line["step"] for line in first if line["part"] == "validation"]
+    assert measured == EVALUATED[: len(measured)]
     step = second[0]
     assert step.keys() == {
         "time", "step", "part", "loss", "learningRate", "gradNorm", "epoch", "tokensSeen",
@@ -171,7 +173,7 @@ def test_every_step_of_every_attempt_is_in_the_log_on_storage(tracked: gang.Job)
     assert step["seconds"] > 0
     assert second[-1]["part"] == "validation"
     assert second[-1]["perplexity"] > 1
-    loss = f"| training, at this step | {losses(tracked)[8]:.4f} |"
+    loss = f"| training, at this step | {losses(tracked)[gang.STEPS]:.4f} |"
     assert loss in (tracked.storage / "final/README.md").read_text()
 
 
@@ -186,8 +188,8 @@ def test_mlflow_holds_one_run_over_two_attempts(tracked: gang.Job, mlflow_server
     assert params["optimizer.beta2"] == "0.999"
     history = server.history(run, "train/loss")
     assert history == {step: [pytest.approx(loss)] for step, loss in losses(tracked).items()}
-    assert sorted(history) == list(range(1, 9))
-    assert sorted(server.history(run, "validation/loss")) == [0, 8]
+    assert sorted(history) == ALL_STEPS
+    assert sorted(server.history(run, "validation/loss")) == EVALUATED
 
 
 def test_weights_and_biases_leaves_its_runs_on_storage_under_one_id(tracked: gang.Job) -> None:
