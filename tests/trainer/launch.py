@@ -107,7 +107,7 @@ def run_cases(folder: Path, cases: list[dict[str, Any]]) -> None:
             env = os.environ | place | common | {"RANK": str(rank)}
             ranks.append(subprocess.Popen(command, env=env, stdout=output, stderr=output))
     try:
-        codes = [process.wait(240) for process in ranks]
+        codes = [process.wait(540) for process in ranks]
     finally:
         for process in ranks:
             process.kill()

@@ -27,7 +27,7 @@ from tests.trainer.conftest import MakeJob
 from tests.trainer.launch import run_cases
 from tests.trainer.test_packed_rows import separate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STAGES = (1, 2, 3)
 PEAK, STEPS, ROWS_PER_STEP, SEED = 1e-3, 8, 4, 3
 # Adam hides the scale of gradients: a large epsilon and a bound that some steps exceed show it.

@@ -21,7 +21,7 @@ from tests.trainer import gang, weights
 from tests.trainer.conftest import MakeJob
 from tests.trainer.launch import run_cases
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 8
 BF16_MOMENTS = {"optimizer": {"momentPrecision": "BF16"}}
 # name -> ZeRO stage, what the plan says, what training says

@@ -22,7 +22,7 @@ from tests.installed import free_port, wait_for
 from tests.trainer import gang, weights
 from tests.trainer.conftest import MakeJob
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ALL_STEPS = list(range(1, gang.STEPS + 1))
 EVALUATED = list(range(0, gang.STEPS + 1, gang.INTERVAL))  # with every checkpoint
 
@@ -124,7 +124,7 @@ def tracked(make_job: MakeJob, mlflow_server: str) -> Iterator[gang.Job]:
         job.start(plan)
         job.wait_for_text("saved a checkpoint of step 4")
         os.kill(job.pods[1].ranks[0], signal.SIGSTOP)  # rank 0 waits for it, its threads go on
-        wait_for("MLflow has the first steps", arrived)
+        wait_for("MLflow has the first steps", arrived, 180)
         for pod in job.pods:
             pod.process.kill()
         job.wait(60)
