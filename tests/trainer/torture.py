@@ -65,7 +65,7 @@ class Nursery:
     def close(self) -> None:
         """No rank outlives it."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()  # closes its pipes, too
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
