@@ -29,7 +29,7 @@ test: tools ## everything, as CI runs it
 
 check: setup ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py
-	@$(BIN)/python -m pytest -m "not slow" -q
+	@$(BIN)/python -m pytest -m "not slow" -q -n 2 --dist loadfile
 
 simulate: setup ## random histories of the operator in a simulated cluster (N=100000, SEED=...)
 	@$(BIN)/python -m tests.operator.simulator $(or $(N),100000) $(if $(SEED),--seed $(SEED))
