@@ -6,7 +6,6 @@ its exit code as a shell gives it. With `crash` n the rank is killed by SIGKILL 
 the file work of its saver thread: before or after a write, an fsync, a rename, a removal.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1
+from finetune_local.machine import die_with_parent
 
 
 def main() -> None:
@@ -41,7 +40,7 @@ def main() -> None:
 
 
 def _become(request: dict[str, Any]) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     log = os.open(request["log"], flags, 0o644)
     os.dup2(log, 1)

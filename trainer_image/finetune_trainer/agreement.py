@@ -62,7 +62,3 @@ class Agreement:
         wait()
         loss, stop, save, finished, failed = vector.tolist()
         return Heard(loss, stop > 0, save > 0, round(finished), round(failed))
-
-    def __len__(self) -> int:
-        """Vectors not heard yet."""
-        return len(self._on_their_way)

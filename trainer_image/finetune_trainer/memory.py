@@ -30,15 +30,15 @@ def _machine(meminfo: Path) -> int | None:
 
 
 def _container(cgroup: Path) -> int | None:
+    most = limit(cgroup)
+    if most is None:
+        return None
     try:
-        limit = (cgroup / "memory.max").read_text().strip()
         used = int((cgroup / "memory.current").read_text())
         stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return None
-    if limit == "max":
-        return None
-    return int(limit) - used + int(stat.get("inactive_file", 0))
+    return most - used + int(stat.get("inactive_file", 0))
 
 
 def limit(cgroup: Path = _CGROUP) -> int | None:

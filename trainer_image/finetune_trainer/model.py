@@ -13,7 +13,7 @@ from finetune_trainer import vocabulary
 from finetune_trainer.data import digest
 from finetune_trainer.errors import TrainerError
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -56,24 +56,32 @@ def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder
 
 def weight_files(folder: Path, name: str) -> list[Path]:
     """The safetensors files, all of those that the index names."""
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.is_file():
         try:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise _missing(f"{name}: {_INDEX} is no index of weights", "copy it again") from None
-    elif (folder / _SINGLE).is_file():
-        files = [_SINGLE]
+            files = indexed(index)
+        except ValueError:
+            raise _missing(f"{name}: {INDEX} is no index of weights", "copy it again") from None
+    elif (folder / SINGLE).is_file():
+        files = [SINGLE]
     else:
         found = sorted(path.name for path in folder.iterdir())[:8]
         raise _missing(
-            f"{name}: no weights, neither {_SINGLE} nor {_INDEX}; found {', '.join(found)}",
+            f"{name}: no weights, neither {SINGLE} nor {INDEX}; found {', '.join(found)}",
             "copy the weights into the folder (other formats: save_pretrained writes these)",
         )
     absent = [file for file in files if not (folder / file).is_file()]
     if absent:
-        raise _missing(f"{name}: {_INDEX} names {absent[0]}, which is absent", "copy it again")
+        raise _missing(f"{name}: {INDEX} names {absent[0]}, which is absent", "copy it again")
     return [folder / file for file in files]
+
+
+def indexed(index: Path) -> list[str]:
+    """The files that an index of weights names; ValueError when it is none."""
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("no index of weights") from error
 
 
 def header(file: Path, name: str) -> dict[str, Any]:

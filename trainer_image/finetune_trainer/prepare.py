@@ -7,9 +7,7 @@ exclusively): it holds no fence.
 
 import errno
 import logging
-import os
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from finetune_trainer import finished, model, prepared, remote
 from finetune_trainer.data import digest
 from finetune_trainer.data.read import kind_of
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.files import write_new
+from finetune_trainer.files import sync_tree, take_place, unfinished, write_new
 from finetune_trainer.inputs import reading
 from finetune_trainer.paths import RunPaths, cache_folder, cache_name, resolve
 from finetune_trainer.reporter import Reporter
@@ -34,7 +32,6 @@ from finetune_trainer.sources import SourceFile, files
 _log = logging.getLogger(__name__)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 Files = list[tuple[DataSource, list[SourceFile]]]
-_ABANDONED = 24 * 3600.0  # s; a builder that has not moved for a day is dead
 
 
 def run(config: RunConfig, report: Reporter) -> PrepareResult:
@@ -236,13 +233,9 @@ def _prepared(
         rows.mkdir(parents=True)
         summary = _build(config, paths, rows, inputs, report)
         (rows / prepared.CARD).write_text(summary.to_json())
-        _sync_folder(rows)
-        try:
-            rows.rename(target)
-        except OSError as error:
-            # Another job built the same data meanwhile: the same digest, so the same rows.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
+        sync_tree(rows)
+        # Or another job built the same data meanwhile: the same digest, so the same rows.
+        take_place(rows, target)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
         text = f"{cache_name(config)}: {_why(error)}"
@@ -277,22 +270,9 @@ def _build(
 
 def _remove_abandoned(folder: Path, mine: str, current: str) -> None:
     """What builders left that were killed: this job's, of other data, at once; others' later."""
-    for partial in folder.glob(".building-*"):
-        if partial.name == current:
-            continue
-        try:
-            newest = max(path.stat().st_mtime for path in [partial, *partial.rglob("*")])
-        except OSError:
-            continue  # its builder is just finishing
-        if partial.name.startswith(mine) or time.time() - newest > _ABANDONED:
+    for partial, abandoned in unfinished(folder, ".building-*"):
+        if partial.name != current and (partial.name.startswith(mine) or abandoned):
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    for path in [*folder.iterdir(), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 def _claim(config: RunConfig, paths: RunPaths, revision: str, run_digest: str) -> None:

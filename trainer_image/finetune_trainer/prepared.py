@@ -1,6 +1,5 @@
 """What lies beside the rows in a prepared folder: summary, samples, chat template, stop token."""
 
-import json
 from pathlib import Path
 
 from finetune_api import mixture
@@ -38,12 +37,6 @@ def chat_template(folder: Path) -> str | None:
     """The template that the data was made with, where it is not the tokenizer's own."""
     path = folder / TEMPLATE
     return path.read_text(encoding="utf-8") if path.is_file() else None
-
-
-def stop_token(folder: Path) -> str | None:
-    """The token that ends an assistant turn, where there are turns."""
-    path = folder / STOP
-    return str(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def _weights(config: RunConfig) -> tuple[float, ...]:

@@ -9,8 +9,6 @@ from typing import Any
 from finetune_api.progress import CheckpointRecord, Evaluation, Output, Progress, Stage, StepLedger
 from finetune_api.run import AttemptRecord, PrepareResult, RankHeartbeat, Report, Result, RunConfig
 
-_ORDER = ("PreparingData", "LoadingModel")
-
 
 @dataclass
 class Failure:

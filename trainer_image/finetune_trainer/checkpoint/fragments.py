@@ -71,10 +71,11 @@ def _stage12(optimizer: Any, names: dict[int, str]) -> Iterator[Fragment]:
             yield Fragment(names[id(parameter)], low.start, low.numel, flat, high.start, parameter)
 
 
-def moments(engine: Engine, fragment: Fragment) -> dict[str, torch.Tensor]:
-    """exp_avg and exp_avg_sq of a fragment, views; zeros before the first step."""
+def tensors(engine: Engine, fragment: Fragment) -> dict[str, torch.Tensor]:
+    """By KINDS, views: the master weights, and the moments (zeros before the first step)."""
     state = optimizer_state(engine, fragment.flat)
-    return {kind: state[kind].narrow(0, fragment.at, fragment.numel) for kind in KINDS[1:]}
+    moments = {kind: state[kind].narrow(0, fragment.at, fragment.numel) for kind in KINDS[1:]}
+    return {"master": fragment.master(), **moments}
 
 
 def optimizer_state(engine: Engine, flat: torch.Tensor) -> dict[str, torch.Tensor]:

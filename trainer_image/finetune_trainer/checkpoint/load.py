@@ -11,11 +11,10 @@ import torch.distributed as dist
 from finetune_api.exit_codes import ExitCode
 from finetune_api.storage import Manifest
 from finetune_trainer.checkpoint.fragments import (
-    KINDS,
     fragments,
     mismatches,
-    moments,
     optimizer_state,
+    tensors,
 )
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.engine import Engine
@@ -31,10 +30,8 @@ def load(engine: Engine, folder: Path, manifest: Manifest, advance: Callable[[],
     flats = {}
     for fragment in fragments(engine):
         flats[id(fragment.flat)] = fragment.flat
-        targets = {"master": fragment.master(), **moments(engine, fragment)}
-        for kind in KINDS:
-            values = reader.read(fragment.name, kind, fragment.offset, fragment.numel)
-            targets[kind].copy_(values)
+        for kind, target in tensors(engine, fragment).items():
+            target.copy_(reader.read(fragment.name, kind, fragment.offset, fragment.numel))
             advance()
     for flat in flats.values():
         # A tensor of its own for each: AdamW advances it once per flat tensor that holds it.

@@ -9,7 +9,7 @@ import math
 import torch
 
 from finetune_trainer import memory
-from finetune_trainer.checkpoint.fragments import fragments, moments
+from finetune_trainer.checkpoint.fragments import fragments, tensors
 from finetune_trainer.engine import Engine
 
 _log = logging.getLogger(__name__)
@@ -38,13 +38,13 @@ class Snapshot:
 
     def take(self) -> dict[str, torch.Tensor]:
         """`parameter@offset|kind` -> 1-D tensor; valid until the next call."""
-        tensors = live(self._engine)
+        state = live(self._engine)
         if not self.is_copy:
-            return tensors
+            return state
         if self._buffer is None:
-            self._buffer = _buffer(self.size, pinned=any(t.is_cuda for t in tensors.values()))
+            self._buffer = _buffer(self.size, pinned=any(t.is_cuda for t in state.values()))
         copies, at = {}, 0
-        for name, tensor in tensors.items():
+        for name, tensor in state.items():
             room = self._buffer[at : at + tensor.nbytes].view(tensor.dtype)
             room.copy_(tensor, non_blocking=True)
             copies[name] = room
@@ -68,8 +68,7 @@ def live(engine: Engine) -> dict[str, torch.Tensor]:
     """The state itself: views of the master weights and moments that this rank owns."""
     found = {}
     for fragment in fragments(engine):
-        kinds = {"master": fragment.master(), **moments(engine, fragment)}
-        for kind, tensor in kinds.items():
+        for kind, tensor in tensors(engine, fragment).items():
             found[f"{fragment.name}@{fragment.offset}|{kind}"] = tensor
     return found
 

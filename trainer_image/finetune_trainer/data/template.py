@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer import stop_token
 from finetune_trainer.data.refuse import unfit
 from finetune_trainer.data.shapes import REASONING, Example, Message
 from finetune_trainer.errors import TrainerError
@@ -217,10 +218,8 @@ class ChatTemplate:
             eos = self._special.get("eos_token")
             return (eos if eos in tokens else None), ""
         after = text[text.rfind(_ANSWER) + len(_ANSWER) :] if _ANSWER in text else ""
-        # The earliest one; of two that begin at the same place the longer.
-        found = [(after.find(token), -len(token), token) for token in tokens if token in after]
         prompt = prompted.removeprefix(text) if prompted.startswith(text) else ""
-        return (min(found)[2] if found else None), prompt
+        return stop_token.first(after, tokens), prompt
 
     def _render(
         self, example: Example, conversations: list[list[Message]], *, prompt: bool = False

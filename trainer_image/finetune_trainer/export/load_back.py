@@ -10,8 +10,8 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer import vocabulary
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.export import weights
 from finetune_trainer.export.contents import Contents, slices
+from finetune_trainer.model import INDEX, SINGLE
 
 _WRONG = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
@@ -58,7 +58,7 @@ def _uncovered(folder: Path, model: Contents) -> list[str]:
     """The index names all tensors and no file is left over that it does not name."""
     files = {path.name for path in folder.glob("*.safetensors")}
     names = {entry.name for entry in model.entries}
-    if not (folder / weights.INDEX).is_file():
-        return sorted(files - {"model.safetensors"})
-    weight_map = json.loads((folder / weights.INDEX).read_text())["weight_map"]
+    if not (folder / INDEX).is_file():
+        return sorted(files - {SINGLE})
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
     return sorted((files ^ set(weight_map.values())) | (names ^ weight_map.keys()))

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.export import stop_token
+from finetune_trainer import stop_token
 from finetune_trainer.export.contents import Contents
 from finetune_trainer.vocabulary import as_list
 

@@ -10,10 +10,10 @@ import torch
 from finetune_trainer import tensor_file
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.export.contents import Contents, slices
+from finetune_trainer.model import INDEX, SINGLE
 from finetune_trainer.tensor_file import Entry
 
 SHARD_BYTES = 5_000_000_000
-INDEX = "model.safetensors.index.json"
 # transformers refuses a file that does not say so.
 _METADATA = {"format": "pt"}
 
@@ -53,7 +53,7 @@ def split(entries: list[Entry], most: int) -> list[list[Entry]]:
 def named(shards: list[list[Entry]]) -> dict[str, list[Entry]]:
     """As transformers names them: one file, or numbered ones."""
     if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
+        return {SINGLE: shards[0]}
     return {
         f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard
         for number, shard in enumerate(shards, 1)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.errors import TrainerError
-from finetune_trainer.files import sync_folder
+from finetune_trainer.files import sync_folder, sync_tree, take_place, unfinished
 from finetune_trainer.remote.listing import Remote, RemoteFile
 from finetune_trainer.remote.network import InterruptedTransferError, Tries
 from finetune_trainer.reporter import Reporter
@@ -27,7 +27,6 @@ from finetune_trainer.reporter import Reporter
 _log = logging.getLogger(__name__)
 _FILES_AT_ONCE = 4
 _SAY_EVERY = 5.0  # s
-_ABANDONED = 24 * 3600.0  # s; a download that has not moved for a day is dead
 _READ = 1 << 22  # bytes, when contents are checked
 _PART = ".part"
 _DAMAGED = 2  # times that a file may arrive with wrong contents and be downloaded again
@@ -49,13 +48,8 @@ def into_cache(target: Path, job_uid: str, cache_name: str, fill: Callable[[Path
         _remove_abandoned(target.parent, mine)
         partial.mkdir(parents=True, exist_ok=True)
         fill(partial)
-        _sync(partial)
-        try:
-            partial.rename(target)
-        except OSError as error:
-            # Another job downloaded the same meanwhile.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
+        sync_tree(partial)
+        if not take_place(partial, target):  # another job downloaded the same meanwhile
             shutil.rmtree(partial, ignore_errors=True)
         sync_folder(target.parent)
     except OSError as error:
@@ -262,19 +256,6 @@ def _have(target: Path, size: int) -> int:
 
 
 def _remove_abandoned(parent: Path, mine: str) -> None:
-    for partial in parent.glob(".downloading-*"):
-        try:
-            newest = max(path.stat().st_mtime for path in [partial, *partial.rglob("*")])
-        except OSError:
-            continue  # its job is just finishing
-        if not partial.name.startswith(mine) and time.time() - newest > _ABANDONED:
+    for partial, abandoned in unfinished(parent, ".downloading-*"):
+        if abandoned and not partial.name.startswith(mine):
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_dir():
-            sync_folder(path)
-            continue
-        with path.open("rb") as file:
-            os.fsync(file.fileno())

@@ -1,6 +1,5 @@
 """What an address holds, and which of it is wanted. Names are paths below the address."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer.data.read import KINDS
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.model import INDEX, SINGLE, indexed
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 # Configuration, tokenizer, templates, licence. No weights in other formats, no pictures, no folder
 # of another framework: they are as large as the model and nothing reads them.
 _MODEL_TEXTS = (
@@ -28,7 +28,6 @@ _MODEL_TEXTS = (
 _FOLDERS_OF_TEXTS = ("additional_chat_templates/",)
 # What `datasets` writes beside the data that it saves.
 _NOT_DATA = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
-DATA_TYPES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,12 @@ def weights_of_model(files: Iterable[RemoteFile], folder: Path, address: str) ->
     Only those: a repository may hold the same weights twice (consolidated.safetensors).
     """
     there = {file.name: file for file in files}
-    wanted = [_SINGLE]
-    if (folder / _INDEX).is_file():
+    wanted = [SINGLE]
+    if (folder / INDEX).is_file():
         try:
-            wanted = sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise missing(f"{address}: {_INDEX} is no index of weights", "mend it") from None
+            wanted = indexed(folder / INDEX)
+        except ValueError:
+            raise missing(f"{address}: {INDEX} is no index of weights", "mend it") from None
     absent = [name for name in wanted if name not in there]
     if absent:
         found = ", ".join(sorted(there)[:8]) or "nothing"
@@ -114,7 +113,7 @@ def data_files(files: Iterable[RemoteFile], path: str, address: str) -> list[Rem
         found = found or [
             file for file in visible if file.name.startswith(folder) and is_data(file.name)
         ]
-        remedy = "check the path; a folder needs files of " + ", ".join(DATA_TYPES)
+        remedy = "check the path; a folder needs files of " + ", ".join(KINDS)
     if not found:
         raise missing(f"{address}: no such file", remedy)
     return sorted(found, key=lambda file: file.name)
@@ -123,7 +122,7 @@ def data_files(files: Iterable[RemoteFile], path: str, address: str) -> list[Rem
 def is_data(name: str) -> bool:
     """Whether the name is that of a data file."""
     last = name.rpartition("/")[2]
-    return last.removesuffix(".gz").endswith(DATA_TYPES) and last not in _NOT_DATA
+    return last.removesuffix(".gz").endswith(KINDS) and last not in _NOT_DATA
 
 
 def is_glob(path: str) -> bool:
