@@ -144,7 +144,7 @@ def test_bad_inputs_fail_before_a_device_is_held(cluster, workspace, operator, s
     for name, (changes, _, _) in cases.items():
         submit(f"bad-{name}", **changes)
     for name, (_, reason, words) in cases.items():
-        done = finished(cluster, f"bad-{name}", 60)
+        done = finished(cluster, f"bad-{name}", 180)
         assert (done["phase"], done["reason"]) == ("Failed", reason), (name, done["message"])
         for word in words:
             assert word in done["message"], name

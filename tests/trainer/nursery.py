@@ -21,7 +21,7 @@ def main() -> None:
     """Serve until stdin ends."""
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    from finetune_trainer import deepspeed_import, rank  # noqa: F401
+    from finetune_trainer import attempt, deepspeed_import  # noqa: F401
 
     deepspeed_import.load()
 

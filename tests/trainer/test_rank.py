@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer import rank, rendezvous
+from finetune_trainer import attempt, rendezvous
 from finetune_trainer.channel import ChannelReporter
 from finetune_trainer.errors import TrainerError
 from tests.trainer.gang import make_job, make_plan
@@ -49,9 +49,9 @@ def test_ends(
     def train(_: ChannelReporter) -> int:
         raise error
 
-    monkeypatch.setattr(rank, "_train", train)
+    monkeypatch.setattr(attempt, "_train", train)
     reader, writer = os.pipe()
-    assert rank._guarded(ChannelReporter(writer)) == code
+    assert attempt._guarded(ChannelReporter(writer)) == code
     os.close(writer)
     with os.fdopen(reader) as said:
         told = [json.loads(line)["error"] for line in said]
@@ -65,4 +65,4 @@ def test_a_rendezvous_to_which_nobody_comes_is_a_lost_peer(monkeypatch: pytest.M
     place = rendezvous.Place(1, 0, 2, "127.255.98.9", 29500)
     with pytest.raises(Exception, match=r"127\.255\.98\.9") as caught:
         rendezvous.join(place, timedelta(seconds=1))
-    assert rank._lost_a_peer(caught.value)
+    assert attempt._lost_a_peer(caught.value)

@@ -11,6 +11,7 @@ import traceback
 from typing import NoReturn
 
 from finetune_api.run import RunConfig
+from finetune_trainer import garbage
 from finetune_trainer.channel import ChannelReporter
 from finetune_trainer.environment import run_config
 from finetune_trainer.errors import TrainerError
@@ -21,6 +22,7 @@ _STOPPED = 128 + signal.SIGTERM
 
 def main() -> int:
     """Do the work, tell the result, return the exit code."""
+    garbage.seldom()
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s [{sys.argv[1]}] %(message)s", stream=sys.stderr
     )

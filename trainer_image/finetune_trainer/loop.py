@@ -16,7 +16,7 @@ import torch
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Plan
 from finetune_api.run import RunConfig
-from finetune_trainer import prepared, replicas
+from finetune_trainer import garbage, prepared, replicas
 from finetune_trainer.agreement import Agreement
 from finetune_trainer.checkpoint import choose, load
 from finetune_trainer.checkpoint.keeper import Keeper
@@ -102,6 +102,7 @@ class Loop:
         if self.state.step == 0 and not self._begin():
             return False
         self._report.stage("Training")
+        garbage.settle()
         self._meter.lap()
         while not self._is_complete():
             self._step()
@@ -167,6 +168,7 @@ class Loop:
         state.step += 1
         state.rows_consumed += len(rows)
         state.tokens_seen += facts.tokens
+        garbage.after(state.step)
         self._report.advance()
 
     def _hear(self) -> None:

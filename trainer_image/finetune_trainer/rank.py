@@ -1,141 +1,14 @@
 """One rank of the gang: `python -m finetune_trainer.rank EPOCH`, started by the supervisor."""
 
-import logging
-import os
-import sys
-import traceback
-from datetime import timedelta
-from typing import Any
-
-import torch
-import torch.distributed as dist
-
-from finetune_api.exit_codes import ExitCode
-from finetune_api.run import RunConfig
-from finetune_trainer import lm, rendezvous
-from finetune_trainer.channel import ChannelReporter
-from finetune_trainer.checkpoint.write import Owner
-from finetune_trainer.engine import Engine
-from finetune_trainer.environment import run_config
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.inputs import reading
-from finetune_trainer.loop import Loop
-from finetune_trainer.paths import RunPaths, check_cached
-from finetune_trainer.rendezvous import Place
-from finetune_trainer.stop_signal import StopSignal
-
-# Long enough for the slowest peer to load its model; a dead peer is noticed at once on gloo, and by
-# the supervisor's rules elsewhere.
-_TIMEOUT = timedelta(minutes=10)
-_LOST = ("connection", "timed out", "broken pipe", "socket", "peer", "nccl", "gloo")
+from finetune_trainer import garbage
 
 
 def main() -> None:
-    """Never returns: a process group that is torn down by the interpreter may abort (SIGABRT)."""
-    rank = os.environ.get("RANK")
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s [rank {rank}] %(message)s")
-    if rank != "0":
-        logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    code = _guarded(ChannelReporter.from_environment())
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    """Never returns."""
+    garbage.hold()  # before the libraries are imported
+    from finetune_trainer import attempt
 
-
-def _guarded(report: ChannelReporter) -> int:
-    try:
-        return _train(report)
-    except TrainerError as error:
-        report.error(error)
-        return int(error.code)
-    except torch.OutOfMemoryError as error:
-        report.error(_out_of_memory(error))
-        return int(ExitCode.OUT_OF_MEMORY)
-    except Exception as error:
-        if _lost_a_peer(error):  # the trace of a collective would bury whose fault it was
-            text = str(error).strip().splitlines()
-            message = f"a peer was lost: {text[0] if text else type(error).__name__}"
-            report.error(TrainerError(ExitCode.PEER_LOST, message[:512]))
-            return int(ExitCode.PEER_LOST)
-        traceback.print_exc()
-        return 1
-
-
-def _train(report: ChannelReporter) -> int:
-    config, place = run_config(), Place.from_environment()
-    plan = config.plan
-    if plan is None or config.run_digest is None or config.prepared_digest is None:
-        raise TrainerError(ExitCode.BAD_CONFIGURATION, "a worker needs plan, data and run digest")
-    report.stage("LoadingModel")
-    device = rendezvous.join(place, _TIMEOUT)
-    # A save or a look at a checkpoint may take longer than any step: a rank that hangs there is the
-    # supervisor's to find, and it comes first.
-    patience = timedelta(seconds=2 * config.progress_deadline_seconds)
-    control = dist.new_group(backend="gloo", timeout=max(_TIMEOUT, patience))
-    epoch = _shared_epoch(control)
-    paths = RunPaths.of(config)
-    dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
-    torch.manual_seed(config.training.seed + place.rank)
-    if place.rank == 0:
-        logging.info(
-            "attempt %d, %d ranks, ZeRO stage %d", config.attempt, place.world, plan.zero_stage
-        )
-    check_cached(config, paths.model)
-    with reading(config.model.source):
-        model = lm.load(paths.model, dtype)
-    report.advance()
-    engine = Engine(model, config.training, plan)
-    owner = Owner(config.job_uid, config.run_digest, config.attempt, epoch)
-    # Until here SIGTERM just ends the process: there is nothing to save, and a peer that is not
-    # there yet would be waited for until the grace period is over.
-    stop = StopSignal()
-    loop = Loop(config, plan, engine, paths, owner, report, device, control, stop)
-    try:
-        finished = loop.run()
-        dist.barrier(control)
-    except Exception as error:
-        if not (stop.is_set() and loop.nothing_new and _lost_a_peer(error)):
-            raise
-        finished = False  # the peer was told to stop a moment before us
-    finally:
-        loop.log.close()
-    if finished and place.rank == 0:
-        report.result(final_step=loop.state.step)
-    return _finish(report, config, finished)
-
-
-def _shared_epoch(control: Any) -> int:
-    """Worker 0's supervisor claimed the fence; every rank learns the epoch from rank 0."""
-    value = [int(sys.argv[1])]
-    dist.broadcast_object_list(value, src=0, group=control)
-    return value[0]
-
-
-def _finish(report: ChannelReporter, config: RunConfig, finished: bool) -> int:
-    if finished:
-        return int(ExitCode.DONE)
-    message = f"attempt {config.attempt} stopped as it was asked to; everything is saved"
-    report.error(TrainerError(ExitCode.STOPPED, message))
-    return int(ExitCode.STOPPED)
-
-
-def _out_of_memory(error: BaseException) -> TrainerError:
-    plan = run_config().plan
-    rows = plan.micro_batch_size if plan else "?"
-    return TrainerError(
-        ExitCode.OUT_OF_MEMORY,
-        f"out of device memory with a micro-batch of {rows} rows ({str(error).splitlines()[0]}); "
-        "lower deepspeed.microBatchSize or training.sequenceLength, or raise deepspeed.zeroStage",
-    )
-
-
-def _lost_a_peer(error: BaseException) -> bool:
-    """gloo and NCCL raise RuntimeError (or DistBackendError) with no type of their own."""
-    if isinstance(error, dist.DistError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in _LOST)
+    attempt.main()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Experiment trackers, through accelerate's: one run per job, over all of its attempts.
+"""Experiment trackers: one run per job, over all of its attempts.
+
+Weights & Biases and MLflow through accelerate's trackers, TensorBoard through files of our own.
 
 The run's id is the job's uid. A resumed attempt makes some steps again: TensorBoard is told to
 forget the old ones; the others cannot forget, so what they were told already is not told again.
@@ -6,6 +8,7 @@ forget the old ones; the others cannot forget, so what they were told already is
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +49,8 @@ class _Accelerated:
         self._open(first)
 
     def log(self, point: Point) -> None:
-        """Numbers under `train/` and `validation/`."""
-        values = {f"{point.part}/{name}": value for name, value in point.values.items()}
-        self._tracker.log(values, step=point.step)
+        """Metrics under `train/` and `validation/`."""
+        self._tracker.log(_tagged(point), step=point.step)
 
     def finish(self) -> None:
         """Close it."""
@@ -65,15 +67,28 @@ class _Accelerated:
         return {"job": f"{config.job_namespace}/{config.job_name}", **found}
 
 
-class _TensorBoard(_Accelerated):
+class _TensorBoard:
     """Event files of all attempts in one folder on storage, which is one run to TensorBoard."""
 
-    def _open(self, first: int) -> None:
-        from accelerate.tracking import TensorBoardTracker
+    name = "tracker TensorBoard"
 
-        folder = self._paths.storage / "tensorboard"
-        self._tracker = TensorBoardTracker(self._config.job_name, str(folder), purge_step=first)
-        self._tracker.start()
+    def __init__(self, tracker: Tracker, config: RunConfig, paths: RunPaths) -> None:  # noqa: ARG002
+        self._folder = paths.storage / "tensorboard" / config.job_name
+        self._file: Any = None
+
+    def start(self, first: int) -> None:
+        """Begin this attempt's file."""
+        from finetune_trainer.event_file import EventFile
+
+        self._file = EventFile(self._folder, first)
+
+    def log(self, point: Point) -> None:
+        """Tags under `train/` and `validation/`."""
+        self._file.log(point.step, _tagged(point))
+
+    def finish(self) -> None:
+        """Close it."""
+        self._file.close()
 
 
 class _NeverForgets(_Accelerated):
@@ -155,11 +170,15 @@ class _MLflow(_NeverForgets):
             self._told[part] = max((metric.step for metric in history), default=-1)
 
 
-_TYPES: dict[str, type[_Accelerated]] = {
+_TYPES: dict[str, Callable[[Tracker, RunConfig, RunPaths], Sink]] = {
     "TensorBoard": _TensorBoard,
     "WandB": _WandB,
     "MLflow": _MLflow,
 }
+
+
+def _tagged(point: Point) -> dict[str, float]:
+    return {f"{point.part}/{name}": value for name, value in point.values.items()}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

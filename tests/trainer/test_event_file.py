@@ -1,0 +1,43 @@
+"""TensorBoard's files on storage that fails, as TensorBoard itself reads them."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from finetune_trainer.event_file import EventFile
+
+
+@contextmanager
+def no_file_larger(size: int) -> Iterator[None]:
+    """The kernel cuts a write short at `size` and refuses the next one, like a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    return [(event.step, event.value) for event in reader.Scalars(tag)]
+
+
+def test_points_of_a_time_without_room_are_lost_and_no_others(tmp_path: Path) -> None:
+    file = EventFile(tmp_path / "job", 1)
+    file.log(1, {"train/loss": 1.0, "train/gradNorm": 7.0})
+    (path,) = (tmp_path / "job").iterdir()
+    before = path.read_bytes()
+    for room in (0, 1, 20):
+        with no_file_larger(len(before) + room), pytest.raises(OSError, match="File too large"):
+            file.log(2, {"train/loss": 2.0})
+        assert path.read_bytes() == before
+    file.log(3, {"train/loss": 3.0})
+    file.close()
+    assert scalars(tmp_path / "job", "train/loss") == [(1, 1.0), (3, 3.0)]
+    assert scalars(tmp_path / "job", "train/gradNorm") == [(1, 7.0)]
