@@ -25,11 +25,11 @@ demo: setup ## fine-tune a real 135M model through a real API server (KEEP=1 lea
 
 test: tools ## everything, as CI runs it
 	@$(BIN)/python hack/lint.py
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py
-	@$(BIN)/python -m pytest -m "not slow" -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not slow" -q -n 2 --dist loadfile --no-loadscope-reorder
 
 simulate: setup ## random histories of the operator in a simulated cluster (N=100000, SEED=...)
 	@$(BIN)/python -m tests.operator.simulator $(or $(N),100000) $(if $(SEED),--seed $(SEED))

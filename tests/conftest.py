@@ -29,3 +29,34 @@ def cluster() -> Iterator[Cluster]:
     cluster = Cluster.up(f"test-node-{os.getpid()}", devices=4, tied=True)
     yield cluster
     cluster.down()
+
+
+# Files of minutes, the longest first: one that comes last keeps one worker busy alone.
+_LONGEST = [
+    f"tests/{name}.py"
+    for name in (
+        "e2e/test_disasters",
+        "trainer/test_interruption",
+        "e2e/test_recovery",
+        "operator/test_simulator",
+        "trainer/test_trackers",
+        "operator/test_crash_points",
+        "trainer/test_remote_prepare",
+        "trainer/test_full_run",
+        "trainer/test_options",
+        "trainer/test_remote_hub",
+        "e2e/test_sources",
+        "e2e/test_unhappy",
+        "trainer/test_torture",
+        "trainer/test_storage_trouble",
+        "trainer/test_build",
+        "cli/test_commands",
+        "operator/test_availability",
+    )
+]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Order the files; inside of one everything stays as it is."""
+    place = {str(config.rootpath / name): number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(str(item.path), len(place)))

@@ -1,26 +1,34 @@
 """When and how a new status is written: one merge patch, only when something real changed."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.base import Message
+from finetune_api.status import Attempt, Condition, FineTuneJobStatus
 from finetune_operator.plan.usage import PROOF_INTERVAL
 from finetune_operator.queue import Key
 
 Object = dict[str, Any]
 _PER_SECOND = 20.0  # writes of progress, over all jobs
 # Computed when written, never a reason to write.
-_DERIVED = ("message", "display", "usage")
+_DERIVED = {"message", "display", "usage"}
 # What changes by the dozen while a gang starts and trains.
-_COUNTS = ("progress", "workers")
+_COUNTS = {"progress", "workers"}
+# Written with the next change of anything else.
 _ATTEMPT_VOLATILE = (
-    "deviceSeconds",
-    "accountedUntil",
-    "productiveDeviceSeconds",
-    "lostDeviceSeconds",
-    "lastStep",
+    "device_seconds",
+    "accounted_until",
+    "productive_device_seconds",
+    "lost_device_seconds",
+    "last_step",
 )
+# Compared apart: only a part of them counts.
+_PARTIAL = {"conditions", "attempts"}
+_FACTS = FineTuneJobStatus.model_fields.keys() - _DERIVED - _COUNTS - _PARTIAL
+_ATTEMPT_FACTS = Attempt.model_fields.keys() - set(_ATTEMPT_VOLATILE)
+_CONDITION_FACTS = Condition.model_fields.keys() - {"message"}
 
 
 class Urgency(IntEnum):
@@ -36,30 +44,32 @@ def urgency(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Urgency:
     """What kind of change this is."""
     if old == new:
         return Urgency.NONE
-    before, after = old.to_dict(), new.to_dict()
-    if before == after:
-        return Urgency.NONE
-    if _facts(before) != _facts(after):
+    if not _same_facts(old, new):
         return Urgency.NOW
-    if any(before.get(name) != after.get(name) for name in (*_COUNTS, "conditions")):
+    if old.conditions != new.conditions or not _same(old, new, _COUNTS):
         return Urgency.PROGRESS
-    return Urgency.USAGE if before.get("usage") != after.get("usage") else Urgency.NONE
+    return Urgency.USAGE if old.usage != new.usage else Urgency.NONE
 
 
-def _facts(status: Object) -> Object:
+def _same_facts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> bool:
     """What must be seen at once; how a condition words it ("3 of 10 workers run") can wait."""
-    kept = {k: v for k, v in status.items() if k not in _DERIVED + _COUNTS}
-    kept["conditions"] = [
-        {k: v for k, v in condition.items() if k != "message"}
-        for condition in status.get("conditions", [])
-    ]
-    if status.get("phase") not in ("Running", "Starting"):
-        kept["message"] = status.get("message")  # no progress in it
-    attempts = kept.get("attempts", [])
-    kept["attempts"] = [
-        {k: v for k, v in attempt.items() if k not in _ATTEMPT_VOLATILE} for attempt in attempts
-    ]
-    return kept
+    waits = new.phase not in ("Running", "Starting")  # there is no progress in its message
+    return (
+        _same(old, new, _FACTS)
+        and (old.message == new.message or not waits)
+        and _all_same(old.conditions, new.conditions, _CONDITION_FACTS)
+        and _all_same(old.attempts, new.attempts, _ATTEMPT_FACTS)
+    )
+
+
+def _all_same(old: Sequence[Message], new: Sequence[Message], fields: Collection[str]) -> bool:
+    return len(old) == len(new) and all(
+        one is other or _same(one, other, fields) for one, other in zip(old, new, strict=True)
+    )
+
+
+def _same(old: Message, new: Message, fields: Collection[str]) -> bool:
+    return all(getattr(old, name) == getattr(new, name) for name in fields)
 
 
 def merge_patch(old: Any, new: Any) -> Any:

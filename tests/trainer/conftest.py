@@ -1,5 +1,6 @@
 """What the trainer's tests share: one tiny model a session, claims made of folders."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -102,16 +103,24 @@ def make_job(
 
 
 @pytest.fixture(scope="session")
-def undisturbed(make_job: MakeJob) -> Callable[[int], gang.Job]:
-    """The run that nothing happened to, by ZeRO stage; run once a session."""
-    finished: dict[int, gang.Job] = {}
+def undisturbed(
+    make_job: MakeJob, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], gang.Job]:
+    """The run that nothing happened to, by ZeRO stage; run once, for all test processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
 
     def run(stage: int) -> gang.Job:
-        if stage not in finished:
+        with (folder / f"undisturbed-{stage}.json").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            if text := file.read():
+                return gang.recall(text)
             job = make_job()
             job.start(gang.make_plan(zeroStage=stage))
             assert job.wait() == [0, 0], job.log
-            finished[stage] = job
-        return finished[stage]
+            file.write(gang.remember(job))
+            return job
 
     return run

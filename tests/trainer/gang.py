@@ -26,7 +26,7 @@ _ATTEMPTS = count(os.getpid() // 4)
 class Pod:
     """A supervisor."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None  # None: it ended in another test process
     address: str
     termination: Path
     log: Path
@@ -174,6 +174,19 @@ class Job:
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
         return Pod(process, address, folder / f"{name}.json", log)
+
+
+def remember(job: Job) -> str:
+    """A job that has ended, for `recall` in another process."""
+    pods = [[pod.address, str(pod.termination), str(pod.log)] for pod in job.pods]
+    return json.dumps({"claim": str(job.claim), "config": job.config, "pods": pods})
+
+
+def recall(text: str) -> Job:
+    """What `remember` wrote."""
+    found = json.loads(text)
+    pods = [Pod(None, where, Path(end), Path(log)) for where, end, log in found["pods"]]
+    return Job(Path(found["claim"]), found["config"], attempt=1, pods=pods)
 
 
 def listens(address: str, port: int) -> bool:
