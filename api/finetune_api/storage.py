@@ -7,7 +7,7 @@ from finetune_api.progress import StepLedger
 
 
 class RunFile(Message):
-    """`run.json`: whose storage this is. Created exclusively, never overwritten."""
+    """`run.json`: whose storage this is. Replaced only when another job takes the run over."""
 
     api_version: str = API_VERSION
     job_uid: str

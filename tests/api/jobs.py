@@ -94,6 +94,7 @@ def full_job(name: str = "a") -> Object:
             "overlong": "Truncate",
         },
         training={
+            "objective": "ContinuedPretraining",
             "maxSteps": 100,
             "globalBatchSize": 64,
             "sequenceLength": 2048,
@@ -140,6 +141,7 @@ def full_job(name: str = "a") -> Object:
             "intervalSeconds": 600,
             "intervalSteps": 50,
             "keepLast": 3,
+            "onExisting": "Resume",
         },
         cache="pvc://cache/shared",
         output={"weights": "Best"},

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from finetune_api.run import Report
 from tests.operator.worlds import (
     at,
     committed,
@@ -17,6 +16,7 @@ from tests.operator.worlds import (
     policy,
     prepare_pod,
     progressed,
+    report,
     result,
     running,
     worker,
@@ -94,26 +94,20 @@ def test_an_export_is_not_cut_off_by_the_active_deadline():
     assert not look(job, *exporting, now=500).commits
 
 
-def report(age):
-    return Report(
-        job_uid="job-uid",
-        attempt=1,
-        worker_index=0,
-        sequence=1,
-        stage="Training",
-        stage_since=at(20),
-        activity=5,
-        activity_age_seconds=age,
-    )
-
-
 @pytest.mark.parametrize(
     ("age", "silent", "strikes"),
     [(1800, False, False), (1860, False, False), (1861, False, True), (9999, True, False)],
     ids=["in time", "the pod judges first", "the pod is stuck too", "an old report is no report"],
 )
 def test_the_operator_acts_on_a_hang_only_by_a_report_it_received(age, silent, strikes):
-    decision = look(running(), worker(0), worker(1), now=40, report=report(age), silent=silent)
+    decision = look(
+        running(),
+        worker(0),
+        worker(1),
+        now=40,
+        report=report(activity_age_seconds=age),
+        silent=silent,
+    )
     assert (decision.status.attempts[-1].stop_reason == "Hang") is strikes
 
 
@@ -121,14 +115,19 @@ def test_a_gang_that_stands_still_is_looked_at_when_its_deadline_strikes():
     """Reports that only grow older are no reason to look."""
     job = policy(running(), progress_deadline_seconds=100)
     pods = (worker(0), worker(1))
-    assert look(job, *pods, now=40, report=report(30.0)).requeue_after == 131
-    assert look(job, *pods, now=171, report=report(161.0)).status.attempts[-1].stop_reason == "Hang"
-    assert look(job, *pods, now=171, report=report(4.0)).requeue_after == 157
+    assert look(job, *pods, now=40, report=report(activity_age_seconds=30.0)).requeue_after == 131
+    assert (
+        look(job, *pods, now=171, report=report(activity_age_seconds=161.0))
+        .status.attempts[-1]
+        .stop_reason
+        == "Hang"
+    )
+    assert look(job, *pods, now=171, report=report(activity_age_seconds=4.0)).requeue_after == 157
 
 
 def test_a_hang_is_a_counted_restart():
     _, job = follow(running(), worker(0), worker(1), now=40, most=1)
-    asked = look(job, worker(0), worker(1), now=41, report=report(5000))
+    asked = look(job, worker(0), worker(1), now=41, report=report(activity_age_seconds=5000))
     job = job.with_status(asked.status)
     doomed = look(job, worker(0), worker(1), now=42).delete
     assert [d.grace for d in doomed] == [10, 10]

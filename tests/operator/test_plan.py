@@ -17,6 +17,7 @@ from tests.operator.worlds import (
     prepare_pod,
     prepared,
     progressed,
+    report,
     result,
     running,
     worker,
@@ -398,3 +399,27 @@ def test_old_pods_are_deleted_but_the_last_attempts_logs_stay():
     )
     old = [ended(worker(0, n), 1, 30) for n in (1, 2)]
     assert [d.name for d in look(job.with_status(status), *old).delete] == ["a-1-0"]
+
+
+def test_a_save_that_fails_is_a_condition_and_stops_nothing():
+    problem = "the checkpoint of step 8 could not be saved ([Errno 28] No space left on device)"
+    facts = progressed(9, saved=4)
+    failing = facts | {"progress": facts["progress"].replace(checkpoint_problem=problem)}
+    gang = (worker(0), worker(1))
+    job = running()
+
+    decision = look(job, *gang, report=report(**failing))
+    assert not decision.acts
+    assert decision.status.phase == "Running"
+    found = condition(decision.status, "CheckpointAvailable")
+    assert (found.status, found.reason) == ("True", "SaveFailed")
+    assert found.message.endswith(f"step-4; {problem}")
+
+    nothing = look(job, *gang, report=report(**failing | {"checkpoints": []}))
+    found = condition(nothing.status, "CheckpointAvailable")
+    assert (found.status, found.reason, found.message) == ("False", "SaveFailed", problem)
+
+    job = job.with_status(decision.status)
+    saved = look(job, *gang, report=report(**progressed(13, saved=12)))
+    found = condition(saved.status, "CheckpointAvailable")
+    assert (found.status, found.reason) == ("True", "Verified")

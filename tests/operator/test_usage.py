@@ -5,9 +5,19 @@ from dataclasses import replace
 import pytest
 
 from finetune_api.progress import StepLedger
-from finetune_api.run import AttemptRecord, Report
+from finetune_api.run import AttemptRecord
 from finetune_operator.plan import usage
-from tests.operator.worlds import at, committed, ended, look, progressed, result, running, worker
+from tests.operator.worlds import (
+    at,
+    committed,
+    ended,
+    look,
+    progressed,
+    report,
+    result,
+    running,
+    worker,
+)
 
 
 def fresh(workers=2, devices=4):
@@ -85,20 +95,6 @@ def vanished_job():
     return running(job.with_status(look(job, *end, now=400).status), now=420)
 
 
-def report(attempt, *records):
-    return Report(
-        job_uid="job-uid",
-        attempt=attempt,
-        worker_index=0,
-        sequence=1,
-        stage="Training",
-        stage_since=at(420),
-        activity=1,
-        activity_age_seconds=0,
-        earlier_attempts=list(records),
-    )
-
-
 def test_the_attempts_own_record_corrects_an_estimate_once():
     job = vanished_job()
     first = job.status.attempts[0]
@@ -106,7 +102,7 @@ def test_the_attempts_own_record_corrects_an_estimate_once():
     ledger = StepLedger(productive_seconds=100, redone_seconds=5, first_step=0, highest_step=30)
     record = AttemptRecord(attempt=1, update_time=at(204), ledger=ledger)
     pods = (worker(0, 2), worker(1, 2))
-    told = look(job, *pods, now=430, report=report(2, record)).status
+    told = look(job, *pods, now=430, report=report(attempt=2, earlier_attempts=[record])).status
     corrected = told.attempts[0]
     unseen = (at(204) - first.vanished_time).total_seconds()
     assert corrected.device_seconds == first.device_seconds + 4 * unseen
@@ -115,7 +111,7 @@ def test_the_attempts_own_record_corrects_an_estimate_once():
     assert corrected.estimated  # the other worker's end is still taken to be the same
     job = job.with_status(told)
     later = record.replace(update_time=at(300))
-    again = look(job, *pods, now=440, report=report(2, later)).status
+    again = look(job, *pods, now=440, report=report(attempt=2, earlier_attempts=[later])).status
     assert again.attempts[0] == corrected
 
 
@@ -128,7 +124,9 @@ def test_an_attempt_whose_ends_were_seen_is_never_corrected():
     assert first.settled
     record = AttemptRecord(attempt=1, update_time=at(500), ledger=StepLedger())
     job = running(job, now=70)
-    told = look(job, worker(0, 2), worker(1, 2), now=80, report=report(2, record)).status
+    told = look(
+        job, worker(0, 2), worker(1, 2), now=80, report=report(attempt=2, earlier_attempts=[record])
+    ).status
     assert told.attempts[0] == first
 
 

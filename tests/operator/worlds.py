@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api.progress import CheckpointRecord, DataSummary, Output, Progress, StepLedger
-from finetune_api.run import PrepareResult, Result
+from finetune_api.run import PrepareResult, Report, Result
 from finetune_api.status import Condition, FineTuneJobStatus
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Ended, Job, Pod, World
@@ -87,6 +87,21 @@ def progressed(step: int, *, redone: float = 0.0, saved: int | None = None) -> d
         ),
         "checkpoints": [checkpoint(saved)] if saved else [],
     }
+
+
+def report(**changes: Any) -> Report:
+    """Worker 0's answer in attempt 1."""
+    values = {
+        "job_uid": "job-uid",
+        "attempt": 1,
+        "worker_index": 0,
+        "sequence": 1,
+        "stage": "Training",
+        "stage_since": at(20),
+        "activity": 5,
+        "activity_age_seconds": 0,
+    }
+    return Report.model_validate(values | changes)
 
 
 def worker(index: int, attempt: int = 1, **changes: Any) -> Pod:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -73,6 +74,8 @@ class Job:
     nodes: int = 2
     attempt: int = 0
     mount: str | None = None  # command in a mount namespace that each pod then runs in
+    network: str | None = None  # first three bytes of the pods' addresses
+    enter: Callable[[int], list[str]] | None = None  # put before the command of a node's pod
     pods: list[Pod] = field(default_factory=list)
 
     @property
@@ -106,7 +109,7 @@ class Job:
     def start(self, plan: Plan, highest_step: int = 0, *, only: int | None = None) -> list[Pod]:
         """Start the next attempt, or its first `only` pods."""
         self.attempt += 1
-        network = f"{_NETWORK}.{next(_ATTEMPTS) % 250}"
+        network = self.network or f"{_NETWORK}.{next(_ATTEMPTS) % 250}"
         config = self._run_config("worker") | {
             "plan": plan.to_dict(),
             "attempt": self.attempt,
@@ -121,7 +124,10 @@ class Job:
                 "PET_MASTER_ADDR": f"{network}.1",
                 "PET_MASTER_PORT": "29500",
             }
-            self.pods.append(self._start(config, gang, f"{network}.{node + 1}"))
+            if self.enter:
+                gang |= {"GLOO_SOCKET_IFNAME": "eth0"}
+            prefix = self.enter(node) if self.enter else []
+            self.pods.append(self._start(config, gang, f"{network}.{node + 1}", prefix))
         return self.pods
 
     def wait(self, seconds: float = 180) -> list[int]:
@@ -150,7 +156,9 @@ class Job:
     def _run_config(self, role: str) -> dict:
         return self.config | {"role": role, "mounts": {"w": str(self.claim)}}
 
-    def _start(self, config: dict, gang: dict[str, str], address: str) -> Pod:
+    def _start(
+        self, config: dict, gang: dict[str, str], address: str, prefix: Sequence[str] = ()
+    ) -> Pod:
         RunConfig.model_validate(config)
         folder = self.claim / "pods"
         folder.mkdir(exist_ok=True)
@@ -166,7 +174,7 @@ class Job:
             }
         )
         log = folder / f"{name}.log"
-        command = [sys.executable, "-m", "finetune_trainer"]
+        command = [*prefix, sys.executable, "-m", "finetune_trainer"]
         if self.mount:
             script = f'{self.mount} && exec "$@"'
             unshare = ["unshare", "--user", "--map-root-user", "--mount"]

@@ -416,35 +416,6 @@ def test_a_claim_that_is_not_mounted_is_named(configured: Configure) -> None:
     )
 
 
-def test_a_foreign_run_is_refused(configured: Configure) -> None:
-    run(configured())
-    error = refusal(configured(jobUid="uid-2", jobName="another"))
-    assert (error.code, error.reason) == (73, "StorageInUse")
-    assert error.message == (
-        "pvc://w/runs/a belongs to another run (job default/job, uid uid-1); choose another folder "
-        "for checkpoints.storage, or remove this one"
-    )
-
-
-def test_a_spec_mended_before_the_first_attempt_is_taken_over(configured: Configure) -> None:
-    run(configured())
-    config = configured()
-    second = run(config.replace(training=config.training.replace(seed=9)))
-    text = RunPaths.of(config).run_file.read_text()
-    assert json.loads(text)["runDigest"] == second.run_digest
-
-
-def test_a_spec_changed_after_the_first_attempt_is_refused(configured: Configure) -> None:
-    from finetune_trainer import fence
-
-    config = configured()
-    run(config)
-    fence.claim(RunPaths.of(config), config.job_uid, 1)
-    error = refusal(config.replace(training=config.training.replace(seed=9)))
-    assert error.code == 64
-    assert "model, data or training changed since this run began" in error.message
-
-
 def test_a_cache_is_shared_by_jobs(configured: Configure) -> None:
     first = run(configured(cache="pvc://w/cache"))
     other = configured(
@@ -521,3 +492,21 @@ def test_chat_templates_that_are_none(
     error = refusal(configured(dataset={"train": train, "chatTemplate": template}))
     assert error.message.startswith(words)
     assert error.code == code
+
+
+def test_continued_pretraining_trains_on_every_token(configured: Configure) -> None:
+    config = configured()
+    chats = run(config)
+    training = config.training.replace(objective="ContinuedPretraining")
+    other = config.replace(
+        training=training, checkpoints=config.checkpoints.replace(storage="pvc://w/runs/b")
+    )
+    everything = run(other)
+    assert chats.data.trained_tokens < chats.data.tokens
+    rows = Rows(RunPaths.of(other).prepared(everything.prepared_digest), "train")
+    documents = sum(len(rows[n].segments) for n in range(len(rows)))
+    # All but the first one of each document, which nothing predicts.
+    assert everything.data.trained_tokens == everything.data.tokens - documents
+    named = other.replace(dataset=config.dataset.replace(loss_on="Assistant"))
+    named = named.replace(checkpoints=config.checkpoints.replace(storage="pvc://w/runs/c"))
+    assert run(named).data.trained_tokens == chats.data.trained_tokens

@@ -1,6 +1,7 @@
 """Storage that is slow, full or read-only: real gangs, real file systems."""
 
 import os
+import re
 import stat
 import time
 from pathlib import Path
@@ -43,7 +44,9 @@ def test_a_full_disk_stops_training_only_at_the_end(make_job: MakeJob) -> None:
     job.nodes = 1
     (job.storage / "cache").rename(job.claim / "cache")
     job.config["cache"] = "pvc://w/cache"
-    job.mount = f"mount -t tmpfs -o size=6m none {job.storage}"
+    ours = job.claim / "run.json"
+    job.storage.joinpath("run.json").rename(ours)
+    job.mount = f"mount -t tmpfs -o size=6m none {job.storage} && cp {ours} {job.storage}/"
     job.start(gang.make_plan())
     job.wait_for_text("saved a checkpoint of step 4")
     fill(Path(f"/proc/{job.pods[0].process.pid}/root/{job.storage}"))
@@ -69,3 +72,22 @@ def fill(folder: Path) -> None:
                     file.write(bytes(size))
             except OSError:
                 continue
+
+
+def test_a_volume_that_is_too_small_is_refused_before_a_device_is_held(make_job: MakeJob) -> None:
+    job = make_job()
+    (job.storage / "cache").rename(job.claim / "cache")
+    job.config["cache"] = "pvc://w/cache"
+    job.mount = f"mount -t tmpfs -o size=3m none {job.storage}"
+    assert job.prepare().wait() == 73, job.log
+    result = job.pods[0].result
+    assert result.reason == "StorageNotWritable"
+    found = re.search(
+        r"^pvc://w/runs/a: 0.0031\d GB free, but this run needs ([\d.]+) GB: up to 4 checkpoints "
+        r"of ([\d.]+) GB at a time and the model of ([\d.]+) GB; make room,",
+        result.message,
+    )
+    assert found, result.message
+    needed, checkpoint, model = (float(number) for number in found.groups())
+    assert needed == pytest.approx(4 * checkpoint + model + 0.001, rel=0.02)
+    assert checkpoint == pytest.approx(6 * model, rel=0.02)  # 12 bytes a parameter, and 2

@@ -7,28 +7,22 @@ the undisturbed one learned.
 """
 
 import argparse
-import json
-import os
 import random
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Any
 
-from finetune_trainer import fence
 from finetune_trainer.checkpoint import store
-from tests.trainer import gang, tiny, weights
+from tests.trainer import forked, gang, tiny, weights
+from tests.trainer.forked import Nursery
 
 STEPS = 60
 _MOMENTS = 600  # of file work, in the first few saves
 _TOLERANCE = 2e-3  # of the loss, nats: other world sizes sum in another order
 _LOSS = re.compile(r"step (\d+) of \d+, loss ([\d.]+)")
-_network = count(1)
 
 
 @dataclass
@@ -39,44 +33,6 @@ class Toll:
     attempts: int = 0
     unpublished: int = 0
     difference: float = 0.0
-
-
-class Nursery:
-    """The process that ranks are forked from."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.nursery"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
-        )
-        self._answer()
-
-    def start(self, **request: Any) -> int:
-        """Process id of a new rank."""
-        return int(self._ask(request)["pid"])
-
-    def wait(self, pid: int) -> int:
-        """Its exit code."""
-        return int(self._ask({"wait": pid})["code"])
-
-    def close(self) -> None:
-        """No rank outlives it."""
-        self._process.kill()
-        self._process.communicate()  # closes its pipes, too
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
 
 
 class Torture:
@@ -121,39 +77,8 @@ class Torture:
         self, world: int, stage: int, victim: int | None, moment: int
     ) -> tuple[list[int], str]:
         self.toll.attempts += 1
-        self._job.attempt += 1
-        epoch = fence.claim(self._paths, "uid-1", self._job.attempt)
         plan = gang.make_plan(zeroStage=stage, totalSteps=STEPS)
-        config = self._job.config | {
-            "role": "worker",
-            "mounts": {"w": str(self._job.claim)},
-            "plan": plan.to_dict(),
-            "attempt": self._job.attempt,
-        }
-        place = f"127.{200 + os.getpid() % 50}.{next(_network) % 250}.1"
-        log = self._job.claim / f"attempt-{self._job.attempt}.log"
-        pids = []
-        for rank in range(world):
-            env = {
-                "FINETUNE_RUN": json.dumps(config),
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": str(world),
-                "WORLD_SIZE": str(world),
-                "MASTER_ADDR": place,
-                "MASTER_PORT": "29500",
-                "GLOO_SOCKET_IFNAME": "lo",
-            }
-            pids.append(
-                self._nursery.start(
-                    env=env,
-                    epoch=epoch,
-                    log=str(log),
-                    channel=os.devnull,
-                    crash=moment if rank == victim else 0,
-                )
-            )
-        return [self._nursery.wait(pid) for pid in pids], log.read_text()
+        return forked.attempt(self._nursery, self._job, world, plan, victim=victim, moment=moment)
 
     def _newest(self) -> int:
         found = store.newest_valid(self._paths, self._job.config["runDigest"])
@@ -178,8 +103,7 @@ class Torture:
 
 def run(job: gang.Job, kills: int, seed: int, tell: Callable[[Toll], None]) -> Toll:
     """Kill so many times; AssertionError with the log of the attempt that broke something."""
-    nursery = Nursery()
-    try:
+    with Nursery() as nursery:
         torture = Torture(job, nursery, seed)
         torture.finish()  # undisturbed: its losses are those that all others must meet
         torture.begin_again()
@@ -190,8 +114,6 @@ def run(job: gang.Job, kills: int, seed: int, tell: Callable[[Toll], None]) -> T
                 torture.begin_again()
         torture.finish()
         return torture.toll
-    finally:
-        nursery.close()
 
 
 def make_job(claim: Path) -> gang.Job:

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from finetune_trainer.peers import Peers
-
 
 @dataclass(frozen=True)
 class Heard:
@@ -33,8 +31,7 @@ class Heard:
 class Agreement:
     """Vectors on their way; every rank posts and hears them in the same order."""
 
-    def __init__(self, peers: Peers) -> None:
-        self._peers = peers
+    def __init__(self) -> None:
         self._on_their_way: deque[tuple[torch.Tensor, Any]] = deque()
 
     def post(
@@ -53,7 +50,7 @@ class Agreement:
             arrival.record()
             self._on_their_way.append((host, arrival.synchronize))
         else:
-            work = dist.all_reduce(vector, group=self._peers.control, async_op=True)
+            work = dist.all_reduce(vector, async_op=True)
             self._on_their_way.append((vector, work.wait))
 
     def hear(self) -> Heard:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import RunConfig
-from finetune_trainer import lm, rendezvous
+from finetune_trainer import lm, out_of_memory, rendezvous
 from finetune_trainer.channel import ChannelReporter
 from finetune_trainer.checkpoint.write import Owner
 from finetune_trainer.engine import Engine
@@ -49,10 +49,13 @@ def _guarded(report: ChannelReporter) -> int:
     except TrainerError as error:
         report.error(error)
         return int(error.code)
-    except torch.OutOfMemoryError as error:
-        report.error(_out_of_memory(error))
-        return int(ExitCode.OUT_OF_MEMORY)
     except Exception as error:
+        if out_of_memory.is_one(error):
+            world = Place.from_environment().world
+            said = str(error).splitlines()[0][:120]
+            advice = out_of_memory.message(run_config(), world, said)
+            report.error(TrainerError(ExitCode.OUT_OF_MEMORY, advice))
+            return int(ExitCode.OUT_OF_MEMORY)
         if _lost_a_peer(error):  # the trace of a collective would bury whose fault it was
             text = str(error).strip().splitlines()
             message = f"a peer was lost: {text[0] if text else type(error).__name__}"
@@ -118,16 +121,6 @@ def _finish(report: ChannelReporter, config: RunConfig, finished: bool) -> int:
     message = f"attempt {config.attempt} stopped as it was asked to; everything is saved"
     report.error(TrainerError(ExitCode.STOPPED, message))
     return int(ExitCode.STOPPED)
-
-
-def _out_of_memory(error: BaseException) -> TrainerError:
-    plan = run_config().plan
-    rows = plan.micro_batch_size if plan else "?"
-    return TrainerError(
-        ExitCode.OUT_OF_MEMORY,
-        f"out of device memory with a micro-batch of {rows} rows ({str(error).splitlines()[0]}); "
-        "lower deepspeed.microBatchSize or training.sequenceLength, or raise deepspeed.zeroStage",
-    )
 
 
 def _lost_a_peer(error: BaseException) -> bool:

@@ -114,7 +114,7 @@ def _optimizer(model: LanguageModel, training: Training, plan: Plan) -> torch.op
     """AdamW in the variant that suits where the master weights are."""
     wanted = training.optimizer
     groups = _groups(model, wanted.weight_decay)
-    betas = (wanted.beta1, wanted.beta2)
+    betas = (wanted.beta1, training.beta2)
     cuda = torch.cuda.is_available()
     if wanted.moment_precision == "BF16":
         return CompactAdamW(

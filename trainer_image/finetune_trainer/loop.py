@@ -16,7 +16,7 @@ import torch
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Plan
 from finetune_api.run import RunConfig
-from finetune_trainer import garbage, prepared, replicas
+from finetune_trainer import garbage, prepared, rendezvous, replicas
 from finetune_trainer.agreement import Agreement
 from finetune_trainer.checkpoint import choose, load
 from finetune_trainer.checkpoint.keeper import Keeper
@@ -76,15 +76,16 @@ class Loop:
         self._paths, self._owner, self._report = paths, owner, report
         self._stop = stop
         self._stepper = Stepper(config.training, plan, self.rows, engine, self.peers)
-        self._agreement = Agreement(self.peers)
+        self._agreement = Agreement()
         self._unheard: deque[StepFacts] = deque()
         self._turns = Turns(config, plan)
         self._divergence = Divergence(plan.learning_rate)
         self._meter = ProgressMeter(config, plan, self._sequence.epoch)
         self._keeper = Keeper(paths, owner, config.checkpoints.keep_last, report)
+        self._snapshot = Snapshot(engine, self.peers.local_world)
         self._saver = Saver(
             engine,
-            Snapshot(engine, self.peers.local_world),
+            self._snapshot,
             paths,
             owner,
             self.peers,
@@ -162,7 +163,7 @@ class Loop:
             failed=self._saver.failed,
         )
         if not self._last_rows:
-            replicas.assert_equal(self._engine, self.peers)
+            self._trust()
         self._unheard.append(facts)
         self._last_rows = rows
         state.step += 1
@@ -170,6 +171,14 @@ class Loop:
         state.tokens_seen += facts.tokens
         garbage.after(state.step)
         self._report.advance()
+
+    def _trust(self) -> None:
+        """After the attempt's first step: all computed the same, and all have arrived."""
+        replicas.assert_equal(self._engine, self.peers)
+        # Without a copy each rank waits for its own write, however long its storage takes.
+        if not self.peers.any(not self._snapshot.is_copy):
+            deadline = self._config.progress_deadline_seconds
+            rendezvous.tighten(deadline, self.peers.control)
 
     def _hear(self) -> None:
         """What the ranks agreed on in the oldest step that was not heard yet."""

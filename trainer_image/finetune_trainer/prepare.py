@@ -1,8 +1,8 @@
 """The prepare pod: everything that can go wrong before a device is held.
 
 Checks storage and model, tokenises, masks and packs the data into the cache, claims the storage for
-this job. Writes only `cache/` (a folder of its own, then a rename) and `run.json` (created
-exclusively): it holds no fence.
+this job. Writes only `cache/` (a folder of its own, then a rename) and `run.json`: it holds no
+fence.
 """
 
 import errno
@@ -17,9 +17,8 @@ from finetune_api.exit_codes import ExitCode, is_permanent
 from finetune_api.progress import DataSummary
 from finetune_api.run import PrepareResult, RunConfig
 from finetune_api.spec import DataSource
-from finetune_api.storage import RunFile
 from finetune_api.uri import is_claim
-from finetune_trainer import finished, model, prepared, remote
+from finetune_trainer import finished, model, ownership, prepared, remote, room
 from finetune_trainer.data import digest
 from finetune_trainer.data.read import kind_of
 from finetune_trainer.errors import TrainerError
@@ -45,6 +44,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         _check_links(config, paths.model)
         found = model.inspect(paths.model, config.model.source, report.advance)
     _check_length(config, found)
+    room.check(config, paths, found.parameter_count)
     inputs = _inputs(config, report)
     prepared_digest = _digest(config, paths, inputs, report)
     data = _prepared(config, paths, prepared_digest, inputs, report)
@@ -59,7 +59,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         }
     )
     revision = config.model_revision or found.revision
-    _claim(config, paths, revision, run_digest)
+    ownership.claim(config, paths, revision, run_digest)
     return PrepareResult(
         prepared_digest=prepared_digest,
         run_digest=run_digest,
@@ -203,13 +203,19 @@ def _digest(config: RunConfig, paths: RunPaths, inputs: _Inputs, report: Reporte
             "sources": contents,
             "train": len(dataset.train),
             "validationFraction": dataset.validation_fraction,
-            "lossOn": dataset.loss_on,
+            "lossOn": _loss_on(config),
             "chatTemplate": inputs.template,
             "overlong": dataset.overlong,
             "sequenceLength": training.sequence_length,
             "packing": training.packing,
         }
     )
+
+
+def _loss_on(config: RunConfig) -> str | None:
+    """None: as the format of each example says."""
+    everything = config.training.objective == "ContinuedPretraining"
+    return config.dataset.loss_on or ("All" if everything else None)
 
 
 def _tokenizer_digest(folder: Path) -> dict[str, str]:
@@ -259,7 +265,7 @@ def _build(
     recipe = Recipe(
         model=paths.model,
         name=config.model.source,
-        loss_on=config.dataset.loss_on,
+        loss_on=_loss_on(config),
         template=inputs.template,
         overlong=config.dataset.overlong,
         length=config.training.sequence_length,
@@ -273,41 +279,3 @@ def _remove_abandoned(folder: Path, mine: str, current: str) -> None:
     for partial, abandoned in unfinished(folder, ".building-*"):
         if partial.name != current and (partial.name.startswith(mine) or abandoned):
             shutil.rmtree(partial, ignore_errors=True)
-
-
-def _claim(config: RunConfig, paths: RunPaths, revision: str, run_digest: str) -> None:
-    """Create run.json, or make sure that it is ours."""
-    mine = RunFile(
-        job_uid=config.job_uid,
-        job_name=config.job_name,
-        job_namespace=config.job_namespace,
-        model_revision=revision,
-        run_digest=run_digest,
-    )
-    if write_new(paths.run_file, mine.to_json()):
-        return
-    where = config.checkpoints.storage
-    try:
-        found = RunFile.model_validate_json(paths.run_file.read_text())
-    except ValueError as error:
-        raise TrainerError(
-            ExitCode.STORAGE_NOT_WRITABLE,
-            f"{where}: run.json cannot be read; remove it if no run is using this folder",
-        ) from error
-    if found.job_uid != config.job_uid:
-        raise TrainerError(
-            ExitCode.STORAGE_NOT_WRITABLE,
-            f"{where} belongs to another run (job {found.job_namespace}/{found.job_name}, uid "
-            f"{found.job_uid}); choose another folder for checkpoints.storage, or remove this one",
-            reason="StorageInUse",
-        )
-    if found.run_digest != run_digest:
-        if any(paths.storage.glob("fence.*")):
-            raise TrainerError(
-                ExitCode.BAD_CONFIGURATION,
-                f"{where}: model, data or training changed since this run began; make a new job "
-                "with another checkpoints.storage",
-            )
-        # Nothing was trained yet: the spec was mended before the first attempt.
-        paths.run_file.unlink(missing_ok=True)
-        _claim(config, paths, revision, run_digest)  # somebody else may be faster: look again

@@ -22,6 +22,7 @@ from finetune_trainer import (
     environment,
     fence,
     finished,
+    ownership,
     patience,
     processes,
     records,
@@ -279,6 +280,7 @@ class Supervisor:
 
 def _claim(paths: RunPaths, config: RunConfig) -> int:
     try:
+        ownership.check(config, paths)
         return fence.claim(paths, config.job_uid, config.attempt)
     except OSError as error:
         raise TrainerError(

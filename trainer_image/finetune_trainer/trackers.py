@@ -63,7 +63,8 @@ class _Accelerated:
         """What a person filters runs by."""
         config = self._config
         plan = config.plan.to_dict() if config.plan else {}
-        found = {"model": config.model.source, **_flat(config.training.to_dict()), **plan}
+        training = _flat(config.training.to_dict()) | {"optimizer.beta2": config.training.beta2}
+        found = {"model": config.model.source, **training, **plan}
         return {"job": f"{config.job_namespace}/{config.job_name}", **found}
 
 

@@ -188,7 +188,8 @@ class Dataset(Spec):
         default=None,
         description="Tokens that are trained on. Assistant: every assistant turn. LastAssistant: "
         "the last one. Completion: the completion. All: everything. Absent: Assistant for "
-        "Messages, Completion for PromptCompletion, All for Text.",
+        "Messages, Completion for PromptCompletion, All for Text and for the objective "
+        "ContinuedPretraining.",
     )
     chat_template: ChatTemplate | None = Field(
         default=None,

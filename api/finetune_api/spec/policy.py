@@ -34,6 +34,12 @@ class Checkpoints(Spec):
         description="Checkpoints kept, default 2; the newest verified one and the one with the "
         "best validation loss are never deleted.",
     )
+    on_existing: Literal["Refuse", "Resume"] = Field(
+        default="Refuse",
+        description="When storage holds the run of another job, for example of one that failed. "
+        "Refuse (the default): fail before a device is held. Resume: go on from its newest "
+        "checkpoint, if model, data and training are the same.",
+    )
 
 
 class Output(Spec):

@@ -14,8 +14,11 @@ class Optimizer(Spec):
     beta1: float = Field(
         default=0.9, ge=0, lt=1, description="Decay of the first moment, default 0.9."
     )
-    beta2: float = Field(
-        default=0.999, ge=0, lt=1, description="Decay of the second moment, default 0.999."
+    beta2: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Decay of the second moment. Absent: 0.999, for ContinuedPretraining 0.95.",
     )
     epsilon: float = Field(
         default=1.0e-8, gt=0, le=1, description="Added to the denominator, default 1.0e-8."
@@ -32,6 +35,11 @@ class Optimizer(Spec):
         description="How both moments are kept, default FP32. BF16 saves 4 bytes a parameter; they "
         "are then rounded stochastically, and the weights stay fp32.",
     )
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes a parameter in a checkpoint: fp32 master weight and two moments."""
+        return 12 if self.moment_precision == "FP32" else 8
 
 
 class Training(Spec):
@@ -52,6 +60,12 @@ class Training(Spec):
         )
     )
 
+    objective: Literal["SupervisedFineTuning", "ContinuedPretraining"] = Field(
+        default="SupervisedFineTuning",
+        description="What the data is for, which decides what absent fields mean. "
+        "ContinuedPretraining trains on every token (dataset.lossOn All), with twice the learning "
+        "rate and optimizer.beta2 0.95. SupervisedFineTuning is the default.",
+    )
     epochs: float | None = Field(
         default=None,
         gt=0,
@@ -87,7 +101,7 @@ class Training(Spec):
         gt=0,
         le=1,
         description="Peak learning rate; write it with a dot (1.0e-5). Absent: 2.0e-5 below 2e9 "
-        "parameters, 1.0e-5 up to 15e9, 5.0e-6 above.",
+        "parameters, 1.0e-5 up to 15e9, 5.0e-6 above; for ContinuedPretraining twice that.",
     )
     schedule: Literal["Cosine", "Linear", "Constant"] = Field(
         default="Cosine", description="Shape of the learning rate after warm-up, default Cosine."
@@ -123,6 +137,13 @@ class Training(Spec):
     seed: int = Field(
         default=42, ge=0, le=2**31 - 1, description="Seed of row order and dropout, default 42."
     )
+
+    @property
+    def beta2(self) -> float:
+        """Decay of the second moment, chosen by the objective where the spec names none."""
+        if self.optimizer.beta2 is not None:
+            return self.optimizer.beta2
+        return 0.95 if self.objective == "ContinuedPretraining" else 0.999
 
 
 class DeepSpeed(Spec):

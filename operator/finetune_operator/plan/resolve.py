@@ -25,12 +25,12 @@ def resolve(spec: FineTuneJobSpec, prepared: PrepareResult) -> tuple[Plan, DataS
         micro_batch_size=micro,
         gradient_accumulation_steps=math.ceil(batch / (spec.world_size * micro)),
         global_batch_size=batch,
-        learning_rate=training.learning_rate or _learning_rate(prepared.parameter_count),
+        learning_rate=training.learning_rate or _learning_rate(training, prepared.parameter_count),
         total_steps=total,
         warmup_steps=_warmup(spec, total),
         activation_checkpointing=_recompute(spec, prepared.parameter_count),
         offload=(deepspeed and deepspeed.offload) or "None",
-        checkpoint_bytes=_bytes_per_parameter(training) * prepared.parameter_count,
+        checkpoint_bytes=training.optimizer.state_bytes * prepared.parameter_count,
     )
     epochs = min(total * batch, _run_rows(spec, rows, total * batch)) / rows
     data = prepared.data.replace(
@@ -89,11 +89,6 @@ def _recompute(spec: FineTuneJobSpec, parameters: int) -> Literal["Never", "Alwa
     return _asked(spec) or ("Always" if parameters >= _RECOMPUTE_FROM else "Never")
 
 
-def _bytes_per_parameter(training: Training) -> int:
-    """fp32 master, and two moments."""
-    return 12 if training.optimizer.moment_precision == "FP32" else 8
-
-
 def _run_rows(spec: FineTuneJobSpec, rows: int, most: int) -> int:
     return most if spec.training.max_steps else math.ceil((spec.training.epochs or 3.0) * rows)
 
@@ -103,10 +98,11 @@ def _steps(spec: FineTuneJobSpec, rows: int, batch: int) -> int:
     return math.ceil(math.ceil(epochs * rows) / batch)
 
 
-def _learning_rate(parameters: int) -> float:
+def _learning_rate(training: Training, parameters: int) -> float:
+    factor = 2.0 if training.objective == "ContinuedPretraining" else 1.0
     if parameters < 2e9:
-        return 2.0e-5
-    return 1.0e-5 if parameters <= 15e9 else 5.0e-6
+        return factor * 2.0e-5
+    return factor * (1.0e-5 if parameters <= 15e9 else 5.0e-6)
 
 
 def _warmup(spec: FineTuneJobSpec, total: int) -> int:

@@ -88,7 +88,7 @@ def _hyper_parameters(config: RunConfig) -> dict[str, str]:
     return _planned(config.plan) | {
         "schedule": f"{training.schedule}, to {training.min_learning_rate_ratio} of the peak",
         "sequence length": f"{training.sequence_length}, packing {str(training.packing).lower()}",
-        "optimizer": f"AdamW, beta1 {optimizer.beta1}, beta2 {optimizer.beta2}, epsilon "
+        "optimizer": f"AdamW, beta1 {optimizer.beta1}, beta2 {training.beta2}, epsilon "
         f"{optimizer.epsilon}, weight decay {optimizer.weight_decay}",
         "gradient clipping": f"global L2 norm {training.max_grad_norm}",
         "precision": f"{training.precision} compute, fp32 master weights",

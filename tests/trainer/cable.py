@@ -1,0 +1,106 @@
+"""Two hosts joined by a switch, as network namespaces: `with Cable() as cable`.
+
+A host is a process whose namespaces others enter (nsenter). `cut` takes the switch's port of one
+host down: like a broken cable, it tells neither host anything, and packets vanish.
+"""
+
+import subprocess
+import sys
+from types import TracebackType
+from typing import Self
+
+from pyroute2 import IPRoute
+
+NETWORK = "10.9.0"
+
+
+class Cable:
+    """Hosts 10.9.0.1 and 10.9.0.2."""
+
+    def __init__(self) -> None:
+        self._switch = _start("--user", "--map-root-user", "--net", role="switch")
+        self.hosts = [int(self._say(f"host {number}")) for number in (1, 2)]
+
+    def enter(self, host: int) -> list[str]:
+        """Put before a command."""
+        where = ["--user", "--net", "--preserve-credentials", "--target", str(self.hosts[host])]
+        return ["nsenter", *where, "--"]
+
+    def cut(self) -> None:
+        """Between the two."""
+        self._say("cut")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Hosts and network go; whoever still runs there sees its devices vanish."""
+        self._switch.communicate()
+
+    def _say(self, command: str) -> str:
+        assert self._switch.stdin is not None
+        assert self._switch.stdout is not None
+        self._switch.stdin.write(command + "\n")
+        self._switch.stdin.flush()
+        answer = self._switch.stdout.readline()
+        assert answer, f"the switch died of {command!r}"
+        return answer
+
+
+def _start(*namespaces: str, role: str) -> subprocess.Popen[str]:
+    command = ["unshare", *namespaces, sys.executable, "-m", "tests.trainer.cable", role]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+
+def _switch() -> None:
+    """Until stdin ends."""
+    hosts: list[subprocess.Popen[str]] = []
+    with IPRoute() as ip:
+        ip.link("add", ifname="switch", kind="bridge")
+        ip.link("set", ifname="switch", state="up")
+        (bridge,) = ip.link_lookup(ifname="switch")
+        for line in sys.stdin:
+            if line == "cut\n":
+                ip.link("set", ifname="port1", state="down")
+                print("done", flush=True)
+                continue
+            number = line.split()[1]
+            host = _start("--net", role=number)
+            hosts.append(host)
+            assert host.stdin is not None
+            assert host.stdout is not None
+            host.stdout.readline()  # it has its namespace
+            peer = {"ifname": "eth0", "net_ns_pid": host.pid}
+            ip.link("add", ifname=f"port{number}", kind="veth", peer=peer)
+            ip.link("set", ifname=f"port{number}", master=bridge, state="up")
+            host.stdin.write("\n")
+            host.stdin.flush()
+            host.stdout.readline()  # its device has an address
+            print(host.pid, flush=True)
+    for host in hosts:
+        host.communicate()
+
+
+def _host(number: str) -> None:
+    print("there", flush=True)
+    sys.stdin.readline()
+    with IPRoute() as ip:
+        (device,) = ip.link_lookup(ifname="eth0")
+        ip.addr("add", index=device, address=f"{NETWORK}.{number}", prefixlen=24)
+        ip.link("set", index=device, state="up")
+        ip.link("set", ifname="lo", state="up")
+    print("up", flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "switch":
+        _switch()
+    else:
+        _host(sys.argv[1])

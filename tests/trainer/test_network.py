@@ -1,0 +1,43 @@
+"""The network between two pods is cut: real network namespaces."""
+
+import time
+
+import pytest
+
+from tests.trainer import gang
+from tests.trainer.cable import NETWORK, Cable
+from tests.trainer.conftest import MakeJob
+
+pytestmark = pytest.mark.slow
+
+
+def test_ranks_that_hear_nothing_any_more_end_in_bounded_time(make_job: MakeJob) -> None:
+    """A sixth of the progress deadline after the cut, long before it ends."""
+    job = make_job()
+    job.config["progressDeadlineSeconds"] = 240
+    with Cable() as cable:
+        job.network, job.enter = NETWORK, cable.enter
+        job.start(gang.make_plan(totalSteps=10_000))
+        job.wait_for_text("saved a checkpoint of step 4")
+        cable.cut()
+        began = time.monotonic()
+        assert job.wait(150) == [88, 88], job.log
+    assert time.monotonic() - began > 30  # nothing told them
+    for pod in job.pods:
+        assert pod.result.reason == "PeerLost"
+        assert "a peer was lost: " in pod.result.message
+    assert "Traceback" not in job.log
+    assert job.pods[0].result.checkpoints[0].verified
+
+
+def test_a_stop_while_the_network_is_cut_burns_no_grace_period(make_job: MakeJob) -> None:
+    job = make_job()
+    with Cable() as cable:
+        job.network, job.enter = NETWORK, cable.enter
+        job.start(gang.make_plan(totalSteps=10_000))
+        job.wait_for_text("saved a checkpoint of step 4")
+        cable.cut()
+        for pod in job.pods:
+            pod.terminate()
+        assert job.wait(60) == [88, 88], job.log
+    assert "no step was finished after SIGTERM" in job.pods[0].result.message
