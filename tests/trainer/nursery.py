@@ -15,15 +15,18 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_local.machine import die_with_parent
+from finetune_trainer import garbage
 
 
 def main() -> None:
     """Serve until stdin ends."""
+    garbage.hold()
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     from finetune_trainer import attempt, deepspeed_import  # noqa: F401
 
     deepspeed_import.load()
+    garbage.settle()  # and no rank walks over it, which would copy its pages
 
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -50,9 +53,9 @@ def _become(request: dict[str, Any]) -> None:
     sys.argv = ["rank", str(request["epoch"])]
     if request["crash"]:
         _crash_at(request["crash"])
-    from finetune_trainer import rank
+    from finetune_trainer import attempt
 
-    rank.main()
+    attempt.main()
     os._exit(0)
 
 
