@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_local.cache import TREE
-from finetune_local.cluster import IMAGE, Cluster, die_with_parent
+from finetune_local.cluster import IMAGE, Cluster, ClusterError, die_with_parent
 
 Object = dict[str, Any]
 
@@ -23,6 +23,16 @@ def install(cluster: Cluster) -> None:
     cluster.kubectl("apply", "-f", str(TREE / "crds"))
     cluster.kubectl("apply", "-f", str(TREE / "operator" / "rbac"))
     cluster.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
+
+    def served() -> bool:
+        """A moment after it is established."""
+        try:
+            cluster.kubectl("get", "finetunejobs", "--all-namespaces")
+        except ClusterError:
+            return False
+        return True
+
+    wait_for("finetunejobs are served", served, 30)
 
 
 class Operator:

@@ -107,7 +107,7 @@ def test_bad_inputs_fail_before_a_device_is_held(cluster, workspace, operator, s
     data = workspace / "data"
     good = (data / "train.jsonl").read_text().splitlines()[:30]
     (data / "broken.jsonl").write_text("\n".join([*good[:16], "{oops", *good[16:]]) + "\n")
-    (data / "no-messages.jsonl").write_text('{"text": "x"}\n')
+    (data / "no-messages.jsonl").write_text('{"words": "x"}\n')
     (data / "no-assistant.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "hello"}]}\n' * 5
     )

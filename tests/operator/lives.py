@@ -31,7 +31,12 @@ class View:
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         paths = {"pods": "/api/v1/pods", "jobs": f"{_JOBS}/finetunejobs"}
-        tasks = [asyncio.create_task(self._watch(kind, path)) for kind, path in paths.items()]
+        # Listed first: what cannot be seen must fail here, not wait for what never comes.
+        versions = {kind: (await self.kube.list(path))[1] for kind, path in paths.items()}
+        tasks = [
+            asyncio.create_task(self._watch(kind, path, versions[kind]))
+            for kind, path in paths.items()
+        ]
         try:
             yield
         finally:
@@ -39,8 +44,7 @@ class View:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self, kind: str, path: str) -> None:
-        _, version = await self.kube.list(path)
+    async def _watch(self, kind: str, path: str, version: str) -> None:
         while True:
             async for event in self.kube.watch(path, version):
                 metadata = event["object"]["metadata"]

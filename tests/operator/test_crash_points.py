@@ -127,7 +127,7 @@ def test_an_operator_that_is_killed_at_random_moments_leaves_no_trace(api, tmp_p
         while not living.done():
             operator.start()
             # It needs a second to begin, and is to be met at work.
-            await asyncio.wait({living}, timeout=chance.uniform(1.5, 4.0) if kills < 8 else 200)
+            await asyncio.wait({living}, timeout=chance.uniform(1.2, 2.5) if kills < 8 else 200)
             operator.kill()
             kills += 1
         await living

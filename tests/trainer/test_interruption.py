@@ -126,7 +126,9 @@ def test_a_stop_does_not_wait_for_a_peer_that_hangs(make_job: MakeJob) -> None:
     for pod in job.pods:
         pod.terminate()
     assert job.wait(100) == [88, 88], job.log
-    assert "no step was finished after SIGTERM" in job.pods[0].result.message
+    # The other pod may hear of it a moment before it comes to the same verdict.
+    verdict = "no step was finished after SIGTERM"
+    assert any(verdict in pod.result.message for pod in job.pods)
     assert newest_step(job) >= 4
 
 

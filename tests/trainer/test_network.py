@@ -40,4 +40,5 @@ def test_a_stop_while_the_network_is_cut_burns_no_grace_period(make_job: MakeJob
         for pod in job.pods:
             pod.terminate()
         assert job.wait(60) == [88, 88], job.log
-    assert "no step was finished after SIGTERM" in job.pods[0].result.message
+    for pod in job.pods:  # neither hears how the other one ends
+        assert "no step was finished after SIGTERM" in pod.result.message

@@ -31,9 +31,9 @@ ENDS: dict[str, tuple[Exception, int, str]] = {
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore"),
         87,
         "out of device memory (CUDA out of memory. Tried to allocate 2.00 GiB): weights, gradients "
-        "and optimizer states take 6.4 GB a device at ZeRO stage 2 on 2 devices, beside the "
+        "and optimizer states take 10.0 GB a device at ZeRO stage 2 on 2 devices, beside the "
         "activations of 1 x 128 tokens; set deepspeed.activationCheckpointing to Always, or raise "
-        "deepspeed.zeroStage to 3 (5.4 GB a device), or set deepspeed.offload to Optimizer (2.0 GB "
+        "deepspeed.zeroStage to 3 (9.0 GB a device), or set deepspeed.offload to Optimizer (2.0 GB "
         "a device), or take more workers, or make another job with training.sequenceLength 64",
     ),
     "out of the host's memory": (
