@@ -49,7 +49,10 @@ def test_a_full_disk_stops_training_only_at_the_end(make_job: MakeJob) -> None:
     job.mount = f"mount -t tmpfs -o size=6m none {job.storage} && cp {ours} {job.storage}/"
     job.start(gang.make_plan())
     job.wait_for_text("saved a checkpoint of step 4")
-    fill(Path(f"/proc/{job.pods[0].process.pid}/root/{job.storage}"))
+    storage = Path(f"/proc/{job.pods[0].process.pid}/root/{job.storage}")
+    fill(storage)
+    job.wait_for_text("could not be saved")
+    fill(storage)  # what it had written of that one
     assert job.wait() == [73], job.log
     assert "Traceback" not in job.log
     assert "No space left on device" in job.log
@@ -66,7 +69,7 @@ def test_a_full_disk_stops_training_only_at_the_end(make_job: MakeJob) -> None:
 def fill(folder: Path) -> None:
     """Until no byte is left."""
     for size in (1 << 16, 1):
-        with (folder / f"filler-{size}").open("wb", buffering=0) as file:
+        with (folder / f"filler-{size}").open("ab", buffering=0) as file:
             try:
                 while True:
                     file.write(bytes(size))

@@ -49,7 +49,7 @@ def test_four_then_two_then_three_processes_learn_what_one_learns(tmp_path: Path
         reached = []
         for world, stage in ((4, 1), (2, 3)):
             codes, log = forked.attempt(
-                nursery, changing, world, plan(stage), victim=world - 1, moment=120
+                nursery, changing, world, plan(stage), victim=world - 1, moment=600
             )
             assert codes[-1] == 137, log
             reached.append(newest(changing))
