@@ -5,38 +5,25 @@ detection of packed rows leaks across documents (logits off by more than 1) when
 mask is present, so boundaries are passed explicitly: cumulative lengths of the documents.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from finetune_trainer.without import model_classes
+
 NAME = "finetune_segments"
 
 
 def register() -> None:
     """Make the function known to transformers; models then name it as `attn_implementation`."""
-    with _without_scipy():
-        from transformers import AttentionInterface
-        from transformers.masking_utils import AttentionMaskInterface
+    model_classes()
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(NAME, segments_attention)
     AttentionMaskInterface.register(NAME, _no_mask)
-
-
-@contextmanager
-def _without_scipy() -> Iterator[None]:
-    """Losses of object detection would import it: a tenth of the time that transformers takes."""
-    from transformers import utils
-
-    original = utils.is_scipy_available
-    utils.is_scipy_available = lambda: False
-    try:
-        yield
-    finally:
-        utils.is_scipy_available = original
 
 
 def segments_attention(

@@ -12,6 +12,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer import vocabulary
 from finetune_trainer.data import digest
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.without import model_classes
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _TEXT_FILES = (
@@ -126,6 +127,8 @@ def parameters(folder: Path, name: str) -> dict[str, list[int]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from finetune_trainer import lm
+
+    model_classes()
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)

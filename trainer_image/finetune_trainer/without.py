@@ -16,3 +16,18 @@ def without(name: str) -> Iterator[None]:
         yield
     finally:
         del sys.modules[name]
+
+
+def model_classes() -> None:
+    """Import what all models of transformers are made of, without scipy.
+
+    Losses of object detection would import it: a tenth of the whole.
+    """
+    from transformers import utils
+
+    original = utils.is_scipy_available
+    utils.is_scipy_available = lambda: False
+    try:
+        import transformers.modeling_utils  # noqa: F401
+    finally:
+        utils.is_scipy_available = original
