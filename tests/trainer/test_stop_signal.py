@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.run import Result
+from finetune_api.storage import RunFile
 from finetune_trainer import cpus
 from tests.trainer.gang import Pod, listens, make_job
 
@@ -82,6 +83,10 @@ def test_a_stop_while_the_master_has_no_address_is_heard(tmp_path: Path, killed:
 def test_a_supervisor_that_fails_leaves_a_result(tmp_path: Path, killed: list[Pod]) -> None:
     (tmp_path / "runs/a").mkdir(parents=True)
     (tmp_path / "runs/a/fence.1").write_text("{")
+    mine = RunFile(
+        job_uid="uid-1", job_name="job", job_namespace="default", model_revision="", run_digest=""
+    )
+    (tmp_path / "runs/a/run.json").write_text(mine.to_json())
     pod = start(tmp_path, "127.255.98.6", {}, role="worker", attempt=1)
     killed.append(pod)
     assert pod.wait(60) == 1

@@ -1,10 +1,13 @@
 """Random histories through hypothesis, from a seed: the same seed makes the same histories."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from tests.operator.simulator.events import CONFIGS, HISTORIES, Config, Event, readable
 from tests.operator.simulator.world import run
@@ -46,4 +49,19 @@ def search(
         except Exception as error:
             raise FoundError(error, config, history) from error
 
-    histories_of_seed()
+    with _only_by_the_seed():
+        histories_of_seed()
+
+
+@contextmanager
+def _only_by_the_seed() -> Iterator[None]:
+    """Hypothesis mixes in numbers that stand in the source of whatever local modules are loaded.
+
+    With them a seed would make other histories in every process.
+    """
+    original = providers._get_local_constants
+    providers._get_local_constants = Constants
+    try:
+        yield
+    finally:
+        providers._get_local_constants = original
