@@ -7,7 +7,7 @@ export FINETUNE_CACHE := $(CACHE)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test check format crds clean simulate torture
+.PHONY: help setup tools demo test check format crds golden clean simulate torture
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -16,7 +16,7 @@ setup: ## python environment and control plane, cached outside the tree
 	@$(PYTHON) hack/setup.py $(SETUP_FOR)
 	@$(BIN)/python -m finetune_local build
 
-tools: setup ## programs that only tests need (an S3 server), cached outside the tree
+tools: setup ## programs that only tests need (an S3 server, Helm), cached outside the tree
 	@$(BIN)/python -m finetune_local.go_tool
 
 demo: SETUP_FOR := --demo
@@ -27,7 +27,7 @@ test: tools ## everything, as CI runs it
 	@$(BIN)/python hack/lint.py
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: setup ## the inner loop: lint, types, fast tests, under 90 s
+check: tools ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py
 	@$(BIN)/python -m pytest -m "not slow" -q -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -40,9 +40,13 @@ torture: setup ## kill ranks in the middle of saves (N=200, SEED=1)
 format: ## ruff format and fixable lints
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-crds: ## write crds/ and docs/api.md from the models
+crds: ## write crds/, docs/api.md and the chart's copies from the models, the roles and values.yaml
 	@$(BIN)/python -m finetune_api.crd > crds/finetune.dev_finetunejobs.yaml
 	@$(BIN)/python -m finetune_api.reference > docs/api.md
+	@$(BIN)/python hack/chart.py
+
+golden: tools ## write what the chart renders to tests/chart/golden, to be read as a diff
+	@$(BIN)/python -m tests.chart.renderings
 
 clean: ## remove what this tree built; caches outside it stay
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,6 +26,8 @@ class GoTool:
 
 # An S3 server on a folder, Apache-2.0.
 VERSITYGW = GoTool("github.com/versity/versitygw/cmd/versitygw", "v1.8.0")
+# Installs, upgrades and removes the chart, as an administrator does. Apache-2.0.
+HELM = GoTool("helm.sh/helm/v4/cmd/helm", "v4.3.1")
 
 
 def program(tool: GoTool) -> Path:
@@ -58,4 +60,5 @@ def _install(tool: GoTool, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    program(VERSITYGW)
+    for tool in (VERSITYGW, HELM):
+        program(tool)

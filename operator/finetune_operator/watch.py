@@ -110,6 +110,9 @@ async def _kopf(
         registry=_registry(jobs, configuration, hearts),
         settings=_kopf_settings(settings),
         standalone=True,
+        # For its peering, which is off. It would make one from the name of our user, and the user
+        # of a container need not have a name.
+        identity="finetune-operator",
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
     )

@@ -1,15 +1,8 @@
-"""A new version of the operator, or a changed setting, never touches a gang that runs.
-
-`older_operator.json` is what the operator of commit 8ac3db3 left on an API server: the status of a
-running job, its pods and its Service. That version knew less about an attempt, ordered the
-environment of its pods in another way, and had other defaults. Only uids and times were replaced.
-"""
+"""A new version of the operator, or a changed setting, never touches a gang that runs."""
 
 import asyncio
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -30,8 +23,8 @@ from finetune_operator.reports import Reports
 from finetune_operator.selector import Selector
 from finetune_operator.settings import LeaseSettings, Settings
 from finetune_operator.status import Throttle
-from tests.installed import install, wait_for
-from tests.operator.lives import NODE
+from tests.installed import install
+from tests.operator.older import OLDER, Left, facts, left_in
 from tests.operator.stopping import StoppingKube
 from tests.operator.worlds import (
     SETTINGS,
@@ -49,7 +42,6 @@ from tests.operator.worlds import (
     worker,
 )
 
-OLDER = json.loads((Path(__file__).parent / "older_operator.json").read_text())
 CHANGED: dict[str, Any] = {
     "trainer_image": "registry.example/other-trainer:2",
     "namespaces": ("default",),
@@ -60,14 +52,6 @@ CHANGED: dict[str, Any] = {
     "health_port": 8080,
     "lease": LeaseSettings("default", "operator"),
 }
-# What a look may bring up to date: the gang costs more with every second.
-_ACCOUNTS = ("deviceSeconds", "accountedUntil")
-
-
-def facts(status: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is known of the attempts, without what time alone changes."""
-    return [{k: v for k, v in a.items() if k not in _ACCOUNTS} for a in status["attempts"]]
-
 
 # The planner
 
@@ -141,64 +125,11 @@ def test_the_planner_lets_a_gang_of_an_older_operator_alone(version):
 # The reconciler, on the real API server
 
 
-@dataclass
-class Left:
-    """What the older operator left, under a name of its own."""
-
-    api: Cluster
-    namespace: str
-
-    def get(self, kind: str) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = json.loads(
-            self.api.kubectl("get", kind, "-n", self.namespace, "-o", "json")
-        )["items"]
-        return items
-
-    def put(self) -> None:
-        job, name = OLDER["job"], OLDER["job"]["metadata"]["name"]
-        self._create({**job, "metadata": {"name": name}})
-        uid = self.get("ftj")[0]["metadata"]["uid"]
-        self._status("ftj", name, job["status"])
-        for item in [OLDER["service"], *OLDER["pods"]]:
-            text = json.dumps(item).replace(job["metadata"]["uid"], uid)
-            mine = json.loads(text)
-            status = mine.pop("status", None)
-            if mine["kind"] == "Pod":
-                mine["spec"]["nodeName"] = NODE
-            mine["metadata"] = {
-                k: v
-                for k, v in mine["metadata"].items()
-                if k in ("name", "labels", "annotations", "ownerReferences")
-            }
-            self._create(mine)
-            if status:
-                self._status("pod", mine["metadata"]["name"], status)
-
-    def _create(self, item: dict[str, Any]) -> None:
-        # Not strictly: what lies in etcd is not asked whether its fields are still known.
-        where = ("create", "--validate=ignore", "-n", self.namespace, "-f", "-")
-        self.api.kubectl(*where, stdin=json.dumps(item))
-
-    def _status(self, kind: str, name: str, status: dict[str, Any]) -> None:
-        patch = json.dumps({"status": status})
-        where = ("-n", self.namespace, "--subresource=status", "--type=merge", "-p", patch)
-        self.api.kubectl("patch", kind, name, *where)
-
-
 @pytest.fixture
 def left(control_plane: Cluster, version: str) -> Iterator[Left]:
     install(control_plane)
-    namespace = f"older-{version.replace(' ', '-')}"
-    control_plane.kubectl("create", "namespace", namespace)
-    account = ("get", "serviceaccounts", "-n", namespace, "-o", "name")
-    wait_for("the account", lambda: "default" in control_plane.kubectl(*account))
-    # Pods that are bound to a node that does not exist would be collected.
-    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
-    control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(node))
-    found = Left(control_plane, namespace)
-    found.put()
-    yield found
-    control_plane.kubectl("delete", "namespace", namespace, "--wait=false")
+    with left_in(control_plane, f"older-{version.replace(' ', '-')}") as found:
+        yield found
 
 
 async def start(api: Cluster, namespace: str, settings: Settings) -> list[str]:
@@ -233,9 +164,7 @@ async def start(api: Cluster, namespace: str, settings: Settings) -> list[str]:
 
 @pytest.mark.cluster
 def test_an_upgraded_operator_lets_a_running_gang_alone(left):
-    before = {
-        pod["metadata"]["uid"]: pod["metadata"]["resourceVersion"] for pod in left.get("pods")
-    }
+    before = left.versions
     assert len(before) == 2
     changed = replace(SETTINGS, trainer_image=CHANGED["trainer_image"], restart_backoff=99.0)
     for settings in (SETTINGS, changed):
@@ -243,8 +172,7 @@ def test_an_upgraded_operator_lets_a_running_gang_alone(left):
         written = [call for call in calls if call.split()[0] in ("create", "delete", "patch")]
         told = left.get("ftj")[0]["status"]["message"]
         assert all("/status" in call for call in written), (calls, told)
-    after = {pod["metadata"]["uid"]: pod["metadata"]["resourceVersion"] for pod in left.get("pods")}
-    assert after == before
+    assert left.versions == before
     (job,) = left.get("ftj")
     known, found = Job.of(OLDER["job"]).status.to_dict(), Job.of(job).status.to_dict()
     assert facts(found) == facts(known)

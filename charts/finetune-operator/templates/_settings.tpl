@@ -1,0 +1,33 @@
+{{/* Environment of the operator: all of its settings (docs/operator.md). */}}
+{{- define "finetune-operator.settings" -}}
+- name: FINETUNE_TRAINER_IMAGE
+  value: {{ include "finetune-operator.image" (dict "image" .Values.trainer.image "version" .Chart.AppVersion) | quote }}
+{{- with .Values.namespaces }}
+- name: FINETUNE_NAMESPACES
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.jobSelector }}
+- name: FINETUNE_JOB_SELECTOR
+  value: {{ . | quote }}
+{{- end }}
+- name: FINETUNE_REPORT_INTERVAL_SECONDS
+  value: {{ .Values.reportIntervalSeconds | quote }}
+- name: FINETUNE_RESTART_BACKOFF_SECONDS
+  value: {{ .Values.restartBackoffSeconds | quote }}
+- name: FINETUNE_PROGRESS_WRITE_SECONDS
+  value: {{ .Values.progressWriteSeconds | quote }}
+- name: FINETUNE_HEALTH_PORT
+  value: "8081"
+# Also with one replica: in a rolling update, or when a node is lost, there are two for a while.
+- name: FINETUNE_LEASE_NAMESPACE
+  value: {{ .Release.Namespace | quote }}
+- name: FINETUNE_LEASE_NAME
+  value: {{ include "finetune-operator.fullname" . | quote }}
+- name: FINETUNE_LEASE_DURATION_SECONDS
+  value: {{ .Values.leaseDurationSeconds | quote }}
+{{- range .Values.extraEnv }}
+{{- if hasPrefix "FINETUNE_" .name }}
+{{- fail (printf "extraEnv sets %s; variables that begin with FINETUNE_ are set by the chart's own values (charts/finetune-operator/README.md)" .name) }}
+{{- end }}
+{{- end }}
+{{- end }}

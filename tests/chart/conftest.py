@@ -1,0 +1,66 @@
+"""Helm, and an API server on which nothing is installed yet."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune_local import go_tool
+from finetune_local.build import binaries
+from finetune_local.cache import TREE
+from finetune_local.cluster import Cluster
+from tests.chart.helm import Helm
+
+Paste = Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """Helm's own files."""
+    return tmp_path_factory.mktemp("helm")
+
+
+@pytest.fixture(scope="session")
+def helm(home: Path) -> Helm:
+    """Helm without a cluster."""
+    return Helm(home)
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: Cluster) -> Cluster:
+    """Without what other tests applied by hand: what Helm did not bring, it refuses to touch."""
+    gone = ("--ignore-not-found", "--wait")
+    control_plane.kubectl("delete", "crd", "finetunejobs.finetune.dev", *gone)
+    control_plane.kubectl("delete", "clusterrole,clusterrolebinding", "finetune-operator", *gone)
+    own = ("serviceaccount,role,rolebinding", "finetune-operator", "--namespace=finetune-system")
+    control_plane.kubectl("delete", *own, *gone)
+    return control_plane
+
+
+@pytest.fixture(scope="module")
+def admin(home: Path, api: Cluster) -> Helm:
+    """Helm as administrator of the cluster."""
+    return Helm(home, api.kubeconfig)
+
+
+@pytest.fixture(scope="module")
+def paste(home: Path, api: Cluster) -> Paste:
+    """Runs commands as an administrator who pastes them into a shell; returns what they print."""
+    programs = (str(go_tool.program(go_tool.HELM).parent), str(binaries()), os.environ["PATH"])
+    env = os.environ | {
+        "PATH": os.pathsep.join(programs),
+        "KUBECONFIG": str(api.kubeconfig),
+        "HELM_CACHE_HOME": str(home),
+        "HELM_CONFIG_HOME": str(home),
+        "HELM_DATA_HOME": str(home),
+    }
+
+    def run(commands: str) -> str:
+        shell = ["bash", "-euo", "pipefail", "-c", commands]
+        done = subprocess.run(shell, env=env, cwd=TREE, capture_output=True, text=True)
+        assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    return run

@@ -1,0 +1,131 @@
+"""The real Helm."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune_local import go_tool
+from finetune_local.cache import TREE
+from finetune_local.cluster import Cluster
+from tests.installed import Operator, free_port, wait_for
+
+Object = dict[str, Any]
+CHART = TREE / "charts" / "finetune-operator"
+VERSION: str = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+# What a cluster has once, however many operators.
+SHARED = ("--show-only", "templates/crd.yaml", "--show-only", "templates/user-roles.yaml")
+EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
+
+
+class HelmError(Exception):
+    """Helm failed; its words."""
+
+
+class Helm:
+    """Runs Helm against one cluster, or none; its own files are in `home`."""
+
+    def __init__(self, home: Path, kubeconfig: Path | None = None) -> None:
+        self._program = go_tool.program(go_tool.HELM)
+        self._env = os.environ | {
+            "HELM_CACHE_HOME": str(home),
+            "HELM_CONFIG_HOME": str(home),
+            "HELM_DATA_HOME": str(home),
+            "KUBECONFIG": str(kubeconfig or home / "none"),
+        }
+
+    def __call__(self, *arguments: object) -> str:
+        """What it prints; HelmError when it fails."""
+        command = [str(part) for part in (self._program, *arguments)]
+        done = subprocess.run(command, env=self._env, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise HelmError(f"helm {arguments[0]}: {done.stderr.strip()}")
+        return done.stdout
+
+    def template(self, *arguments: object, namespace: str = "finetune-system") -> str:
+        """The chart's objects as text, in the order in which they are installed."""
+        return self("template", "finetune-operator", CHART, "--namespace", namespace, *arguments)
+
+    def objects(self, *arguments: object, namespace: str = "finetune-system") -> list[Object]:
+        """The chart's objects."""
+        text = self.template(*arguments, namespace=namespace)
+        return [item for item in yaml.safe_load_all(text) if item]
+
+
+class Release:
+    """One release on a cluster; what it brought can be run as processes."""
+
+    def __init__(
+        self, helm: Helm, api: Cluster, namespace: str, name: str = "finetune-operator"
+    ) -> None:
+        self._helm, self._api = helm, api
+        self.namespace, self.name = namespace, name
+
+    def __call__(self, action: str, *arguments: object) -> str:
+        """`helm ACTION NAME ...` in the release's namespace."""
+        return self._helm(action, self.name, *arguments, "--namespace", self.namespace)
+
+    @property
+    def deployment(self) -> Object:
+        where = ("--namespace", self.namespace, "--output", "json")
+        own = ("--selector", f"app.kubernetes.io/instance={self.name}")
+        (found,) = json.loads(self._api.kubectl("get", "deployment", *own, *where))["items"]
+        return dict(found)
+
+    def get(self, kind: str, name: str) -> Object:
+        """An object in the release's namespace."""
+        where = ("--namespace", self.namespace, "--output", "json")
+        found: Object = json.loads(self._api.kubectl("get", kind, name, *where))
+        return found
+
+    @contextmanager
+    def running(self, log: Path) -> Iterator[Operator]:
+        """The operator while the block runs; it must stop when it is told to."""
+        operator = self.operator(log)
+        operator.start()
+        try:
+            yield operator
+            assert operator.stop() == 0, operator.log
+        finally:
+            operator.kill()
+
+    def operator(self, log: Path) -> Operator:
+        """A process with the settings of the Deployment and the rights of its account."""
+        spec = self.deployment["spec"]["template"]["spec"]
+        settings = environment(spec["containers"][0])
+        # Pods have a network each, processes of one machine do not.
+        settings["HEALTH_PORT"] = str(free_port())
+        config = self._api.user_kubeconfig(self.namespace, spec["serviceAccountName"])
+        return Operator(self._api, log, config, **settings)
+
+
+@contextmanager
+def shared(helm: Helm, api: Cluster) -> Iterator[None]:
+    """The definition and the roles of users, without an operator."""
+    text = helm.template(*SHARED)
+    api.kubectl("apply", "--server-side", "-f", "-", stdin=text)
+    api.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
+    admin = ("get", "clusterrole", "admin", "-o", "json")
+    wait_for("aggregation", lambda: "finetunejobs/status" in api.kubectl(*admin), 30)
+    yield
+    api.kubectl("delete", "-f", "-", stdin=text)
+
+
+def environment(container: Object) -> dict[str, str]:
+    """The operator's settings, without the prefix."""
+    return {
+        entry["name"].removeprefix("FINETUNE_"): entry["value"]
+        for entry in container["env"]
+        if entry["name"].startswith("FINETUNE_")
+    }
+
+
+def find(objects: list[Object], kind: str) -> Object:
+    """The only object of a kind."""
+    (found,) = [item for item in objects if item["kind"] == kind]
+    return found

@@ -1,0 +1,35 @@
+"""What the chart renders from the main sets of values: `make golden` writes the files of golden/.
+
+The objects without the CustomResourceDefinition, which test_generated.py compares with its source,
+and the notes that Helm prints after the installation.
+"""
+
+import tempfile
+from pathlib import Path
+
+from tests.chart.helm import CHART, EXAMPLES, Helm
+
+GOLDEN = Path(__file__).parent / "golden"
+EVERYTHING = Path(__file__).parent / "everything.yaml"
+VALUES: dict[str, tuple[object, ...]] = {
+    "default": (),
+    "everything": ("--values", EVERYTHING),
+    **{file.stem: ("--values", file) for file in EXAMPLES},
+}
+FILES = [f"{name}{suffix}" for name in VALUES for suffix in (".yaml", ".txt")]
+
+
+def render(helm: Helm, file: str) -> str:
+    """What a file of golden/ should hold."""
+    values = VALUES[Path(file).stem]
+    if file.endswith(".yaml"):
+        return helm.template(*values, "--set", "crds.enabled=false")
+    where = ("--namespace", "finetune-system", "--dry-run=client")
+    return helm("install", "finetune-operator", CHART, *where, *values).partition("NOTES:\n")[2]
+
+
+if __name__ == "__main__":
+    GOLDEN.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as home:
+        for name in FILES:
+            (GOLDEN / name).write_text(render(Helm(Path(home)), name))

@@ -1,0 +1,96 @@
+"""Nothing of the chart is told twice and differently."""
+
+import functools
+import json
+import operator
+import re
+import runpy
+import tomllib
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from finetune_api.names import PLURAL
+from finetune_local.cache import TREE
+from tests.chart.helm import CHART, VERSION, find
+from tests.chart.renderings import EVERYTHING
+
+WRITTEN = runpy.run_path(str(TREE / "hack" / "chart.py"))["parts"]()
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+CRD = yaml.safe_load((TREE / "crds" / "finetune.dev_finetunejobs.yaml").read_text())
+ROLES = {
+    item["kind"]: item
+    for item in yaml.safe_load_all((TREE / "operator" / "rbac" / "role.yaml").read_text())
+}
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_what_is_written_from_elsewhere_is_up_to_date(path):
+    assert path.read_text() == WRITTEN[path], "run `make crds`"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_definition_is_the_one_of_the_models(helm, keep):
+    found = find(helm.objects("--set", f"crds.keep={keep}".lower()), "CustomResourceDefinition")
+    assert found["spec"] == CRD["spec"]
+    assert found["metadata"]["name"] == CRD["metadata"]["name"] == f"{PLURAL}.finetune.dev"
+    annotations = {"helm.sh/resource-policy": "keep"} if keep else None
+    assert found["metadata"].get("annotations") == annotations
+
+
+def test_the_cluster_grants_what_the_local_cluster_grants(helm):
+    objects = helm.objects("--set", "userRoles.enabled=false")
+    for kind in ("ClusterRole", "Role"):
+        assert find(objects, kind)["rules"] == ROLES[kind]["rules"]
+
+
+def test_a_namespace_grants_the_same_and_the_lease_is_the_release_s_own(helm):
+    objects = helm.objects("--values", EVERYTHING)
+    assert not [item for item in objects if item["kind"].startswith("Cluster")]
+    roles = {
+        (role["metadata"]["name"], role["metadata"]["namespace"]): role["rules"]
+        for role in objects
+        if role["kind"] == "Role"
+    }
+    lease = roles.pop(("tuner-leader-election", "finetune-system"))
+    assert lease[1]["resourceNames"] == ["tuner"]
+    rules = ROLES["ClusterRole"]["rules"]
+    assert roles == {("tuner", "team-a"): rules, ("tuner", "team-b"): rules}
+
+
+def test_the_versions_are_the_project_s():
+    project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
+    assert project["version"] == VERSION
+
+
+def resolved(schema: dict) -> dict:
+    """What a reference inside of the schema refers to."""
+    steps = schema.get("$ref", "").split("/")[1:]
+    return functools.reduce(operator.getitem, steps, SCHEMA) if steps else schema
+
+
+def paths(values: dict, schema: dict, prefix: str = "") -> Iterator[tuple[str, dict, bool]]:
+    """Each property of the schema: its path, itself, and whether values.yaml has it."""
+    for key, child in schema["properties"].items():
+        child = resolved(child)
+        yield f"{prefix}{key}", child, key in values
+        if "properties" in child and values.get(key):
+            yield from paths(values[key], child, f"{prefix}{key}.")
+
+
+def test_the_schema_knows_exactly_the_values():
+    unknown = {path for path, _, known in paths(VALUES, SCHEMA) if not known}
+    assert unknown == {"global"}
+
+
+def test_the_schema_closes_every_object_of_known_keys():
+    for path, child, _ in [("", SCHEMA, True), *paths(VALUES, SCHEMA)]:
+        if "properties" in child:
+            assert child["additionalProperties"] is False, path
+
+
+def test_the_examples_of_the_readme_are_all_there():
+    named = re.findall(r"\]\(examples/(\S+?)\)", (CHART / "README.md").read_text())
+    assert sorted(named) == sorted(path.name for path in (CHART / "examples").iterdir())

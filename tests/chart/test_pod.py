@@ -1,0 +1,60 @@
+"""The operator as its pod says: the image's own user, a read-only root, the token in a file."""
+
+import json
+
+import pytest
+
+from finetune_local.cluster import IMAGE, Cluster
+from tests.chart.helm import Helm, Object, find
+from tests.installed import free_port, ready, wait_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+def test_the_operator_runs_as_its_pod_says(helm: Helm, cluster: Cluster):
+    repository, tag = IMAGE.split(":")
+    values = (f"--set=image.repository={repository}", f"--set=image.tag={tag}")
+    objects = helm.objects(*values, namespace="default")
+    deployment = find(objects, "Deployment")
+    others = [item for item in objects if item is not deployment]
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": others})
+    cluster.kubectl("apply", "--server-side", "-f", "-", stdin=text)
+    port = free_port()
+    pod = _pod(deployment, _kubelet(cluster) | {"FINETUNE_HEALTH_PORT": str(port)})
+    cluster.kubectl("create", "-f", "-", stdin=json.dumps(pod))
+    try:
+        assert "leading as operator_" in wait_for("ready", lambda: _leads(port), 60)
+        cluster.kubectl("delete", "pod", "operator", "--wait=false")
+        wait_for("the lease is free", lambda: _holder(cluster) == "", 30)
+    finally:
+        cluster.kubectl("delete", "pod", "operator", "--ignore-not-found")
+        cluster.kubectl("delete", "-f", "-", stdin=text)
+
+
+def _leads(port: int) -> str:
+    said = ready(port)
+    return said if "leading as" in said else ""
+
+
+def _holder(cluster: Cluster) -> str:
+    path = "-o=jsonpath={.spec.holderIdentity}"
+    return cluster.kubectl("get", "lease", "finetune-operator", path)
+
+
+def _kubelet(cluster: Cluster) -> dict[str, str]:
+    """What the kubelet tells each container; the Service's own address is not routed here."""
+    port = str(cluster.settings.api_port)
+    return {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": port}
+
+
+def _pod(deployment: Object, environment: dict[str, str]) -> Object:
+    """Of the Deployment's template what a node of processes offers: it has no probes."""
+    template = deployment["spec"]["template"]
+    spec = template["spec"] | {"restartPolicy": "Never"}
+    (container,) = spec["containers"]
+    for probe in ("livenessProbe", "readinessProbe"):
+        del container[probe]
+    values = {entry["name"]: entry["value"] for entry in container["env"]} | environment
+    container["env"] = [{"name": name, "value": value} for name, value in values.items()]
+    metadata = {"name": "operator", "labels": template["metadata"]["labels"]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}

@@ -1,0 +1,136 @@
+"""What the real API server says to what the chart renders."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from finetune_api import names
+from finetune_local.cluster import Cluster, ClusterError
+from tests.chart.helm import Helm, find, shared
+from tests.chart.renderings import VALUES
+from tests.operator.older import Left, left_in
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster_with_namespaces(api: Cluster) -> Cluster:
+    for name in ("finetune-system", "team-a", "team-b", "research"):
+        item = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+        api.kubectl("apply", "-f", "-", stdin=json.dumps(item))
+    return api
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_object_is_accepted_as_it_stands(helm, cluster_with_namespaces, name):
+    text = helm.template(*VALUES[name])
+    strictly = ("--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts")
+    said = cluster_with_namespaces.kubectl("apply", *strictly, "-f", "-", stdin=text)
+    assert said.count("serverside-applied") == len(helm.objects(*VALUES[name]))
+
+
+# Roles of users
+
+
+@pytest.fixture(scope="module")
+def roles(helm: Helm, cluster_with_namespaces: Cluster) -> Iterator[Cluster]:
+    """The user roles, and a user who has each of the cluster's own."""
+    cluster = cluster_with_namespaces
+    with shared(helm, cluster):
+        for role in ("view", "edit", "admin"):
+            user = (role, f"--clusterrole={role}", f"--user={role}er", "--namespace=team-a")
+            cluster.kubectl("create", "rolebinding", *user)
+        yield cluster
+        cluster.kubectl("delete", "rolebinding", "view", "edit", "admin", "--namespace=team-a")
+
+
+RIGHTS = {
+    "get finetunejobs": {"view", "edit", "admin"},
+    "list finetunejobs": {"view", "edit", "admin"},
+    "watch finetunejobs": {"view", "edit", "admin"},
+    "get finetunejobs/status": {"view", "edit", "admin"},
+    "create finetunejobs": {"edit", "admin"},
+    "patch finetunejobs": {"edit", "admin"},
+    "update finetunejobs": {"edit", "admin"},
+    "delete finetunejobs": {"edit", "admin"},
+    "deletecollection finetunejobs": {"edit", "admin"},
+    "patch finetunejobs/status": {"admin"},
+    "update finetunejobs/status": set(),
+}
+
+
+@pytest.mark.parametrize("right", RIGHTS)
+def test_who_has_view_edit_or_admin_has_it_over_jobs(roles, right):
+    def can(role: str) -> bool:
+        verb, resource = right.split()
+        asked = ("auth", "can-i", verb, f"{resource.split('/')[0]}.finetune.dev")
+        sub = [f"--subresource={part}" for part in resource.split("/")[1:]]
+        try:
+            return "yes" in roles.kubectl(*asked, *sub, f"--as={role}er", "--namespace=team-a")
+        except ClusterError:  # "no" is an exit code of 1
+            return False
+
+    assert {role for role in ("view", "edit", "admin") if can(role)} == RIGHTS[right]
+
+
+# Network policies: no network is simulated here; what they select is asked of the API server
+
+
+@pytest.fixture(scope="module")
+def gang(roles: Cluster) -> Iterator[Left]:
+    """A job's pods, and a pod that has nothing to do with it."""
+    with left_in(roles, "chart-gang") as found:
+        other = {"name": "other", "image": "none"}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "other"}}
+        text = json.dumps(pod | {"spec": {"containers": [other]}})
+        roles.kubectl("create", "-n", found.namespace, "-f", "-", stdin=text)
+        yield found
+
+
+def selected(gang: Left, selector: dict) -> set[str]:
+    """Pods that a selector of a policy selects."""
+    terms = [f"{k}={v}" for k, v in selector.get("matchLabels", {}).items()]
+    for term in selector.get("matchExpressions", []):
+        assert term["operator"] == "Exists"
+        terms.append(term["key"])
+    found = ("get", "pods", "-n", gang.namespace, "-l", ",".join(terms), "-o", "name")
+    return set(gang.api.kubectl(*found).split())
+
+
+def test_the_policy_of_jobs_lets_in_the_gang_and_the_operator_alone(helm, gang):
+    values = (f"--set=networkPolicy.jobNamespaces={{{gang.namespace}}}",)
+    objects = helm.objects(*values)
+    policy, deployment = find(objects, "NetworkPolicy"), find(objects, "Deployment")
+    pods = {f"pod/{pod['metadata']['name']}" for pod in gang.get("pods")} - {"pod/other"}
+    assert len(pods) == 2
+    assert policy["metadata"]["namespace"] == gang.namespace
+    spec = policy["spec"]
+    assert selected(gang, spec["podSelector"]) == pods
+    peers, operator = spec["ingress"]
+    assert list(peers) == ["from"], "all ports: collectives listen on any"
+    assert selected(gang, peers["from"][0]["podSelector"]) == pods
+    assert operator["ports"] == [{"port": names.REPORT_PORT}]
+    (source,) = operator["from"]
+    template = deployment["spec"]["template"]["metadata"]["labels"]
+    assert source["podSelector"]["matchLabels"].items() <= template.items()
+    where = [f"{k}={v}" for k, v in source["namespaceSelector"]["matchLabels"].items()]
+    found = gang.api.kubectl("get", "namespaces", "-l", ",".join(where), "-o", "name").split()
+    assert found == [f"namespace/{deployment['metadata']['namespace']}"]
+
+
+def test_the_policy_of_the_operator_lets_it_out_to_reports_and_the_api_server(helm, gang):
+    policy = find(helm.objects("--set", "networkPolicy.enabled=true"), "NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    server, reports = policy["egress"]
+    assert server == {"ports": [{"port": 443}, {"port": 6443}]}
+    assert reports["ports"] == [{"port": names.REPORT_PORT}]
+    (target,) = reports["to"]
+    workers = {
+        f"pod/{pod['metadata']['name']}"
+        for pod in gang.get("pods")
+        if pod["metadata"].get("labels", {}).get(names.LABEL_ROLE) == "worker"
+    }
+    assert workers
+    assert selected(gang, target["podSelector"]) == workers
+    assert target["namespaceSelector"] == {}
