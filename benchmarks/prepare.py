@@ -130,7 +130,7 @@ def _measure(claim: Path, path: Path, processes: int, megabytes: int) -> dict[st
     )
     most = largest = 0
     while process.poll() is None:
-        sizes = [_proportional(pid) for pid in _tree(process.pid)]
+        sizes = [_proportional(pid) for pid in tree(process.pid)]
         most, largest = max(most, sum(sizes)), max(largest, *sizes)
         time.sleep(_EVERY)
     if process.returncode:
@@ -141,14 +141,14 @@ def _measure(claim: Path, path: Path, processes: int, megabytes: int) -> dict[st
     return told | {"size": size, "tree": most, "largest": largest}
 
 
-def _tree(pid: int) -> Iterator[int]:
+def tree(pid: int) -> Iterator[int]:
     yield pid
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return  # it has just ended
     for child in children:
-        yield from _tree(int(child))
+        yield from tree(int(child))
 
 
 def _proportional(pid: int) -> int:

@@ -26,7 +26,7 @@ def table(figures: dict[str, dict[str, str]], arguments: argparse.Namespace) -> 
     """In Markdown, a column for each contender."""
     rows = list(dict.fromkeys(row for column in figures.values() for row in column))
     size = f"{arguments.jobs:,} jobs x {arguments.pods:,} pods"
-    print(f"\n{time.strftime('%Y-%m-%d')}, {_machine()}. {size}.")
+    print(f"\n{time.strftime('%Y-%m-%d')}, {machine()}. {size}.")
     print(f"`python benchmarks/operator.py {' '.join(sys.argv[1:])}`\n")
     print("| | " + " | ".join(figures) + " |")
     print("|---|" + "---|" * len(figures))
@@ -34,7 +34,7 @@ def table(figures: dict[str, dict[str, str]], arguments: argparse.Namespace) -> 
         print(f"| {row} | " + " | ".join(c.get(row, "-") for c in figures.values()) + " |")
 
 
-def _machine() -> str:
+def machine() -> str:
     text = Path("/proc/cpuinfo").read_text()
     model = next(
         (

@@ -1,0 +1,77 @@
+"""Our trainer: the supervisor of a pod with a rank for every process."""
+
+import argparse
+import re
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from benchmarks.trainers.gang import Gang, read
+from benchmarks.trainers.measured import Measured, Step
+from benchmarks.trainers.workload import ADDRESS, Workload, plan
+
+from finetune_trainer.paths import RunPaths
+
+_STEP = re.compile(r"^(\S+ \S+) \[rank 0\] step (\d+) of", re.MULTILINE)
+
+
+def run(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
+    """Train; ended by force after the last step: the last save and the export are not measured."""
+    config = work.config.replace(role="worker", attempt=1, plan=plan(options))
+    lines = RunPaths.of(config).log(1)
+    env = {
+        "FINETUNE_RUN": config.to_json(),
+        "FINETUNE_POD_IP": ADDRESS,
+        "FINETUNE_TERMINATION_LOG": str(out / "ours.end"),
+        "OMP_NUM_THREADS": str(options.threads),
+        "PET_NNODES": "1",
+        "PET_NODE_RANK": "0",
+        "PET_NPROC_PER_NODE": str(options.world),
+        "PET_MASTER_ADDR": ADDRESS,
+        "PET_MASTER_PORT": "29500",
+    }
+    with Gang(out, "ours") as gang:
+        gang.start([sys.executable, "-m", "finetune_trainer"], env, cuda=options.cuda)
+        gang.follow(lines, options.steps)
+    told = read(lines)
+    steps = [
+        _step(work, rows, line["seconds"]) for rows, line in zip(work.rows_of, told, strict=True)
+    ]
+    # A step is logged when the next one was taken, and before a save when it was itself.
+    logged = _logged(gang.log)
+    wait = logged[options.saved + 1] - logged[options.saved]
+    after = sum(step.seconds for step in steps[options.saved : options.saved + 2])
+    first, last = options.warm_up, options.saved
+    return Measured(
+        name="ours",
+        steps=steps,
+        warm_up=first,
+        saved=last,
+        stall=wait - after,
+        first_step=logged[1] - steps[1].seconds - gang.started,
+        cpu=gang.cpu(last - 1) - gang.cpu(first),
+        cpu_steps=slice(first + 1, last),
+        loss=sum(line["loss"] for line in told) / len(told),
+        peak=gang.peak,
+        device_peak=gang.device_peak,
+        others=gang.others,
+    )
+
+
+def _step(work: Workload, rows: list[int], seconds: float) -> Step:
+    tokens = int(work.rows.lengths[rows].sum())
+    return Step(
+        seconds=seconds,
+        conversations=sum(len(work.rows[row].segments) for row in rows),
+        tokens=tokens,
+        trained=int(work.rows.trained_tokens[rows].sum()),
+        computed=tokens,
+    )
+
+
+def _logged(log: Path) -> dict[int, float]:
+    """Step -> when it was logged, seconds since the epoch."""
+    found = {}
+    for moment, step in _STEP.findall(log.read_text(errors="replace")):
+        found[int(step)] = datetime.strptime(moment, "%Y-%m-%d %H:%M:%S,%f").timestamp()
+    return found
