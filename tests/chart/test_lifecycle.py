@@ -67,10 +67,12 @@ def uids(api: Cluster, job: str) -> set[str]:
     return {pod["metadata"]["uid"] for pod in pods(api, job)}
 
 
-def test_an_installed_operator_has_pods_and_the_rights_it_needs(release, api, paste, tmp_path):
+def test_an_installed_operator_works_and_is_the_only_one(release, admin, api, paste, tmp_path):
     notes = release("install", CHART, *QUICK, "--set=replicas=2")
     found = wait_for("pods", lambda: _operator_pods(api, release), 30)
     assert {pod["spec"]["serviceAccountName"] for pod in found} == {"finetune-operator"}
+    with pytest.raises(HelmError, match="cannot be imported"):
+        Release(admin, api, "default", "second")("install", CHART)  # two operators for all jobs
     with release.running(tmp_path / "operator.log") as operator:
         paste(_to_paste(notes))
         wait_for("its prepare pod", lambda: uids(api, "first"), 30)

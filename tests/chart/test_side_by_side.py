@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune_local.cluster import Cluster
-from tests.chart.helm import CHART, VERSION, Helm, HelmError, Release, shared
+from tests.chart.helm import CHART, Helm, HelmError, Release, shared
 from tests.installed import wait_for
 from tests.operator.test_live import _CLAIM
 from tests.operator.test_scope import apply, job, prepares
@@ -16,7 +16,6 @@ from tests.operator.test_scope import apply, job, prepares
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 NAMESPACED = CHART / "examples" / "namespaced.yaml"
-CANARY = CHART / "examples" / "canary.yaml"
 TEAMS = ("team-red", "team-blue")
 
 
@@ -80,24 +79,3 @@ def test_an_admin_of_a_namespace_cannot_install_for_another_one(definition, home
     with pytest.raises(HelmError, match=r'cannot .* in the namespace "team-red"'):
         nosy("install", CHART, f"--values={NAMESPACED}", "--set=namespaces={team-red}")
     nosy("uninstall", "--ignore-not-found")
-
-
-def test_a_second_operator_takes_the_jobs_with_its_label(definition, admin, tmp_path):
-    first = Release(admin, definition, "lanes", "stable")
-    second = Release(admin, definition, "lanes", "canary")
-    brought = ("--set=crds.enabled=false", "--set=userRoles.enabled=false")
-    with ExitStack() as stack:
-        first("install", CHART, *brought, "--set=jobSelector=lane!=canary")
-        stack.callback(first, "uninstall")
-        second("install", CHART, f"--values={CANARY}")
-        stack.callback(second, "uninstall")
-        for release in (first, second):
-            stack.enter_context(release.running(tmp_path / f"{release.name}.log"))
-        apply(definition, "new", "lanes", lane="canary")
-        apply(definition, "old", "lanes")
-        wait_for(
-            "both", lambda: prepares(definition, "lanes") >= {"new-prepare", "old-prepare"}, 30
-        )
-        made = images(definition, "lanes")
-        assert made["new-prepare"] == "finetune-trainer:0.2.0-rc.1"
-        assert made["old-prepare"] == f"finetune-trainer:{VERSION}"
