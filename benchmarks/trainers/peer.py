@@ -3,13 +3,14 @@
 import argparse
 import json
 import shutil
-import socket
 import sys
 from pathlib import Path
 
 from benchmarks.trainers.gang import Gang, read
 from benchmarks.trainers.measured import Measured, Step
 from benchmarks.trainers.workload import LEARNING_RATE, Workload
+
+from finetune_local.ports import free_port
 
 # What our supervisor sets on CPU: large tensors are not mapped and unmapped again and again.
 _MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
@@ -96,14 +97,11 @@ def _run(
 
 def _environments(options: argparse.Namespace) -> list[dict[str, str]]:
     """What torchrun would set, and as many threads as ours have."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shared = {
         "WORLD_SIZE": str(options.world),
         "LOCAL_WORLD_SIZE": str(options.world),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": str(options.threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from finetune_local.cache import clusters_folder
 from finetune_local.components import Components
 from finetune_local.layout import SOCKETS, Settings
 from finetune_local.machine import ClusterError, check_machine, die_with_parent
+from finetune_local.ports import free_port
 from finetune_local.prepare import IMAGE, write_files, write_kubeconfig
 from finetune_local.processes import command_of, wait_gone
 from finetune_local.roles import MANIFESTS
@@ -175,7 +175,7 @@ class Cluster:
             )
         self._remove()
         self._is_ours = True
-        settings = Settings(self.name, _free_port(), _free_network(taken), devices, nodes)
+        settings = Settings(self.name, free_port(), _free_network(taken), devices, nodes)
         write_files(self.directory, settings, binary)
         self._start(tied=tied)
 
@@ -257,13 +257,6 @@ def _choices() -> Iterator[list[Settings]]:
 def _clusters() -> list[Cluster]:
     names = [file.parent.name for file in clusters_folder().glob("*/cluster.json")]
     return [Cluster(name) for name in names if _NAME.fullmatch(name)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _free_network(taken: list[Settings]) -> str:

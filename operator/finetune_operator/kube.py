@@ -130,15 +130,13 @@ class Kube:
         url = f"{self._host}{path}?{urlencode(query)}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=self._silence)
         async with self._session.get(url, timeout=timeout) as response:
-            if response.status >= 400:
-                retry_after = response.headers.get("Retry-After", "")
-                text = await response.content.read(_ERROR_BYTES)
-                raise refusal(response.status, retry_after, text)
-            async for line in _lines(response.content):
-                event = _parse(line)
-                if event["type"] == "ERROR":
-                    raise _said(event["object"].get("code", 500), event["object"], 0.0)
-                yield event
+            try:
+                async for event in _events(response):
+                    yield event
+            finally:
+                if response.connection and response.connection.transport:
+                    # Left in the middle: a farewell of TLS would outlive this client.
+                    response.connection.transport.abort()
 
     async def _request(
         self,
@@ -216,6 +214,19 @@ def refusal(code: int, retry_after: str, body: bytes) -> ApiError:
 
 def _said(code: int, status: Object, pause: float) -> ApiError:
     return ApiError(code, status.get("reason", ""), status.get("message", f"HTTP {code}"), pause)
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[Object]:
+    """Of a watch; ApiError when it is refused, or ended by the server."""
+    if response.status >= 400:
+        retry_after = response.headers.get("Retry-After", "")
+        text = await response.content.read(_ERROR_BYTES)
+        raise refusal(response.status, retry_after, text)
+    async for line in _lines(response.content):
+        event = _parse(line)
+        if event["type"] == "ERROR":
+            raise _said(event["object"].get("code", 500), event["object"], 0.0)
+        yield event
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:

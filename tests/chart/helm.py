@@ -13,7 +13,8 @@ import yaml
 from finetune_local import go_tool
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
-from tests.installed import Operator, free_port, wait_for
+from finetune_local.ports import free_port
+from tests.installed import Operator, wait_for
 
 Object = dict[str, Any]
 CHART = TREE / "charts" / "finetune-operator"

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from finetune_local.cluster import IMAGE, Cluster
+from finetune_local.ports import free_port
 from tests.chart.helm import Helm, Object, find
-from tests.installed import free_port, ready, wait_for
+from tests.installed import ready, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -23,12 +24,22 @@ def test_the_operator_runs_as_its_pod_says(helm: Helm, cluster: Cluster):
     pod = _pod(deployment, _kubelet(cluster) | {"FINETUNE_HEALTH_PORT": str(port)})
     cluster.kubectl("create", "-f", "-", stdin=json.dumps(pod))
     try:
-        assert "leading as operator_" in wait_for("ready", lambda: _leads(port), 60)
+        assert "leading as operator_" in _leading(cluster, port)
         cluster.kubectl("delete", "pod", "operator", "--wait=false")
         wait_for("the lease is free", lambda: _holder(cluster) == "", 30)
     finally:
         cluster.kubectl("delete", "pod", "operator", "--ignore-not-found")
         cluster.kubectl("delete", "-f", "-", stdin=text)
+
+
+def _leading(cluster: Cluster, port: int) -> str:
+    try:
+        found: str = wait_for("ready", lambda: _leads(port), 120)
+    except AssertionError as error:
+        for command in ("describe", "logs"):
+            error.add_note(cluster.kubectl(command, "pod/operator"))
+        raise
+    return found
 
 
 def _leads(port: int) -> str:

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from finetune_local.cluster import Cluster
-from tests.installed import Operator, finished, free_port, install, pods, ready, status, wait_for
+from finetune_local.ports import free_port
+from tests.installed import Operator, finished, install, pods, ready, status, wait_for
 from tests.operator.faults import Proxy
 from tests.operator.kubelet import Kubelet, names
 from tests.operator.test_live import _CLAIM, accepted, apply, gang, prepare

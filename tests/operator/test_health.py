@@ -6,9 +6,9 @@ import urllib.request
 
 import pytest
 
+from finetune_local.ports import free_port
 from finetune_operator.health import Health
 from finetune_operator.queue import Queue
-from tests.installed import free_port
 
 
 class Clock:

@@ -1,9 +1,12 @@
 """Requests to the real API server through a proxy that misbehaves."""
 
 import asyncio
+import gc
 import time
+import warnings
 
 import pytest
+from kubernetes import client, config
 
 from finetune_api import names
 from finetune_operator import informer
@@ -137,3 +140,28 @@ async def test_a_watch_that_ends_at_once_does_not_spin(configuration, proxy):
     assert heart.age < time.monotonic() - begin
     task.cancel()
     await kube.close()
+
+
+def test_a_watch_that_is_left_leaves_no_connection(control_plane):
+    direct = client.Configuration()
+    config.load_kube_config(str(control_plane.kubeconfig), client_configuration=direct)
+    path = informer.path("default")
+
+    async def watch(kube: Kube, version: str) -> None:
+        async for _ in kube.watch(path, version):
+            pass
+
+    async def leave_a_watch() -> None:
+        kube = Kube(direct)
+        _, version = await kube.list(path)
+        task = asyncio.create_task(watch(kube, version))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await kube.close()
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        asyncio.run(leave_a_watch())
+        gc.collect()
+    assert not [str(warning.message) for warning in told]

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from finetune_local.cluster import Cluster
-from tests.installed import Operator, free_port, install, ready, wait_for
+from finetune_local.ports import free_port
+from tests.installed import Operator, install, ready, wait_for
 from tests.operator.faults import Proxy
 from tests.operator.kubelet import names
 from tests.operator.test_live import _CLAIM, apply

@@ -20,7 +20,7 @@ from obstore.store import S3Store
 
 from finetune_local import go_tool
 from finetune_local.cluster import die_with_parent
-from tests.installed import free_port
+from finetune_local.ports import free_port
 
 KEY, SECRET = "test-access-key", "the-secret-access-key"
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from finetune_api.run import RunConfig
+from finetune_local.ports import free_port
 from finetune_trainer import run_log, trackers
 from finetune_trainer.paths import RunPaths
-from tests.installed import free_port, wait_for
+from tests.installed import wait_for
 from tests.trainer import gang, weights
 from tests.trainer.conftest import MakeJob
 
