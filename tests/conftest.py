@@ -36,22 +36,24 @@ _LONGEST = [
     f"tests/{name}.py"
     for name in (
         "e2e/test_disasters",
-        "trainer/test_interruption",
         "e2e/test_recovery",
         "operator/test_simulator",
-        "trainer/test_trackers",
+        "trainer/test_interruption",
         "operator/test_crash_points",
+        "trainer/test_network",
         "trainer/test_remote_prepare",
         "trainer/test_full_run",
         "trainer/test_options",
+        "trainer/test_trackers",
         "trainer/test_remote_hub",
         "e2e/test_sources",
         "e2e/test_unhappy",
-        "trainer/test_torture",
-        "trainer/test_storage_trouble",
         "trainer/test_build",
         "cli/test_commands",
         "operator/test_availability",
+        "trainer/test_storage_trouble",
+        "trainer/test_torture",
+        "chart/test_lifecycle",
     )
 ]
 

@@ -2,63 +2,14 @@
 
 import json
 import os
-import subprocess
-import sys
 from itertools import count
-from types import TracebackType
-from typing import Any, Self
 
 from finetune_api.progress import Plan
 from finetune_trainer import fence
 from tests.trainer import gang, weights
+from tests.trainer.preloaded import Nursery
 
 _network = count(1)
-
-
-class Nursery:
-    """The process that ranks are forked from."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.trainer.nursery"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
-        )
-        self._answer()
-
-    def start(self, **request: Any) -> int:
-        """Process id of a new rank."""
-        return int(self._ask(request)["pid"])
-
-    def wait(self, pid: int) -> int:
-        """Its exit code."""
-        return int(self._ask({"wait": pid})["code"])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """No rank outlives it."""
-        self._process.kill()
-        self._process.communicate()  # closes its pipes, too
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
 
 
 def attempt(

@@ -1,4 +1,8 @@
-"""Runs real gangs: one supervisor process a pod, loopback addresses, a folder as the claim."""
+"""Runs real gangs: one supervisor process a pod, loopback addresses, a folder as the claim.
+
+Importing torch, transformers and DeepSpeed is more than half of what a tiny training takes. Unless
+a test asks for more, processes are forked from one that has imported them (preloaded.py).
+"""
 
 import json
 import os
@@ -16,6 +20,7 @@ import aiohttp
 
 from finetune_api.progress import Plan
 from finetune_api.run import Report, Result, RunConfig
+from tests.trainer.preloaded import Process, nursery
 
 # Clusters of other tests take whole 127.x; parallel sessions must not meet either.
 _NETWORK = f"127.{251 + os.getpid() % 4}"
@@ -27,7 +32,7 @@ _ATTEMPTS = count(os.getpid() // 4)
 class Pod:
     """A supervisor."""
 
-    process: subprocess.Popen[bytes] | None  # None: it ended in another test process
+    process: subprocess.Popen[bytes] | Process | None  # None: it ended in another test process
     address: str
     termination: Path
     log: Path
@@ -44,8 +49,7 @@ class Pod:
         """Process ids of the ranks."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         found = [int(pid) for pid in path.read_text().split()]
-        rank = b"finetune_trainer.rank"
-        return [pid for pid in found if rank in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [pid for pid in found if _is_rank(Path(f"/proc/{pid}"))]
 
     def wait_for_children(self, seconds: float = 20) -> None:
         """Until the supervisor has started somebody."""
@@ -76,6 +80,7 @@ class Job:
     mount: str | None = None  # command in a mount namespace that each pod then runs in
     network: str | None = None  # first three bytes of the pods' addresses
     enter: Callable[[int], list[str]] | None = None  # put before the command of a node's pod
+    executed: bool = False  # each process anew, as in a container; else forked from a nursery
     pods: list[Pod] = field(default_factory=list)
 
     @property
@@ -179,9 +184,18 @@ class Job:
             script = f'{self.mount} && exec "$@"'
             unshare = ["unshare", "--user", "--map-root-user", "--mount"]
             command = [*unshare, "sh", "-ec", script, "sh", *command]
+        termination = folder / f"{name}.json"
+        if not (self.executed or self.mount or prefix):
+            log.write_bytes(b"")
+            return Pod(nursery().pod(env, log), address, termination, log)
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
-        return Pod(process, address, folder / f"{name}.json", log)
+        return Pod(process, address, termination, log)
+
+
+def _is_rank(process: Path) -> bool:
+    command, name = (process / "cmdline").read_bytes(), (process / "comm").read_text()
+    return b"finetune_trainer.rank" in command or name == "rank\n"
 
 
 def remember(job: Job) -> str:

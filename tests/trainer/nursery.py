@@ -1,9 +1,12 @@
-"""Ranks that start in a moment: forked from a process that has imported everything.
+"""Pods and ranks that start in a moment: forked from a process that has imported everything.
 
-`python -m tests.trainer.nursery` reads one JSON object a line: {"env", "epoch", "log", "channel",
-"crash"} starts a rank and answers with its process id, {"wait": pid} waits for it and answers with
-its exit code as a shell gives it. With `crash` n the rank is killed by SIGKILL at the n-th step of
-the file work of its saver thread: before or after a write, an fsync, a rename, a removal.
+`python -m tests.trainer.nursery` reads one JSON object a line:
+{"pod": environment, "log"}  starts a supervisor, whose children are forked as well
+{"env", "epoch", "log", "channel", "crash"}  starts a rank without one
+{"poll": pid} or {"wait": pid}  its exit code as Popen gives it; null while it runs
+The first two are answered with a process id. With `crash` n the rank is killed by SIGKILL at the
+n-th step of the file work of its saver thread: before or after a write, an fsync, a rename, a
+removal.
 """
 
 import json
@@ -16,6 +19,7 @@ from typing import Any
 
 from finetune_local.machine import die_with_parent
 from finetune_trainer import garbage
+from tests.trainer import forking
 
 
 def main() -> None:
@@ -23,7 +27,7 @@ def main() -> None:
     garbage.hold()
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    from finetune_trainer import attempt, deepspeed_import  # noqa: F401
+    from finetune_trainer import attempt, deepspeed_import, export, prepare, supervisor  # noqa: F401
 
     deepspeed_import.load()
     garbage.settle()  # and no rank walks over it, which would copy its pages
@@ -31,24 +35,33 @@ def main() -> None:
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        if "wait" in request:
-            _, status = os.waitpid(request["wait"], 0)
-            code = os.waitstatus_to_exitcode(status)
-            print(json.dumps({"code": 128 - code if code < 0 else code}), flush=True)
-            continue
-        pid = os.fork()
-        if pid == 0:
-            _become(request)
-        print(json.dumps({"pid": pid}), flush=True)
+        print(json.dumps(_answer(request)), flush=True)
 
 
-def _become(request: dict[str, Any]) -> None:
-    die_with_parent()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    log = os.open(request["log"], flags, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    channel = os.open(request["channel"], flags, 0o644)
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    for question, options in (("wait", 0), ("poll", os.WNOHANG)):
+        if question in request:
+            pid, status = os.waitpid(request[question], options)
+            return {"code": os.waitstatus_to_exitcode(status) if pid else None}
+    pid = os.fork()
+    if pid == 0:
+        die_with_parent()
+        _write_to(request["log"])
+        if "pod" in request:
+            forking.become_pod(request["pod"])
+        _become_rank(request)
+    return {"pid": pid}
+
+
+def _write_to(log: str) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
+def _become_rank(request: dict[str, Any]) -> None:
+    channel = os.open(request["channel"], os.O_WRONLY)
     os.environ.update(request["env"], FINETUNE_CHANNEL=str(channel))
     sys.argv = ["rank", str(request["epoch"])]
     if request["crash"]:

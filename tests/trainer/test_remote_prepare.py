@@ -47,6 +47,7 @@ def stored(claim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def from_hub(claim: Path) -> Job:
     job = gang.make_job(claim)
+    job.executed = True  # huggingface_hub reads its environment when it is imported
     job.config |= {
         "model": {"source": "hf://org/tiny", "credentialsSecretRef": {"name": "hf"}},
         "dataset": {
@@ -133,7 +134,9 @@ def test_a_cache_that_was_emptied_while_the_job_ran_is_named(claim: Path, served
 def test_a_job_without_a_hub_address_asks_no_hub(
     claim: Path, served: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert gang.make_job(claim).prepare().wait() == 0
+    job = gang.make_job(claim)
+    job.executed = True
+    assert job.prepare().wait() == 0
     assert served.requests == []
 
 

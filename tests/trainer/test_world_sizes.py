@@ -7,7 +7,7 @@ import pytest
 
 from finetune_trainer import run_log
 from finetune_trainer.checkpoint import store
-from tests.trainer import forked, gang, tiny, weights
+from tests.trainer import forked, gang, preloaded, tiny, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 STEPS = 24
@@ -43,7 +43,7 @@ def test_four_then_two_then_three_processes_learn_what_one_learns(tmp_path: Path
     def plan(stage: int) -> gang.Plan:
         return gang.make_plan(zeroStage=stage, globalBatchSize=12, totalSteps=STEPS)
 
-    with forked.Nursery() as nursery:
+    with preloaded.Nursery() as nursery:
         codes, log = forked.attempt(nursery, alone, 1, plan(1))
         assert codes == [0], log
         reached = []

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from finetune_trainer.checkpoint import store
 from tests.trainer import forked, gang, tiny, weights
-from tests.trainer.forked import Nursery
+from tests.trainer.preloaded import Nursery
 
 STEPS = 60
 _MOMENTS = 600  # of file work, in the first few saves

@@ -1,0 +1,119 @@
+"""In a fork of the nursery: a supervisor whose children are forked too, not executed anew.
+
+What differs from a pod is that nothing is imported; processes, pipes, signals and exit codes are
+the real ones.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import logging
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from finetune_trainer import processes
+
+_PR_SET_NAME = 15
+
+
+def become_pod(environment: dict[str, str]) -> NoReturn:
+    """`python -m finetune_trainer` in that environment."""
+    processes.subprocess = _Forking  # type: ignore[attr-defined]
+    _run(["finetune_trainer"], environment)
+
+
+class _Forked:
+    """What `processes.Child` uses of subprocess.Popen."""
+
+    def __init__(
+        self,
+        command: list[str],
+        env: dict[str, str],
+        pass_fds: list[int],
+        stderr: int,
+        start_new_session: bool,
+        preexec_fn: Callable[[], None],
+    ) -> None:
+        (python, option), module = command[:2], command[2:]
+        assert (python, option, stderr) == (sys.executable, "-m", subprocess.PIPE)
+        assert start_new_session
+        reader, writer = os.pipe()
+        self._code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            preexec_fn()
+            os.dup2(writer, 2)
+            _close_all_but({0, 1, 2, *pass_fds})
+            _run(module, env)
+        os.close(writer)
+        self.stderr = os.fdopen(reader, "rb")
+
+    def poll(self) -> int | None:
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def wait(self) -> int:
+        if self._code is None:
+            _, status = os.waitpid(self.pid, 0)
+            self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class _Forking:
+    """What `processes` uses of the module subprocess."""
+
+    Popen, PIPE = _Forked, subprocess.PIPE
+
+
+def _close_all_but(kept: set[int]) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in kept:
+            with contextlib.suppress(OSError):  # the folder that was just read
+                os.close(int(name))
+
+
+def _run(module: list[str], environment: dict[str, str]) -> NoReturn:
+    """As a new interpreter would, and ends as it does."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    logging.root.handlers.clear()
+    logging.root.setLevel(logging.WARNING)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = list(module)
+    # The command line stays the nursery's; this is how the process is known.
+    name = module[0].rpartition(".")[2].encode()
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name, 0, 0, 0)
+    os._exit(_code_of(module[0]))
+
+
+def _code_of(module: str) -> int:
+    code: Any
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code if isinstance(code, int) else 0 if code is None else 1
