@@ -1,0 +1,71 @@
+"""What the pages name exists: fields, settings, commands, headings, tests."""
+
+import re
+import shlex
+
+import pytest
+
+from finetune_api.crd import structural
+from finetune_api.spec import FineTuneJobSpec
+from finetune_cli.__main__ import _parser
+from finetune_local.cache import TREE
+from tests.docs.pages import code, commands, field_exists
+
+PAGES = {
+    str(path.relative_to(TREE)): path.read_text()
+    for path in [*TREE.glob("*.md"), *sorted(TREE.glob("docs/**/*.md"))]
+}
+GUIDES = ["docs/failures.md", "docs/operations.md", "docs/storage.md", "SECURITY.md"]
+SECTIONS = [*structural(FineTuneJobSpec)["properties"], "spec", "status"]
+PATH = re.compile(rf"({'|'.join(SECTIONS)})(\.[A-Za-z]+(\[\])?)+")
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_fields_exist(name: str):
+    named = {text.split(":")[0] for text in code(PAGES[name]) if PATH.match(text)}
+    assert named
+    assert [path for path in named if not field_exists(path)] == []
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_variables_exist(name: str):
+    sources = [*TREE.glob("operator/**/*.py"), *TREE.glob("trainer_image/**/*.py")]
+    known = {word for file in sources for word in re.findall(r"\b[A-Z][A-Z_]+\b", file.read_text())}
+    named = set(re.findall(r"\bFINETUNE_[A-Z_]+\b", PAGES[name]))
+    assert named <= known
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_commands_of_ours_are_understood(name: str):
+    for command in commands(PAGES[name]):
+        if command.startswith("kubectl finetune "):
+            _parser().parse_args(shlex.split(command)[2:])
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_headings_that_are_linked_exist():
+    anchors = {
+        name: {slug(title) for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+        for name, text in PAGES.items()
+    }
+    wrong = []
+    for name, text in PAGES.items():
+        for target, anchor in re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", text):
+            other = (TREE / name).parent.joinpath(target).resolve() if target else TREE / name
+            if anchor not in anchors.get(str(other.relative_to(TREE)), set()):
+                wrong.append(f"{name}: {target}#{anchor}")
+    assert wrong == []
+
+
+def test_tests_that_are_named_exist():
+    there = {file: file.read_text() for file in TREE.glob("tests/**/*.py")}
+    named = re.findall(r"`(tests/\S+\.py)`", PAGES["SECURITY.md"])
+    assert named
+    assert [name for name in named if TREE / name not in there] == []
+    tests = re.findall(r"`(test_\w+)`", PAGES["SECURITY.md"])
+    assert tests
+    assert [t for t in tests if not any(f"def {t}(" in text for text in there.values())] == []
