@@ -62,10 +62,7 @@ def test_headings_that_are_linked_exist():
 
 
 def test_tests_that_are_named_exist():
-    there = {file: file.read_text() for file in TREE.glob("tests/**/*.py")}
-    named = re.findall(r"`(tests/\S+\.py)`", PAGES["SECURITY.md"])
-    assert named
-    assert [name for name in named if TREE / name not in there] == []
-    tests = re.findall(r"`(test_\w+)`", PAGES["SECURITY.md"])
-    assert tests
-    assert [t for t in tests if not any(f"def {t}(" in text for text in there.values())] == []
+    there = "".join(file.read_text() for file in TREE.glob("tests/**/*.py"))
+    named = re.findall(r"`(test_\w+)`", PAGES["SECURITY.md"])
+    assert len(named) > 10
+    assert [name for name in named if f"def {name}(" not in there] == []
