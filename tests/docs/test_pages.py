@@ -2,12 +2,16 @@
 
 import re
 import shlex
+import subprocess
+from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
 from finetune_api.crd import structural
 from finetune_api.spec import FineTuneJobSpec
 from finetune_cli.__main__ import _parser
+from finetune_local.build import binaries
 from finetune_local.cache import TREE
 from tests.docs.pages import code, commands, field_exists
 
@@ -40,6 +44,36 @@ def test_commands_of_ours_are_understood(name: str):
     for command in commands(PAGES[name]):
         if command.startswith("kubectl finetune "):
             _parser().parse_args(shlex.split(command)[2:])
+
+
+@cache
+def told(*verb: str) -> str:
+    """What kubectl says about one of its commands, and about the options of all."""
+    kubectl = str(binaries() / "kubectl")
+    asked = ([kubectl, *verb, "--help"], [kubectl, "options"])
+    return "".join(
+        subprocess.run(a, check=True, capture_output=True, text=True).stdout for a in asked
+    )
+
+
+def calls(text: str) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
+    """Command, verb and options wherever kubectl is called."""
+    for command in commands(text):
+        for part in re.split(r" *[|&>] *(?:xargs -I\{\} )?", command):
+            words = shlex.split(part.replace("--namespace finetune-system ", ""))
+            if words[:1] == ["kubectl"] and words[1] != "finetune":
+                verb = words[1:3] if words[1] in ("create", "rollout") else words[1:2]
+                options = [word.split("=")[0] for word in words if word.startswith("-")]
+                yield command, tuple(verb), options
+
+
+@pytest.mark.parametrize("name", GUIDES[:-1])
+def test_commands_of_kubectl_have_these_options(name: str):
+    found = list(calls(PAGES[name]))
+    assert found or name == "docs/storage.md"
+    for command, verb, options in found:
+        for option in options:
+            assert re.search(rf"(^|\s){option}[ ,=:\[]", told(*verb)), command
 
 
 def slug(heading: str) -> str:
