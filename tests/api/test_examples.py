@@ -13,7 +13,11 @@ from tests.api.jobs import make_job
 from tests.api.server import JOBS, Server
 from tests.trainer.reading import examples
 
-PAGES = [TREE / "README.md", *TREE.glob("examples/*.md"), *sorted(TREE.glob("docs/**/*.md"))]
+PAGES = [
+    *(TREE / "README.md", TREE / "SECURITY.md"),
+    *TREE.glob("examples/*.md"),
+    *sorted(TREE.glob("docs/**/*.md")),
+]
 
 
 def fenced(*languages: str) -> dict[str, str]:
