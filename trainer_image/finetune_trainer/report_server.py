@@ -6,6 +6,7 @@ and one that is slow gives way to them.
 
 import contextlib
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -42,7 +43,9 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever left in the middle is not worth a traceback."""
+        """Whoever left in the middle, or was slow, is not worth a traceback."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 def serve(address: str, port: int, report: Callable[[], Report]) -> ThreadingHTTPServer:
@@ -55,7 +58,7 @@ def serve(address: str, port: int, report: Callable[[], Report]) -> ThreadingHTT
 
         def do_GET(self) -> None:
             if self.path != REPORT_PATH:
-                self.send_error(HTTPStatus.NOT_FOUND, "Not Found")
+                self.send_error(HTTPStatus.NOT_FOUND)
                 return
             body = report().to_json().encode()
             self.send_response(HTTPStatus.OK)
