@@ -103,7 +103,9 @@ class Progress(Message):
     trained_tokens_per_second: float | None = Field(
         default=None, description="Tokens with loss, last minute."
     )
-    eta_seconds: Count | None = Field(default=None, description="Estimated seconds of training left.")
+    eta_seconds: Count | None = Field(
+        default=None, description="Estimated seconds of training left."
+    )
     last_update_time: Time | None = Field(default=None, description="When the last step ended.")
     checkpoint_problem: str | None = Field(
         default=None,

@@ -20,7 +20,10 @@ ADMITTED: dict[str, Object] = {
     "init": {"spec": {"initContainers": [_SIDECAR, {**_SIDECAR, "name": "b"}]}},
     "native-sidecar": {"spec": {"initContainers": [{**_SIDECAR, "restartPolicy": "Always"}]}},
     "environment": trainer(
-        env=[{"name": "A", "value": "b"}, {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
+        env=[
+            {"name": "A", "value": "b"},
+            {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        ],
         envFrom=[{"secretRef": {"name": "keys"}}, {"configMapRef": {"name": "proxy"}}],
     ),
     "volumes": {

@@ -260,9 +260,7 @@ def test_any_value_at_any_place_of_a_report(data):
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "", "1.5", "9" * 60, "0x1", "\u0661"])
-@pytest.mark.parametrize(
-    "where", ["labels/attempt", "labels/worker-index", "annotations/retry"]
-)
+@pytest.mark.parametrize("where", ["labels/attempt", "labels/worker-index", "annotations/retry"])
 def test_a_label_that_nobody_of_us_wrote_is_read(where, text):
     kind, _, name = where.partition("/")
     item = worker_item({})

@@ -87,6 +87,6 @@ def test_the_operator_cannot_read_a_secret(control_plane: Cluster):
     who = f"--as={user(rights.NAMESPACE, rights.ACCOUNT)}"
     control_plane.kubectl("create", "secret", "generic", "token", "--from-literal=a=s3cr3t")
     for asked in (("secret", "token"), ("secrets", "--all-namespaces")):
-        with pytest.raises(ClusterError, match="cannot (get|list) resource \"secrets\""):
+        with pytest.raises(ClusterError, match=r'cannot (get|list) resource "secrets"'):
             control_plane.kubectl("get", *asked, who)
     control_plane.kubectl("delete", "secret", "token")

@@ -37,7 +37,9 @@ def test_a_template_broken_while_suspended_waits_to_be_mended():
     """The gang is gone; the next one cannot be made of what the spec says now."""
     first = committed()
     attempt = first.status.attempts[0].replace(outcome="Suspended", settled=True)
-    status = first.status.replace(attempts=[attempt], next_attempt_time=first.status.attempts[0].start_time)
+    status = first.status.replace(
+        attempts=[attempt], next_attempt_time=first.status.attempts[0].start_time
+    )
     broken = job({"spec": {"volumes": "scratch"}}).with_status(status)
     decision = look(broken)
     assert decision.status.attempt == 1
@@ -51,14 +53,15 @@ def test_a_field_without_a_value_is_no_field():
 
 NASTY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=2)
-    | st.dictionaries(
-        st.sampled_from(
-            ["name", "env", "envFrom", "volumeMounts", "mountPath", "resources", "limits"]
-            + ["requests", "securityContext", "labels", "annotations", "capabilities"]
-        ),
-        inner,
-        max_size=3,
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                ("name", "env", "envFrom", "volumeMounts", "mountPath", "limits", "capabilities")
+            ),
+            inner,
+            max_size=3,
+        )
     ),
     max_leaves=8,
 )
