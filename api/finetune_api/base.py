@@ -54,6 +54,8 @@ Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 would refuse the whole status."""
 Step = Annotated[int, Field(ge=0, le=10**12)]
 """A number of steps or rows, small enough for sums and products of them."""
+Rows = Annotated[int, Field(ge=1, le=10**12)]
+"""A number of rows that is divided by."""
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 """A duration."""
 

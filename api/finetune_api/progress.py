@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from finetune_api.base import Count, Message, Seconds, Step, Time, clean
+from finetune_api.base import Count, Message, Rows, Seconds, Step, Time, clean
 
 Stage = Literal[
     "PreparingData", "LoadingModel", "Training", "Evaluating", "Checkpointing", "Exporting"
@@ -30,10 +30,9 @@ class DataSummary(Message):
     """What preparation made of the training data."""
 
     examples: Step = Field(description="Examples that are trained on.")
-    rows: Step = Field(ge=1, description="Packed rows.")
-    epoch_rows: Step | None = Field(
+    rows: Rows = Field(description="Packed rows.")
+    epoch_rows: Rows | None = Field(
         default=None,
-        ge=1,
         description="Rows of one epoch: more than rows where weights make small sources repeat.",
     )
     tokens: Count = Field(description="Tokens in all rows.")

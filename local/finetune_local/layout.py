@@ -95,6 +95,7 @@ def control_plane(
             "--service-cluster-ip-range=10.96.0.0/16",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
+            "--allow-privileged",  # as everywhere: Pod Security is what forbids it
             "--endpoint-reconciler-type=none",  # EndpointSlices refuse addresses of 127/8
             *(_audit(folder) if settings.audit else []),
         ],

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -92,9 +93,10 @@ def endless(head: bytes, piece: bytes, pause: float = 0.0) -> Callable[[Writer],
     return answer
 
 
+@functools.cache
 def bomb(size: int) -> bytes:
     """So many spaces in gzip, a thousandth of that on the wire."""
-    return gzip.compress(b" " * size, 9)
+    return gzip.compress(b" " * size)
 
 
 _OPEN = b"HTTP/1.1 200 OK\r\n"
@@ -125,9 +127,8 @@ def wrong(uid: str, trap: str = "127.255.97.250") -> dict[str, Any]:
         "drips": endless(_OPEN + b"Content-Length: 5000\r\n\r\n", b" ", 0.05),
         "drips its header": endless(b"", b"H", 0.05),
         "says nothing": endless(b"", b"", 0.05),
-        "gzip bomb": ok(bomb(512 * MIB), *_ZIPPED),
+        "gzip bomb": ok(bomb(64 * MIB), *_ZIPPED),
         "report in gzip": ok(gzip.compress(mine), *_ZIPPED),
-        "unknown encoding": ok(mine, "Content-Encoding: zstd, br, gzip"),
         "too large": ok(mine[:-1] + b" " * 256 * 1024 + b"}"),
         "large text": of(honest(uid, jobUid="x" * 200_000)),
         "no JSON": ok(b"<html>", "Content-Type: text/html"),

@@ -39,7 +39,7 @@ ADMITTED: dict[str, Object] = {
             ],
         }
     },
-    "resources": trainer(resources={"limits": {"memory": "1Gi"}, "requests": {"cpu": "2"}}),
+    "resources": trainer(resources={"limits": {"memory": "8Gi"}, "requests": {"cpu": "2"}}),
     "place": {
         "spec": {
             "nodeSelector": {"gpu": "h100"},
@@ -47,7 +47,6 @@ ADMITTED: dict[str, Object] = {
             "affinity": {"podAntiAffinity": {}},
             "topologySpreadConstraints": [],
             "schedulingGates": [{"name": "example.com/queue"}],
-            "runtimeClassName": "",
             "imagePullSecrets": [{"name": "registry"}],
         }
     },
@@ -65,9 +64,10 @@ def _container(**security: Any) -> Object:
     return trainer(securityContext=security)
 
 
+_PRIVILEGED = {"privileged": True, "allowPrivilegeEscalation": True}
 # Field that is refused, in the words of the admission.
 REFUSED: dict[str, tuple[Object, str]] = {
-    "privileged": (_container(privileged=True, allowPrivilegeEscalation=True), "privileged"),
+    "privileged": (_container(**_PRIVILEGED), "privileged"),
     "escalation": (_container(allowPrivilegeEscalation=True), "allowPrivilegeEscalation"),
     "capabilities": (_container(capabilities={"add": ["SYS_ADMIN"]}), "capabilities"),
     "root": (_container(runAsUser=0), "runAsUser"),
@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
         "hostPath",
     ),
     "sidecar": (
-        {"spec": {"containers": [{**_SIDECAR, "securityContext": {"privileged": True}}]}},
+        {"spec": {"containers": [{**_SIDECAR, "securityContext": _PRIVILEGED}]}},
         "privileged",
     ),
     "init": (
@@ -107,13 +107,13 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "volumes": ({"spec": {"volumes": "scratch"}}, "spec.volumes"),
     "a volume": ({"spec": {"volumes": [7]}}, "spec.volumes[0]"),
     "security": ({"spec": {"securityContext": "none"}}, "spec.securityContext"),
-    "environment": (trainer(env={"A": "b"}), "containers[0].env"),
-    "a variable": (trainer(env=["A=b"]), "containers[0].env[0]"),
-    "sources": (trainer(envFrom="keys"), "containers[0].envFrom"),
-    "mounts": (trainer(volumeMounts=[["a", "/b"]]), "containers[0].volumeMounts[0]"),
-    "limits": (trainer(resources={"limits": "1Gi"}), "containers[0].resources.limits"),
-    "resources": (trainer(resources=[1]), "containers[0].resources"),
-    "of a container": (trainer(securityContext=True), "containers[0].securityContext"),
+    "environment": (trainer(env={"A": "b"}), "spec.containers[0].env"),
+    "a variable": (trainer(env=["A=b"]), "spec.containers[0].env[0]"),
+    "sources": (trainer(envFrom="keys"), "spec.containers[0].envFrom"),
+    "mounts": (trainer(volumeMounts=[["a", "/b"]]), "spec.containers[0].volumeMounts[0]"),
+    "limits": (trainer(resources={"limits": "1Gi"}), "spec.containers[0].resources.limits"),
+    "resources": (trainer(resources=[1]), "spec.containers[0].resources"),
+    "of a container": (trainer(securityContext=True), "spec.containers[0].securityContext"),
     "init": ({"spec": {"initContainers": ["side"]}}, "spec.initContainers[0]"),
     "init of another kind": ({"spec": {"initContainers": {"a": 1}}}, "spec.initContainers"),
     "labels": ({"metadata": {"labels": ["a"]}}, "metadata.labels"),

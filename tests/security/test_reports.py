@@ -58,7 +58,7 @@ async def test_what_is_no_report_is_none_soon_and_costs_little(name, memory):
         assert time.monotonic() - begin < SECONDS + 0.5
         assert not isinstance(found, Report)
         assert memory() < 6 * MIB
-        assert len(pod.heads) == 1
+        assert len(pod.heads) in (1, 2)  # once more where the connection was closed at once
 
 
 async def test_an_honest_pod_is_heard():

@@ -22,6 +22,7 @@ _SECONDS = 5.0  # without a byte from the other side
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # connections that are not accepted yet; 5 would be full at once
 
     def __init__(self, *arguments: Any) -> None:
         self._open: list[Any] = []  # connections, the oldest first
