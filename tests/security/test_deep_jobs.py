@@ -1,0 +1,58 @@
+"""A job nested without end, which the API server stores, keeps nobody else's job waiting."""
+
+import json
+
+import pytest
+
+from finetune_local.cluster import Cluster, ClusterError
+from tests.installed import Operator, install, wait_for
+from tests.operator.kubelet import names
+from tests.operator.test_live import _CLAIM, apply
+from tests.operator.worlds import make_spec
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+JOBS = "/apis/finetune.dev/v1alpha1/namespaces/default/finetunejobs"
+
+
+@pytest.fixture
+def operator(control_plane: Cluster, tmp_path):
+    install(control_plane)
+    control_plane.kubectl("apply", "-f", "-", stdin=_CLAIM)
+    running = Operator(control_plane, tmp_path / "operator.log")
+    running.start()
+    yield running
+    running.kill()
+
+
+def deep(name: str, levels: int) -> str:
+    """A job as text: not every JSON library could write it."""
+    job = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": make_spec(workers={"template": {"spec": {"DEEP": "HERE"}}}),
+    }
+    return json.dumps(job).replace('"HERE"', '{"a":' * levels + "1" + "}" * levels)
+
+
+@pytest.mark.parametrize("levels", [100, 300, 1500, 4000])
+def test_others_go_on_beside_a_job_that_is_nested_deeply(
+    control_plane: Cluster, operator, tmp_path, levels
+):
+    file = tmp_path / "job.json"
+    file.write_text(deep(f"deep-{levels}", levels))
+    try:
+        control_plane.kubectl("create", "--raw", JOBS, "-f", str(file))
+        print("stored")
+    except ClusterError as error:
+        print(str(error)[:300])
+    try:
+        apply(control_plane, f"after-{levels}")
+        wait_for("its prepare pod", lambda: names(control_plane, f"after-{levels}"), 30)
+        operator.kill()
+        operator.start()
+        apply(control_plane, f"again-{levels}")
+        wait_for("its prepare pod", lambda: names(control_plane, f"again-{levels}"), 30)
+    finally:
+        print(operator.log[-1500:])
+        control_plane.kubectl("delete", "ftj", f"deep-{levels}", "--ignore-not-found", "--wait=false")
