@@ -28,6 +28,9 @@ from finetune_operator.status import Throttle
 
 _log = logging.getLogger("finetune")
 _WORKERS = 8
+# Levels of JSON that the API server takes, and so anybody can store in a template. A reader that gave
+# up on one job would give up on the list of all jobs.
+_LEVELS = 10_000
 
 
 def main() -> int:
@@ -42,6 +45,7 @@ def main() -> int:
     handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("kopf").setLevel(logging.INFO if arguments.verbose else logging.WARNING)
+    sys.setrecursionlimit(2 * _LEVELS + 5_000)
     try:
         settings = Settings.from_environment()
         configuration = load_configuration()

@@ -141,6 +141,8 @@ async def foreign(view: View, victim: Gang) -> None:
         await view.kube.create(f"{space}/pods", pod)
     status = podstatus.ended(65, result("Failed", reason="BadData"))
     await view.kube.patch(f"{space}/pods/p0/status", {"status": status})
+    off = {"metadata": {"labels": {"finetune.dev/job-uid": None}}}
+    await view.kube.patch(f"{space}/pods/p1", off)
 
 
 BROKEN = {"spec": {"containers": [{"name": "trainer", "env": "A=b", "volumeMounts": [1]}]}}
