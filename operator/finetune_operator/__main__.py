@@ -28,8 +28,8 @@ from finetune_operator.status import Throttle
 
 _log = logging.getLogger("finetune")
 _WORKERS = 8
-# Levels of JSON that the API server takes, and so anybody can store in a template. A reader that gave
-# up on one job would give up on the list of all jobs.
+# Levels of JSON that the API server takes, so that anybody can store them in a template. A reader
+# that gives up on one job gives up on the list of all jobs.
 _LEVELS = 10_000
 
 
