@@ -171,6 +171,7 @@ async def viewed(api: Cluster, story: Any) -> Any:
         await kube.close()
 
 
+@pytest.mark.slow
 def test_a_refused_template_is_said_in_admission_s_words_until_it_is_mended(api, operator):
     template, words = REFUSED["host-path"]
     job = {

@@ -38,6 +38,7 @@ def test_no_role_has_a_wildcard_a_secret_or_a_way_to_more_rights(helm, source):
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_the_operator_has_the_rights_of_its_calls_and_no_other(control_plane, tmp_path):
     asked = rights.record_everywhere(control_plane, tmp_path)
     granted = rights.granted(rights.objects())
