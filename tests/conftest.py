@@ -17,7 +17,7 @@ settings.load_profile("steady")
 def control_plane() -> Iterator[Cluster]:
     """kube-apiserver and friends without a node: pods stay Pending unless a test moves them."""
     sweep("test-")
-    cluster = Cluster.up(f"test-api-{os.getpid()}", control_plane_only=True, tied=True)
+    cluster = Cluster.up(f"test-api-{os.getpid()}", control_plane_only=True, tied=True, audit=True)
     yield cluster
     cluster.down()
 

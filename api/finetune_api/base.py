@@ -1,9 +1,10 @@
 """Base classes of every message: camelCase on the wire, frozen in memory."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 from pydantic.alias_generators import to_camel
 
 API_GROUP = "finetune.dev"
@@ -37,11 +38,36 @@ class Message(BaseModel):
         return type(self).model_validate(self.__dict__ | changes)
 
 
+# What moves a terminal's cursor, and what reorders the text around it; lines and tabs stay.
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def clean(text: str | None) -> str | None:
+    """Text that comes out of a pod, as it may be shown to people."""
+    return text and _CONTROLS.sub("\ufffd", text)
+
+
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+"""A number of things. Beyond it not every JSON reader is exact, and far beyond it the API server
+would refuse the whole status."""
+Step = Annotated[int, Field(ge=0, le=10**12)]
+"""A number of steps or rows, small enough for sums and products of them."""
+Rows = Annotated[int, Field(ge=1, le=10**12)]
+"""A number of rows that is divided by."""
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+"""A duration."""
+
+
 def _parse_time(value: object) -> object:
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     if isinstance(value, datetime) and (value.tzinfo is not UTC or value.microsecond):
-        return value.astimezone(UTC).replace(microsecond=0)
+        try:
+            return value.astimezone(UTC).replace(microsecond=0)
+        except (OverflowError, OSError):  # the first or the last day, with an offset
+            raise ValueError(f"{value.isoformat()} is no moment in UTC") from None
     return value
 
 

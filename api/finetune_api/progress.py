@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from finetune_api.base import Message, Time
+from finetune_api.base import Count, Message, Rows, Seconds, Step, Time, clean
 
 Stage = Literal[
     "PreparingData", "LoadingModel", "Training", "Evaluating", "Checkpointing", "Exporting"
@@ -19,44 +19,46 @@ class SourceSummary(Message):
     """One training source after preparation."""
 
     source: str = Field(max_length=512)
-    rows: int
-    examples: int
+    rows: Step
+    examples: Step
     passes: float | None = Field(default=None, description="How often it is seen in the whole run.")
+
+    _clean = field_validator("source")(clean)
 
 
 class DataSummary(Message):
     """What preparation made of the training data."""
 
-    examples: int = Field(description="Examples that are trained on.")
-    rows: int = Field(description="Packed rows.")
-    epoch_rows: int | None = Field(
+    examples: Step = Field(description="Examples that are trained on.")
+    rows: Rows = Field(description="Packed rows.")
+    epoch_rows: Rows | None = Field(
         default=None,
         description="Rows of one epoch: more than rows where weights make small sources repeat.",
     )
-    tokens: int = Field(description="Tokens in all rows.")
-    trained_tokens: int = Field(description="Tokens that carry loss.")
+    tokens: Count = Field(description="Tokens in all rows.")
+    trained_tokens: Count = Field(description="Tokens that carry loss.")
     packing_efficiency: float = Field(description="Tokens / (rows x sequenceLength).")
-    dropped_overlong: int = Field(
+    dropped_overlong: Step = Field(
         default=0, description="Examples left out, longer than sequenceLength."
     )
-    truncated: int = Field(default=0, description="Examples whose end was cut off.")
-    split: int = Field(default=0, description="Documents that were cut into several.")
-    dropped_empty: int = Field(default=0, description="Examples left out, without any text.")
-    dropped_untrained: int = Field(
+    truncated: Step = Field(default=0, description="Examples whose end was cut off.")
+    split: Step = Field(default=0, description="Documents that were cut into several.")
+    dropped_empty: Step = Field(default=0, description="Examples left out, without any text.")
+    dropped_untrained: Step = Field(
         default=0, description="Examples left out, none of their tokens is trained."
     )
-    invalid: int = Field(
+    invalid: Step = Field(
         default=0, description="Examples left out, the chat template cannot render them."
     )
-    duplicates: int = Field(
+    duplicates: Step = Field(
         default=0, description="Examples that repeat an earlier one; they are trained on."
     )
-    validation_examples: int = Field(default=0, description="Held-out examples.")
-    validation_rows: int = Field(default=0, description="Held-out rows.")
-    validation_trained_tokens: int = Field(
+    validation_examples: Step = Field(default=0, description="Held-out examples.")
+    validation_rows: Step = Field(default=0, description="Held-out rows.")
+    validation_trained_tokens: Count = Field(
         default=0, description="Held-out tokens that carry loss."
     )
-    steps_per_epoch: int | None = Field(default=None, description="Optimizer steps per pass.")
+    steps_per_epoch: Step | None = Field(default=None, description="Optimizer steps per pass.")
     sources: list[SourceSummary] = Field(default_factory=list, max_length=16)
 
 
@@ -82,16 +84,16 @@ class Plan(Message):
 class Progress(Message):
     """Where training stands after the last finished step."""
 
-    step: int = Field(description="Finished optimizer steps.")
-    total_steps: int = Field(description="Steps of the whole run.")
+    step: Step = Field(description="Finished optimizer steps.")
+    total_steps: Step = Field(description="Steps of the whole run.")
     epoch: float | None = Field(default=None, description="Passes over the data so far.")
     train_loss: float | None = Field(
         default=None, description="Loss of the last step, nats per trained token."
     )
     learning_rate: float | None = Field(default=None, description="Learning rate of the last step.")
     grad_norm: float | None = Field(default=None, description="Global L2 norm before clipping.")
-    tokens_seen: int = Field(default=0, description="Tokens of all finished steps of the run.")
-    skipped_steps: int = Field(
+    tokens_seen: Count = Field(default=0, description="Tokens of all finished steps of the run.")
+    skipped_steps: Step = Field(
         default=0, description="Steps that were not applied: non-finite gradients."
     )
     tokens_per_second: float | None = Field(
@@ -100,7 +102,9 @@ class Progress(Message):
     trained_tokens_per_second: float | None = Field(
         default=None, description="Tokens with loss, last minute."
     )
-    eta_seconds: int | None = Field(default=None, description="Estimated seconds of training left.")
+    eta_seconds: Count | None = Field(
+        default=None, description="Estimated seconds of training left."
+    )
     last_update_time: Time | None = Field(default=None, description="When the last step ended.")
     checkpoint_problem: str | None = Field(
         default=None,
@@ -108,45 +112,51 @@ class Progress(Message):
         description="Why the newest save failed; the older checkpoints stand.",
     )
 
+    _clean = field_validator("checkpoint_problem")(clean)
+
 
 class Evaluation(Message):
     """Validation loss in nats per trained token."""
 
     baseline: float | None = Field(default=None, description="Before the first step.")
     last: float | None = Field(default=None, description="Newest.")
-    last_step: int | None = Field(default=None, description="Step of the newest.")
+    last_step: Step | None = Field(default=None, description="Step of the newest.")
     best: float | None = Field(default=None, description="Lowest, the baseline included.")
-    best_step: int | None = Field(default=None, description="Step of the lowest.")
+    best_step: Step | None = Field(default=None, description="Step of the lowest.")
 
 
 class CheckpointRecord(Message):
     """One published checkpoint on storage."""
 
-    step: int
+    step: Step
     location: str = Field(max_length=LOCATION_MAX)
     creation_time: Time
-    size_bytes: int
+    size_bytes: Count
     verified: bool = Field(description="Read back from storage and equal to its checksums.")
-    world_size: int
+    world_size: Step
     validation_loss: float | None = None
+
+    _clean = field_validator("location")(clean)
 
 
 class Output(Message):
     """The finished model folder."""
 
     location: str = Field(max_length=LOCATION_MAX)
-    size_bytes: int
+    size_bytes: Count
     verified: bool = Field(description="Loaded back with transformers and compared.")
+
+    _clean = field_validator("location")(clean)
 
 
 class StepLedger(Message):
     """What an attempt spent its time on, in seconds of one device (all devices run in step)."""
 
-    productive_seconds: float = Field(
+    productive_seconds: Seconds = Field(
         default=0.0, description="Steps no earlier attempt had reached."
     )
-    redone_seconds: float = Field(
+    redone_seconds: Seconds = Field(
         default=0.0, description="Steps an earlier attempt had already reached."
     )
-    first_step: int | None = Field(default=None, description="Step the attempt started from.")
-    highest_step: int | None = Field(default=None, description="Highest finished step.")
+    first_step: Step | None = Field(default=None, description="Step the attempt started from.")
+    highest_step: Step | None = Field(default=None, description="Highest finished step.")

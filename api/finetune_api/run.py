@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from finetune_api import spec
-from finetune_api.base import API_VERSION, Message, Time
+from finetune_api.base import API_VERSION, Count, Message, Seconds, Step, Time, clean
 from finetune_api.names import RESULT_MAX_BYTES
 from finetune_api.progress import (
     CheckpointRecord,
@@ -65,14 +65,14 @@ class RunConfig(Message):
 class RankHeartbeat(Message):
     """How long ago a local rank last said something."""
 
-    rank: int
-    age_seconds: float
+    rank: Step
+    age_seconds: Seconds
 
 
 class AttemptRecord(Message):
     """An earlier attempt as its own record on storage tells it (attempts/<epoch>.json)."""
 
-    attempt: int
+    attempt: Step
     update_time: Time = Field(description="Its end, or when it last said that it lives.")
     ledger: StepLedger
 
@@ -82,13 +82,13 @@ class Report(Message):
 
     api_version: str = API_VERSION
     job_uid: str = Field(max_length=64)
-    attempt: int
-    worker_index: int
-    sequence: int = Field(description="Grows with every change; an older one is ignored.")
+    attempt: Step
+    worker_index: Step
+    sequence: Count = Field(description="Grows with every change; an older one is ignored.")
     stage: Stage
     stage_since: Time
-    activity: int = Field(description="Completed work of any kind; grows in every stage.")
-    activity_age_seconds: float = Field(description="Seconds since activity last grew.")
+    activity: Count = Field(description="Completed work of any kind; grows in every stage.")
+    activity_age_seconds: Seconds = Field(description="Seconds since activity last grew.")
     ranks: list[RankHeartbeat] = Field(default_factory=list, max_length=64)
     # The rest comes from worker 0 only.
     progress: Progress | None = None
@@ -103,14 +103,16 @@ class Report(Message):
 class PrepareResult(Message):
     """What only the prepare pod can find out."""
 
-    prepared_digest: str
-    run_digest: str
-    model_revision: str
-    parameter_count: int
+    prepared_digest: str = Field(max_length=80)
+    run_digest: str = Field(max_length=80)
+    model_revision: str = Field(max_length=80)
+    parameter_count: Count
     data: DataSummary
     finished: Output | None = Field(
         default=None, description="Storage already holds the verified model of this very run."
     )
+
+    _clean = field_validator("prepared_digest", "run_digest", "model_revision")(clean)
 
 
 Outcome = Literal["Succeeded", "Stopped", "Failed"]
@@ -121,17 +123,19 @@ class Result(Message):
 
     api_version: str = API_VERSION
     outcome: Outcome
-    reason: str = Field(max_length=64, description="CamelCase.")
+    reason: str = Field(max_length=64, pattern="^[A-Za-z][A-Za-z0-9]*$", description="CamelCase.")
     message: str = Field(
         default="", max_length=1024, description="For people: what, where, what to do."
     )
-    failed_rank: int | None = None
+    failed_rank: Step | None = None
     progress: Progress | None = None
     evaluation: Evaluation | None = None
     ledger: StepLedger | None = None
     checkpoints: list[CheckpointRecord] = Field(default_factory=list, max_length=10)
     output: Output | None = None
     prepared: PrepareResult | None = None
+
+    _clean = field_validator("message")(clean)
 
     def to_termination_message(self) -> str:
         """JSON within the kubelet's limit: old checkpoints, then sources, then text are cut."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from finetune_local.build import binaries
 from finetune_local.cache import clusters_folder
 from finetune_local.components import Components
-from finetune_local.layout import SOCKETS, Settings
+from finetune_local.layout import AUDIT_LOG, SOCKETS, Settings
 from finetune_local.machine import ClusterError, check_machine, die_with_parent
 from finetune_local.ports import free_port
 from finetune_local.prepare import IMAGE, write_files, write_kubeconfig
@@ -50,6 +50,11 @@ class Cluster:
         return self.directory / "admin.conf"
 
     @property
+    def audit_log(self) -> Path:
+        """What the API server was asked, if it was brought up to note that."""
+        return self.directory / AUDIT_LOG
+
+    @property
     def settings(self) -> Settings:
         """What was chosen when it came up; ClusterError when it is not there."""
         try:
@@ -68,10 +73,12 @@ class Cluster:
         nodes: int = 1,
         control_plane_only: bool = False,
         tied: bool = False,
+        audit: bool = False,
     ) -> "Cluster":
         """A running cluster with Ready nodes; one of that name that runs already is an error.
 
-        `tied`: it ends with the process that brought it up, however that ends.
+        `tied`: it ends with the process that brought it up, however that ends. `audit`: the API
+        server notes what service accounts ask of it (`audit_log`).
         """
         cluster = cls(name)
         check_machine()
@@ -80,7 +87,8 @@ class Cluster:
         try:
             # The lock is held until the supervisor is there: only then others see what is taken.
             with _choices() as taken:
-                cluster._begin(binary, devices, 0 if control_plane_only else nodes, taken, tied)
+                count = 0 if control_plane_only else nodes
+                cluster._begin(binary, devices, count, taken, tied=tied, audit=audit)
             cluster._wait_until_ready()
         except ClusterError:
             if cluster._is_ours:
@@ -166,7 +174,14 @@ class Cluster:
             )
 
     def _begin(
-        self, binary: Path, devices: int, nodes: int, taken: list[Settings], tied: bool
+        self,
+        binary: Path,
+        devices: int,
+        nodes: int,
+        taken: list[Settings],
+        *,
+        tied: bool,
+        audit: bool,
     ) -> None:
         if self.supervisor() is not None:
             raise ClusterError(
@@ -175,7 +190,7 @@ class Cluster:
             )
         self._remove()
         self._is_ours = True
-        settings = Settings(self.name, free_port(), _free_network(taken), devices, nodes)
+        settings = Settings(self.name, free_port(), _free_network(taken), devices, nodes, audit)
         write_files(self.directory, settings, binary)
         self._start(tied=tied)
 

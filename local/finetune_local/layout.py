@@ -19,6 +19,7 @@ class Settings:
     pod_network: str
     devices: int
     nodes: int
+    audit: bool = False  # the API server notes what service accounts ask of it
 
     @property
     def server(self) -> str:
@@ -94,7 +95,9 @@ def control_plane(
             "--service-cluster-ip-range=10.96.0.0/16",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
+            "--allow-privileged",  # as everywhere: Pod Security is what forbids it
             "--endpoint-reconciler-type=none",  # EndpointSlices refuse addresses of 127/8
+            *(_audit(folder) if settings.audit else []),
         ],
         "kube-controller-manager": [
             f"--kubeconfig={manager}",
@@ -115,6 +118,32 @@ def control_plane(
         ],
     }
     return [Component(name, [str(binary), name, *flags]) for name, flags in commands.items()]
+
+
+AUDIT_LOG = Path("logs") / "audit.log"  # in the cluster's folder, a JSON object a line
+# Nothing of the bodies. The controllers' own accounts would be most of it.
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived", "ResponseStarted"],
+    "rules": [
+        {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        {"level": "None"},
+    ],
+}
+
+
+def audit_policy(folder: Path) -> Path:
+    """File that holds AUDIT_POLICY."""
+    return folder / "audit-policy.json"
+
+
+def _audit(folder: Path) -> list[str]:
+    log = folder / AUDIT_LOG
+    # Blocking: what was answered stands in the log.
+    mode = "--audit-log-mode=blocking"
+    return [f"--audit-policy-file={audit_policy(folder)}", f"--audit-log-path={log}", mode]
 
 
 def node(folder: Path, settings: Settings, name: str) -> Component:

@@ -20,6 +20,8 @@ def write_files(folder: Path, settings: Settings, binary: Path) -> None:
     settings.save(folder / "cluster.json")
     for part in ("logs", "etcd"):
         (folder / part).mkdir(mode=0o700, exist_ok=True)
+    if settings.audit:
+        layout.audit_policy(folder).write_text(json.dumps(layout.AUDIT_POLICY))
     identities = _identities(folder, settings)
     components = layout.control_plane(folder, binary, settings, identities)
     components += [layout.node(folder, settings, name) for name in settings.node_names]

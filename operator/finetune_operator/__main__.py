@@ -19,14 +19,18 @@ from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
 from finetune_operator.kube import Kube
 from finetune_operator.lease import Elector, LeaseLostError
+from finetune_operator.logs import OneLine
 from finetune_operator.queue import Queue
-from finetune_operator.reconcile import Reconciler
+from finetune_operator.reconcile import Reconciler, guarded
 from finetune_operator.reports import Reports, Target
 from finetune_operator.settings import Settings, SettingsError
 from finetune_operator.status import Throttle
 
 _log = logging.getLogger("finetune")
 _WORKERS = 8
+# Levels of JSON that the API server takes, so that anybody can store them in a template. A reader
+# that gives up on one job gives up on the list of all jobs.
+_LEVELS = 10_000
 
 
 def main() -> int:
@@ -37,10 +41,11 @@ def main() -> int:
     )
     parser.add_argument("--verbose", action="store_true", help="log kopf's own messages too")
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("kopf").setLevel(logging.INFO if arguments.verbose else logging.WARNING)
+    sys.setrecursionlimit(2 * _LEVELS + 5_000)
     try:
         settings = Settings.from_environment()
         configuration = load_configuration()
@@ -148,7 +153,7 @@ async def _lead(
                 group.create_task(elector.renew())
             group.create_task(reports.run())
             for _ in range(_WORKERS):
-                group.create_task(queue.work(reconciler.reconcile))
+                group.create_task(queue.work(guarded(reconciler.reconcile)))
     finally:
         # The workers have ended: whoever leads next meets no write of ours.
         if elector:
@@ -165,6 +170,7 @@ def running_gangs(jobs: Jobs, pods: Pods, due: Callable[[str], bool]) -> Iterato
             pod
             for pod in pods.of(uid)
             if pod.role == "worker" and pod.attempt == attempt and pod.running and pod.ip
+            if pod.belongs_to(job)
         ]
         yield Target(key, uid, attempt, tuple(sorted(running, key=lambda pod: pod.index)))
 

@@ -24,13 +24,13 @@ LATE = 240.0  # s without event, bookmark or new attempt
 
 @dataclass
 class Pods:
-    """Cache of pods by job uid."""
+    """Cache of pods by the job uid that their label says, which need not be true."""
 
     notify: Callable[[Key], None]
     notify_soon: Callable[[Key], None]  # of what may be looked at together with what follows
     ours: Callable[[str], bool] = lambda _: True  # whether a job of that uid is this operator's
     _pods: dict[str, dict[str, Pod]] = field(default_factory=lambda: defaultdict(dict))
-    _versions: dict[str, int] = field(default_factory=dict)
+    _versions: dict[str, int] = field(default_factory=dict)  # by the pod's uid, like keys
     _keys: dict[str, Key] = field(default_factory=dict)
 
     def of(self, job_uid: str) -> tuple[Pod, ...]:
@@ -49,13 +49,13 @@ class Pods:
         if job_uid is None or version < self._versions.get(uid, -1):
             return
         self._versions[uid] = version
-        self._keys[job_uid] = (metadata["namespace"], labels.get(names.LABEL_JOB_NAME, ""))
+        self._keys[uid] = (metadata["namespace"], labels.get(names.LABEL_JOB_NAME, ""))
         pod = Pod.of(item)
         if self._pods[job_uid].get(uid) == pod:
             return
         self._pods[job_uid][uid] = pod
         if tell:
-            (self.notify_soon if _only_starts(pod) else self.notify)(self._keys[job_uid])
+            (self.notify_soon if _only_starts(pod) else self.notify)(self._keys[uid])
 
     def vanish(
         self, job_uid: str, pod_uid: str, at: datetime | None = None, *, tell: bool = True
@@ -65,18 +65,26 @@ class Pods:
         if pod and not pod.gone:
             self._pods[job_uid][pod_uid] = pod.vanished(at)
             if tell:
-                self.notify(self._keys[job_uid])
+                self.notify(self._keys[pod_uid])
         if not self.ours(job_uid):
             self.forget(job_uid)  # nobody will ask how it ended
 
     def replace(
-        self, items: list[Object], job_uid: str | None = None, *, tell: bool = True
+        self,
+        items: list[Object],
+        namespace: str | None = None,
+        job_uid: str | None = None,
+        *,
+        tell: bool = True,
     ) -> None:
-        """A complete list, of one job or of all: what is not in it is gone."""
+        """A complete list, of one namespace or of all, of one job or of all.
+
+        What is not in it is gone.
+        """
         present = {item["metadata"]["uid"] for item in items}
         for uid in [job_uid] if job_uid else list(self._pods):
             for pod in self.of(uid):
-                if pod.uid not in present:
+                if pod.uid not in present and namespace in (None, pod.namespace):
                     self.vanish(uid, pod.uid, tell=tell)
         for item in items:
             self.take(item, tell=tell)
@@ -88,9 +96,9 @@ class Pods:
             if pod.gone and old:
                 del self._pods[job_uid][pod.uid]
                 self._versions.pop(pod.uid, None)
+                self._keys.pop(pod.uid, None)
         if before_attempt is None and not self._pods.get(job_uid):
             self._pods.pop(job_uid, None)
-            self._keys.pop(job_uid, None)
 
 
 def _only_starts(pod: Pod) -> bool:
@@ -131,7 +139,7 @@ async def run(kube: Kube, pods: Pods, namespace: str | None, heart: Heart) -> No
 
 async def _list(kube: Kube, pods: Pods, namespace: str | None) -> str:
     items, version = await kube.list(path(namespace), labelSelector=_SELECTOR)
-    pods.replace(items) if namespace is None else _replace_in(pods, items, namespace)
+    pods.replace(items, namespace)
     return version
 
 
@@ -144,13 +152,3 @@ def _apply(pods: Pods, event: Object) -> None:
         labels = item["metadata"].get("labels", {})
         now = datetime.now(UTC)
         pods.vanish(labels[names.LABEL_JOB_UID], item["metadata"]["uid"], now)
-
-
-def _replace_in(pods: Pods, items: list[Object], namespace: str) -> None:
-    """A complete list of one namespace."""
-    uids = [uid for uid, key in pods._keys.items() if key[0] == namespace]
-    for uid in uids:
-        own = [i for i in items if i["metadata"]["labels"].get(names.LABEL_JOB_UID) == uid]
-        pods.replace(own, uid)
-    for item in items:
-        pods.take(item)

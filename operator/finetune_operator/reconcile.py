@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -14,6 +14,7 @@ from finetune_operator.events import Recorder
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
 from finetune_operator.kube import TRANSIENT, ApiError, Object, Requests
+from finetune_operator.lease import LeaseLostError
 from finetune_operator.plan import events
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Job, World
@@ -129,7 +130,7 @@ class Reconciler:
             self.reports.drop(job.uid)
         return World(
             job=job,
-            pods=self.pods.of(job.uid),
+            pods=tuple(pod for pod in self.pods.of(job.uid) if pod.belongs_to(job)),
             now=self.clock(),
             report=self.reports.newest(job.uid, attempt),
             silent=self.reports.silent(job.uid),
@@ -153,7 +154,7 @@ class Reconciler:
         uid = item["metadata"]["uid"]
         selector = f"{names.LABEL_JOB_UID}={uid}"
         found, _ = await self.kube.list(informer.path(key[0]), labelSelector=selector)
-        self.pods.replace(found, uid, tell=False)
+        self.pods.replace(found, key[0], uid, tell=False)
         return self._read(key, item)
 
     def _read(self, key: Key, item: Object) -> Job:
@@ -210,6 +211,23 @@ class Reconciler:
         if written:
             await self._tell([(world, refused)])
         raise RetryError
+
+
+def guarded(
+    look: Callable[[Key], Awaitable[float | None]],
+) -> Callable[[Key], Awaitable[float | None]]:
+    """A job that we fail on is tried again later: it must not end the work on all the others."""
+
+    async def guard(key: Key) -> float | None:
+        try:
+            return await look(key)
+        except (RetryError, LeaseLostError):
+            raise
+        except Exception as error:
+            _log.exception("%s/%s: this look at it failed, the next one comes later", *key)
+            raise RetryError from error
+
+    return guard
 
 
 def _soonest(*waits: float | None) -> float | None:

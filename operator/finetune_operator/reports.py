@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
-from pydantic import ValidationError
 
 from finetune_api.names import REPORT_PATH, REPORT_PORT
 from finetune_api.run import Report
@@ -44,6 +43,7 @@ class _Gang:
     heard: float
     due: float = 0.0
     said_silent: bool = False
+    said_wrong: bool = False  # in the log, which a pod that goes on must not fill
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Reports:
     async def run(self) -> None:
         """Ask for ever."""
         slots = asyncio.Semaphore(_PARALLEL)
-        async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
+        async with open_session() as session:
             while True:
                 due = list(self._take_due(time.monotonic()))
                 await asyncio.gather(*(self._ask(session, slots, target) for target in due))
@@ -97,11 +97,21 @@ class Reports:
     ) -> None:
         async with slots:
             for pod in target.pods[:2]:  # the second only when the first does not answer
-                report = await fetch(session, pod, target)
+                try:
+                    report = await fetch(session, pod, target)
+                except NoReportError as error:
+                    self._complain(target, pod, error)
+                    continue
                 if report is not None:
                     self.take(target, report)
                     return
         self.miss(target)
+
+    def _complain(self, target: Target, pod: Pod, error: "NoReportError") -> None:
+        gang = self._gangs.get(target.job_uid)
+        if gang and not gang.said_wrong:
+            gang.said_wrong = True
+            _log.warning("%s/%s: %s", target.key[0], pod.name, error)
 
     def take(self, target: Target, report: Report) -> None:
         """A report has come."""
@@ -140,8 +150,23 @@ def tells_more(known: Report | None, report: Report) -> bool:
     return report.model_copy(update=same | ages) != known
 
 
+class NoReportError(Exception):
+    """A pod answered, and not with the report that it should give."""
+
+
+def open_session() -> aiohttp.ClientSession:
+    """For pods: nothing of ours is sent, kept or unpacked."""
+    return aiohttp.ClientSession(
+        timeout=_TIMEOUT,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # What was not asked for is no JSON then, however large it would become.
+        headers={"Accept-Encoding": "identity"},
+        auto_decompress=False,
+    )
+
+
 async def fetch(session: aiohttp.ClientSession, pod: Pod, target: Target) -> Report | None:
-    """One pod's report, None when it cannot be had or is not what it should be."""
+    """One pod's report, None when it cannot be had; NoReportError for what is not one."""
     url = f"http://{pod.ip}:{REPORT_PORT}{REPORT_PATH}"
     try:
         async with session.get(url, allow_redirects=False) as response:
@@ -150,14 +175,15 @@ async def fetch(session: aiohttp.ClientSession, pod: Pod, target: Target) -> Rep
             body = await response.content.read(_MOST_BYTES + 1)
             while len(body) <= _MOST_BYTES and not response.content.at_eof():
                 body += await response.content.read(_MOST_BYTES + 1 - len(body))
-        if len(body) > _MOST_BYTES:
-            _log.warning("%s: its report is larger than %d bytes", pod.name, _MOST_BYTES)
-            return None
-        report = Report.model_validate_json(body)
-    except (aiohttp.ClientError, TimeoutError, OSError, ValidationError):
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
         return None
+    if len(body) > _MOST_BYTES:
+        raise NoReportError(f"its report is larger than {_MOST_BYTES} bytes")
+    try:
+        report = Report.model_validate_json(body)
+    except ValueError:  # not quoted: it may be anything
+        raise NoReportError("what it answers is no report") from None
     asked = (target.job_uid, target.attempt, pod.index)
     if (report.job_uid, report.attempt, report.worker_index) != asked:
-        _log.warning("%s answered for another pod", pod.name)
-        return None
+        raise NoReportError("it answered for another pod")
     return report

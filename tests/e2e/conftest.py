@@ -7,6 +7,7 @@ import pytest
 
 from finetune_local.cluster import Cluster
 from tests.installed import Operator, install
+from tests.security import audit, rights
 from tests.trainer import tiny
 
 _VOLUME = """
@@ -34,9 +35,13 @@ spec:
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """Two nodes of two devices each: a gang of two has a worker on each."""
-    two = Cluster.up(f"test-e2e-{os.getpid()}", devices=2, nodes=2, tied=True)
+    two = Cluster.up(f"test-e2e-{os.getpid()}", devices=2, nodes=2, tied=True, audit=True)
     yield two
+    asked = audit.read(two.audit_log, audit.user(rights.NAMESPACE, rights.ACCOUNT))
     two.down()
+    # Jobs that really run ask for nothing else than those of tests/security/test_rights.py.
+    assert asked.rights <= rights.granted(rights.objects())
+    assert asked.refused == []
 
 
 @pytest.fixture(scope="package")

@@ -83,6 +83,8 @@ class Life:
     view: View
     namespace: str
     name: str = "a"
+    spec: Object = field(default_factory=dict)  # instead of what every life's job has
+    labels: dict[str, str] = field(default_factory=dict)  # of its namespace
 
     async def live(self) -> None:
         """From creation to success."""
@@ -105,7 +107,8 @@ class Life:
 
     async def _begin(self) -> None:
         kube, spaces = self.view.kube, "/api/v1/namespaces"
-        await kube.create(spaces, {"metadata": {"name": self.namespace}})
+        metadata = {"name": self.namespace, "labels": self.labels}
+        await kube.create(spaces, {"metadata": metadata})
         claim = {
             "metadata": {"name": "w"},
             "spec": {
@@ -119,7 +122,7 @@ class Life:
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "FineTuneJob",
             "metadata": {"name": self.name},
-            "spec": make_spec(),
+            "spec": make_spec(**self.spec),
         }
         await kube.create(f"{_JOBS}/namespaces/{self.namespace}/finetunejobs", job)
 

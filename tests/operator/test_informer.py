@@ -64,9 +64,9 @@ def test_a_pod_that_is_gone_is_told_now():
 
 def test_what_a_look_read_itself_is_no_news():
     told = Told()
-    told.pods.replace([pod(2, status=podstatus.ended(1))], "u", tell=False)
+    told.pods.replace([pod(2, status=podstatus.ended(1))], "default", "u", tell=False)
     assert (told.now, told.soon) == ([], [])
     assert told.pods.of("u")[0].ended
-    told.pods.replace([], "u", tell=False)
+    told.pods.replace([], "default", "u", tell=False)
     assert told.pods.of("u")[0].gone
     assert (told.now, told.soon) == ([], [])

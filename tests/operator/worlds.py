@@ -108,6 +108,7 @@ def worker(index: int, attempt: int = 1, **changes: Any) -> Pod:
     values = {
         "name": f"a-{attempt}-{index}",
         "uid": f"uid-{attempt}-{index}",
+        "namespace": "default",
         "role": "worker",
         "attempt": attempt,
         "index": index,

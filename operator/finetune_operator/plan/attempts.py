@@ -17,7 +17,7 @@ def observed(world: World, gang: list[Pod]) -> FineTuneJobStatus:
     status, said = world.job.status, _said(world, gang)
     status = merge(status, said)
     if world.report:
-        status = usage.correct(status, world.report.earlier_attempts)
+        status = usage.correct(status, world.report.earlier_attempts, world.now)
     attempt = usage.account(current(status), gang, world.now)
     attempt = usage.split(attempt, said.ledger if said else None)
     if status.latest_checkpoint:

@@ -91,7 +91,7 @@ def _progress_sentence(status: FineTuneJobStatus, situation: Situation) -> str:
         return f"making the model folder from the weights of step {progress.step}"
     parts = [f"step {progress.step} of {progress.total_steps}"]
     if progress.train_loss is not None:
-        parts.append(f"loss {progress.train_loss:.3f}")
+        parts.append(f"loss {_loss(progress.train_loss)}")
     if situation.stage == "Training" and progress.eta_seconds is not None:
         parts.append(f"about {duration(progress.eta_seconds)} left")
     if situation.reason == "ReportUnreachable":
@@ -113,14 +113,19 @@ def duration(seconds: float) -> str:
     return f"{hours // 24}d{hours % 24}h"
 
 
+def _loss(value: float) -> str:
+    """One that diverges is written short: a column has 32 characters."""
+    return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
 def _display(status: FineTuneJobStatus) -> Display:
     progress, usage, counts = status.progress, status.usage, status.workers
     show: dict[str, str] = {}
     if progress:
-        percent = 100 * progress.step // max(1, progress.total_steps)
+        percent = min(100, 100 * progress.step // max(1, progress.total_steps))
         show |= {"progress": f"{percent}%", "step": f"{progress.step}/{progress.total_steps}"}
         if progress.train_loss is not None:
-            show["loss"] = f"{progress.train_loss:.3f}"
+            show["loss"] = _loss(progress.train_loss)
         if progress.eta_seconds is not None and status.phase == "Running":
             show["eta"] = duration(progress.eta_seconds)
     if usage:

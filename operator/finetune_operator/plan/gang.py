@@ -19,6 +19,7 @@ from finetune_operator.plan.decision import RECHECK, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, waiting
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.stops import Stop
+from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.settings import Settings
 
 
@@ -80,12 +81,14 @@ def _all_ran(attempt: Attempt, gang: list[Pod]) -> bool:
 def _create(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Decision:
     job, attempt = world.job.with_status(status), attempts.current(status)
     if world.refusal:
-        refused = Situation("Starting", world.refusal.reason, world.refusal.message, accepted=False)
-        return Decision(describe(world, status, refused), requeue_after=RECHECK)
+        return _refused(world, status, world.refusal.reason, world.refusal.message)
     present = {pod.index for pod in gang if not pod.gone}
     missing = [index for index in range(attempt.workers) if index not in present]
     highest = attempts.highest_step(status, before=attempt.number)
-    new = render.worker_pods(job, highest, missing)
+    try:
+        new = render.worker_pods(job, highest, missing)
+    except UnrenderableError as error:  # `tracking` may have grown since the commit
+        return _refused(world, status, error.reason, str(error))
     situation = Situation("Starting", message=f"creating {len(new)} pods")
     # The attempt before this one stays, for its logs.
     old = [p for p in world.pods if p.role == "worker" and p.attempt < attempt.number - 1]
@@ -94,6 +97,11 @@ def _create(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Decisio
         create=[render.service(job), *new],
         delete=[Delete(pod.name, pod.uid) for pod in old if not (pod.gone or pod.deletion)],
     )
+
+
+def _refused(world: World, status: FineTuneJobStatus, reason: str, message: str) -> Decision:
+    situation = Situation("Starting", reason, message, accepted=False)
+    return Decision(describe(world, status, situation), requeue_after=RECHECK)
 
 
 def _situation(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Situation:

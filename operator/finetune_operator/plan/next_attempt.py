@@ -11,6 +11,7 @@ from finetune_operator.plan.decision import RECHECK, Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, duration
 from finetune_operator.plan.finish import failed, succeeded
 from finetune_operator.plan.observe import World
+from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.settings import Settings
 
 
@@ -80,13 +81,18 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
         and status.resolved.replace(image=spec.workers.image or status.resolved.image),
     )
     highest = attempts.highest_step(new, before=number)
-    (first,) = render.worker_pods(world.job.with_status(new), highest, [0])
+    try:
+        (first,) = render.worker_pods(world.job.with_status(new), highest, [0])
+    except UnrenderableError as error:
+        return _refused(world, status, error.reason, str(error))
     if world.refusal:
-        situation = Situation(
-            "Restarting", world.refusal.reason, world.refusal.message, accepted=False
-        )
-        return Decision(describe(world, status, situation), commits=True, requeue_after=RECHECK)
+        return _refused(world, status, world.refusal.reason, world.refusal.message)
     situation = Situation("Starting", message=f"creating {spec.workers.replicas} pods")
     return Decision(
         describe(world, new, situation), check=Check(pod=first), commits=True, requeue_after=0
     )
+
+
+def _refused(world: World, status: FineTuneJobStatus, reason: str, message: str) -> Decision:
+    situation = Situation("Restarting", reason, message, accepted=False)
+    return Decision(describe(world, status, situation), commits=True, requeue_after=RECHECK)

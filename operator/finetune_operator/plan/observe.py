@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api import names
+from finetune_api.base import clean
 from finetune_api.run import Report, Result
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
@@ -85,6 +86,7 @@ class Pod:
 
     name: str
     uid: str
+    namespace: str
     role: str
     attempt: int
     index: int
@@ -125,9 +127,10 @@ class Pod:
         return cls(
             name=metadata["name"],
             uid=metadata["uid"],
+            namespace=metadata["namespace"],
             role=labels.get(names.LABEL_ROLE, ""),
-            attempt=int(labels.get(names.LABEL_ATTEMPT, 0)),
-            index=int(labels.get(names.LABEL_WORKER_INDEX, 0)),
+            attempt=_number(labels.get(names.LABEL_ATTEMPT, "0")),
+            index=_number(labels.get(names.LABEL_WORKER_INDEX, "0")),
             phase=status.get("phase", "Pending"),
             owner=owners[0] if owners else None,
             node=item.get("spec", {}).get("nodeName"),
@@ -144,8 +147,12 @@ class Pod:
             terminal_since=None if ended else _terminal_since(status, conditions),
             trouble=None if ended else _trouble(status),
             inputs=annotations.get(names.ANNOTATION_INPUTS),
-            retry=int(annotations.get(names.ANNOTATION_RETRY, 0)),
+            retry=_number(annotations.get(names.ANNOTATION_RETRY, "0")),
         )
+
+    def belongs_to(self, job: Job) -> bool:
+        """Whether the job made it: anybody may label a pod of his own, in any namespace."""
+        return self.namespace == job.namespace and self.owner == job.uid
 
     def vanished(self, at: datetime | None = None) -> "Pod":
         """The same pod, its object gone; `at`: the moment of the event that told so."""
@@ -169,6 +176,11 @@ class Pod:
 
 
 _TERMINAL = ("Succeeded", "Failed")
+
+
+def _number(text: str) -> int:
+    """Of a label or an annotation, -1 for what the operator did not write."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
 
 
 def _terminal_since(status: Object, conditions: dict[str, Object]) -> datetime | None:
@@ -204,7 +216,8 @@ def _ended(state: Object, status: Object) -> Ended | None:
     finished = parse_time(end.get("finishedAt")) or parse_time(status.get("startTime"))
     if finished is None:
         return None
-    return Ended(end["exitCode"], end.get("reason", ""), finished, end.get("message", ""))
+    message = clean(end.get("message", "")) or ""
+    return Ended(end["exitCode"], end.get("reason", ""), finished, message)
 
 
 @dataclass(frozen=True)

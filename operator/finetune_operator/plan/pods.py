@@ -1,6 +1,5 @@
 """Pods and the Service of a job, as the dicts that are sent to the API server."""
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from finetune_api.run import RunConfig
 from finetune_api.spec import DataSource
 from finetune_api.uri import ClaimPath, is_claim
 from finetune_operator.plan.observe import Job
+from finetune_operator.plan.template import UnrenderableError, merged_into
 
 Object = dict[str, Any]
 _HARDENED: Object = {
@@ -27,8 +27,10 @@ _WORKER_REQUESTS = {"cpu": "500m", "memory": "2Gi"}
 _NO_MESH = {"sidecar.istio.io/inject": "false", "linkerd.io/inject": "disabled"}
 
 
-class RunConfigTooLargeError(Exception):
+class RunConfigTooLargeError(UnrenderableError):
     """The run configuration does not fit into an environment variable."""
+
+    reason = "RunConfigTooLarge"
 
 
 def claims(job: Job) -> dict[str, bool]:
@@ -195,7 +197,7 @@ def _encode(config: RunConfig) -> str:
 
 def _pod(job: Job, name: str, image: str, role: str, config: str) -> Object:
     """Everything both roles share: the user's template below, what the operator owns above."""
-    template = copy.deepcopy(job.spec.workers.template or {})
+    template = merged_into(job.spec.workers.template)
     metadata, spec = template.get("metadata", {}), template.get("spec", {})
     spec |= {
         "restartPolicy": "Never",
@@ -239,7 +241,7 @@ def _harden(spec: Object) -> None:
 
 def _own_container(spec: Object) -> Object:
     containers = spec.setdefault("containers", [])
-    found: Object | None = next((c for c in containers if c["name"] == names.CONTAINER), None)
+    found: Object | None = next((c for c in containers if c.get("name") == names.CONTAINER), None)
     if found is None:
         found = {"name": names.CONTAINER, "securityContext": dict(_HARDENED)}
         containers.insert(0, found)
@@ -249,7 +251,7 @@ def _own_container(spec: Object) -> Object:
 def _merge_env(entries: list[Object], own: list[Object]) -> list[Object]:
     """The operator's variables win over the template's of the same name."""
     names_of_own = {entry["name"] for entry in own}
-    return [entry for entry in entries if entry["name"] not in names_of_own] + own
+    return [entry for entry in entries if entry.get("name") not in names_of_own] + own
 
 
 def _add_secrets(container: Object, secrets: list[str]) -> None:
@@ -270,7 +272,7 @@ def _mount_claims(job: Job, spec: Object, container: Object, role: str) -> None:
         volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": volume})
         path = f"{names.CLAIMS_PATH}/{claim}"
         mounts.append({"name": f"claim-{number}", "mountPath": path, "readOnly": read_only})
-    if role == "worker" and not any(mount["mountPath"] == "/dev/shm" for mount in mounts):
+    if role == "worker" and not any(mount.get("mountPath") == "/dev/shm" for mount in mounts):
         # 64 MB, the runtime's default, kills NCCL with an obscure error.
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})

@@ -18,6 +18,7 @@ from finetune_operator.plan.finish import failed, succeeded
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.resolve import resolve
 from finetune_operator.plan.stops import START_DEADLINE
+from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.settings import Settings
 
 RETRIES = 3
@@ -63,8 +64,8 @@ def _create(world: World, image: str, inputs: str) -> Decision:
         return _wait(world, _backing_off(world))
     try:
         pod = render.prepare_pod(job, image, inputs)
-    except render.RunConfigTooLargeError as error:
-        return _refused(world, "RunConfigTooLarge", str(error))
+    except UnrenderableError as error:
+        return _refused(world, error.reason, str(error))
     if world.refusal:
         return _refused(world, world.refusal.reason, world.refusal.message)
     situation = Situation("Preparing", message=_PREPARES)
@@ -135,8 +136,8 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
     status = status.replace(usage=usage.total(status))
     try:
         (first,) = render.worker_pods(job.with_status(status), 0, [0])
-    except render.RunConfigTooLargeError as error:
-        return _refused(world, "RunConfigTooLarge", str(error))
+    except UnrenderableError as error:
+        return _refused(world, error.reason, str(error))
     if world.refusal:
         return _refused(world, world.refusal.reason, world.refusal.message)
     situation = Situation("Starting", message=f"creating {job.spec.workers.replicas} pods")

@@ -100,15 +100,18 @@ def split(attempt: Attempt, ledger: StepLedger | None) -> Attempt:
     )
 
 
-def correct(status: FineTuneJobStatus, records: list[AttemptRecord]) -> FineTuneJobStatus:
+def correct(
+    status: FineTuneJobStatus, records: list[AttemptRecord], now: datetime
+) -> FineTuneJobStatus:
     """Mend estimates of earlier attempts by what these wrote about themselves, once each.
 
     The record's time is a proof of life of its gang that the operator did not see. It is worker
-    0's; the mark `estimated` stays, for the others' ends are taken to be the same.
+    0's; the mark `estimated` stays, for the others' ends are taken to be the same. A time to come
+    is no proof of anything.
     """
     known = {record.attempt: record for record in records}
     mended = [
-        _corrected(attempt, known[attempt.number])
+        _corrected(attempt, known[attempt.number], now)
         if attempt.settled
         and attempt.estimated
         and not attempt.corrected
@@ -119,9 +122,10 @@ def correct(status: FineTuneJobStatus, records: list[AttemptRecord]) -> FineTune
     return status.replace(attempts=mended) if mended != status.attempts else status
 
 
-def _corrected(attempt: Attempt, record: AttemptRecord) -> Attempt:
-    last = attempt.vanished_time or record.update_time
-    unseen = max(0, int((record.update_time - last).total_seconds()))
+def _corrected(attempt: Attempt, record: AttemptRecord, now: datetime) -> Attempt:
+    told = min(record.update_time, now)
+    last = attempt.vanished_time or told
+    unseen = max(0, int((told - last).total_seconds()))
     more = unseen * attempt.vanished_workers * attempt.devices_per_worker
     attempt = attempt.replace(device_seconds=attempt.device_seconds + more, corrected=True)
     return split(attempt, record.ledger)

@@ -1,0 +1,25 @@
+"""One record is one line of bounded length, whatever was put into it.
+
+Messages hold words of pods and of users: a line break would be the beginning of a line that nobody
+wrote, and an escape sequence would be carried out by the terminal that shows the log.
+"""
+
+import logging
+import re
+
+MOST = 4096  # letters of a message; tracebacks are our own
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found.group().encode("unicode_escape").decode()
+
+
+class OneLine(logging.Formatter):
+    """The formatter of the operator's log."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line before a traceback."""
+        if len(record.message) > MOST:
+            record.message = record.message[:MOST] + "…"
+        return _CONTROLS.sub(_escaped, super().formatMessage(record))

@@ -1,0 +1,154 @@
+"""The operator's rights beside the calls it makes: `python -m tests.security.rights` prints both.
+
+The calls are those of a life that reaches every one of them, of the real operator process with its
+service account, taken from the audit log of a real API server.
+"""
+
+import asyncio
+import contextlib
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kubernetes import client, config
+
+from finetune_local.cache import TREE
+from finetune_local.cluster import Cluster
+from finetune_operator.kube import ApiError, Kube
+from tests.installed import Operator, install
+from tests.operator.lives import Life, View, add_node
+from tests.operator.worlds import make_spec
+from tests.security.audit import Asked, Right, read, user
+
+Object = dict[str, Any]
+NAMESPACE, ACCOUNT = "finetune-system", "finetune-operator"
+LEASE = {"LEASE_NAMESPACE": NAMESPACE, "LEASE_NAME": ACCOUNT, "LEASE_DURATION_SECONDS": "10"}
+
+
+def objects() -> list[Object]:
+    """What operator/rbac grants."""
+    return list(yaml.safe_load_all((TREE / "operator" / "rbac" / "role.yaml").read_text()))
+
+
+def granted(roles: Iterable[Object]) -> set[Right]:
+    """The rights in Roles and ClusterRoles."""
+    return {
+        Right(group, resource, verb)
+        for role in roles
+        if role["kind"] in ("Role", "ClusterRole")
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@dataclass
+class WholeLife(Life):
+    """A job whose life needs every call; the claim and the namespace may be there already."""
+
+    async def live(self) -> None:
+        await super().live()
+        await self._until("deleted by its ttl", lambda: not self.status)
+
+    async def _begin(self) -> None:
+        """Suspended twice before anything exists, and its name is taken."""
+        kube, space = self.view.kube, f"/api/v1/namespaces/{self.namespace}"
+        with contextlib.suppress(ApiError):
+            await kube.create("/api/v1/namespaces", {"metadata": {"name": self.namespace}})
+        await self._account()
+        claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+        path = f"{space}/persistentvolumeclaims"
+        await kube.create(path, {"metadata": {"name": "w"}, "spec": claim})
+        container = {"name": "other", "image": "other"}
+        pod = {"metadata": {"name": f"{self.name}-prepare"}, "spec": {"containers": [container]}}
+        await kube.create(f"{space}/pods", pod)
+        policy = {"ttlSecondsAfterFinished": 2}
+        job = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": self.name},
+            "spec": make_spec(suspend=True, runPolicy=policy),
+        }
+        path = f"/apis/finetune.dev/v1alpha1/namespaces/{self.namespace}/finetunejobs"
+        await kube.create(path, job)
+        for _ in range(2):
+            await self._until("rests", lambda: self.conditions.get("Suspended") == "True")
+            await self._patch_job({"spec": {"suspend": False}})
+            await self._until("NameTaken", lambda: self.status.get("reason") == "NameTaken")
+            await self._patch_job({"spec": {"suspend": True}})
+        await self._until("rests", lambda: self.conditions.get("Suspended") == "True")
+        await kube.delete(self._pod(f"{self.name}-prepare"), {"gracePeriodSeconds": 0})
+        await self._patch_job({"spec": {"suspend": False}})
+        await self._until("a prepare pod of its own", self._own_prepare_pod)
+
+    def _own_prepare_pod(self) -> bool:
+        pod = self.pods.get(f"{self.name}-prepare")
+        return bool(pod and "ownerReferences" in pod["metadata"])
+
+
+def record(api: Cluster, operator: Operator, account: str, namespace: str) -> Asked:
+    """What the operator asks from its start to its end, in a whole life of a job."""
+    since = api.audit_log.stat().st_size if api.audit_log.exists() else 0
+    operator.start()
+    try:
+        asyncio.run(_live(api, namespace))
+        if operator.stop() != 0:
+            raise AssertionError(operator.log)
+    finally:
+        operator.kill()
+    return read(api.audit_log, account, since)
+
+
+async def _live(api: Cluster, namespace: str) -> None:
+    configuration = client.Configuration()
+    config.load_kube_config(str(api.kubeconfig), client_configuration=configuration)
+    kube = Kube(configuration)
+    try:
+        await add_node(kube)
+        view = View(kube)
+        async with view.watching():
+            await WholeLife(view, namespace).live()
+    finally:
+        await kube.close()
+
+
+def record_everywhere(api: Cluster, folder: Path) -> Asked:
+    """With the rights of operator/rbac, in all namespaces, electing a leader."""
+    install(api)
+    lease = ("delete", "lease", ACCOUNT, "--namespace", NAMESPACE, "--ignore-not-found")
+    api.kubectl(*lease)
+    operator = Operator(api, folder / "operator.log", **LEASE)
+    return record(api, operator, user(NAMESPACE, ACCOUNT), "rights-everywhere")
+
+
+def table(rights: set[Right], asked: Asked) -> str:
+    """One line for each right: how often it was used."""
+    counts = Counter(request.right for request in asked.requests)
+    rows = [
+        f"{right!s:40} {'granted' if right in rights else 'MISSING':8} {counts[right]:5} calls"
+        for right in sorted(rights | asked.rights)
+    ]
+    return "\n".join([*rows, f"read without a right: {', '.join(sorted(asked.paths))}"])
+
+
+def main() -> int:
+    """Bring up a control plane, record, print; 1 when rights and calls differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        api = Cluster.up("test-rights", control_plane_only=True, tied=True, audit=True)
+        try:
+            asked = record_everywhere(api, Path(folder))
+        finally:
+            api.down()
+    rights = granted(objects())
+    print(table(rights, asked))
+    return 0 if rights == asked.rights else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

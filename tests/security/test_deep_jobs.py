@@ -1,0 +1,57 @@
+"""A job nested without end, which the API server stores, keeps nobody else's job waiting."""
+
+import json
+
+import pytest
+
+from finetune_local.cluster import Cluster
+from tests.installed import Operator, install, wait_for
+from tests.operator.kubelet import names
+from tests.operator.test_live import _CLAIM, apply
+from tests.operator.worlds import make_spec
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+JOBS = "/apis/finetune.dev/v1alpha1/namespaces/default/finetunejobs"
+
+
+@pytest.fixture
+def operator(control_plane: Cluster, tmp_path):
+    install(control_plane)
+    control_plane.kubectl("apply", "-f", "-", stdin=_CLAIM)
+    running = Operator(control_plane, tmp_path / "operator.log")
+    running.start()
+    yield running
+    running.kill()
+
+
+def deep(name: str, levels: int) -> str:
+    """A job as text: not every JSON library could write it."""
+    job = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": make_spec(workers={"template": {"spec": {"DEEP": "HERE"}}}),
+    }
+    return json.dumps(job).replace('"HERE"', '{"a":' * levels + "1" + "}" * levels)
+
+
+@pytest.mark.parametrize("levels", [100, 300, 1500, 9000])
+def test_it_is_told_and_others_go_on(control_plane: Cluster, operator, tmp_path, levels):
+    file, name = tmp_path / "job.json", f"deep-{levels}"
+    file.write_text(deep(name, levels))
+    control_plane.kubectl("create", "--raw", JOBS, "-f", str(file))
+    try:
+        apply(control_plane, f"after-{levels}")
+        wait_for("a prepare pod", lambda: names(control_plane, f"after-{levels}"), 30)
+        operator.kill()
+        operator.start()
+        apply(control_plane, f"again-{levels}")
+        wait_for("a prepare pod", lambda: names(control_plane, f"again-{levels}"), 30)
+        wait_for("it is told", lambda: "deeper than 32 levels" in told(control_plane, name), 30)
+        assert "Traceback" not in operator.log
+    finally:
+        control_plane.kubectl("delete", "ftj", name, "--wait=false")
+
+
+def told(api: Cluster, name: str) -> str:
+    return api.kubectl("get", "ftj", name, "-o", "jsonpath={.status.message}")
