@@ -1,4 +1,4 @@
-"""What a job's status says, as series for Prometheus: made when somebody asks, of what is known then.
+"""What a job's status says, as series for Prometheus: made when somebody asks, of what is known.
 
 So they cost nothing at rest, and a job that is gone has none. The number of series of a job is
 bounded: no label but its namespace and name holds what a user or a pod wrote (docs/metrics.md).
