@@ -16,8 +16,9 @@ setup: ## python environment and control plane, cached outside the tree
 	@$(PYTHON) hack/setup.py $(SETUP_FOR)
 	@$(BIN)/python -m finetune_local build
 
-tools: setup ## programs that only tests need (an S3 server, Helm), cached outside the tree
+tools: setup ## programs that only tests need (an S3 server, Helm, Prometheus), cached outside the tree
 	@$(BIN)/python -m finetune_local.go_tool
+	@$(BIN)/python -m finetune_local.debian_tool
 
 demo: SETUP_FOR := --demo
 demo: setup ## fine-tune a real 135M model through a real API server (KEEP=1 leaves the cluster up)

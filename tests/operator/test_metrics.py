@@ -236,7 +236,7 @@ async def test_the_page_is_served_beside_health():
 
     content_type, page = await asyncio.to_thread(ask)
     assert content_type == CONTENT_TYPE
-    assert ("finetune_job_phase", KEY_LABELS + (("phase", "Running"),)) in series(page)
+    assert ("finetune_job_phase", (*KEY_LABELS, ("phase", "Running"))) in series(page)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
