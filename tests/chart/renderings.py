@@ -1,7 +1,7 @@
 """What the chart renders from the main sets of values: `make golden` writes the files of golden/.
 
-The objects without the CustomResourceDefinition and the dashboard, which test_generated.py compares with
-their sources, and the notes that Helm prints after the installation.
+The objects without the CustomResourceDefinition and the dashboard, which test_generated.py compares
+with their sources, and the notes that Helm prints after the installation.
 """
 
 import tempfile

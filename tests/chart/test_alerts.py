@@ -102,11 +102,9 @@ def test_an_alert_links_to_its_part_of_the_page_where_one_is_named(helm: Helm):
 
 
 def test_the_operator_of_another_release_is_no_concern_of_ours(helm: Helm):
-    text = helm.template(
-        "--set", "metrics.prometheusRule.enabled=true,fullnameOverride=tuner", namespace="team"
-    )
-    expression = alerts(find(list(yaml.safe_load_all(text)), "PrometheusRule")["spec"])[
-        "FineTuneOperatorNotLeading"
-    ]["expr"]
-    assert expression.count('{namespace="team", service="tuner-metrics"}') == 2
-    assert "RELEASE" not in text
+    values = "metrics.prometheusRule.enabled=true,fullnameOverride=tuner"
+    objects = helm.objects("--set", values, namespace="team")
+    assert find(objects, "Service")["metadata"]["name"] == "tuner-metrics"
+    told = alerts(find(objects, "PrometheusRule")["spec"])["FineTuneOperatorNotLeading"]["expr"]
+    assert told.count('{namespace="team", service="tuner-metrics"}') == 2
+    assert "RELEASE" not in str(objects)

@@ -71,7 +71,7 @@ def bases(rendered) -> dict[bool, str]:
     return {True: rendered(CHANGED), False: rendered(DEFAULTS)}
 
 
-# Some do so only beside others: the account's name where none is created, labels of what is enabled.
+# Some do so only beside others: an account's name where none is created, labels of what is enabled.
 BESIDE = {
     "serviceAccount.create",
     "networkPolicy.apiServerPorts",

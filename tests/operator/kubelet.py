@@ -16,9 +16,9 @@ class Kubelet:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    def run(self, name: str) -> None:
+    def run(self, name: str, address: str = "127.0.0.1") -> None:
         """Scheduled, and its container runs."""
-        self._write(name, podstatus.running())
+        self._write(name, podstatus.running(address))
 
     def end(self, name: str, code: int, message: str = "") -> None:
         """Its container has ended."""
