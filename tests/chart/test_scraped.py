@@ -27,7 +27,7 @@ from tests.operator.kubelet import Kubelet, names
 from tests.operator.test_live import _CLAIM, apply
 from tests.operator.worlds import checkpoint, prepared, progressed, report, result
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 NAME = "scraped"
 POD = f"127.88.{os.getpid() % 250}.1"
@@ -51,7 +51,7 @@ class Worker:
         worker = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802 - http.server's name
+            def do_GET(self) -> None:
                 body = worker.report().encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
