@@ -73,6 +73,12 @@ JOBS = [
         {_NAME: of_jobs("finetune_job_tokens_per_second")},
     ),
     Panel(
+        "MFU",
+        "percentunit",
+        "Model FLOPs utilisation; none where the peak of the devices is not known.",
+        {_NAME: of_jobs("finetune_job_mfu_ratio")},
+    ),
+    Panel(
         "Age of the newest checkpoint",
         "s",
         "What a crash of a running job would cost now.",

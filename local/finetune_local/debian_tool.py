@@ -71,7 +71,9 @@ def _unpack(tool: DebianTool) -> Path:
 def _apt(folder: Path, *arguments: str) -> bool:
     """Whether it worked. Its own user may not write into our folder: it stays who we are."""
     options = ["-qq", "-o", "APT::Sandbox::User=root", "-o", f"Dir::Cache={folder}"]
-    return subprocess.run(["apt-get", *options, *arguments], cwd=folder, check=False).returncode == 0
+    return (
+        subprocess.run(["apt-get", *options, *arguments], cwd=folder, check=False).returncode == 0
+    )
 
 
 if __name__ == "__main__":

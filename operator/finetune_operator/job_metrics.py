@@ -84,6 +84,11 @@ def _tokens(job: Job) -> Iterator[Sample]:
         yield (), job.status.progress.tokens_per_second
 
 
+def _mfu(job: Job) -> Iterator[Sample]:
+    if job.status.phase == "Running" and job.status.progress:
+        yield (), job.status.progress.mfu
+
+
 def _device_seconds(job: Job) -> Iterator[Sample]:
     usage = job.status.usage
     if usage:
@@ -152,6 +157,11 @@ METRICS = (
         "finetune_job_tokens_per_second",
         "Packed tokens of all devices, mean over the last minute of steps, while the job runs.",
         _tokens,
+    ),
+    JobMetric(
+        "finetune_job_mfu_ratio",
+        "FLOPs that the steps of the last minute need / the devices' peak, while the job runs.",
+        _mfu,
     ),
     JobMetric(
         "finetune_job_device_seconds",

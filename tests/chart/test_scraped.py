@@ -70,6 +70,7 @@ class Worker:
             step=self._step,
             total_steps=1000,
             tokens_per_second=15800.5,
+            mfu=0.47,
             last_update_time=datetime.now(UTC),
         )
         ledger = StepLedger(productive_seconds=0.5, redone_seconds=0.5, highest_step=self._step)

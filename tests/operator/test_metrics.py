@@ -60,7 +60,8 @@ def values(found: Series, name: str, label: str = "") -> dict[str, float]:
 
 def training(**changes) -> Job:
     """A job that runs and tells of itself."""
-    facts = {"step": 25, "total_steps": 100, "last_update_time": at(90), "tokens_per_second": 15800}
+    facts = {"step": 25, "total_steps": 100, "last_update_time": at(90), "mfu": 0.47}
+    facts |= {"tokens_per_second": 15800}
     said = report(progress=Progress(**(facts | changes)), checkpoints=[checkpoint(20)])
     job = running()
     return job.with_status(look(job, worker(0), worker(1), now=100, report=said).status)
@@ -71,6 +72,7 @@ async def test_a_job_is_told_in_full():
     assert values(found, "finetune_job_phase", "phase") == {"Running": 1}
     assert values(found, "finetune_job_progress_ratio") == {"": 0.25}
     assert values(found, "finetune_job_tokens_per_second") == {"": 15800}
+    assert values(found, "finetune_job_mfu_ratio") == {"": 0.47}
     assert values(found, "finetune_job_step_timestamp_seconds") == {"": at(90).timestamp()}
     assert values(found, "finetune_job_running_timestamp_seconds") == {"": at(20).timestamp()}
     assert values(found, "finetune_job_checkpoint_timestamp_seconds") == {"": START.timestamp()}
