@@ -70,7 +70,7 @@ def _progress(job: Job) -> Iterator[Sample]:
 
 def _last_step(job: Job) -> Iterator[Sample]:
     progress = job.status.progress
-    yield (), _moment(progress and progress.last_update_time)
+    yield (), _moment(progress.last_update_time if progress else None)
 
 
 def _running(job: Job) -> Iterator[Sample]:
@@ -99,7 +99,7 @@ def _device_seconds(job: Job) -> Iterator[Sample]:
 
 def _checkpoint(job: Job) -> Iterator[Sample]:
     newest = job.status.latest_checkpoint
-    yield (), _moment(newest and newest.creation_time)
+    yield (), _moment(newest.creation_time if newest else None)
 
 
 def _checkpoint_interval(job: Job) -> Iterator[Sample]:

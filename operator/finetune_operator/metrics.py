@@ -50,7 +50,8 @@ class Metrics:
         """`view` is called on the event loop, whenever somebody asks."""
         self._view = view
         self._registry = CollectorRegistry()
-        disable_created_metrics()  # a second series for each, which Prometheus asks for nowhere
+        # Else each has a second series, of its creation, that nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._looks = Histogram(
             "finetune_operator_reconcile_duration_seconds",
             "How long one look at a job took, by its result: done, or to be repeated.",

@@ -42,11 +42,11 @@ class Utilisation:
         size = getattr(shape, "head_dim", None) or hidden // heads
         own, shared = heads * size, shape.num_key_value_heads * size
         layer = hidden * (2 * own + 2 * shared) + 3 * hidden * shape.intermediate_size
-        self._token = 6.0 * shape.num_hidden_layers * layer
-        self._trained = 6.0 * shape.vocab_size * hidden
+        self._token: float = 6.0 * shape.num_hidden_layers * layer
+        self._trained: float = 6.0 * shape.vocab_size * hidden
         # Scores and their use, 2 FLOPs each, three times with the backward pass: 12 for a pair of
         # tokens, of which causal attention has half as many as the document has tokens squared.
-        self._square = 6.0 * shape.num_hidden_layers * own
+        self._square: float = 6.0 * shape.num_hidden_layers * own
 
     @classmethod
     def known(
