@@ -37,7 +37,7 @@ def promtool(*arguments: object) -> str:
 @pytest.fixture
 def folder(helm: Helm, tmp_path: Path) -> Path:
     """The rules and the cases."""
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules(helm)))
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules(helm), width=1000))
     shutil.copy(CASES, tmp_path)
     return tmp_path
 

@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 NAME = "scraped"
 POD = f"127.88.{os.getpid() % 250}.1"
+NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "scraped-node"}}
 SERVICE = {"namespace": "finetune-system", "service": "finetune-operator-metrics"}
 DASHBOARD = json.loads(
     (TREE / "charts" / "finetune-operator" / "files" / "dashboard.json").read_text()
@@ -113,6 +114,7 @@ def scraped(api: Cluster, helm, tmp_path_factory) -> Iterator[Prometheus]:
 
 def _with_a_job(api: Cluster, prometheus: Prometheus) -> Iterator[Prometheus]:
     kubelet = Kubelet(api)
+    api.kubectl("create", "-f", "-", stdin=json.dumps(NODE))
     apply(api, NAME)
     worker = Worker(json.loads(api.kubectl("get", "ftj", NAME, "-o", "json"))["metadata"]["uid"])
     try:
@@ -129,12 +131,17 @@ def _with_a_job(api: Cluster, prometheus: Prometheus) -> Iterator[Prometheus]:
     finally:
         worker.close()
         api.kubectl("delete", "ftj", NAME, "--ignore-not-found")
+        # No kubelet says that they are gone.
+        own = ("--selector", f"finetune.dev/job-name={NAME}", "--force", "--grace-period=0")
+        api.kubectl("delete", "pods", *own)
+        api.kubectl("delete", "node", NODE["metadata"]["name"])
 
 
 def _gang(api: Cluster, kubelet: Kubelet, attempt: int) -> None:
     workers = {f"{NAME}-{attempt}-{index}" for index in (0, 1)}
     wait_for(f"attempt {attempt}", lambda: workers <= names(api, NAME))
     for worker in workers:
+        kubelet.bind(worker, NODE["metadata"]["name"])
         kubelet.run(worker, POD)
     wait_for("Running", lambda: status(api, NAME).get("phase") == "Running")
 
