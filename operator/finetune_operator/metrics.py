@@ -65,6 +65,7 @@ class Metrics:
             ["verb", "code"],
             registry=self._registry,
         )
+        self._seen: dict[tuple[str, int | None], Counter] = {}  # twice as quick as asking `labels`
         self._writes = Counter(
             "finetune_operator_status_writes_total",
             "Statuses written, by what was new: facts, progress, or device seconds alone.",
@@ -80,7 +81,11 @@ class Metrics:
 
     def request(self, verb: str, code: int | None) -> None:
         """One was answered with this status; None: it was not answered."""
-        self._requests.labels(verb, "none" if code is None else str(code)).inc()
+        series = self._seen.get((verb, code))
+        if series is None:
+            series = self._requests.labels(verb, "none" if code is None else str(code))
+            self._seen[verb, code] = series
+        series.inc()
 
     def write(self, urgency: Urgency) -> None:
         """A status was written."""

@@ -34,10 +34,15 @@ def promtool(*arguments: object) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def rendered(helm: Helm) -> Object:
+    return rules(helm)
+
+
 @pytest.fixture
-def folder(helm: Helm, tmp_path: Path) -> Path:
+def folder(rendered: Object, tmp_path: Path) -> Path:
     """The rules and the cases."""
-    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules(helm), width=1000))
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rendered, width=1000))
     shutil.copy(CASES, tmp_path)
     return tmp_path
 
@@ -70,6 +75,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("written", "changed"), CHANGES)
 def test_the_cases_notice_every_change(folder: Path, written: str, changed: str):
     text = (folder / "rules.yaml").read_text()
@@ -79,22 +85,22 @@ def test_the_cases_notice_every_change(folder: Path, written: str, changed: str)
         promtool("test", "rules", folder / CASES.name)
 
 
-def test_each_alert_has_a_case_in_which_it_fires(helm: Helm):
+def test_each_alert_has_a_case_in_which_it_fires(rendered: Object):
     fired = {
         case["alertname"]
         for test in yaml.safe_load(CASES.read_text())["tests"]
         for case in test["alert_rule_test"]
         if case.get("exp_alerts")
     }
-    assert fired == set(alerts(rules(helm)))
+    assert fired == set(alerts(rendered))
 
 
-def test_each_alert_has_its_part_of_the_page(helm: Helm):
-    assert re.findall(r"^## (\w+)$", PAGE, re.M) == list(alerts(rules(helm)))
+def test_each_alert_has_its_part_of_the_page(rendered: Object):
+    assert re.findall(r"^## (\w+)$", PAGE, re.M) == list(alerts(rendered))
 
 
-def test_an_alert_links_to_its_part_of_the_page_where_one_is_named(helm: Helm):
-    for rule in alerts(rules(helm)).values():
+def test_an_alert_links_to_its_part_of_the_page_where_one_is_named(helm: Helm, rendered: Object):
+    for rule in alerts(rendered).values():
         assert "runbook_url" not in rule["annotations"]
     page = "https://docs.example/alerts"
     for name, rule in alerts(rules(helm, f"metrics.prometheusRule.runbookUrl={page}")).items():
