@@ -16,8 +16,9 @@ setup: ## python environment and control plane, cached outside the tree
 	@$(PYTHON) hack/setup.py $(SETUP_FOR)
 	@$(BIN)/python -m finetune_local build
 
-tools: setup ## programs that only tests need (an S3 server, Helm), cached outside the tree
+tools: setup ## programs that only tests need (an S3 server, Helm, Prometheus), cached outside the tree
 	@$(BIN)/python -m finetune_local.go_tool
+	@$(BIN)/python -m finetune_local.debian_tool
 
 demo: SETUP_FOR := --demo
 demo: setup ## fine-tune a real 135M model through a real API server (KEEP=1 leaves the cluster up)
@@ -40,10 +41,11 @@ torture: setup ## kill ranks in the middle of saves (N=200, SEED=1)
 format: ## ruff format and fixable lints
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-crds: ## write crds/, docs/api.md and the chart's copies from the models, the roles and values.yaml
+crds: ## write crds/, docs/api.md, the chart's copies and its dashboard from the models, the roles, values.yaml and hack/
 	@$(BIN)/python -m finetune_api.crd > crds/finetune.dev_finetunejobs.yaml
 	@$(BIN)/python -m finetune_api.reference > docs/api.md
 	@$(BIN)/python hack/chart.py
+	@$(BIN)/python hack/dashboard.py
 
 golden: tools ## write what the chart renders to tests/chart/golden, to be read as a diff
 	@$(BIN)/python -m tests.chart.renderings

@@ -70,6 +70,7 @@ COLUMNS = [
     ("Restarts", "integer", ".status.restarts", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Tokens/s", "integer", ".status.progress.tokensPerSecond", 1),
+    ("MFU", "number", ".status.progress.mfu", 1),
     ("Checkpoint", "string", ".status.display.checkpoint", 1),
     ("Workers", "string", ".status.display.workers", 1),
     ("Message", "string", ".status.message", 1),

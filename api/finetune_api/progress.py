@@ -102,6 +102,11 @@ class Progress(Message):
     trained_tokens_per_second: float | None = Field(
         default=None, description="Tokens with loss, last minute."
     )
+    mfu: float | None = Field(
+        default=None,
+        description="FLOPs that the steps of the last minute need / what the devices can do in "
+        "dense bf16 by their data sheet, 0 to 1. Absent where that is unknown.",
+    )
     eta_seconds: Count | None = Field(
         default=None, description="Estimated seconds of training left."
     )

@@ -101,7 +101,8 @@ def _numbers(status: FineTuneJobStatus) -> list[tuple[str, str]]:
         if progress.tokens_per_second is not None:
             eta = progress.eta_seconds
             left = f"  about {duration(eta)} left" if eta and not status.finished else ""
-            rows.append(("speed", f"{progress.tokens_per_second:,.0f} tokens/s{left}"))
+            mfu = "" if progress.mfu is None else f"  MFU {100 * progress.mfu:.0f} %"
+            rows.append(("speed", f"{progress.tokens_per_second:,.0f} tokens/s{mfu}{left}"))
     if evaluation and evaluation.baseline is not None:
         last = "" if evaluation.last is None else f", {evaluation.last:.4f} at {_at(evaluation)}"
         rows.append(("validation", f"{evaluation.baseline:.4f} before training{last}"))

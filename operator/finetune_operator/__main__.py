@@ -20,6 +20,7 @@ from finetune_operator.jobs import Jobs
 from finetune_operator.kube import Kube
 from finetune_operator.lease import Elector, LeaseLostError
 from finetune_operator.logs import OneLine
+from finetune_operator.metrics import Look, Metrics, View
 from finetune_operator.queue import Queue
 from finetune_operator.reconcile import Reconciler, guarded
 from finetune_operator.reports import Reports, Target
@@ -95,10 +96,17 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
 async def operate(settings: Settings, configuration: object, stop: asyncio.Event) -> None:
     """Run the parts until cancelled; `stop` is set by SIGTERM and SIGINT."""
     queue = Queue()
-    lease_kube = Kube(configuration)  # its own connections: nothing that hangs delays a renewal
+    metrics = Metrics(lambda: _view(queue, elector, jobs))
+    count = metrics.request
+    # Its own connections: nothing that hangs delays a renewal.
+    lease_kube = Kube(configuration, counted=count)
     elector = Elector(lease_kube, settings.lease) if settings.lease else None
-    kube = Kube(configuration, elector.guard) if elector else Kube(configuration)
-    health = Health(queue.longest, elector.describe) if elector else Health(queue.longest)
+    if elector:
+        kube = Kube(configuration, elector.guard, counted=count)
+        health = Health(queue.longest, elector.describe, page=metrics.page)
+    else:
+        kube = Kube(configuration, counted=count)
+        health = Health(queue.longest, page=metrics.page)
     pods = Pods(queue.add, queue.add_soon, lambda uid: jobs.knows(uid))
 
     def targets(due: Callable[[str], bool]) -> Iterator[Target]:
@@ -112,14 +120,19 @@ async def operate(settings: Settings, configuration: object, stop: asyncio.Event
 
     jobs = Jobs(queue.add_new, removed, settings.selector)
     throttle = Throttle(settings.progress_write_interval)
-    reconciler = Reconciler(kube, jobs, pods, reports, Recorder(kube), settings, throttle)
+    reconciler = Reconciler(
+        kube, jobs, pods, reports, Recorder(kube), settings, throttle, wrote=metrics.write
+    )
+    look = metrics.timed(guarded(reconciler.reconcile))
     signals = functools.partial(_stop_on_signals, stop)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(health.run(settings.health_port))
             await _fill(group, kube, pods, settings, health)
-            group.create_task(watch.run(kube, jobs, configuration, settings, health, signals))
-            group.create_task(_lead(elector, queue, reconciler, reports))
+            group.create_task(
+                watch.run(kube, jobs, configuration, settings, health, signals, count)
+            )
+            group.create_task(_lead(elector, queue, look, reports))
             _log.info("operating in %s", ", ".join(settings.namespaces) or "all namespaces")
     finally:
         queue.close()
@@ -141,9 +154,7 @@ async def _fill(
         await heart.filled.wait()
 
 
-async def _lead(
-    elector: Elector | None, queue: Queue, reconciler: Reconciler, reports: Reports
-) -> None:
+async def _lead(elector: Elector | None, queue: Queue, look: Look, reports: Reports) -> None:
     """What only the leader does; a standby has the same caches and works on nothing."""
     try:
         if elector:
@@ -153,11 +164,24 @@ async def _lead(
                 group.create_task(elector.renew())
             group.create_task(reports.run())
             for _ in range(_WORKERS):
-                group.create_task(queue.work(guarded(reconciler.reconcile)))
+                group.create_task(queue.work(look))
     finally:
         # The workers have ended: whoever leads next meets no write of ours.
         if elector:
             await elector.release()
+
+
+def _view(queue: Queue, elector: Elector | None, jobs: Jobs) -> View:
+    """For the metrics."""
+    longest = queue.longest()
+    left = max(0.0, elector.left) if elector else None
+    return View(
+        waiting=len(queue),
+        longest=longest[1] if longest else 0.0,
+        leading=left is None or left > 0,
+        lease=left,
+        jobs=jobs.seen(),
+    )
 
 
 def running_gangs(jobs: Jobs, pods: Pods, due: Callable[[str], bool]) -> Iterator[Target]:

@@ -1,4 +1,4 @@
-"""Liveness and readiness from what the operator really does.
+"""Liveness and readiness from what the operator really does; beside them, its metrics.
 
 Each part that must go on for ever has a heart, which beats when the part does something: an event,
 a bookmark, a request, a repeated attempt. An API server that is away therefore kills nobody; a part
@@ -7,11 +7,12 @@ that hangs is named, and the kubelet starts the process again.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from finetune_operator.metrics import CONTENT_TYPE
 from finetune_operator.queue import Key
 
 _LOOP_LATE = 60.0  # s
@@ -46,12 +47,17 @@ class Heart:
         return self.clock() - self._last
 
 
+async def _nothing() -> bytes:
+    return b""
+
+
 @dataclass
 class Health:
     """Alive while every heart beats and no look at a job hangs; ready once the caches are full."""
 
     longest: Callable[[], tuple[Key, float] | None] = lambda: None  # look at a job
     role: Callable[[], str] = lambda: "the only replica"
+    page: Callable[[], Awaitable[bytes]] = _nothing  # of metrics
     clock: Callable[[], float] = time.monotonic
     _hearts: list[Heart] = field(default_factory=list)
 
@@ -84,12 +90,18 @@ class Health:
         ]
 
     async def run(self, port: int) -> None:
-        """Serve /healthz and /readyz; only beats when no port is given."""
+        """Serve /healthz, /readyz and /metrics; only beats when no port is given."""
         loop = self.heart("event loop", _LOOP_LATE)
         runner = None
         if port:
             app = web.Application()
-            app.add_routes([web.get("/healthz", self._alive), web.get("/readyz", self._ready)])
+            app.add_routes(
+                [
+                    web.get("/healthz", self._alive),
+                    web.get("/readyz", self._ready),
+                    web.get("/metrics", self._metrics),
+                ]
+            )
             runner = web.AppRunner(app, access_log=None)
             await runner.setup()
             await web.TCPSite(runner, port=port).start()
@@ -106,6 +118,9 @@ class Health:
 
     async def _ready(self, _: web.Request) -> web.Response:
         return self._answer(self.late() + self.unfilled())
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=await self.page(), headers={"Content-Type": CONTENT_TYPE})
 
     def _answer(self, wrong: list[str]) -> web.Response:
         ages = [f"{heart.name}: {heart.age:.0f} s ago" for heart in self._hearts]

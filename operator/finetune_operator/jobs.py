@@ -64,6 +64,14 @@ class Jobs:
         """All jobs that were looked at since they last changed."""
         return [(key, entry.job) for key, entry in self._entries.items() if entry.job]
 
+    def seen(self) -> list[Job]:
+        """Every job as it was read last: what has changed since, and waits for its look, as it was.
+
+        A job that were left out for that moment would seem to be gone, and to come back.
+        """
+        found = (entry.job or entry.before for entry in self._entries.values())
+        return [job for job in found if job]
+
     def knows(self, uid: str) -> bool:
         """Whether a job of that uid is here."""
         return uid in self._uids

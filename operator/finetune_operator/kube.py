@@ -25,6 +25,7 @@ _PAGE = 500
 _JSON, _MERGE = "application/json", "application/merge-patch+json"
 _METADATA = f"{_JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1, {_JSON}"
 _AGENT = "finetune-operator"
+_VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
 _TIMEOUT = 10.0  # s
 _LIST_TIMEOUT = 60.0  # s; a page of large objects from a busy server
 _PAUSES = (0.2, 0.5, 1.0, 2.0)  # s between repetitions
@@ -76,17 +77,30 @@ def _always() -> float:
     return _TIMEOUT
 
 
+Counted = Callable[[str, int | None], None]
+"""Told of each request: its verb, and the status of the answer, None when none came."""
+
+
+def uncounted(_verb: str, _code: int | None) -> None:
+    """For clients of which nobody wants to know how often they ask."""
+
+
 class Kube:
     """A client of one API server."""
 
     def __init__(
-        self, configuration: Any, guard: Callable[[], float] = _always, silence: float = 90.0
+        self,
+        configuration: Any,
+        guard: Callable[[], float] = _always,
+        silence: float = 90.0,
+        counted: Counted = uncounted,
     ) -> None:
         """`guard` is asked before each write: how many seconds it may take; it raises to forbid it.
 
         `silence`: seconds after which a watch is dead; bookmarks come about once a minute.
         """
         self._host, self._guard, self._silence = configuration.host, guard, silence
+        self._counted = counted
         self._session = open_session(configuration)
         self._client = http1.Client(configuration.host, tls_context(configuration))
         self._credentials = Credentials(configuration)
@@ -130,7 +144,13 @@ class Kube:
         query["timeoutSeconds"] = "300"
         url = f"{self._host}{path}?{urlencode(query)}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=self._silence)
-        async with self._session.get(url, timeout=timeout) as response:
+        try:
+            response = await self._session.get(url, timeout=timeout)
+        except TRANSIENT:
+            self._counted("watch", None)
+            raise
+        self._counted("watch", response.status)
+        async with response:
             try:
                 async for event in _events(response):
                     yield event
@@ -177,7 +197,13 @@ class Kube:
             **self._credentials.headers(),
         }
         sent = b"" if body is None else to_json(body)
-        answer = await self._client.request(method, target, headers, sent, seconds)
+        verb = "list" if "limit" in query else _VERBS[method]
+        try:
+            answer = await self._client.request(method, target, headers, sent, seconds)
+        except TRANSIENT:
+            self._counted(verb, None)
+            raise
+        self._counted(verb, answer.status)
         if answer.status >= 300:
             raise refusal(answer.status, answer.headers.get("retry-after", ""), answer.body)
         if not answer.headers.get("content-type", "").startswith(_JSON):

@@ -43,6 +43,7 @@ class Reconciler:
     settings: Settings
     throttle: Throttle
     clock: Callable[[], datetime] = _now
+    wrote: Callable[[Urgency], None] = lambda _: None
     _stale: set[Key] = field(default_factory=set)
 
     async def reconcile(self, key: Key) -> float | None:
@@ -183,6 +184,7 @@ class Reconciler:
             "status": merge_patch(job.status.to_dict(), new.to_dict()),
         }
         answer = await self.kube.patch(f"{jobs.path(key)}/status", patch)
+        self.wrote(kind)
         self.jobs.take(answer, tell=False)
         return self._read(key, answer), None
 

@@ -21,7 +21,7 @@ from finetune_operator import jobs as paths
 from finetune_operator.access import open_session
 from finetune_operator.health import Health, Heart
 from finetune_operator.jobs import Jobs
-from finetune_operator.kube import TRANSIENT, ApiError, Kube, backoff, refusal
+from finetune_operator.kube import TRANSIENT, ApiError, Counted, Kube, backoff, refusal
 from finetune_operator.settings import Settings
 
 _log = logging.getLogger("finetune.watch")
@@ -59,6 +59,7 @@ async def run(
     settings: Settings,
     health: Health,
     started: Callable[[], None],
+    counted: Counted,
 ) -> None:
     """Feed the cache for ever. `started` is called when kopf has taken over the signals."""
     hearts = {
@@ -73,7 +74,7 @@ async def run(
         begin = loop.time()
         try:
             await _installed(kube, hearts)
-            await _kopf(jobs, configuration, settings, hearts, started)
+            await _kopf(settings, _registry(jobs, configuration, _Pulse(hearts, counted)), started)
         except Exception as error:  # kopf raises whatever a task of it raised
             _log.warning("the watch on jobs ended (%s); it is started again", error)
         if loop.time() - begin > _STEADY:
@@ -99,15 +100,11 @@ async def _installed(kube: Kube, hearts: dict[str, Heart]) -> None:
 
 
 async def _kopf(
-    jobs: Jobs,
-    configuration: Any,
-    settings: Settings,
-    hearts: dict[str, Heart],
-    started: Callable[[], None],
+    settings: Settings, registry: kopf.OperatorRegistry, started: Callable[[], None]
 ) -> None:
     """Until one of its tasks ends. Not `kopf.operator`: that would cancel tasks that are ours."""
     tasks = await kopf.spawn_tasks(
-        registry=_registry(jobs, configuration, hearts),
+        registry=registry,
         settings=_kopf_settings(settings),
         standalone=True,
         # For its peering, which is off. It would make one from the name of our user, and the user
@@ -142,13 +139,13 @@ def _kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     return chosen
 
 
-def _registry(jobs: Jobs, configuration: Any, hearts: dict[str, Heart]) -> kopf.OperatorRegistry:
+def _registry(jobs: Jobs, configuration: Any, pulse: "_Pulse") -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     # Coroutines: kopf runs plain functions in threads, and our queue belongs to the loop.
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.AiohttpSession:
-        session = open_session(configuration, _Pulse(hearts))
+        session = open_session(configuration, pulse)
         return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
 
     @kopf.on.event(API_GROUP, "v1alpha1", PLURAL, registry=registry)
@@ -164,10 +161,10 @@ def _registry(jobs: Jobs, configuration: Any, hearts: dict[str, Heart]) -> kopf.
 
 
 class _Pulse:
-    """Sees kopf's requests on jobs: beats the hearts, and keeps watches a little apart."""
+    """Sees kopf's requests on jobs: beats the hearts, counts, and keeps watches a little apart."""
 
-    def __init__(self, hearts: dict[str, Heart]) -> None:
-        self._hearts = hearts
+    def __init__(self, hearts: dict[str, Heart], counted: Counted) -> None:
+        self._hearts, self._counted = hearts, counted
         self._next: dict[str, float] = {}
 
     async def __call__(
@@ -180,7 +177,13 @@ class _Pulse:
         watches = "watch" in request.url.query
         if watches:
             await self._apart(request.url.path)
-        response = await handler(request)
+        verb = "watch" if watches else "list"
+        try:
+            response = await handler(request)
+        except TRANSIENT:
+            self._counted(verb, None)
+            raise
+        self._counted(verb, response.status)
         heart.beat()
         if response.status == 200 and not watches:
             heart.fill()

@@ -1,7 +1,7 @@
 """What the chart renders from the main sets of values: `make golden` writes the files of golden/.
 
-The objects without the CustomResourceDefinition, which test_generated.py compares with its source,
-and the notes that Helm prints after the installation.
+The objects without the CustomResourceDefinition and the dashboard, which test_generated.py compares
+with their sources, and the notes that Helm prints after the installation.
 """
 
 import tempfile
@@ -23,7 +23,8 @@ def render(helm: Helm, file: str) -> str:
     """What a file of golden/ should hold."""
     values = VALUES[Path(file).stem]
     if file.endswith(".yaml"):
-        return helm.template(*values, "--set", "crds.enabled=false")
+        elsewhere = "crds.enabled=false,metrics.dashboard.enabled=false"
+        return helm.template(*values, "--set", elsewhere)
     where = ("--namespace", "finetune-system", "--dry-run=client")
     return helm("install", "finetune-operator", CHART, *where, *values).partition("NOTES:\n")[2]
 

@@ -17,6 +17,8 @@ from tests.chart.helm import CHART, VERSION, find
 from tests.chart.renderings import EVERYTHING
 
 WRITTEN = runpy.run_path(str(TREE / "hack" / "chart.py"))["parts"]()
+DASHBOARD = runpy.run_path(str(TREE / "hack" / "dashboard.py"))
+WRITTEN |= {TREE / DASHBOARD["PATH"]: DASHBOARD["text"]()}
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 CRD = yaml.safe_load((TREE / "crds" / "finetune.dev_finetunejobs.yaml").read_text())
@@ -38,6 +40,15 @@ def test_the_definition_is_the_one_of_the_models(helm, keep):
     assert found["metadata"]["name"] == CRD["metadata"]["name"] == f"{PLURAL}.finetune.dev"
     annotations = {"helm.sh/resource-policy": "keep"} if keep else None
     assert found["metadata"].get("annotations") == annotations
+
+
+def test_the_dashboard_is_the_one_that_was_written(helm):
+    values = ("metrics.dashboard.enabled=true", "metrics.dashboard.annotations.folder=Training")
+    found = find(helm.objects("--set", ",".join(values)), "ConfigMap")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert found["metadata"]["annotations"] == {"folder": "Training"}
+    (text,) = found["data"].values()
+    assert json.loads(text) == json.loads((TREE / DASHBOARD["PATH"]).read_text())
 
 
 def test_the_cluster_grants_what_the_local_cluster_grants(helm):

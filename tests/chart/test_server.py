@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,9 +10,13 @@ from finetune_api import names
 from finetune_local.cluster import Cluster
 from tests.chart.helm import Helm, find, shared
 from tests.chart.renderings import VALUES
+from tests.installed import wait_for
 from tests.operator.older import Left, left_in
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+MONITORING = Path(__file__).parent / "monitoring.yaml"
+SERVED = ("api-resources", "--api-group=monitoring.coreos.com", "--cached=false")
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +24,10 @@ def cluster_with_namespaces(api: Cluster) -> Cluster:
     for name in ("finetune-system", "team-a", "team-b", "research"):
         item = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         api.kubectl("apply", "-f", "-", stdin=json.dumps(item))
+    api.kubectl("apply", "-f", str(MONITORING))
+    api.kubectl("wait", "--for=condition=Established", "-f", str(MONITORING))
+    for kind in ("servicemonitors", "prometheusrules"):
+        wait_for(f"{kind} are served", lambda kind=kind: kind in api.kubectl(*SERVED), 30)
     return api
 
 

@@ -71,10 +71,22 @@ def bases(rendered) -> dict[bool, str]:
     return {True: rendered(CHANGED), False: rendered(DEFAULTS)}
 
 
+# Some do so only beside others: an account's name where none is created, labels of what is enabled.
+BESIDE = {
+    "serviceAccount.create",
+    "networkPolicy.apiServerPorts",
+    "metrics.serviceMonitor.labels",
+    "metrics.serviceMonitor.interval",
+    "metrics.prometheusRule.labels",
+    "metrics.prometheusRule.runbookUrl",
+    "metrics.dashboard.labels.grafana_dashboard",
+    "metrics.dashboard.annotations",
+}
+
+
 @pytest.mark.parametrize("path", list(leaves(DEFAULTS, CHANGED)), ids=".".join)
 def test_every_value_changes_what_is_rendered(rendered, bases, path):
-    # Some do so only beside others: the account's name where none is created, ports of a policy.
-    alone = ".".join(path) not in {"serviceAccount.create", "networkPolicy.apiServerPorts"}
+    alone = ".".join(path) not in BESIDE
     base, other = (DEFAULTS, CHANGED) if alone else (CHANGED, DEFAULTS)
     assert rendered(with_value(base, path, other)) != bases[not alone]
 
@@ -116,9 +128,32 @@ def test_probes_ask_where_health_is_served(helm):
     (container,) = template["spec"]["containers"]
     (port,) = container["ports"]
     assert str(port["containerPort"]) == environment(container)["HEALTH_PORT"]
+    served = (TREE / "operator" / "finetune_operator" / "health.py").read_text()
     for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
         assert container[probe]["httpGet"] == {"path": path, "port": port["name"]}
-        assert path in (TREE / "operator" / "finetune_operator" / "health.py").read_text()
+        assert f'"{path}"' in served
+
+
+def test_metrics_are_scraped_where_they_are_served(helm):
+    objects = helm.objects(
+        "--set", "metrics.serviceMonitor.enabled=true,networkPolicy.enabled=true"
+    )
+    template = find(objects, "Deployment")["spec"]["template"]
+    (port,) = template["spec"]["containers"][0]["ports"]
+    service, monitor = find(objects, "Service"), find(objects, "ServiceMonitor")
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    (way,) = service["spec"]["ports"]
+    assert (way["targetPort"], way["port"]) == (port["name"], port["containerPort"])
+    labels, space = service["metadata"]["labels"], service["metadata"]["namespace"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert monitor["spec"]["namespaceSelector"] == {"matchNames": [space]}
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert (endpoint["port"], endpoint["honorLabels"]) == (way["name"], True)
+    served = (TREE / "operator" / "finetune_operator" / "health.py").read_text()
+    assert f'"{endpoint["path"]}"' in served
+    assert find(objects, "NetworkPolicy")["spec"]["ingress"] == [
+        {"ports": [{"port": port["name"]}]}
+    ]
 
 
 def test_only_replicas_have_a_disruption_budget(helm):
@@ -145,7 +180,7 @@ def test_everything_is_named_after_the_release(helm, release, name):
     text = helm("template", release, CHART, "--set", "crds.enabled=false", "--set", "replicas=2")
     names = {item["metadata"]["name"] for item in yaml.safe_load_all(text) if item}
     roles = {f"{name}-{suffix}" for suffix in ("leader-election", "view", "edit", "admin")}
-    assert names == {name, *roles}
+    assert names == {name, f"{name}-metrics", *roles}
 
 
 def test_a_name_of_digits_stays_a_name(helm):
@@ -180,6 +215,10 @@ REFUSED = {
     "an account without a name": (
         "serviceAccount.create=false",
         "serviceAccount.create is false and serviceAccount.name is empty; name the service account",
+    ),
+    "an address with a fragment, which the chart adds": (
+        "metrics.prometheusRule.runbookUrl=https://docs.example/alerts#one",
+        "'/metrics/prometheusRule/runbookUrl': 'https://docs.example/alerts#one' does not match",
     ),
     "a setting behind the chart's back": (
         "extraEnv[0].name=FINETUNE_NAMESPACES",

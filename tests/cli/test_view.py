@@ -23,6 +23,7 @@ RUNNING = {
         "trainLoss": 1.731,
         "learningRate": 9.1e-6,
         "tokensPerSecond": 15800.4,
+        "mfu": 0.47,
         "etaSeconds": 4020,
     },
     "evaluation": {"baseline": 2.413, "last": 1.802, "lastStep": 120},
@@ -64,7 +65,7 @@ def test_the_panel_shows_what_a_person_asks_for():
     for words in (
         "default/a  Running / Training  1h0m",
         "124 of 354  loss 1.7310  lr 9.10e-06",
-        "15,800 tokens/s  about 1h7m left",
+        "15,800 tokens/s  MFU 47 %  about 1h7m left",
         "2.4130 before training, 1.8020 at step 120",
         "2.000 device hours (75% productive, 5% lost, 20% overhead)",
         "2 of 2 running  attempt 2  restarts 1",

@@ -16,9 +16,16 @@ class Kubelet:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    def run(self, name: str) -> None:
+    def bind(self, name: str, node: str) -> None:
+        """To a node, which must exist: devices cost from here on. The scheduler finds none here."""
+        target = {"apiVersion": "v1", "kind": "Node", "name": node}
+        binding = json.dumps({"metadata": {"name": name}, "target": target})
+        path = f"/api/v1/namespaces/default/pods/{name}/binding"
+        self._cluster.kubectl("create", "--raw", path, "-f", "-", stdin=binding)
+
+    def run(self, name: str, address: str = "127.0.0.1") -> None:
         """Scheduled, and its container runs."""
-        self._write(name, podstatus.running())
+        self._write(name, podstatus.running(address))
 
     def end(self, name: str, code: int, message: str = "") -> None:
         """Its container has ended."""

@@ -8,12 +8,12 @@ from finetune_api.base import format_time
 Object = dict[str, Any]
 
 
-def running() -> Object:
+def running(address: str = "127.0.0.1") -> Object:
     """Bound to a node, and its container runs since now."""
     now = format_time(datetime.now(UTC))
     return {
         "phase": "Running",
-        "podIP": "127.0.0.1",
+        "podIP": address,
         "startTime": now,
         "conditions": [{"type": "PodScheduled", "status": "True", "lastTransitionTime": now}],
         "containerStatuses": [_container({"running": {"startedAt": now}})],

@@ -28,6 +28,7 @@ from finetune_trainer.divergence import Divergence
 from finetune_trainer.engine import Engine
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluate import Evaluator
+from finetune_trainer.mfu import Utilisation
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.peers import Peers
 from finetune_trainer.progress import ProgressMeter
@@ -80,7 +81,14 @@ class Loop:
         self._unheard: deque[StepFacts] = deque()
         self._turns = Turns(config, plan)
         self._divergence = Divergence(plan.learning_rate)
-        self._meter = ProgressMeter(config, plan, self._sequence.epoch)
+        utilisation = Utilisation.known(
+            engine.model.model.config,
+            self.rows,
+            self.peers.world,
+            device,
+            bf16=config.training.precision == "BF16",
+        )
+        self._meter = ProgressMeter(config, plan, self._sequence.epoch, utilisation)
         self._keeper = Keeper(paths, owner, config.checkpoints.keep_last, report)
         self._snapshot = Snapshot(engine, self.peers.local_world)
         self._saver = Saver(

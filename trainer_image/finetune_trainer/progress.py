@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from finetune_api.progress import Plan, Progress, StepLedger
 from finetune_api.run import RunConfig
+from finetune_trainer.mfu import Utilisation
 from finetune_trainer.steps import StepFacts
 
 _WINDOW = 60.0  # s
@@ -18,9 +19,16 @@ def _finite(value: float) -> float | None:
 class ProgressMeter:
     """Turns step times into what people look at."""
 
-    def __init__(self, config: RunConfig, plan: Plan, epoch_rows: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: Plan,
+        epoch_rows: int,
+        utilisation: Utilisation | None = None,
+    ) -> None:
         self._config, self._plan, self._epoch_rows = config, plan, epoch_rows
-        self._window: deque[tuple[float, float, int, int]] = deque()
+        self._utilisation = utilisation
+        self._window: deque[tuple[float, float, int, int, float]] = deque()
         self._first = 0
         self._productive = self._redone = 0.0
         self._lap_at = time.monotonic()
@@ -56,7 +64,7 @@ class ProgressMeter:
         else:
             self._productive += seconds
         now = time.monotonic()
-        self._window.append((now, seconds, facts.tokens, facts.trained))
+        self._window.append((now, seconds, facts.tokens, facts.trained, self._needed(facts)))
         while now - self._window[0][0] > _WINDOW and len(self._window) > 1:
             self._window.popleft()
         spent = sum(entry[1] for entry in self._window)
@@ -72,6 +80,7 @@ class ProgressMeter:
             skipped_steps=skipped,
             tokens_per_second=round(sum(entry[2] for entry in self._window) / spent, 1),
             trained_tokens_per_second=round(sum(entry[3] for entry in self._window) / spent, 1),
+            mfu=self._share(spent),
             eta_seconds=round(left * spent / len(self._window)),
             checkpoint_problem=self.checkpoint_problem,
             last_update_time=datetime.now(UTC),
@@ -83,3 +92,14 @@ class ProgressMeter:
             highest_step=step,
         )
         return progress, ledger
+
+    def _needed(self, facts: StepFacts) -> float:
+        """FLOPs of a step; 0 where nobody can say of how many."""
+        if self._utilisation is None:
+            return 0.0
+        return self._utilisation.needed(facts.rows, facts.tokens, facts.trained)
+
+    def _share(self, spent: float) -> float | None:
+        if self._utilisation is None:
+            return None
+        return round(self._utilisation.share(sum(entry[4] for entry in self._window), spent), 4)

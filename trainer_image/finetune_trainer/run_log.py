@@ -44,6 +44,7 @@ class RunLog:
             "epoch": progress.epoch,
             "tokensSeen": progress.tokens_seen,
             "tokensPerSecond": progress.tokens_per_second,
+            "mfu": progress.mfu,
             "skippedSteps": progress.skipped_steps,
             "seconds": round(seconds, 4),
         }

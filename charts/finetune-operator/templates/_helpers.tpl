@@ -9,6 +9,11 @@
 {{- end }}
 {{- end }}
 
+{{/* Name of the Service for metrics; an alert names it too. */}}
+{{- define "finetune-operator.metricsService" -}}
+{{- printf "%s-metrics" (include "finetune-operator.fullname" . | trunc 55 | trimSuffix "-") }}
+{{- end }}
+
 {{- define "finetune-operator.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create }}
 {{- .Values.serviceAccount.name | default (include "finetune-operator.fullname" .) }}

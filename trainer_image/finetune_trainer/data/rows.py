@@ -58,6 +58,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self._index) - 1
 
+    def squared_lengths(self, rows: list[int]) -> int:
+        """Sum of the squares of the documents' lengths: what attention costs grows with it."""
+        parts = (self._segments[self._index[row, 1] : self._index[row + 1, 1]] for row in rows)
+        return sum(int((part.astype(np.int64) ** 2).sum()) for part in parts)
+
     def __getitem__(self, row: int) -> Row:
         (token, segment), (token_end, segment_end) = self._index[row], self._index[row + 1]
         return Row(

@@ -1,0 +1,116 @@
+"""The alerts as the chart renders them, before the real promtool: when each fires, and when not."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune_local import debian_tool
+from finetune_local.cache import TREE
+from tests.chart.helm import Helm, Object, find
+
+CASES = Path(__file__).parent / "alerts" / "cases.yaml"
+PAGE = (TREE / "docs" / "alerts.md").read_text()
+
+
+def rules(helm: Helm, *values: str) -> Object:
+    """What a PrometheusRule holds: a file of rules."""
+    rendered = helm.objects("--set", ",".join(("metrics.prometheusRule.enabled=true", *values)))
+    spec: Object = find(rendered, "PrometheusRule")["spec"]
+    return spec
+
+
+def alerts(spec: Object) -> dict[str, Object]:
+    return {rule["alert"]: rule for group in spec["groups"] for rule in group["rules"]}
+
+
+def promtool(*arguments: object) -> str:
+    command = [str(debian_tool.program(debian_tool.PROMTOOL)), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def rendered(helm: Helm) -> Object:
+    return rules(helm)
+
+
+@pytest.fixture
+def folder(rendered: Object, tmp_path: Path) -> Path:
+    """The rules and the cases."""
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rendered, width=1000))
+    shutil.copy(CASES, tmp_path)
+    return tmp_path
+
+
+def test_the_rules_are_sound(folder: Path):
+    assert "5 rules found" in promtool(
+        "check", "rules", "--lint=all", "--lint-fatal", folder / "rules.yaml"
+    )
+
+
+def test_each_alert_fires_when_it_should_and_only_then(folder: Path):
+    assert "SUCCESS" in promtool("test", "rules", folder / CASES.name)
+
+
+# A change of each threshold, and of each safeguard, that no case would notice
+CHANGES = [
+    ("> 1800", "> 3600"),
+    ("> 1800", "> 900"),
+    ("> 3 *", "> 30 *"),
+    ("> finetune_job_running_timestamp_seconds", "> 0"),
+    (">= 3", ">= 2"),
+    (">= 3", ">= 4"),
+    ("> 0.2", "> 0.01"),
+    ("> 0.2", "> 0.5"),
+    ("> 3600", "> 36000"),
+    ("> 3600", "> 36"),
+    ("Succeeded|Failed", "Suspended"),
+    (") == 0", ") == 1"),
+    ("or absent", "and absent"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("written", "changed"), CHANGES)
+def test_the_cases_notice_every_change(folder: Path, written: str, changed: str):
+    text = (folder / "rules.yaml").read_text()
+    assert written in text
+    (folder / "rules.yaml").write_text(text.replace(written, changed))
+    with pytest.raises(AssertionError, match="FAILED"):
+        promtool("test", "rules", folder / CASES.name)
+
+
+def test_each_alert_has_a_case_in_which_it_fires(rendered: Object):
+    fired = {
+        case["alertname"]
+        for test in yaml.safe_load(CASES.read_text())["tests"]
+        for case in test["alert_rule_test"]
+        if case.get("exp_alerts")
+    }
+    assert fired == set(alerts(rendered))
+
+
+def test_each_alert_has_its_part_of_the_page(rendered: Object):
+    assert re.findall(r"^## (\w+)$", PAGE, re.M) == list(alerts(rendered))
+
+
+def test_an_alert_links_to_its_part_of_the_page_where_one_is_named(helm: Helm, rendered: Object):
+    for rule in alerts(rendered).values():
+        assert "runbook_url" not in rule["annotations"]
+    page = "https://docs.example/alerts"
+    for name, rule in alerts(rules(helm, f"metrics.prometheusRule.runbookUrl={page}")).items():
+        assert rule["annotations"]["runbook_url"] == f"{page}#{name.lower()}"
+
+
+def test_the_operator_of_another_release_is_no_concern_of_ours(helm: Helm):
+    values = "metrics.prometheusRule.enabled=true,fullnameOverride=tuner"
+    objects = helm.objects("--set", values, namespace="team")
+    assert find(objects, "Service")["metadata"]["name"] == "tuner-metrics"
+    told = alerts(find(objects, "PrometheusRule")["spec"])["FineTuneOperatorNotLeading"]["expr"]
+    assert told.count('{namespace="team", service="tuner-metrics"}') == 2
+    assert "RELEASE" not in str(objects)

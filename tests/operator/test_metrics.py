@@ -1,0 +1,296 @@
+"""The page that Prometheus scrapes: names, bounds, and series that end with their job."""
+
+import asyncio
+import re
+import urllib.request
+from collections import defaultdict
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from finetune_api.progress import Progress
+from finetune_api.status import Attempt
+from finetune_local.cache import TREE
+from finetune_local.ports import free_port
+from finetune_operator.health import Health
+from finetune_operator.job_metrics import CAUSES, METRICS
+from finetune_operator.metrics import CONTENT_TYPE, Metrics, View
+from finetune_operator.plan.observe import Job
+from finetune_operator.queue import RetryError
+from finetune_operator.status import Urgency
+from tests.operator.test_jobs import KEY, Told, item
+from tests.operator.worlds import (
+    START,
+    at,
+    checkpoint,
+    committed,
+    follow,
+    look,
+    make_job,
+    report,
+    running,
+    worker,
+)
+
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def series(page: bytes) -> Series:
+    """Name and labels -> value."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(page.decode())
+        for sample in family.samples
+    }
+
+
+async def of(*jobs: Job, **changes) -> Series:
+    view = View(jobs=jobs, **changes)
+    return series(await Metrics(lambda: view).page())
+
+
+def values(found: Series, name: str, label: str = "") -> dict[str, float]:
+    """Value of the label (or nothing) -> value, of the one job."""
+    return {
+        dict(labels).get(label, ""): value
+        for (metric, labels), value in found.items()
+        if metric == name
+    }
+
+
+def training(**changes) -> Job:
+    """A job that runs and tells of itself."""
+    facts = {"step": 25, "total_steps": 100, "last_update_time": at(90), "mfu": 0.47}
+    facts |= {"tokens_per_second": 15800}
+    said = report(progress=Progress(**(facts | changes)), checkpoints=[checkpoint(20)])
+    job = running()
+    return job.with_status(look(job, worker(0), worker(1), now=100, report=said).status)
+
+
+async def test_a_job_is_told_in_full():
+    found = await of(training())
+    assert values(found, "finetune_job_phase", "phase") == {"Running": 1}
+    assert values(found, "finetune_job_progress_ratio") == {"": 0.25}
+    assert values(found, "finetune_job_tokens_per_second") == {"": 15800}
+    assert values(found, "finetune_job_mfu_ratio") == {"": 0.47}
+    assert values(found, "finetune_job_step_timestamp_seconds") == {"": at(90).timestamp()}
+    assert values(found, "finetune_job_running_timestamp_seconds") == {"": at(20).timestamp()}
+    assert values(found, "finetune_job_checkpoint_timestamp_seconds") == {"": START.timestamp()}
+    assert values(found, "finetune_job_checkpoint_interval_seconds") == {"": 900}
+    assert values(found, "finetune_job_restarts_total") == {"": 0}
+    kinds = values(found, "finetune_job_device_seconds", "kind")
+    assert set(kinds) == {"productive", "lost", "overhead"}
+    assert sum(kinds.values()) == 2 * 4 * 90
+
+
+async def test_what_was_measured_last_does_not_stand_when_the_job_does_not_run():
+    job = training()
+    status = job.status.replace(phase="Restarting")
+    found = await of(job.with_status(status))
+    assert values(found, "finetune_job_tokens_per_second") == {}
+    assert values(found, "finetune_job_running_timestamp_seconds") == {}
+    assert values(found, "finetune_job_progress_ratio") == {"": 0.25}
+
+
+async def test_a_job_without_a_status_has_few_series_and_none_that_is_wrong():
+    found = await of(make_job())
+    own = {name for name, labels in found if name.startswith("finetune_job_")}
+    assert own == {"finetune_job_restarts_total", "finetune_job_checkpoint_interval_seconds"}
+
+
+@pytest.mark.parametrize(
+    ("own", "seconds"),
+    [
+        ({"intervalSeconds": 60}, {"": 60}),
+        ({"intervalSteps": 100}, {}),
+        ({"intervalSteps": 100, "intervalSeconds": 60}, {"": 60}),
+    ],
+)
+async def test_the_interval_of_checkpoints_is_the_one_that_the_job_asks_for(own, seconds):
+    found = await of(make_job(checkpoints={"storage": "pvc://w/runs/a"} | own))
+    assert values(found, "finetune_job_checkpoint_interval_seconds") == seconds
+
+
+def with_attempts(*ends: tuple[str, str], restarts: int) -> Job:
+    """A job whose earlier attempts ended so, and whose newest one goes on."""
+    attempts = [
+        Attempt(number=number, start_time=START, outcome=outcome, reason=reason)
+        for number, (outcome, reason) in enumerate(ends, start=1)
+    ]
+    newest = Attempt(number=len(ends) + 1, start_time=START)
+    job = committed()
+    return job.with_status(job.status.replace(attempts=[*attempts, newest], restarts=restarts))
+
+
+async def test_restarts_are_told_by_cause_and_add_up():
+    job = with_attempts(
+        ("Failed", "Crashed"),
+        ("Preempted", "Preempted"),
+        ("Suspended", "Suspended"),  # no restart
+        ("Failed", "Crashed"),
+        restarts=7,
+    )
+    found = await of(job)
+    causes = values(found, "finetune_job_restarts_by_cause", "cause")
+    assert causes == {"Crashed": 2, "Preempted": 1, "Earlier": 4}
+    assert values(found, "finetune_job_restarts_total") == {"": sum(causes.values())}
+
+
+async def test_a_cause_that_a_pod_made_up_is_no_label():
+    hostile = ['x"} 1\nfinetune_job_phase 9', "ü" * 64, *(f"R{number}" for number in range(7))]
+    job = with_attempts(*(("Failed", reason) for reason in hostile), restarts=9)
+    assert values(await of(job), "finetune_job_restarts_by_cause", "cause") == {"Other": 9}
+
+
+async def test_every_cause_that_the_operator_itself_names_is_known():
+    told = {"Crashed", "Evicted", "Hang", "OutOfMemory", "PeerLost", "Preempted", "WorkerLost"}
+    assert told < CAUSES
+    job, lost = running(), worker(1, gone=True, running=False)
+    _, after = follow(job, worker(0), lost, now=200)
+    ended = after.status.attempts[-1]
+    assert ended.reason in CAUSES
+
+
+async def test_a_report_cannot_break_the_page():
+    numbers = {"total_steps": 0, "tokens_per_second": 1e300, "step": 10**18}
+    page = await of(training(**numbers))
+    assert values(page, "finetune_job_progress_ratio") == {}
+    assert values(page, "finetune_job_tokens_per_second") == {"": 1e300}
+
+
+async def test_the_number_of_series_of_a_job_is_bounded():
+    ends = [("Failed", cause) for cause in sorted(CAUSES)[:9]]
+    job = with_attempts(*ends, restarts=99)
+    job = job.with_status(
+        training().status.replace(attempts=job.status.attempts, restarts=job.status.restarts)
+    )
+    found = await of(job)
+    assert len([name for name, _ in found if name.startswith("finetune_job_")]) <= 25
+
+
+async def test_series_end_with_the_job():
+    told = Told()
+    told.jobs.take(item(5))
+    metrics = Metrics(lambda: View(jobs=told.jobs.seen()))
+
+    async def names() -> set[str]:
+        return {dict(labels).get("name", "") for _, labels in series(await metrics.page())} - {""}
+
+    assert await names() == set()  # nobody has looked at it yet
+    told.jobs.get(KEY)
+    assert await names() == {"a"}
+    told.jobs.take(item(6))  # waits for its look: as it was before
+    assert await names() == {"a"}
+    told.jobs.remove(KEY, "u1")
+    assert await names() == set()
+
+
+async def test_a_standby_tells_of_itself_and_of_no_job():
+    found = await of(training(), leading=False, lease=0.0, waiting=3)
+    assert values(found, "finetune_operator_leading") == {"": 0}
+    assert values(found, "finetune_operator_workqueue_depth") == {"": 3}
+    assert not [name for name, _ in found if name.startswith("finetune_job_")]
+
+
+async def test_without_a_lease_there_is_no_time_left_of_it():
+    found = await of()
+    assert values(found, "finetune_operator_leading") == {"": 1}
+    assert values(found, "finetune_operator_lease_remaining_seconds") == {}
+
+
+async def test_what_is_done_is_counted():
+    metrics = Metrics(View)
+    metrics.request("patch", 200)
+    metrics.request("patch", 200)
+    metrics.request("watch", None)
+    metrics.write(Urgency.NOW)
+
+    async def look(key):
+        if key == KEY:
+            raise RetryError
+
+    measured = metrics.timed(look)
+    await measured(("default", "b"))
+    with pytest.raises(RetryError):
+        await measured(KEY)
+    found = series(await metrics.page())
+    requests = {
+        tuple(dict(labels).values()): value
+        for (name, labels), value in found.items()
+        if name == "finetune_operator_api_requests_total"
+    }
+    assert requests == {("200", "patch"): 2, ("none", "watch"): 1}
+    writes = values(found, "finetune_operator_status_writes_total", "what")
+    assert writes == {"facts": 1, "progress": 0, "usage": 0}
+    looks = values(found, "finetune_operator_reconcile_duration_seconds_count", "result")
+    assert looks == {"done": 1, "retry": 1}
+
+
+async def test_the_page_is_served_beside_health():
+    port = free_port()
+    metrics = Metrics(lambda: View(jobs=[training()]))
+    task = asyncio.create_task(Health(page=metrics.page).run(port))
+    await asyncio.sleep(0.1)
+
+    def ask() -> tuple[str, bytes]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return answer.headers["Content-Type"], answer.read()
+
+    content_type, page = await asyncio.to_thread(ask)
+    assert content_type == CONTENT_TYPE
+    assert ("finetune_job_phase", (*KEY_LABELS, ("phase", "Running"))) in series(page)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+KEY_LABELS = (("name", "a"), ("namespace", "default"))
+
+
+# Names and the page that lists them
+
+
+async def families() -> dict[str, tuple[str, str, set[str]]]:
+    """Every metric of ours: its type, its help, its labels."""
+    metrics = Metrics(
+        lambda: View(jobs=[with_attempts(("Failed", "Crashed"), restarts=1)], lease=9)
+    )
+    metrics.request("get", 200)
+    full = Metrics(lambda: View(jobs=[training()]))
+    found: dict[str, tuple[str, str, set[str]]] = {}
+    labels: dict[str, set[str]] = defaultdict(set)
+    for page in (await metrics.page(), await full.page()):
+        for family in text_string_to_metric_families(page.decode()):
+            if family.name.startswith("process_"):
+                continue
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels[name] |= {label for sample in family.samples for label in sample.labels}
+            found[name] = (family.type, family.documentation, labels[name] - {"le"})
+    return found
+
+
+async def test_names_follow_the_conventions_of_prometheus():
+    for name, (kind, text, labels) in (await families()).items():
+        assert re.fullmatch(r"finetune_(operator|job)_[a-z_]+", name)
+        assert (kind == "counter") == name.endswith("_total"), name
+        assert text.endswith("."), name
+        assert "job" not in labels, "Prometheus' own label"
+        if "seconds" in name and kind != "counter":
+            assert name.endswith("_seconds"), name
+
+
+async def test_the_page_of_the_documentation_lists_every_metric():
+    rows = re.findall(
+        r"^\| `(finetune_\w+)` \| (\w+) \|([^|]*)\|[^|]*\|[^|]*\|$",
+        (TREE / "docs" / "metrics.md").read_text(),
+        re.M,
+    )
+    told = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert len(told) == len(rows)
+    assert told == {name: (kind, labels) for name, (kind, _, labels) in (await families()).items()}
+
+
+async def test_the_help_of_a_job_s_metric_is_its_own():
+    found = await families()
+    for metric in METRICS:
+        assert found[metric.name][1] == metric.help

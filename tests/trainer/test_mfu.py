@@ -1,0 +1,94 @@
+"""What a step needs, against the layers of real models; what devices can do, by their names."""
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_trainer import mfu
+from finetune_trainer.data.rows import Row, Rows, RowWriter
+from finetune_trainer.mfu import Utilisation
+
+LAYERS, HEADS, SIZE = 3, 4, 16
+SHAPE = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+}
+PEAK = 1e12
+
+
+@pytest.fixture
+def rows(tmp_path) -> Rows:
+    """Two rows: documents of 3 and 5 tokens, and one of 8."""
+    with RowWriter(tmp_path, "train") as writer:
+        for segments in ([3, 5], [8]):
+            tokens = np.zeros(8, dtype=np.uint32)
+            trained = np.ones(8, dtype=np.uint8)
+            writer.add(Row(tokens, trained, np.array(segments, dtype=np.uint32)))
+    return Rows(tmp_path, "train")
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3", "Mistral"])
+def test_what_a_token_needs_is_six_times_the_weights_it_meets(rows, kind):
+    import transformers
+
+    more = {"head_dim": SIZE * 2} if kind == "Qwen3" else {}
+    config = getattr(transformers, f"{kind}Config")(**SHAPE, **more)
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    linear = {
+        name: module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    head = linear.pop("lm_head")
+    utilisation = Utilisation(config, rows, devices=1, peak=PEAK)
+    assert utilisation.needed([], 1, 0) == 6 * sum(linear.values())
+    assert utilisation.needed([], 0, 1) == 6 * head
+
+
+def test_attention_is_within_documents(rows):
+    import transformers
+
+    utilisation = Utilisation(transformers.LlamaConfig(**SHAPE), rows, devices=1, peak=PEAK)
+    pairs = 3 * 3 + 5 * 5 + 8 * 8
+    # Half of them (causal), two products of 2 FLOPs an element, three passes, every head and layer.
+    assert utilisation.needed([0, 1], 0, 0) == pairs / 2 * 2 * 2 * 3 * HEADS * SIZE * LAYERS
+    assert utilisation.needed([1], 0, 0) == 64 / 2 * 2 * 2 * 3 * HEADS * SIZE * LAYERS
+
+
+def test_the_share_is_of_all_devices(rows):
+    import transformers
+
+    utilisation = Utilisation(transformers.LlamaConfig(**SHAPE), rows, devices=4, peak=PEAK)
+    assert utilisation.share(4 * PEAK, 2.0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    {
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA H100 NVL": 835e12,
+        "NVIDIA H200": 989e12,
+        "NVIDIA GH200 480GB": 989e12,
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "NVIDIA A100 80GB PCIe": 312e12,
+        "NVIDIA L40S": 362e12,
+        "NVIDIA L4": 121e12,
+        "AMD Instinct MI300X OAM": 1307e12,
+        "NVIDIA GeForce RTX 4090": None,
+        "NVIDIA H20": None,
+        "": None,
+    }.items(),
+)
+def test_the_peak_of_a_device_is_found_by_its_name_or_not_at_all(name, most):
+    assert mfu.peak(name) == most
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_cpu_has_no_utilisation(rows, bf16):
+    assert Utilisation.known(None, rows, 1, torch.device("cpu"), bf16=bf16) is None
