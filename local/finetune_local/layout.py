@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from finetune_local.pki import Identity
@@ -37,8 +37,10 @@ class Settings:
 
     @classmethod
     def load(cls, path: Path) -> "Settings":
-        """Read what `save` wrote."""
-        return cls(**json.loads(path.read_text()))
+        """Read what `save` wrote, also in another version: what is not known here is left out."""
+        known = {field.name for field in fields(cls)}
+        found = json.loads(path.read_text())
+        return cls(**{name: value for name, value in found.items() if name in known})
 
 
 @dataclass(frozen=True)

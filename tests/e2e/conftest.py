@@ -76,7 +76,7 @@ def manifest(name: str, **changes):
             "train": [{"source": "pvc://w/data/train.jsonl"}],
             "validation": [{"source": "pvc://w/data/validation.jsonl"}],
         },
-        "training": {"maxSteps": 120, "globalBatchSize": 8, "sequenceLength": 128},
+        "training": {"maxSteps": 120, "globalBatchSize": 4, "sequenceLength": 128},
         "workers": {
             "replicas": 2,
             "deviceResource": "finetune.dev/cpu-device",

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from finetune_local.cluster import ClusterError
-from tests.installed import wait_for
+from tests.installed import read, wait_for
 
 
 def wait_for_step(cluster, pod: str, step: int) -> None:
     def logged() -> bool:
         try:
-            return f"step {step} of" in cluster.kubectl("logs", pod)
+            return f"step {step} of" in read(cluster, f"/api/v1/namespaces/default/pods/{pod}/log")
         except ClusterError:
             return False
 

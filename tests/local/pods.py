@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune_local.build import binaries
 from finetune_local.cluster import IMAGE, Cluster, ClusterError
-from tests.installed import wait_for
+from tests.installed import ask, wait_for
 
 Object = dict[str, Any]
 
@@ -35,7 +35,7 @@ def create(cluster: Cluster, *items: Object) -> None:
 
 
 def get(cluster: Cluster, name: str) -> Object:
-    found: Object = json.loads(cluster.kubectl("get", "pod", name, "-o", "json"))
+    found: Object = ask(cluster, f"/api/v1/namespaces/default/pods/{name}")
     return found
 
 

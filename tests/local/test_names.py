@@ -8,6 +8,7 @@ import pytest
 
 from finetune_local.__main__ import main
 from finetune_local.cluster import Cluster, ClusterError
+from finetune_local.layout import Settings
 
 PRECIOUS = "precious"
 
@@ -69,3 +70,11 @@ def test_a_folder_too_deep_for_sockets_is_refused_in_words(tmp_path, monkeypatch
 @pytest.mark.parametrize("name", ["a", "default", "0", "test-api-12345", "x" * 31])
 def test_names(name):
     assert Cluster(name).name == name
+
+
+def test_a_cluster_of_a_newer_version_is_still_known(tmp_path):
+    mine = Settings("a", 20000, "127.16.0.0/16", 1, 1)
+    mine.save(tmp_path / "cluster.json")
+    text = (tmp_path / "cluster.json").read_text()
+    (tmp_path / "cluster.json").write_text(text.replace("{", '{"colour": "red", ', 1))
+    assert Settings.load(tmp_path / "cluster.json") == mine

@@ -30,7 +30,7 @@ _SHAPE: Object = {
 class UnrenderableError(Exception):
     """No pod can be made of the job; `reason` is the condition's."""
 
-    reason = "Unrenderable"
+    reason: str
 
 
 class TemplateError(UnrenderableError):
