@@ -44,15 +44,19 @@ class _Forked:
         assert (python, option, stderr) == (sys.executable, "-m", subprocess.PIPE)
         assert start_new_session
         reader, writer = os.pipe()
+        begun, begins = os.pipe()
         self._code: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
             os.setsid()
             preexec_fn()
             os.dup2(writer, 2)
-            _close_all_but({0, 1, 2, *pass_fds})
+            _close_all_but({0, 1, 2, *pass_fds})  # of these, `begins` says that it has a group
             _run(module, env)
         os.close(writer)
+        os.close(begins)
+        os.read(begun, 1)
+        os.close(begun)
         self.stderr = os.fdopen(reader, "rb")
 
     def poll(self) -> int | None:

@@ -119,6 +119,7 @@ def test_a_stop_does_not_wait_for_a_peer_that_never_came(make_job: MakeJob) -> N
 
 def test_a_stop_does_not_wait_for_a_peer_that_hangs(make_job: MakeJob) -> None:
     job = make_job()
+    job.executed = True
     job.start(gang.make_plan(totalSteps=1000))
     job.wait_for_text("saved a checkpoint of step 4")
     (rank,) = job.pods[1].ranks
