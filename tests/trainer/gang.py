@@ -51,13 +51,19 @@ class Pod:
         found = [int(pid) for pid in path.read_text().split()]
         return [pid for pid in found if _is_rank(Path(f"/proc/{pid}"))]
 
-    def wait_for_children(self, seconds: float = 20) -> None:
-        """Until the supervisor has started somebody."""
+    def wait_for_children(self, seconds: float = 20) -> list[int]:
+        """Process ids of whom the supervisor has started, once there is somebody."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         deadline = time.monotonic() + seconds
-        while not path.read_text():
+        while not (found := [int(p) for p in path.read_text().split() if self._has_begun(p)]):
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.01)
+        return found
+
+    def _has_begun(self, pid: str) -> bool:
+        """Not the copy of the supervisor any more that each fork is at first."""
+        mine, its = (Path(f"/proc/{p}/comm").read_text() for p in (self.process.pid, pid))
+        return isinstance(self.process, subprocess.Popen) or mine != its
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)

@@ -46,9 +46,6 @@ def test_a_prepare_pod_that_hangs_ends_with_89(make_job: MakeJob) -> None:
     job = make_job()
     job.config["progressDeadlineSeconds"] = 10
     pod = job.start_prepare()
-    pod.wait_for_children()
-    children = f"/proc/{pod.process.pid}/task/{pod.process.pid}/children"
-    with open(children) as file:
-        os.kill(int(file.read().split()[0]), signal.SIGSTOP)
+    os.kill(pod.wait_for_children()[0], signal.SIGSTOP)
     assert pod.wait(60) == 89
     assert "PreparingData" in pod.result.message
