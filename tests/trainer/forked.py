@@ -20,10 +20,12 @@ def attempt(
     *,
     victim: int | None = None,
     moment: int = 0,
+    late: float = 0,
 ) -> tuple[list[int], str]:
     """The next attempt of a job, to its end: exit codes by rank, and what all of them wrote.
 
-    `victim` is killed at the `moment`-th step of the file work of its saves.
+    `victim` is killed at the `moment`-th step of the file work of its saves. Manifests are written
+    `late` seconds after they could be.
     """
     job.attempt += 1
     epoch = fence.claim(weights.paths_of(job), "uid-1", job.attempt)
@@ -54,6 +56,7 @@ def attempt(
                 log=str(log),
                 channel=os.devnull,
                 crash=moment if rank == victim else 0,
+                late=late,
             )
         )
     return [nursery.wait(pid) for pid in pids], log.read_text()

@@ -2,7 +2,7 @@
 
 `python -m tests.trainer.nursery` reads one JSON object a line:
 {"pod": environment, "log"}  starts a supervisor, whose children are forked as well
-{"env", "epoch", "log", "channel", "crash"}  starts a rank without one
+{"env", "epoch", "log", "channel", "crash", "late"}  starts a rank without one
 {"poll": pid} or {"wait": pid}  its exit code as Popen gives it; null while it runs
 The first two are answered with a process id. With `crash` n the rank is killed by SIGKILL at the
 n-th step of the file work of its saver thread: before or after a write, an fsync, a rename, a
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -66,10 +67,29 @@ def _become_rank(request: dict[str, Any]) -> None:
     sys.argv = ["rank", str(request["epoch"])]
     if request["crash"]:
         _crash_at(request["crash"])
+    if request["late"]:
+        _publish_late(request["late"])
     from finetune_trainer import attempt
 
     attempt.main()
     os._exit(0)
+
+
+def _publish_late(seconds: float) -> None:
+    """Manifests come so much later; a rank that condemns checkpoints takes thrice that to end."""
+    from finetune_trainer.checkpoint import store, write
+
+    publish, condemn = write.publish, store.condemn
+
+    def late(*arguments: Any) -> None:
+        time.sleep(seconds)
+        publish(*arguments)
+
+    def slow(*arguments: Any) -> None:
+        condemn(*arguments)
+        time.sleep(3 * seconds)
+
+    write.publish, store.condemn = late, slow
 
 
 def _crash_at(number: int) -> None:

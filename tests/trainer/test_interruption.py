@@ -12,9 +12,10 @@ import torch
 from finetune_api.storage import AttemptFile
 from finetune_trainer import fence
 from finetune_trainer.checkpoint import store
-from tests.trainer import gang, tiny, weights
+from tests.trainer import forked, gang, tiny, weights
 from tests.trainer.checkpoints import flip_a_byte
 from tests.trainer.conftest import MakeJob
+from tests.trainer.preloaded import nursery
 
 pytestmark = pytest.mark.slow
 Undisturbed = Callable[[int], gang.Job]
@@ -140,10 +141,9 @@ def test_a_diverged_run_ends_with_what_to_change(make_job: MakeJob) -> None:
     job.config["checkpoints"]["intervalSteps"] = 1
     job.start(gang.make_plan(learningRate=1e30, warmupSteps=0))
     assert job.wait() == [86], job.log
-    # The first step ruins the weights, and nothing but the next one can tell: the checkpoint may
-    # stand by then, when its write was quick.
-    for folder, _ in store.published(weights.paths_of(job)):
-        assert f"checkpoint {folder.name} holds weights with which the run diverged" in job.log
+    # The first step ruins the weights, and nothing but the next one can tell: its checkpoint may
+    # be whole by then, and is marked.
+    assert list(store.published(weights.paths_of(job))) == []
     assert "checkpoint of step 2" not in job.log
     result = job.pods[0].result
     assert (result.outcome, result.reason) == ("Failed", "Diverged")
@@ -152,6 +152,19 @@ def test_a_diverged_run_ends_with_what_to_change(make_job: MakeJob) -> None:
     assert result.progress.skipped_steps == 2
     assert result.checkpoints == []  # the next attempt begins before it
     assert result.progress.grad_norm is None  # NaN is no JSON
+
+
+def test_a_diverged_run_publishes_nothing_behind_its_own_back(make_job: MakeJob) -> None:
+    """A thread may be writing the manifest of ruined weights while they are found out."""
+    job = make_job()
+    job.config["checkpoints"]["intervalSteps"] = 1
+    plan = gang.make_plan(learningRate=1e30, warmupSteps=0)
+    codes, log = forked.attempt(nursery(), job, 1, plan, late=1.0)
+    assert codes == [86], log
+    (folder,) = (job.storage / "checkpoints").iterdir()
+    assert (folder / store.MANIFEST).exists()
+    assert "checkpoint step-00000001-e0001 holds weights with which the run diverged" in log
+    assert list(store.published(weights.paths_of(job))) == []
 
 
 def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undisturbed) -> None:

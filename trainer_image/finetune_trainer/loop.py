@@ -200,6 +200,7 @@ class Loop:
             )
         except TrainerError:
             if self.peers.rank == 0:
+                self._saver.wait()  # it may be publishing just what is condemned
                 self._keeper.condemn(self._divergence.last_good(facts.step))
             raise
         self._turns.hear(heard)

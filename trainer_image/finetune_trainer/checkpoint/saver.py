@@ -67,6 +67,7 @@ class Saver:
         self._target = 0
         self._finished = 0
         self._problem: BaseException | None = None
+        self._thread: threading.Thread | None = None
         self.stalled = 0.0
         """Seconds for which training waited for the newest save."""
         self._seconds: float | None = None
@@ -159,6 +160,11 @@ class Saver:
             time.sleep(_LOOK)
         return None
 
+    def wait(self) -> None:
+        """Until this rank's file work of now is done; the next phase begins with `hear` only."""
+        if self._thread is not None:
+            self._thread.join()
+
     def _start(self, phase: Callable[["_Save"], None]) -> threading.Thread:
         save = self._save
         assert save is not None
@@ -171,9 +177,9 @@ class Saver:
                 self._problem = error
             self._finished += 1  # last: from here on the main thread may read the rest
 
-        thread = threading.Thread(target=work, name="saver", daemon=True)
-        thread.start()
-        return thread
+        self._thread = threading.Thread(target=work, name="saver", daemon=True)
+        self._thread.start()
+        return self._thread
 
     def _write(self, save: "_Save") -> None:
         write.write(save.folder, save.share, self._advance)
