@@ -7,13 +7,12 @@ from itertools import count
 from finetune_api.progress import Plan
 from finetune_trainer import fence
 from tests.trainer import gang, weights
-from tests.trainer.preloaded import Nursery
+from tests.trainer.preloaded import nursery
 
 _network = count(1)
 
 
 def attempt(
-    nursery: Nursery,
     job: gang.Job,
     world: int,
     plan: Plan,
@@ -50,7 +49,7 @@ def attempt(
             "GLOO_SOCKET_IFNAME": "lo",
         }
         pids.append(
-            nursery.start(
+            nursery().start(
                 env=env,
                 epoch=epoch,
                 log=str(log),
@@ -59,4 +58,4 @@ def attempt(
                 late=late,
             )
         )
-    return [nursery.wait(pid) for pid in pids], log.read_text()
+    return [nursery().wait(pid) for pid in pids], log.read_text()

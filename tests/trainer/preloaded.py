@@ -10,8 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from finetune_local.machine import die_with_parent
 
@@ -67,17 +66,6 @@ class Nursery:
         """No pod or rank outlives it."""
         self._process.kill()
         self._process.communicate()  # closes its pipes, too
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         with self._turn:

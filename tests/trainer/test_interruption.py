@@ -15,7 +15,6 @@ from finetune_trainer.checkpoint import store
 from tests.trainer import forked, gang, tiny, weights
 from tests.trainer.checkpoints import flip_a_byte
 from tests.trainer.conftest import MakeJob
-from tests.trainer.preloaded import nursery
 
 pytestmark = pytest.mark.slow
 Undisturbed = Callable[[int], gang.Job]
@@ -159,7 +158,7 @@ def test_a_diverged_run_publishes_nothing_behind_its_own_back(make_job: MakeJob)
     job = make_job()
     job.config["checkpoints"]["intervalSteps"] = 1
     plan = gang.make_plan(learningRate=1e30, warmupSteps=0)
-    codes, log = forked.attempt(nursery(), job, 1, plan, late=1.0)
+    codes, log = forked.attempt(job, 1, plan, late=1.0)
     assert codes == [86], log
     (folder,) = (job.storage / "checkpoints").iterdir()
     assert (folder / store.MANIFEST).exists()

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_trainer import run_log
 from finetune_trainer.checkpoint import store
-from tests.trainer import forked, gang, preloaded, tiny, weights
+from tests.trainer import forked, gang, tiny, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 STEPS = 24
@@ -43,17 +43,14 @@ def test_four_then_two_then_three_processes_learn_what_one_learns(tmp_path: Path
     def plan(stage: int) -> gang.Plan:
         return gang.make_plan(zeroStage=stage, globalBatchSize=12, totalSteps=STEPS)
 
-    with preloaded.Nursery() as nursery:
-        codes, log = forked.attempt(nursery, alone, 1, plan(1))
-        assert codes == [0], log
-        reached = []
-        for world, stage in ((4, 1), (2, 3)):
-            codes, log = forked.attempt(
-                nursery, changing, world, plan(stage), victim=world - 1, moment=600
-            )
-            assert codes[-1] == 137, log
-            reached.append(newest(changing))
-        codes, log = forked.attempt(nursery, changing, 3, plan(2))
-        assert codes == [0, 0, 0], log
+    codes, log = forked.attempt(alone, 1, plan(1))
+    assert codes == [0], log
+    reached = []
+    for world, stage in ((4, 1), (2, 3)):
+        codes, log = forked.attempt(changing, world, plan(stage), victim=world - 1, moment=600)
+        assert codes[-1] == 137, log
+        reached.append(newest(changing))
+    codes, log = forked.attempt(changing, 3, plan(2))
+    assert codes == [0, 0, 0], log
     assert 1 <= reached[0] < reached[1] < STEPS
     assert losses(changing) == pytest.approx(losses(alone), abs=1e-4)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from finetune_trainer.checkpoint import store
 from tests.trainer import forked, gang, tiny, weights
-from tests.trainer.preloaded import Nursery
 
 STEPS = 60
 _MOMENTS = 600  # of file work, in the first few saves
@@ -38,8 +37,8 @@ class Toll:
 class Torture:
     """One run, its gangs, and what must hold after each of them."""
 
-    def __init__(self, job: gang.Job, nursery: Nursery, seed: int) -> None:
-        self._job, self._nursery = job, nursery
+    def __init__(self, job: gang.Job, seed: int) -> None:
+        self._job = job
         self._random = random.Random(seed)
         self._paths = weights.paths_of(job)
         self.losses: dict[int, float] = {}
@@ -78,7 +77,7 @@ class Torture:
     ) -> tuple[list[int], str]:
         self.toll.attempts += 1
         plan = gang.make_plan(zeroStage=stage, totalSteps=STEPS)
-        return forked.attempt(self._nursery, self._job, world, plan, victim=victim, moment=moment)
+        return forked.attempt(self._job, world, plan, victim=victim, moment=moment)
 
     def _newest(self) -> int:
         found = store.newest_valid(self._paths, self._job.config["runDigest"])
@@ -103,17 +102,16 @@ class Torture:
 
 def run(job: gang.Job, kills: int, seed: int, tell: Callable[[Toll], None]) -> Toll:
     """Kill so many times; AssertionError with the log of the attempt that broke something."""
-    with Nursery() as nursery:
-        torture = Torture(job, nursery, seed)
-        torture.finish()  # undisturbed: its losses are those that all others must meet
-        torture.begin_again()
-        while torture.toll.kills < kills:
-            torture.kill_once()
-            tell(torture.toll)
-            if torture.over:
-                torture.begin_again()
-        torture.finish()
-        return torture.toll
+    torture = Torture(job, seed)
+    torture.finish()  # undisturbed: its losses are those that all others must meet
+    torture.begin_again()
+    while torture.toll.kills < kills:
+        torture.kill_once()
+        tell(torture.toll)
+        if torture.over:
+            torture.begin_again()
+    torture.finish()
+    return torture.toll
 
 
 def make_job(claim: Path) -> gang.Job:
