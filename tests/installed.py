@@ -19,10 +19,9 @@ from urllib3.exceptions import HTTPError
 
 from finetune_local.cache import TREE
 from finetune_local.cluster import IMAGE, Cluster, ClusterError, die_with_parent
+from finetune_operator import informer, jobs
 
 Object = dict[str, Any]
-_JOBS = "/apis/finetune.dev/v1alpha1/namespaces/default/finetunejobs"
-_PODS = "/api/v1/namespaces/default/pods"
 
 
 def install(cluster: Cluster) -> None:
@@ -138,14 +137,14 @@ def _client(kubeconfig: Path, _made: int) -> PoolManager:
 
 def status(cluster: Cluster, name: str) -> Object:
     """A job's status."""
-    found: Object = ask(cluster, f"{_JOBS}/{name}").get("status", {})
+    found: Object = ask(cluster, jobs.path(("default", name))).get("status", {})
     return found
 
 
 def pods(cluster: Cluster, name: str) -> list[Object]:
     """A job's pods."""
     selector = f"finetune.dev/job-name={name}"
-    items: list[Object] = ask(cluster, _PODS, labelSelector=selector)["items"]
+    items: list[Object] = ask(cluster, informer.path("default"), labelSelector=selector)["items"]
     return items
 
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from finetune_local.cluster import ClusterError
+from finetune_operator import informer
 from tests.installed import read, wait_for
 
 
 def wait_for_step(cluster, pod: str, step: int) -> None:
     def logged() -> bool:
         try:
-            return f"step {step} of" in read(cluster, f"/api/v1/namespaces/default/pods/{pod}/log")
+            return f"step {step} of" in read(cluster, f"{informer.path('default')}/{pod}/log")
         except ClusterError:
             return False
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_local.build import binaries
 from finetune_local.cluster import IMAGE, Cluster, ClusterError
+from finetune_operator import informer
 from tests.installed import ask, wait_for
 
 Object = dict[str, Any]
@@ -35,7 +36,7 @@ def create(cluster: Cluster, *items: Object) -> None:
 
 
 def get(cluster: Cluster, name: str) -> Object:
-    found: Object = ask(cluster, f"/api/v1/namespaces/default/pods/{name}")
+    found: Object = ask(cluster, f"{informer.path('default')}/{name}")
     return found
 
 

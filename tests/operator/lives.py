@@ -6,10 +6,13 @@ restart, suspension, resumption, success. Whatever happens to its operator, it m
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from kubernetes import client, config
+
+from finetune_local.cluster import Cluster
 from finetune_operator.kube import ApiError, Kube
 from tests.operator import podstatus
 from tests.operator.worlds import OUTPUT, make_spec, prepared, progressed, result
@@ -74,6 +77,20 @@ async def add_node(kube: Kube) -> None:
     """Pods bound to a node that does not exist would be collected."""
     with contextlib.suppress(ApiError):
         await kube.create("/api/v1/nodes", {"metadata": {"name": NODE}})
+
+
+async def viewed(api: Cluster, story: Callable[[View], Awaitable[Any]]) -> Any:
+    """What the story returns, told with an administrator's eyes."""
+    configuration = client.Configuration()
+    config.load_kube_config(str(api.kubeconfig), client_configuration=configuration)
+    kube = Kube(configuration)
+    try:
+        await add_node(kube)
+        view = View(kube)
+        async with view.watching():
+            return await story(view)
+    finally:
+        await kube.close()
 
 
 @dataclass

@@ -6,16 +6,12 @@ of histories, against a model of the server.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
-from kubernetes import client, config
 
 from finetune_local.cluster import Cluster
-from finetune_operator.kube import Kube
 from tests.installed import Operator, install
-from tests.operator.lives import Life, Object, View, add_node
+from tests.operator.lives import Life, Object, View, viewed
 from tests.operator.stopping import StoppingKube, operate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -26,20 +22,6 @@ _AT_ONCE = 24  # lives
 def api(control_plane: Cluster) -> Cluster:
     install(control_plane)
     return control_plane
-
-
-async def _with_view(api: Cluster, story: Callable[[View], Awaitable[Any]]) -> Any:
-    """An administrator's connection, and what he sees."""
-    configuration = client.Configuration()
-    config.load_kube_config(str(api.kubeconfig), client_configuration=configuration)
-    kube = Kube(configuration)
-    try:
-        await add_node(kube)
-        view = View(kube)
-        async with view.watching():
-            return await story(view)
-    finally:
-        await kube.close()
 
 
 async def _live(view: View, namespace: str, stop_at: int = 0, *, after: bool = False):
@@ -111,7 +93,7 @@ def _diff(expected: Object, found: Object) -> str:
 
 @pytest.mark.timeout(600)
 def test_an_operator_that_dies_at_any_call_leaves_no_trace(api):
-    asyncio.run(_with_view(api, _all_points))
+    asyncio.run(viewed(api, _all_points))
 
 
 @pytest.mark.timeout(600)
@@ -135,4 +117,4 @@ def test_an_operator_that_is_killed_at_random_moments_leaves_no_trace(api, tmp_p
         for life in lives:
             _is_a_whole_life(life.end_state())
 
-    asyncio.run(_with_view(api, story))
+    asyncio.run(viewed(api, story))

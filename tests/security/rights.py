@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from kubernetes import client, config
 
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
-from finetune_operator.kube import ApiError, Kube
+from finetune_operator.kube import ApiError
 from tests.installed import Operator, install
-from tests.operator.lives import Life, View, add_node
+from tests.operator.lives import Life, viewed
 from tests.operator.worlds import make_spec
 from tests.security.audit import Asked, Right, read, user
 
@@ -97,25 +96,12 @@ def record(api: Cluster, operator: Operator, account: str, namespace: str) -> As
     since = api.audit_log.stat().st_size if api.audit_log.exists() else 0
     operator.start()
     try:
-        asyncio.run(_live(api, namespace))
+        asyncio.run(viewed(api, lambda view: WholeLife(view, namespace).live()))
         if operator.stop() != 0:
             raise AssertionError(operator.log)
     finally:
         operator.kill()
     return read(api.audit_log, account, since)
-
-
-async def _live(api: Cluster, namespace: str) -> None:
-    configuration = client.Configuration()
-    config.load_kube_config(str(api.kubeconfig), client_configuration=configuration)
-    kube = Kube(configuration)
-    try:
-        await add_node(kube)
-        view = View(kube)
-        async with view.watching():
-            await WholeLife(view, namespace).live()
-    finally:
-        await kube.close()
 
 
 def record_everywhere(api: Cluster, folder: Path) -> Asked:

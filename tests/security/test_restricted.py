@@ -7,15 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from kubernetes import client, config
 
 from finetune_local.cluster import Cluster, ClusterError
-from finetune_operator.kube import Kube
 from finetune_operator.plan import pods
 from tests.chart.helm import Helm, find
 from tests.chart.renderings import VALUES
 from tests.installed import Operator, install, wait_for
-from tests.operator.lives import Life, View, add_node
+from tests.operator.lives import Life, View, viewed
 from tests.operator.test_live import _CLAIM
 from tests.operator.worlds import committed, make_spec
 from tests.security.templates import ADMITTED, LEVEL, REFUSED
@@ -155,20 +153,6 @@ def test_whole_lives_in_a_restricted_namespace(api, operator):
     for end in asyncio.run(viewed(api, story)):
         assert end["phase"] == "Succeeded"
         assert [a["outcome"] for a in end["attempts"]] == ["Failed", "Suspended", "Succeeded"]
-
-
-async def viewed(api: Cluster, story: Any) -> Any:
-    """What the story returns, told with an administrator's eyes."""
-    configuration = client.Configuration()
-    config.load_kube_config(str(api.kubeconfig), client_configuration=configuration)
-    kube = Kube(configuration)
-    try:
-        await add_node(kube)
-        view = View(kube)
-        async with view.watching():
-            return await story(view)
-    finally:
-        await kube.close()
 
 
 @pytest.mark.slow
