@@ -10,8 +10,8 @@ reads. A write that failed otherwise may have happened: its caller looks again b
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
@@ -85,6 +85,25 @@ def uncounted(_verb: str, _code: int | None) -> None:
     """For clients of which nobody wants to know how often they ask."""
 
 
+class _Answer(Protocol):
+    @property
+    def status(self) -> int: ...
+
+
+_Answered = TypeVar("_Answered", bound=_Answer)
+
+
+async def told(counted: Counted, verb: str, asked: Awaitable[_Answered]) -> _Answered:
+    """The answer to a request, once it is counted."""
+    try:
+        answer = await asked
+    except TRANSIENT:
+        counted(verb, None)
+        raise
+    counted(verb, answer.status)
+    return answer
+
+
 class Kube:
     """A client of one API server."""
 
@@ -144,12 +163,7 @@ class Kube:
         query["timeoutSeconds"] = "300"
         url = f"{self._host}{path}?{urlencode(query)}"
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=self._silence)
-        try:
-            response = await self._session.get(url, timeout=timeout)
-        except TRANSIENT:
-            self._counted("watch", None)
-            raise
-        self._counted("watch", response.status)
+        response = await told(self._counted, "watch", self._session.get(url, timeout=timeout))
         async with response:
             try:
                 async for event in _events(response):
@@ -198,12 +212,8 @@ class Kube:
         }
         sent = b"" if body is None else to_json(body)
         verb = "list" if "limit" in query else _VERBS[method]
-        try:
-            answer = await self._client.request(method, target, headers, sent, seconds)
-        except TRANSIENT:
-            self._counted(verb, None)
-            raise
-        self._counted(verb, answer.status)
+        asked = self._client.request(method, target, headers, sent, seconds)
+        answer = await told(self._counted, verb, asked)
         if answer.status >= 300:
             raise refusal(answer.status, answer.headers.get("retry-after", ""), answer.body)
         if not answer.headers.get("content-type", "").startswith(_JSON):

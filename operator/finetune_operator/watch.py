@@ -21,7 +21,7 @@ from finetune_operator import jobs as paths
 from finetune_operator.access import open_session
 from finetune_operator.health import Health, Heart
 from finetune_operator.jobs import Jobs
-from finetune_operator.kube import TRANSIENT, ApiError, Counted, Kube, backoff, refusal
+from finetune_operator.kube import TRANSIENT, ApiError, Counted, Kube, backoff, refusal, told
 from finetune_operator.settings import Settings
 
 _log = logging.getLogger("finetune.watch")
@@ -178,12 +178,7 @@ class _Pulse:
         if watches:
             await self._apart(request.url.path)
         verb = "watch" if watches else "list"
-        try:
-            response = await handler(request)
-        except TRANSIENT:
-            self._counted(verb, None)
-            raise
-        self._counted(verb, response.status)
+        response = await told(self._counted, verb, handler(request))
         heart.beat()
         if response.status == 200 and not watches:
             heart.fill()
