@@ -38,10 +38,10 @@ class Message(BaseModel):
         return type(self).model_validate(self.__dict__ | changes)
 
 
-# What moves a terminal's cursor, and what reorders the text around it; lines and tabs stay.
-_CONTROLS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+"""What moves a terminal's cursor, and what reorders the text around it, for a regular expression;
+without the line break and the tab."""
+_CONTROLS = re.compile(f"[{CONTROLS}]")
 
 
 def clean(text: str | None) -> str | None:

@@ -192,9 +192,8 @@ def running_gangs(jobs: Jobs, pods: Pods, due: Callable[[str], bool]) -> Iterato
             continue
         running = [
             pod
-            for pod in pods.of(uid)
+            for pod in pods.made_by(job)
             if pod.role == "worker" and pod.attempt == attempt and pod.running and pod.ip
-            if pod.belongs_to(job)
         ]
         yield Target(key, uid, attempt, tuple(sorted(running, key=lambda pod: pod.index)))
 

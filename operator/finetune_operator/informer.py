@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from finetune_api import names
 from finetune_operator.health import Heart
 from finetune_operator.kube import TRANSIENT, ApiError, Kube, Object, backoff
-from finetune_operator.plan.observe import Pod
+from finetune_operator.plan.observe import Job, Pod
 from finetune_operator.queue import Key
 
 _log = logging.getLogger("finetune.informer")
@@ -34,8 +34,12 @@ class Pods:
     _keys: dict[str, Key] = field(default_factory=dict)
 
     def of(self, job_uid: str) -> tuple[Pod, ...]:
-        """Pods of a job, also those that are gone."""
+        """Pods with a job's label, also those that are gone."""
         return tuple(self._pods.get(job_uid, {}).values())
+
+    def made_by(self, job: Job) -> tuple[Pod, ...]:
+        """Those of them that the job made: the label alone anybody may write."""
+        return tuple(pod for pod in self.of(job.uid) if pod.belongs_to(job))
 
     def take(self, item: Object, *, tell: bool = True) -> None:
         """A version of a pod; an older one than is known changes nothing.

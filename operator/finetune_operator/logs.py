@@ -7,8 +7,10 @@ wrote, and an escape sequence would be carried out by the terminal that shows th
 import logging
 import re
 
+from finetune_api.base import CONTROLS
+
 MOST = 4096  # letters of a message; tracebacks are our own
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROLS = re.compile(f"[{CONTROLS}\t\n]")
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -131,7 +131,7 @@ class Reconciler:
             self.reports.drop(job.uid)
         return World(
             job=job,
-            pods=tuple(pod for pod in self.pods.of(job.uid) if pod.belongs_to(job)),
+            pods=self.pods.made_by(job),
             now=self.clock(),
             report=self.reports.newest(job.uid, attempt),
             silent=self.reports.silent(job.uid),
