@@ -108,6 +108,9 @@ def control_plane(
             "--use-service-account-credentials",
             "--leader-elect=false",
             "--secure-port=0",
+            # Its default of 20 a second makes a new cluster wait five seconds for discovery.
+            "--kube-api-qps=500",
+            "--kube-api-burst=500",
             "--node-monitor-period=2s",
             "--node-monitor-grace-period=20s",
             "--controllers=*,-endpoints-controller,-endpointslice-controller,"

@@ -24,7 +24,7 @@ class Prometheus:
     """One that runs."""
 
     def __init__(self, port: int) -> None:
-        self._address = f"http://127.0.0.1:{port}/api/v1"
+        self._address = f"http://127.0.0.1:{port}"
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """Labels and value of each series as it is now; AssertionError when it is refused."""
@@ -43,7 +43,7 @@ class Prometheus:
         return found
 
     def _ask(self, what: str, **query: str) -> Object:
-        url = f"{self._address}/{what}?{urllib.parse.urlencode(query)}"
+        url = f"{self._address}/api/v1/{what}?{urllib.parse.urlencode(query)}"
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 found: Object = json.load(answer)["data"]
@@ -54,10 +54,12 @@ class Prometheus:
 
     @property
     def ready(self) -> bool:
+        """It has read its log and scrapes; until then its API answers 503."""
         try:
-            return bool(self.targets())
+            urllib.request.urlopen(f"{self._address}/-/ready", timeout=10).close()
         except OSError:
             return False
+        return bool(self.targets())
 
 
 @contextmanager
