@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,10 +24,13 @@ BEAT = "for i in 1 2 3; do echo line $i; sleep 0.2; done"
 
 
 @pytest.fixture(scope="module")
-def jobs(cluster: Cluster) -> Cluster:
+def jobs() -> Iterator[Cluster]:
+    """A cluster with the definition of jobs and no operator."""
+    cluster = Cluster.up(f"test-cli-{os.getpid()}", tied=True)
     cluster.kubectl("apply", "-f", str(TREE / "crds"))
     cluster.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
-    return cluster
+    yield cluster
+    cluster.down()
 
 
 def create(cluster: Cluster, name: str, **status) -> str:

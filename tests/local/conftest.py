@@ -6,7 +6,7 @@ import pytest
 from finetune_local.cluster import Cluster, sweep
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """A cluster of two nodes with four devices each, for all tests of this folder."""
     sweep("test-")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from finetune_operator.plan.observe import Refusal
 from tests.operator.worlds import (
     at,
     committed,
@@ -162,6 +163,23 @@ def test_half_a_gang_lets_go_after_a_while_and_tries_again_uncounted():
     assert attempt.device_seconds == 4 * 602  # the half that held a node was not free of charge
     _, job = follow(job, *gone, now=700)
     assert (job.status.attempt, job.status.restarts, job.status.counted_restarts) == (2, 0, 0)
+
+
+def test_half_a_gang_whose_other_half_a_quota_refuses_lets_go_too():
+    job, said = committed(), 'pods "a-1-1" is forbidden: exceeded quota: gpus'
+    one = worker(0, running=False, phase="Pending")
+    refusal = Refusal("Forbidden", said)
+    job = job.with_status(look(job, one, now=20, refusal=refusal).status)
+    assert (job.status.phase, job.status.reason) == ("Starting", "Forbidden")
+    assert look(job, one, now=609).create  # until then it is tried again
+    decision, job = follow(job, one, now=610)
+    assert [d.name for d in decision.delete] == ["a-1-0"]
+    assert said in job.status.message
+    assert "1 of 2 workers held a node" in job.status.message
+    _, job = follow(job, replace(one, gone=True, gone_at=at(612)), now=613)
+    attempt = job.status.attempts[-1]
+    assert (attempt.outcome, attempt.reason) == ("Released", "GangIncomplete")
+    assert attempt.device_seconds == 4 * 602
 
 
 def test_gangs_that_let_go_again_and_again_wait_longer_but_never_fail():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from finetune_api.exit_codes import ExitCode
-from finetune_operator.plan.observe import Refusal
+from finetune_operator.plan.observe import Pod, Refusal
 from tests.operator.worlds import (
     OUTPUT,
     at,
@@ -105,6 +105,13 @@ def test_other_failures_of_the_prepare_pod_are_retried_three_times():
     assert job.status.phase == "Failed"
 
 
+def test_a_prepare_pod_that_was_killed_for_its_memory_says_so():
+    pod = ended(prepare_pod(), 137, 5, reason="OOMKilled")
+    status = look(make_job(), pod).status
+    assert status.reason == "OutOfMemory"
+    assert "memory limit in workers.template" in status.message
+
+
 def test_waiting_for_a_retried_prepare_pod_does_not_spin():
     job = make_job()
     failed = look(job, ended(prepare_pod(), 1, 0, ""), now=0)
@@ -155,6 +162,19 @@ def test_a_pod_that_waits_says_why(changes, reason):
     assert status.phase == "Starting"
     assert status.reason == reason or reason is None
     assert "a-1-1" in status.message
+
+
+@pytest.mark.parametrize("kind", ["initContainerStatuses", "containerStatuses"])
+def test_a_container_of_the_template_that_waits_is_named(kind):
+    waits = {"reason": "ImagePullBackOff", "message": "no such image x"}
+    trainer = {"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}
+    status = {"phase": "Pending", "containerStatuses": [trainer]}
+    status[kind] = [*status.get(kind, []), {"name": "proxy", "state": {"waiting": waits}}]
+    first = look(committed(), now=8).create[1]
+    pod = Pod.of(first | {"status": status, "metadata": first["metadata"] | {"uid": "u"}})
+    found = look(committed(), pod, worker(1)).status
+    assert found.reason == "ImagePullBackOff"
+    assert "a-1-0: container proxy: no such image x" in found.message
 
 
 def test_a_second_look_at_the_same_world_changes_nothing():

@@ -27,6 +27,12 @@ class Peers:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return cls(process.process_index, process.num_processes, device, control, local)
 
+    @property
+    def reads_back(self) -> int:
+        """The rank whose files this one checks: one of another node, where there is one."""
+        step = self.local_world if self.local_world < self.world else 1
+        return (self.rank + step) % self.world
+
     def any(self, mine: bool) -> bool:
         """Whether it is so on any rank; collective."""
         vector = torch.tensor([int(mine)])

@@ -12,8 +12,6 @@ from finetune_api.status import Condition, Display, FineTuneJobStatus, Phase, Wo
 from finetune_operator.plan.observe import Pod, World
 
 _UNBOUND = "unbound immediate PersistentVolumeClaims"  # the scheduler's words
-# Waiting reasons that pass by themselves within seconds.
-_NORMAL = ("", "ContainerCreating", "PodInitializing")
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def waiting(pods: list[Pod]) -> tuple[str, str] | None:
             unbound = _UNBOUND in pod.unschedulable
             reason = "VolumeNotBound" if unbound else "Unschedulable"
             return reason, f"{pod.name}: {pod.unschedulable}"[:1024]
-        if pod.waiting and pod.waiting[0] not in _NORMAL:
+        if pod.waiting:
             return pod.waiting[0][:64], f"{pod.name}: {pod.waiting[1]}"[:1024]
     return None
 

@@ -97,24 +97,28 @@ def _may_still_show(pods: list[Pod], failures: list[tuple[datetime, int]], now: 
 
 def _of_exit(index: int, end: Ended, pods: list[Pod], *, asked: bool = False) -> Verdict:
     """`asked`: a pod is missing, so somebody deleted it, even if nobody saw that."""
-    result = end.result()
-    reason = result.reason if result else meaning(end.exit_code).reason
-    message = result.message if result else end.message[-512:]
+    reason, message = told(end)
     if end.exit_code == ExitCode.STOPPED and (asked or any(pod.told_to_stop for pod in pods)):
         text = "told to stop (preemption, drain or deletion); everything is saved"
         return Verdict("Preempted", "Preempted", text, index, end.exit_code, counted=False)
-    if end.reason == "OOMKilled":
-        reason = "OutOfMemory"
-        message = (
-            "the container was killed for using more host memory than its limit; raise the "
-            "trainer container's memory limit in workers.template"
-        )
     pod = next(pod for pod in pods if pod.index == index)
     if pod.told_to_stop and end.exit_code in (137, 143):
         reason, message = "Evicted", "it was told to go and had no time to save a checkpoint"
     text = f"worker {index}: {message or f'exit code {end.exit_code}'}"
     permanent = is_permanent(end.exit_code, prepare=False)
     return Verdict("Failed", reason[:64], text[:1024], index, end.exit_code, permanent=permanent)
+
+
+def told(end: Ended) -> tuple[str, str]:
+    """Reason and message of a container's end, in its own words where it left some."""
+    if end.reason == "OOMKilled":
+        return "OutOfMemory", (
+            "the container was killed for using more host memory than its limit; raise the "
+            "trainer container's memory limit in workers.template"
+        )
+    if result := end.result():
+        return result.reason, result.message
+    return meaning(end.exit_code).reason, end.message[-512:].strip()
 
 
 def repeats(verdict: Verdict, step: int | None, before: Attempt | None) -> bool:

@@ -16,7 +16,7 @@ from finetune_operator.plan import (
 )
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, Decision, Delete
-from finetune_operator.plan.describe import Situation, describe, waiting
+from finetune_operator.plan.describe import Situation, describe, refused, waiting
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.stops import Stop
 from finetune_operator.plan.template import UnrenderableError
@@ -70,7 +70,7 @@ def _wishes(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> list[St
         *deadlines.active(policy, status, attempt, gang),
         *deadlines.start(policy, attempt, gang),
         *deadlines.progress(policy, world),
-        *half_gang.asks(policy, gang),
+        *half_gang.asks(policy, attempt, gang, refused(world)),
     ]
 
 

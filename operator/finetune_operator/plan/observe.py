@@ -98,7 +98,7 @@ class Pod:
     scheduled: datetime | None = None
     unschedulable: str | None = None
     gates: tuple[str, ...] = ()  # scheduling gates that hold it, as queueing systems set them
-    waiting: tuple[str, str] | None = None  # reason, message
+    waiting: tuple[str, str] | None = None  # why a container does not start: reason, message
     running: bool = False
     ended: Ended | None = None
     terminal_since: datetime | None = None  # of a pod that failed without its container's end
@@ -139,7 +139,7 @@ class Pod:
             scheduled=parse_time(scheduled.get("lastTransitionTime")) if bound else None,
             unschedulable=None if bound or gates else scheduled.get("message"),
             gates=gates,
-            waiting=_waiting(state),
+            waiting=_waiting([trainer, *status.get("initContainerStatuses", []), *statuses]),
             running="running" in state,
             ended=ended,
             deletion=parse_time(metadata.get("deletionTimestamp")),
@@ -176,6 +176,7 @@ class Pod:
 
 
 _TERMINAL = ("Succeeded", "Failed")
+_PASSES = ("", "ContainerCreating", "PodInitializing")
 
 
 def _number(text: str) -> int:
@@ -203,10 +204,15 @@ def _trouble(status: Object) -> tuple[str, str] | None:
     return status.get("reason") or "PodFailed", text or "its container never ran"
 
 
-def _waiting(state: Object) -> tuple[str, str] | None:
-    if "waiting" not in state:
-        return None
-    return state["waiting"].get("reason", ""), state["waiting"].get("message", "")
+def _waiting(containers: list[Object]) -> tuple[str, str] | None:
+    """Of the first that waits for what does not pass by itself within seconds."""
+    for container in containers:
+        waiting = container.get("state", {}).get("waiting", {})
+        if (reason := waiting.get("reason", "")) not in _PASSES:
+            name, message = container["name"], waiting.get("message", "")
+            own = name == names.CONTAINER
+            return reason, message if own else f"container {name}: {message}"
+    return None
 
 
 def _ended(state: Object, status: Object) -> Ended | None:

@@ -6,12 +6,12 @@ inputs it was made from; when they are edited meanwhile it is replaced.
 
 from datetime import timedelta
 
-from finetune_api.exit_codes import is_permanent, meaning
+from finetune_api.exit_codes import is_permanent
 from finetune_api.progress import Stage
 from finetune_api.run import PrepareResult
 from finetune_api.status import Resolved
+from finetune_operator.plan import failure, usage
 from finetune_operator.plan import pods as render
-from finetune_operator.plan import usage
 from finetune_operator.plan.decision import RECHECK, Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, refused, waiting
 from finetune_operator.plan.finish import failed, succeeded
@@ -94,8 +94,7 @@ def _conclude(world: World, pod: Pod, image: str, settings: Settings) -> Decisio
         if prepared.finished:
             return succeeded(world, status, prepared.finished)
         return commit_first(world, image, prepared)
-    reason = result.reason if result else meaning(end.exit_code).reason
-    message = result.message if result else end.message[-512:].strip()
+    reason, message = failure.told(end)
     text = message or f"the prepare pod ended with exit code {end.exit_code}"
     if is_permanent(end.exit_code, prepare=True):
         return failed(world, status, reason, text)

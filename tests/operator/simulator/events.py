@@ -171,8 +171,8 @@ def _policy(world: "World", value: tuple[str, Any]) -> None:
     world.edit({"runPolicy": dict([value])})
 
 
-def _forbid(world: "World", value: bool) -> None:
-    world.store.forbidden = value
+def _quota(world: "World", pods: int | None) -> None:
+    world.store.quota = pods
     world.store.version += 1
     world.store.by_operator = False
 
@@ -237,7 +237,7 @@ ACTIONS: dict[str, Action] = {
     "scale": _scale,
     "edit model": _model,
     "edit policy": _policy,
-    "forbid": _forbid,
+    "quota": _quota,
     "claims": _claims,
     "foreign service": _foreign_service,
     "at call": _at_call,
@@ -271,11 +271,8 @@ _USER = [
     Event("edit model", "pvc://w/other"),
     Event("edit policy", ("maxRestarts", 5)),
     Event("edit policy", ("activeDeadlineSeconds", 10)),
-    *(
-        Event(what, value)
-        for what in ("forbid", "claims", "foreign service")
-        for value in (True, False)
-    ),
+    *(Event("quota", pods) for pods in (0, 1, 2, None)),
+    *(Event(what, value) for what in ("claims", "foreign service") for value in (True, False)),
 ]
 _OPERATOR = [
     *(Event("report", what) for what in ("fresh", "hangs", "unreachable")),

@@ -65,4 +65,8 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
         Config(),
         [*([Event("go")] * 3), Event("lose node", 1)],
     ),
+    "half a gang, and a quota refuses the rest: it held its nodes for ever": (
+        Config(policy=(("gangStartTimeoutSeconds", 60),)),
+        [Event("go"), Event("quota", 1), Event("go"), *([Event("wait", 70)] * 3)],
+    ),
 }

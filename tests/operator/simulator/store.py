@@ -55,7 +55,7 @@ class Store:
         default_factory=dict
     )  # version since which a pod's uid is deleted
     by_operator: bool = False  # whether the last write was the operator's
-    forbidden: bool = False  # a quota or an admission policy refuses pods
+    quota: int | None = None  # pods that may exist and not have ended; 0: none is admitted
 
     def get(self, plural: str, name: str) -> Object:
         found = self.objects[plural].get(name)
@@ -75,7 +75,7 @@ class Store:
         self, plural: str, body: Object, *, dry: bool = False, operator: bool = False, late=False
     ) -> Object:
         name = body["metadata"]["name"]
-        if plural == PODS and self.forbidden:
+        if plural == PODS and self._is_full():  # told before "exists already", as admission does
             raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: exceeded quota: gpus')
         if existing := self.objects[plural].get(name):
             text = f'{plural} "{name}" already exists'
@@ -94,6 +94,11 @@ class Store:
         if plural == PODS:
             item["status"] = {"phase": "Pending"}
         return self._write(plural, None, item, operator=operator, late=late, body=body)
+
+    def _is_full(self) -> bool:
+        phases = [pod["status"].get("phase") for pod in self.objects[PODS].values()]
+        going = sum(1 for phase in phases if phase not in ("Succeeded", "Failed"))
+        return self.quota is not None and going >= self.quota
 
     def patch(
         self, plural: str, name: str, sub: str | None, body: Object, *, operator=False, late=False

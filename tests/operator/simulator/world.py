@@ -164,7 +164,7 @@ class World:
         self.controller.stalled.clear()
         await self.step(Event("go"))
         self._check("waiting", None)
-        for what, value in (("forbid", False), ("claims", True), ("foreign service", False)):
+        for what, value in (("quota", None), ("claims", True), ("foreign service", False)):
             self.happen(Event(what, value))
         self.happen(Event("free"))
         for number in range(_ROUNDS):

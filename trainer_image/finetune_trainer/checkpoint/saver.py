@@ -191,7 +191,7 @@ class Saver:
         self._seconds = seconds
 
     def _verify(self, save: "_Save") -> None:
-        write.verify(save.folder, save.share, self._advance)
+        write.verify(save.folder, self._peers.reads_back, self._advance)
 
     def _conclude(self, save: "_Save") -> None:
         if self._peers.rank == 0:

@@ -108,15 +108,14 @@ def publish(
     return manifest
 
 
-def verify(folder: Path, share: Share, advance: Callable[[], None]) -> None:
-    """Read back, past the page cache, the files of the next rank: another node's where there is
-    one. OSError when they are not as they were written."""
+def verify(folder: Path, rank: int, advance: Callable[[], None]) -> None:
+    """Read back, past the page cache, the files of a rank; OSError when they are not as they were
+    written."""
     _wait_for(folder / store.MANIFEST)
     manifest = store.read_manifest(folder)
     if manifest is None:
         raise OSError(f"{folder.name}: the manifest, or a file that it names, is damaged")
-    turn = (share.rank + 1) % share.world
-    mine = manifest.replace(files=[f for f in manifest.files if _rank_of(f.path) == turn])
+    mine = manifest.replace(files=[f for f in manifest.files if _rank_of(f.path) == rank])
     damaged = store.damaged_file(folder, mine, advance)
     if damaged:
         raise OSError(f"{folder.name}/{damaged} does not read back as it was written")

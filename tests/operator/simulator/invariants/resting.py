@@ -42,7 +42,7 @@ def _names_it(world: "World", _: Any) -> str | None:
     status = job.get("status", {})
     if not status.get("message"):
         return f"phase {status.get('phase')} has no message"
-    missing = world.store.forbidden or "w" not in world.store.objects["persistentvolumeclaims"]
+    missing = world.store.quota == 0 or "w" not in world.store.objects["persistentvolumeclaims"]
     creating = status.get("phase") in ("Preparing", "Starting") and not own_pods(
         world, job["metadata"]["uid"]
     )
