@@ -7,7 +7,7 @@ export FINETUNE_CACHE := $(CACHE)
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test check format crds golden clean simulate torture
+.PHONY: help setup tools images demo test test-images check format crds golden clean simulate torture
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ tools: setup ## programs that only tests need (an S3 server, Helm, Prometheus), 
 	@$(BIN)/python -m finetune_local.go_tool
 	@$(BIN)/python -m finetune_local.debian_tool
 
+images: ## both images, with docker, podman or buildah (REGISTRY=..., TAG=..., TOOL=..., BUILD_FLAGS=...)
+	@$(PYTHON) hack/images.py
+
 demo: SETUP_FOR := --demo
 demo: setup ## fine-tune a real 135M model through a real API server (KEEP=1 leaves the cluster up)
 	@$(BIN)/python -m finetune_local demo $(if $(KEEP),--keep)
@@ -31,6 +34,9 @@ test: tools ## everything, as CI runs it
 check: tools ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py
 	@$(BIN)/python -m pytest -m "not slow" -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test-images: setup ## build both images and run what is in them (root, buildah, debootstrap; 15 GB)
+	@FINETUNE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images -v -s
 
 simulate: setup ## random histories of the operator in a simulated cluster (N=100000, SEED=...)
 	@$(BIN)/python -m tests.operator.simulator $(or $(N),100000) $(if $(SEED),--seed $(SEED))

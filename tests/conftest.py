@@ -11,6 +11,9 @@ from finetune_local.cluster import Cluster, sweep
 # Less garbage collection in control planes, in kubectl and in Helm, for memory that is there.
 os.environ.setdefault("GOGC", "400")
 
+# Images take gigabytes and root: `make test-images`.
+collect_ignore = [] if os.environ.get("FINETUNE_TEST_IMAGES") else ["images"]
+
 # Verdicts must not depend on how busy the machine is.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -45,10 +45,15 @@ class Operator:
     """The operator process, with the rights of its service account and no more."""
 
     def __init__(
-        self, cluster: Cluster, log: Path, config: Path | None = None, **settings: str
+        self,
+        cluster: Cluster,
+        log: Path,
+        config: Path | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "finetune_operator"),
+        **settings: str,
     ) -> None:
         """`settings`: more FINETUNE_* variables, without the prefix."""
-        self._log = log
+        self._log, self._command = log, command
         config = config or cluster.user_kubeconfig("finetune-system", "finetune-operator")
         self._env = os.environ | {
             "KUBECONFIG": str(config),
@@ -61,10 +66,9 @@ class Operator:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "finetune_operator"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, env=self._env, stdout=log, stderr=log, preexec_fn=die_with_parent
+                self._command, env=self._env, stdout=log, stderr=log, preexec_fn=die_with_parent
             )
 
     def kill(self) -> None:

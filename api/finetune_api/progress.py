@@ -78,7 +78,9 @@ class Plan(Message):
     offload: Literal["None", "Optimizer", "OptimizerAndParameters"] = Field(
         default="None", description="What is kept in host memory."
     )
-    checkpoint_bytes: int = Field(description="Size of one checkpoint: 12 bytes a parameter.")
+    checkpoint_bytes: int = Field(
+        description="Size of one checkpoint: 12 bytes a parameter, 8 with moments in BF16."
+    )
 
 
 class Progress(Message):

@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
 from kubernetes.config import ConfigException
 
@@ -40,6 +41,7 @@ def main() -> int:
         prog="python -m finetune_operator",
         description="Runs FineTuneJobs. Settings come from FINETUNE_* variables.",
     )
+    parser.add_argument("--version", action="version", version=version("finetune-operator"))
     parser.add_argument("--verbose", action="store_true", help="log kopf's own messages too")
     arguments = parser.parse_args()
     handler = logging.StreamHandler()

@@ -1,6 +1,8 @@
 """The operator as its pod says: the image's own user, a read-only root, the token in a file."""
 
 import json
+import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,6 +12,14 @@ from tests.chart.helm import Helm, Object, find
 from tests.installed import ready, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """With a node, which the control plane of the other tests has not."""
+    one = Cluster.up(f"test-pod-{os.getpid()}", tied=True)
+    yield one
+    one.down()
 
 
 def test_the_operator_runs_as_its_pod_says(helm: Helm, cluster: Cluster):

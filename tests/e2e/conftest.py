@@ -10,7 +10,7 @@ from tests.installed import Operator, install
 from tests.security import audit, rights
 from tests.trainer import tiny
 
-_VOLUME = """
+VOLUME = """
 apiVersion: v1
 kind: PersistentVolume
 metadata: {{name: w}}
@@ -57,7 +57,7 @@ def workspace(cluster: Cluster, tmp_path_factory) -> Path:
     tiny.make_model(folder / "model")
     tiny.write_jsonl(folder / "data" / "train.jsonl", tiny.make_messages(800))
     tiny.write_jsonl(folder / "data" / "validation.jsonl", tiny.make_messages(20, seed=1))
-    cluster.kubectl("apply", "-f", "-", stdin=_VOLUME.format(path=folder))
+    cluster.kubectl("apply", "-f", "-", stdin=VOLUME.format(path=folder))
     return folder
 
 

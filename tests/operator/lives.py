@@ -93,6 +93,12 @@ async def viewed(api: Cluster, story: Callable[[View], Awaitable[Any]]) -> Any:
         await kube.close()
 
 
+def _shown(pod: Object) -> str:
+    metadata, phase = pod["metadata"], pod.get("status", {}).get("phase")
+    going = f", to go by {metadata['deletionTimestamp']}" if "deletionTimestamp" in metadata else ""
+    return f"{metadata['name']} ({phase}{going})"
+
+
 @dataclass
 class Life:
     """One job, its kubelet and its user."""
@@ -109,8 +115,10 @@ class Life:
         await self._prepare()
         await self._gang(1)
         lost = result("Failed", reason="PeerLost", **progressed(20, saved=10))
-        await self._end(f"{self.name}-1-1", 137)
+        # The consequence is told first. After the cause the operator would end the other worker,
+        # and one that is away then never learns what that worker had to say.
         await self._end(f"{self.name}-1-0", 88, lost)
+        await self._end(f"{self.name}-1-1", 137)
         await self._gang(2)
         await self._suspend()
         await self._patch_job({"spec": {"suspend": False}})
@@ -246,7 +254,7 @@ class Life:
             return await self.view.until(what, check)
         except AssertionError as error:
             told = f"{self.status.get('phase')} {self.status.get('reason')}: "
-            told += f"{self.status.get('message')}; pods {sorted(self.pods)}"
+            told += f"{self.status.get('message')}; pods {sorted(map(_shown, self.pods.values()))}"
             raise AssertionError(f"{self.namespace}: {error}; {told}") from None
 
     def _pod(self, name: str) -> str:

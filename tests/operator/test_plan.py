@@ -56,6 +56,12 @@ def test_an_old_prepare_pod_that_does_not_go_is_named_with_its_node():
     assert decision.status.message == "waiting for the old pod a-prepare on node gpu-7 to go"
 
 
+def test_an_old_prepare_pod_whose_deletion_was_cut_short_is_deleted_again():
+    pod = ended(prepare_pod(deletion=at(5)), 0, 4, result(prepared=prepared()))
+    assert look(make_job(), pod, now=5).delete == []
+    assert [d.uid for d in look(make_job(), pod, now=6).delete] == ["prepare-uid"]
+
+
 def test_edited_inputs_replace_the_prepare_pod():
     pod = prepare_pod()
     edited = make_job(model={"source": "pvc://w/other"})

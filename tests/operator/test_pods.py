@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from finetune_api.run import RunConfig
 from finetune_operator.plan import pods
 from tests.operator.worlds import committed, make_job
@@ -44,6 +46,40 @@ def test_pods_pass_the_restricted_level_with_sidecars_too():
         assert found["securityContext"]["allowPrivilegeEscalation"] is False
         assert found["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+def test_the_root_file_system_is_read_only_and_caches_have_a_place():
+    pod = worker_pod()
+    assert container(pod)["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {"name": "finetune-tmp", "mountPath": "/tmp"} in container(pod)["volumeMounts"]
+    assert {"name": "finetune-tmp", "emptyDir": {}} in pod["spec"]["volumes"]
+
+
+@pytest.mark.parametrize("limits", [{"memory": "1Gi"}, {"memory": "1Gi", "cpu": "250m"}])
+def test_a_limit_below_the_default_request_is_no_contradiction(limits):
+    own = {"name": "trainer", "resources": {"limits": dict(limits)}}
+    job = make_job(workers={"replicas": 2, "template": {"spec": {"containers": [own]}}})
+    worker = container(worker_pod(workers={"replicas": 2, "template": job.spec.workers.template}))
+    for resources in (
+        worker["resources"],
+        container(pods.prepare_pod(job, "trainer:1", "x"))["resources"],
+    ):
+        assert not set(limits) & set(resources["requests"])  # Kubernetes takes the limits
+        assert {"memory", "cpu"} <= set(resources["requests"]) | set(limits)
+
+
+def test_a_template_may_bring_its_own_scratch_and_write_to_its_image():
+    own = {
+        "name": "trainer",
+        "securityContext": {"readOnlyRootFilesystem": False},
+        "volumeMounts": [{"name": "fast", "mountPath": "/tmp"}],
+    }
+    template = {"spec": {"containers": [own], "volumes": [{"name": "fast", "emptyDir": {}}]}}
+    pod = worker_pod(workers={"replicas": 2, "template": template})
+    assert container(pod)["securityContext"]["readOnlyRootFilesystem"] is False
+    paths = [mount["mountPath"] for mount in container(pod)["volumeMounts"]]
+    assert paths.count("/tmp") == 1
+    assert "finetune-tmp" not in [volume["name"] for volume in pod["spec"]["volumes"]]
 
 
 def test_the_operators_environment_wins_over_the_templates():

@@ -166,6 +166,16 @@ def test_a_pod_on_a_lost_node_keeps_the_job_suspending_and_is_named():
     assert gone.requeue_after
 
 
+def test_a_deletion_that_was_cut_short_is_asked_for_again():
+    """The API server marks a pod that has ended, then removes it; a client may die in between."""
+    job, gang = stopped()
+    cut = [replace(gang[0], deletion=at(55)), replace(gang[1], gone=True)]
+    assert look(job, *cut, now=55).delete == []  # it may be under way
+    assert [d.name for d in look(job, *cut, now=56).delete] == ["a-1-0"]
+    runs = [worker(0, deletion=at(55)), cut[1]]
+    assert look(job, *runs, now=56).delete == []  # its kubelet has not ended it yet
+
+
 def test_suspend_during_the_back_off_rests_and_a_resume_is_the_restart():
     job = running()
     crash = [ended(worker(0), 1, 30, result("Failed", reason="Crashed")), ended(worker(1), 88, 31)]

@@ -11,13 +11,18 @@ from finetune_trainer.supervisor import Supervisor  # noqa: E402
 
 _HELP = """finetune_trainer: the supervisor of a trainer pod.
 
-It takes no arguments: the operator describes the run in the environment (FINETUNE_RUN, PET_*), see
-docs/run-contract.md. Started by hand it says what is missing.
+It takes --help, --version and no other argument: the operator describes the run in the environment
+(FINETUNE_RUN, PET_*), see docs/run-contract.md. Started by hand it says what is missing.
 """
 
 
 def main() -> int:
     """Run; the exit code is that of docs/exit-codes.md."""
+    if sys.argv[1:] == ["--version"]:
+        from importlib.metadata import version
+
+        print(version("finetune-operator"))
+        return 0
     if len(sys.argv) > 1:
         print(_HELP)
         return 0 if sys.argv[1] in ("-h", "--help") else 64

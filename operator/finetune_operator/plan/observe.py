@@ -169,6 +169,14 @@ class Pod:
         """
         return self.gone or self.phase in _TERMINAL or self.lost(now)
 
+    def undeleted(self, now: datetime) -> bool:
+        """Whether its deletion must be asked for: nobody did, or the request was cut.
+
+        The API server removes a pod that has ended in two steps. When whoever asked for it dies in
+        between, the pod stays, with a deletion that is due, until its kubelet looks at it.
+        """
+        return self.deletion is None or (self.phase in _TERMINAL and now > self.deletion)
+
     @property
     def told_to_stop(self) -> bool:
         """Somebody asked it to go: preemption, drain, eviction, kubectl delete."""

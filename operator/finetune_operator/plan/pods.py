@@ -101,7 +101,7 @@ def prepare_pod(job: Job, image: str, inputs: str) -> Object:
     resources = container.setdefault("resources", {})
     for part in ("limits", "requests"):
         resources.get(part, {}).pop(job.spec.workers.device_resource, None)
-    resources["requests"] = _PREPARE_REQUESTS | resources.get("requests", {})
+    resources["requests"] = _requests(_PREPARE_REQUESTS, resources)
     return pod
 
 
@@ -155,9 +155,16 @@ def _worker_pod(job: Job, index: int, config: str) -> Object:
     ]
     resources = container.setdefault("resources", {})
     devices = {workers.device_resource: str(workers.devices_per_worker)}
+    resources["requests"] = _requests(_WORKER_REQUESTS, resources) | devices
     resources["limits"] = resources.get("limits", {}) | devices
-    resources["requests"] = _WORKER_REQUESTS | resources.get("requests", {}) | devices
     return pod
+
+
+def _requests(defaults: Object, resources: Object) -> Object:
+    """What has a limit needs no default: Kubernetes takes the limit, and ours may be above it."""
+    missing = {what: n for what, n in defaults.items() if what not in resources.get("limits", {})}
+    asked: Object = resources.get("requests", {})
+    return missing | asked
 
 
 def _config(job: Job, role: str) -> RunConfig:
@@ -214,6 +221,8 @@ def _pod(job: Job, name: str, image: str, role: str, config: str) -> Object:
     container = _own_container(spec)
     container["image"] = image
     container["command"] = _COMMAND
+    container["securityContext"].setdefault("readOnlyRootFilesystem", True)
+    _mount_scratch(spec, container)
     container["terminationMessagePolicy"] = "FallbackToLogsOnError"
     pod_ip = {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     run = {"name": names.ENV_RUN, "value": config}
@@ -266,16 +275,29 @@ def _add_secrets(container: Object, secrets: list[str]) -> None:
 
 
 def _mount_claims(job: Job, spec: Object, container: Object, role: str) -> None:
-    volumes, mounts = spec.setdefault("volumes", []), container.setdefault("volumeMounts", [])
     for number, (claim, read_only) in enumerate(claims(job).items()):
         volume = {"claimName": claim} | ({"readOnly": True} if read_only else {})
-        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": volume})
-        path = f"{names.CLAIMS_PATH}/{claim}"
-        mounts.append({"name": f"claim-{number}", "mountPath": path, "readOnly": read_only})
-    if role == "worker" and not any(mount.get("mountPath") == "/dev/shm" for mount in mounts):
+        place = {"mountPath": f"{names.CLAIMS_PATH}/{claim}", "readOnly": read_only}
+        _mount(spec, container, f"claim-{number}", {"persistentVolumeClaim": volume}, place)
+    if role == "worker" and not _mounts(container, "/dev/shm"):
         # 64 MB, the runtime's default, kills NCCL with an obscure error.
-        volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
-        mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
+        memory = {"emptyDir": {"medium": "Memory"}}
+        _mount(spec, container, "shared-memory", memory, {"mountPath": "/dev/shm"})
+
+
+def _mount_scratch(spec: Object, container: Object) -> None:
+    """What libraries cache, for the root file system cannot be written."""
+    if not _mounts(container, "/tmp"):
+        _mount(spec, container, "finetune-tmp", {"emptyDir": {}}, {"mountPath": "/tmp"})
+
+
+def _mounts(container: Object, path: str) -> bool:
+    return any(mount.get("mountPath") == path for mount in container.get("volumeMounts", []))
+
+
+def _mount(spec: Object, container: Object, name: str, volume: Object, place: Object) -> None:
+    spec.setdefault("volumes", []).append({"name": name} | volume)
+    container.setdefault("volumeMounts", []).append({"name": name} | place)
 
 
 def _labels(job: Job) -> dict[str, str]:

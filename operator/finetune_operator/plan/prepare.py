@@ -38,7 +38,8 @@ def preparing(world: World, settings: Settings) -> Decision:
         # On a node that is lost it stays until the node is back or removed: name it.
         where = f" on node {pod.node}" if pod.node else ""
         text = f"waiting for the old pod {pod.name}{where} to go"
-        return _wait(world, Situation("Preparing", message=text))
+        again = pod if pod.undeleted(world.now) else None
+        return _wait(world, Situation("Preparing", message=text), delete=again)
     if pod.inputs != inputs:
         text = "the job was edited; preparing again"
         return _wait(world, Situation("Preparing", message=text), delete=pod)

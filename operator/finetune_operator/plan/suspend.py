@@ -25,7 +25,7 @@ def hold(world: World, status: FineTuneJobStatus) -> Decision:
         rests = describe(world, status, Situation("Suspended", "Suspended", text))
         # A cache that missed a pod must not say so: made again from a live read.
         return Decision(rests, commits=status.phase != "Suspended")
-    doomed = [Delete(pod.name, pod.uid) for pod in left if not pod.deletion]
+    doomed = [Delete(pod.name, pod.uid) for pod in left if pod.undeleted(world.now)]
     # A pod on a node that is lost stays until the node is back or removed: name it.
     where = f" on node {left[0].node}" if left[0].node else ""
     text = f"waiting for {len(left)} pods to go, first {left[0].name}{where}"

@@ -1,0 +1,65 @@
+"""AdamW on host memory, where offloaded weights are updated: torch beside DeepSpeed (ADR 18).
+
+DeepSpeed compiles its own first, which takes a minute and a C++ compiler.
+"""
+
+import sys
+
+if sys.path[0].endswith("/benchmarks"):
+    # Started as a file: this folder would hide the standard library's `operator`.
+    sys.path[0] = sys.path[0].removesuffix("/benchmarks")
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+_STEPS = 7
+_OPTIONS = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+def measured(make: Make, count: int) -> tuple[float, torch.Tensor]:
+    """Median seconds of a step, and the weights after all."""
+    torch.manual_seed(0)
+    weights = torch.nn.Parameter(torch.randn(count) * 0.02)
+    weights.grad = torch.randn(count) * 1e-3
+    optimizer = make([weights])
+    optimizer.step()  # makes its state
+    times = []
+    for _ in range(_STEPS):
+        began = time.perf_counter()
+        optimizer.step()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times), weights.detach()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--parameters", type=int, default=50_000_000)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    makes: dict[str, Make] = {
+        "DeepSpeedCPUAdam": lambda p: DeepSpeedCPUAdam(p, adamw_mode=True, **_OPTIONS),
+        "torch AdamW, fused": lambda p: torch.optim.AdamW(p, fused=True, **_OPTIONS),
+        "torch AdamW": lambda p: torch.optim.AdamW(p, **_OPTIONS),
+    }
+    found = {name: measured(make, chosen.parameters) for name, make in makes.items()}
+    _, reference = found["torch AdamW"]
+    print(
+        f"{chosen.parameters:,} fp32 parameters, {chosen.threads} threads, median of {_STEPS} steps"
+    )
+    for name, (seconds, weights) in found.items():
+        off = (weights - reference).abs().max().item()
+        print(f"{name:20} {1e3 * seconds:7.1f} ms, {off:.1e} from plain AdamW")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Build the operator's and the trainer's image with docker, podman or buildah, whichever is there.
+
+`make images` builds both; `hack/images.py --help` lists what may be chosen. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parent.parent
+TOOLS = ("docker", "podman", "buildah")
+BASE = "debian:bookworm-slim"
+
+
+@dataclass(frozen=True)
+class Image:
+    name: str
+    dockerfile: str
+
+
+IMAGES = {
+    "operator": Image("finetune-operator", "operator/Dockerfile"),
+    "trainer": Image("finetune-trainer", "trainer_image/Dockerfile"),
+}
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    tool = found_tool(arguments.tool)
+    if tool is None:
+        wanted = arguments.tool or ", ".join(TOOLS)
+        print(
+            f"images: none of {wanted} is on PATH; install one (Debian: apt-get install buildah)",
+            file=sys.stderr,
+        )
+        return 1
+    tag = arguments.tag or version()
+    flags = shlex.split(arguments.flags)
+    wanted_images = [arguments.only] if arguments.only else list(IMAGES)
+    for part in wanted_images:
+        name = reference(arguments.registry, IMAGES[part], tag)
+        command = build_command(tool, IMAGES[part], name, base=arguments.base, flags=flags)
+        print("+", shlex.join(command), flush=True)
+        if code := subprocess.call(command, cwd=TREE):
+            print(f"images: {name} was not built: {tool} ended with {code}", file=sys.stderr)
+            return 1
+        if arguments.push and (code := subprocess.call([tool, "push", name])):
+            print(f"images: {name} was not pushed: {tool} ended with {code}", file=sys.stderr)
+            return 1
+    for part in wanted_images:
+        print("built", reference(arguments.registry, IMAGES[part], tag))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="make images", description="Build the images of operator and trainer."
+    )
+    environment = os.environ.get
+    parser.add_argument("--only", choices=sorted(IMAGES), help="one of the two")
+    parser.add_argument(
+        "--tool", choices=TOOLS, default=environment("TOOL") or None, help="$TOOL; the first found"
+    )
+    parser.add_argument(
+        "--registry",
+        default=environment("REGISTRY", ""),
+        help="$REGISTRY: what comes before the name, for example registry.example/team",
+    )
+    parser.add_argument(
+        "--tag", default=environment("TAG", ""), help="$TAG; default: the project's version"
+    )
+    parser.add_argument(
+        "--base", default=environment("BASE") or BASE, help=f"$BASE, a Debian; default: {BASE}"
+    )
+    parser.add_argument(
+        "--flags",
+        default=environment("BUILD_FLAGS", ""),
+        help="$BUILD_FLAGS: more flags of the build, for example '--isolation chroot'",
+    )
+    parser.add_argument("--push", action="store_true", help="push what was built")
+    return parser
+
+
+def found_tool(wanted: str | None) -> str | None:
+    """The first tool that is on PATH, of all or of the one that was named."""
+    return next((tool for tool in TOOLS if wanted in (None, tool) and shutil.which(tool)), None)
+
+
+def reference(registry: str, image: Image, tag: str) -> str:
+    return f"{registry.rstrip('/')}/{image.name}:{tag}" if registry else f"{image.name}:{tag}"
+
+
+def build_command(
+    tool: str, image: Image, name: str, *, base: str = BASE, flags: list[str] | None = None
+) -> list[str]:
+    stamped = {"BASE": base, "VERSION": version(), "REVISION": revision()}
+    return [
+        tool,
+        "build",
+        "--file",
+        image.dockerfile,
+        "--tag",
+        name,
+        *(word for key, value in stamped.items() for word in ("--build-arg", f"{key}={value}")),
+        *(flags or []),
+        ".",
+    ]
+
+
+def version() -> str:
+    project: dict[str, str] = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
+    return project["version"]
+
+
+def revision() -> str:
+    """The commit, with -dirty when files differ from it; unknown outside of a repository."""
+    git = ["git", "-C", str(TREE)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

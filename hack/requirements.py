@@ -1,0 +1,22 @@
+"""What pyproject.toml asks for to run a part of this project, a line each, for `pip install -r`.
+
+Images install it before they copy the source: a layer of gigabytes outlives a changed line of code.
+"""
+
+import argparse
+import tomllib
+from pathlib import Path
+
+PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+
+
+def main() -> None:
+    project = tomllib.loads(PYPROJECT.read_text())["project"]
+    extras = project["optional-dependencies"]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("extra", choices=sorted(extras))
+    print(*project["dependencies"], *extras[parser.parse_args().extra], sep="\n")
+
+
+if __name__ == "__main__":
+    main()

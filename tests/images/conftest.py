@@ -1,0 +1,65 @@
+"""Images that are really built: `make test-images`, as root, with buildah and debootstrap."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from finetune_local.cache import TREE
+from tests.images import debian, unpacked
+from tests.images.unpacked import Unpacked
+
+BASE = "localhost/debian:bookworm-slim"
+
+
+@pytest.fixture(scope="session")
+def base() -> str:
+    """debian:bookworm-slim, as good as."""
+    for tool in ("buildah", "debootstrap"):
+        assert shutil.which(tool), f"{tool} is not installed"
+    assert os.getuid() == 0, "debootstrap and the mounts of these tests need root"
+    archive = debian.root_archive()
+    container = _buildah("from", "scratch")
+    _buildah("add", "--quiet", container, str(archive), "/")
+    _buildah("config", "--cmd", "bash", container)
+    _buildah("commit", "--quiet", "--rm", container, BASE)
+    return BASE
+
+
+@pytest.fixture(scope="session")
+def build(base: str) -> Iterator[Callable[[str], Unpacked]]:
+    """Builds an image by `make images` and mounts it."""
+    containers = []
+
+    def one(part: str) -> Unpacked:
+        # chroot: it also works where a container may not make containers.
+        flags = "--isolation chroot --pull-never --layers"
+        command = [sys.executable, TREE / "hack" / "images.py", "--only", part]
+        env = os.environ | {"TOOL": "buildah", "BASE": base, "TAG": "test", "BUILD_FLAGS": flags}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        containers.append(_buildah("from", "--pull-never", f"localhost/finetune-{part}:test"))
+        return unpacked.mounted(containers[-1])
+
+    yield one
+    for container in containers:
+        _buildah("rm", container)
+
+
+@pytest.fixture(scope="session")
+def operator_image(build: Callable[[str], Unpacked]) -> Unpacked:
+    return build("operator")
+
+
+@pytest.fixture(scope="session")
+def trainer_image(build: Callable[[str], Unpacked]) -> Unpacked:
+    return build("trainer")
+
+
+def _buildah(*arguments: str) -> str:
+    done = subprocess.run(["buildah", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

@@ -1,0 +1,57 @@
+"""A Debian without Docker: the base image, made by debootstrap and kept in the cache."""
+
+import fcntl
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from finetune_local.cache import cache_folder
+
+RELEASE = "bookworm"
+# As debian:bookworm-slim has it, for packages that are installed later too.
+_SLIM = """
+path-exclude /usr/share/doc/*
+path-exclude /usr/share/info/*
+path-exclude /usr/share/man/*
+path-exclude /usr/share/locale/*
+"""
+_DROPPED = ("usr/share/doc", "usr/share/info", "usr/share/man", "usr/share/locale")
+
+
+def root_archive() -> Path:
+    """A tar of the root file system; made once, in a minute."""
+    archive = cache_folder() / f"debian-{RELEASE}-slim.tar"
+    with (cache_folder() / "debian.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not archive.exists():
+            _make(archive)
+    return archive
+
+
+def _make(archive: Path) -> None:
+    folder, partial = archive.with_suffix(".root"), archive.with_suffix(".partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    _run("debootstrap", "--variant=minbase", RELEASE, str(folder), _mirror())
+    for name in _DROPPED:
+        shutil.rmtree(folder / name)
+    for name in ("var/cache/apt/archives", "var/lib/apt/lists"):
+        for file in (folder / name).glob("*"):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    (folder / "etc/dpkg/dpkg.cfg.d/slim").write_text(_SLIM)
+    _run("tar", "--directory", str(folder), "--numeric-owner", "-cf", str(partial), ".")
+    partial.rename(archive)
+    shutil.rmtree(folder)
+
+
+def _mirror() -> str:
+    """The one that this machine takes its packages from."""
+    shown = subprocess.run(["apt-cache", "policy"], check=True, capture_output=True, text=True)
+    found = re.search(rf"(https?://\S+) {RELEASE}/main", shown.stdout)
+    assert found, f"no source of {RELEASE}/main is configured: {shown.stdout}"
+    return found[1]
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
