@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_local.cache import TREE
 from finetune_local.node import sandbox
 from tests.installed import wait_for
 from tests.local.pods import container, create, get, pod, run, waiting
@@ -198,6 +199,22 @@ def test_a_read_only_root_can_be_written_in_volumes_only(cluster):
     said = run(cluster, item)
     assert said.count("Read-only file system") == 3
     assert said.endswith("volume\n65532\n")
+
+
+def test_a_volume_above_the_image_does_not_hide_it(cluster):
+    """As one at /tmp would where the tree lies in /tmp."""
+    above = str(TREE.parent)
+    item = pod(
+        "above",
+        container(
+            f"python -c 'import finetune_api; print(finetune_api.__name__)' && touch {above}/new",
+            volumeMounts=[mount("v", above)],
+            securityContext={"readOnlyRootFilesystem": True},
+        ),
+        volumes=[{"name": "v", "emptyDir": {}}],
+    )
+    assert run(cluster, item) == "finetune_api\n"
+    assert not (TREE.parent / "new").exists()
 
 
 _NESTED = """

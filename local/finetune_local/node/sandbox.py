@@ -51,28 +51,32 @@ def unshare(flags: int) -> None:
 
 
 def _build(root: Path, config: dict[str, Any]) -> None:
+    image = [_writable(path, path) for path in config["visible"]]
     own = [
-        {"target": "/etc/hosts", "source": config["hosts"], "read_only": False},
-        {
-            "target": config["termination_path"],
-            "source": config["termination_log"],
-            "read_only": False,
-        },
+        _writable("/etc/hosts", config["hosts"]),
+        _writable(config["termination_path"], config["termination_log"]),
     ]
-    own[:0] = [{"target": path, "source": path, "read_only": False} for path in config["visible"]]
+    # Outer ones first: a volume at /tmp does not hide an image that lies below it, nor an image a
+    # volume.
+    mounts = sorted([*image, *config["mounts"]], key=lambda mount: Path(mount["target"]).parts)
+    mounts += own
     _mount("tmpfs", root, "tmpfs", 0)
     # Where a mount point really lies: /var/run is a link to /run on most machines.
-    places = [Path(m["target"]).resolve() for m in [*config["mounts"], *own]]
+    places = [Path(mount["target"]).resolve() for mount in mounts]
     missing = [path for path in places if not path.exists()]
     _graft(Path("/"), root, missing, hidden=("dev", "proc", "tmp"))
     _special_folders(root)
     if config["read_only_root"]:
-        for mount in [*config["mounts"], *own]:
+        for mount in mounts:
             _mount_point(root, mount["source"], mount["target"])
         read_only(root, but=root / "proc")  # as container runtimes leave it
     _mount("tmpfs", root / "dev" / "shm", "tmpfs", _NOSUID | _NODEV)
-    for mount in [*own[:-2], *config["mounts"], *own[-2:]]:
+    for mount in mounts:
         bind_at(root, mount["source"], mount["target"], mount["read_only"])
+
+
+def _writable(target: str, source: str) -> dict[str, Any]:
+    return {"target": target, "source": source, "read_only": False}
 
 
 def _graft(source: Path, target: Path, missing: list[Path], hidden: tuple[str, ...] = ()) -> None:
