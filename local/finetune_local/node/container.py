@@ -17,9 +17,11 @@ SHIM = Path(__file__).with_name("shim.py")
 
 
 def _behind_the_image() -> list[str]:
-    """What the local image is made of, where a folder of the pod's own would hide it."""
-    paths = {str(TREE), sys.base_prefix, *(p for p in sys.path if Path(p).is_dir())}
-    return sorted(path for path in paths if path.startswith("/tmp/"))
+    """What the local image is made of: shown also where a volume of the pod would hide it."""
+    packages = {path for path in map(Path, sys.path) if path.is_dir()}
+    started_in = {Path("/"), Path()}  # Python puts that on its path
+    paths = {TREE, Path(sys.base_prefix), *packages} - started_in
+    return [str(path) for path in sorted(paths) if not paths & set(path.parents)]
 
 
 @dataclass(frozen=True)

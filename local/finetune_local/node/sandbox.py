@@ -51,10 +51,10 @@ def unshare(flags: int) -> None:
 
 
 def _build(root: Path, config: dict[str, Any]) -> None:
-    image = [_writable(path, path) for path in config["visible"]]
+    image = [_place(path, path, read_only=config["read_only_root"]) for path in config["visible"]]
     own = [
-        _writable("/etc/hosts", config["hosts"]),
-        _writable(config["termination_path"], config["termination_log"]),
+        _place("/etc/hosts", config["hosts"]),
+        _place(config["termination_path"], config["termination_log"]),
     ]
     # Outer ones first: a volume at /tmp does not hide an image that lies below it, nor an image a
     # volume.
@@ -75,8 +75,8 @@ def _build(root: Path, config: dict[str, Any]) -> None:
         bind_at(root, mount["source"], mount["target"], mount["read_only"])
 
 
-def _writable(target: str, source: str) -> dict[str, Any]:
-    return {"target": target, "source": source, "read_only": False}
+def _place(target: str, source: str, *, read_only: bool = False) -> dict[str, Any]:
+    return {"target": target, "source": source, "read_only": read_only}
 
 
 def _graft(source: Path, target: Path, missing: list[Path], hidden: tuple[str, ...] = ()) -> None:
