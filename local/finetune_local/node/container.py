@@ -18,9 +18,9 @@ SHIM = Path(__file__).with_name("shim.py")
 
 def _behind_the_image() -> list[str]:
     """What the local image is made of: shown also where a volume of the pod would hide it."""
-    packages = {path for path in map(Path, sys.path) if path.is_dir()}
-    started_in = {Path("/"), Path()}  # Python puts that on its path
-    paths = {TREE, Path(sys.base_prefix), *packages} - started_in
+    # Not all of sys.path: the folder that Python was started in is there, and PYTHONPATH.
+    packages = {path for path in map(Path, sys.path) if path.name.endswith("-packages")}
+    paths = {TREE, Path(sys.base_prefix), *(path for path in packages if path.is_dir())}
     return [str(path) for path in sorted(paths) if not paths & set(path.parents)]
 
 
