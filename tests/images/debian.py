@@ -16,6 +16,8 @@ path-exclude /usr/share/info/*
 path-exclude /usr/share/man/*
 path-exclude /usr/share/locale/*
 """
+_AUTHORITIES = Path("/usr/local/share/ca-certificates")
+_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 _DROPPED = ("usr/share/doc", "usr/share/info", "usr/share/man", "usr/share/locale")
 
 
@@ -39,9 +41,21 @@ def _make(archive: Path) -> None:
         for file in (folder / name).glob("*"):
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     (folder / "etc/dpkg/dpkg.cfg.d/slim").write_text(_SLIM)
+    _trust(folder)
     _run("tar", "--directory", str(folder), "--numeric-owner", "-cf", str(partial), ".")
     partial.rename(archive)
     shutil.rmtree(folder)
+
+
+def _trust(root: Path) -> None:
+    """The authorities that this machine trusts beyond Debian's, as one behind a proxy does."""
+    own = sorted(_AUTHORITIES.glob("*.crt"))
+    place = root / str(_AUTHORITIES).lstrip("/")
+    place.mkdir(parents=True, exist_ok=True)
+    for file in own:
+        shutil.copy(file, place)
+    if own:  # pip brings a list of its own
+        (root / "etc/pip.conf").write_text(f"[global]\ncert = {_BUNDLE}\n")
 
 
 def _mirror() -> str:
