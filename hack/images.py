@@ -42,12 +42,15 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    tag = arguments.tag or version()
-    flags = shlex.split(arguments.flags)
-    wanted_images = [arguments.only] if arguments.only else list(IMAGES)
-    for part in wanted_images:
-        name = reference(arguments.registry, IMAGES[part], tag)
-        command = build_command(tool, IMAGES[part], name, base=arguments.base, flags=flags)
+    tag, flags = arguments.tag or version(), shlex.split(arguments.flags)
+    stamped = {"BASE": arguments.base, "VERSION": version(), "REVISION": revision()}
+    names = {
+        part: reference(arguments.registry, image, tag)
+        for part, image in IMAGES.items()
+        if arguments.only in (None, part)
+    }
+    for part, name in names.items():
+        command = build_command(tool, IMAGES[part], name, stamped, flags)
         print("+", shlex.join(command), flush=True)
         if code := subprocess.call(command, cwd=TREE):
             print(f"images: {name} was not built: {tool} ended with {code}", file=sys.stderr)
@@ -55,8 +58,8 @@ def main() -> int:
         if arguments.push and (code := subprocess.call([tool, "push", name])):
             print(f"images: {name} was not pushed: {tool} ended with {code}", file=sys.stderr)
             return 1
-    for part in wanted_images:
-        print("built", reference(arguments.registry, IMAGES[part], tag))
+    for name in names.values():
+        print("built", name)
     return 0
 
 
@@ -99,20 +102,10 @@ def reference(registry: str, image: Image, tag: str) -> str:
 
 
 def build_command(
-    tool: str, image: Image, name: str, *, base: str = BASE, flags: list[str] | None = None
+    tool: str, image: Image, name: str, stamped: dict[str, str], flags: list[str]
 ) -> list[str]:
-    stamped = {"BASE": base, "VERSION": version(), "REVISION": revision()}
-    return [
-        tool,
-        "build",
-        "--file",
-        image.dockerfile,
-        "--tag",
-        name,
-        *(word for key, value in stamped.items() for word in ("--build-arg", f"{key}={value}")),
-        *(flags or []),
-        ".",
-    ]
+    given = [word for key, value in stamped.items() for word in ("--build-arg", f"{key}={value}")]
+    return [tool, "build", "--file", image.dockerfile, "--tag", name, *given, *flags, "."]
 
 
 def version() -> str:

@@ -40,8 +40,8 @@ def cluster() -> Iterator[Cluster]:
     asked = audit.read(two.audit_log, audit.user(rights.NAMESPACE, rights.ACCOUNT))
     two.down()
     # Jobs that really run ask for nothing else than those of tests/security/test_rights.py.
-    # Answers of 403 are none of their business here: admission gives them for pods that it refuses,
-    # and an API server that has just started while it does not know its roles yet.
+    # What was refused does not matter here: an API server that has just started does not know its
+    # roles yet.
     assert asked.rights <= rights.granted(rights.objects())
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from finetune_local.cache import TREE
-from tests.images import debian, unpacked
-from tests.images.unpacked import Unpacked
+from tests.images import debian
+from tests.images.unpacked import Unpacked, buildah, mounted
 
 BASE = "localhost/debian:bookworm-slim"
 
@@ -22,10 +22,10 @@ def base() -> str:
         assert shutil.which(tool), f"{tool} is not installed"
     assert os.getuid() == 0, "debootstrap and the mounts of these tests need root"
     archive = debian.root_archive()
-    container = _buildah("from", "scratch")
-    _buildah("add", "--quiet", container, str(archive), "/")
-    _buildah("config", "--cmd", "bash", container)
-    _buildah("commit", "--quiet", "--rm", container, BASE)
+    container = buildah("from", "scratch")
+    buildah("add", "--quiet", container, str(archive), "/")
+    buildah("config", "--cmd", "bash", container)
+    buildah("commit", "--quiet", "--rm", container, BASE)
     return BASE
 
 
@@ -41,12 +41,12 @@ def build(base: str) -> Iterator[Callable[[str], Unpacked]]:
         env = os.environ | {"TOOL": "buildah", "BASE": base, "TAG": "test", "BUILD_FLAGS": flags}
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        containers.append(_buildah("from", "--pull-never", f"localhost/finetune-{part}:test"))
-        return unpacked.mounted(containers[-1])
+        containers.append(buildah("from", "--pull-never", f"localhost/finetune-{part}:test"))
+        return mounted(containers[-1])
 
     yield one
     for container in containers:
-        _buildah("rm", container)
+        buildah("rm", container)
 
 
 @pytest.fixture(scope="session")
@@ -57,9 +57,3 @@ def operator_image(build: Callable[[str], Unpacked]) -> Unpacked:
 @pytest.fixture(scope="session")
 def trainer_image(build: Callable[[str], Unpacked]) -> Unpacked:
     return build("trainer")
-
-
-def _buildah(*arguments: str) -> str:
-    done = subprocess.run(["buildah", *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()

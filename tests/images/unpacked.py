@@ -51,16 +51,17 @@ class Unpacked:
 
 def mounted(container: str) -> Unpacked:
     """The root of a working container of buildah, with what its image says."""
-    shown = json.loads(_buildah("inspect", container))["OCIv1"]["config"]
+    shown = json.loads(buildah("inspect", container))["OCIv1"]["config"]
     return Unpacked(
-        root=Path(_buildah("mount", container).strip()),
+        root=Path(buildah("mount", container)),
         env=dict(entry.split("=", 1) for entry in shown["Env"]),
         entrypoint=shown["Entrypoint"],
         labels=shown["Labels"],
     )
 
 
-def _buildah(*arguments: str) -> str:
+def buildah(*arguments: str) -> str:
+    """What it prints; AssertionError with its words when it fails."""
     done = subprocess.run(["buildah", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.strip()

@@ -19,15 +19,18 @@ def asks(
     `refused`: why the API server takes no more pods, for example a quota that was used up midway.
     """
     bound = [pod.scheduled for pod in gang if pod.scheduled and not pod.gone]
-    unplaced = [pod for pod in gang if pod.unschedulable and not pod.gone]
-    stuck = [f"{pod.name} found none: {pod.unschedulable}" for pod in unplaced]
-    if refused and not attempt.created:
-        stuck.append(f"the others could not be created: {refused.message}")
-    if not bound or not stuck:
+    unplaced = next((pod for pod in gang if pod.unschedulable and not pod.gone), None)
+    if unplaced:
+        why = f"{unplaced.name} found none: {unplaced.unschedulable}"
+    elif refused and not attempt.created:
+        why = f"the others could not be created: {refused.message}"
+    else:
+        return []
+    if not bound:
         return []
     limit = policy.gang_start_timeout_seconds
     text = (
         f"{len(bound)} of {attempt.workers} workers held a node for "
-        f"runPolicy.gangStartTimeoutSeconds ({limit} s) while {stuck[0]}"
+        f"runPolicy.gangStartTimeoutSeconds ({limit} s) while {why}"
     )
     return [Stop(GANG_INCOMPLETE, text, min(bound) + timedelta(seconds=limit))]

@@ -14,11 +14,10 @@ from finetune_api import names
 from tests.operator import worlds
 from tests.operator.simulator.clock import START, Clock
 from tests.operator.simulator.storage import Run
-from tests.operator.simulator.store import PODS, Object, Store
+from tests.operator.simulator.store import PODS, TERMINAL, Object, Store
 
 TOTAL_STEPS = 1_000_000
 STOPPED, FENCED, PEER_LOST, KILLED = 75, 79, 88, 137
-_TERMINAL = ("Succeeded", "Failed")
 
 
 @dataclass
@@ -235,7 +234,7 @@ class Nodes:
         if uid in self.lost or uid not in self.unreported:
             return
         status = self.unreported.pop(uid)
-        if pod is None or pod["status"]["phase"] in _TERMINAL:
+        if pod is None or pod["status"]["phase"] in TERMINAL:
             return
         pod = self.store.status(pod, status)
         if "deletionTimestamp" in pod["metadata"]:
@@ -283,7 +282,7 @@ class Nodes:
         """The scheduler or the eviction API: marked as disrupted, then deleted."""
         conditions = [c for c in pod["status"].get("conditions", []) if c["type"] == "PodScheduled"]
         conditions.append(self._condition("DisruptionTarget", "True"))
-        if pod["status"]["phase"] in _TERMINAL:
+        if pod["status"]["phase"] in TERMINAL:
             return
         self.store.status(pod, {"conditions": conditions})
         self.store.delete(PODS, pod["metadata"]["name"], {})
@@ -291,7 +290,7 @@ class Nodes:
     def evict(self, pod: Object) -> None:
         """The kubelet itself, under disk pressure: the pod fails as a whole."""
         uid = pod["metadata"]["uid"]
-        if "nodeName" not in pod["spec"] or pod["status"]["phase"] in _TERMINAL or uid in self.lost:
+        if "nodeName" not in pod["spec"] or pod["status"]["phase"] in TERMINAL or uid in self.lost:
             return
         self.kill(uid)
         kept = [c for c in pod["status"].get("conditions", []) if c["type"] != "Ready"]

@@ -17,7 +17,7 @@ from tests.operator.simulator.clock import Clock
 
 Object = dict[str, Any]
 JOBS, PODS = "finetunejobs", "pods"
-_TERMINAL = ("Succeeded", "Failed")
+TERMINAL = ("Succeeded", "Failed")  # phases of a pod
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,10 @@ class Store:
         return self._write(plural, None, item, operator=operator, late=late, body=body)
 
     def _is_full(self) -> bool:
+        if self.quota is None:
+            return False
         phases = [pod["status"].get("phase") for pod in self.objects[PODS].values()]
-        going = sum(1 for phase in phases if phase not in ("Succeeded", "Failed"))
-        return self.quota is not None and going >= self.quota
+        return sum(1 for phase in phases if phase not in TERMINAL) >= self.quota
 
     def patch(
         self, plural: str, name: str, sub: str | None, body: Object, *, operator=False, late=False
@@ -158,7 +159,7 @@ class Store:
         return self._write(PODS, old, {**old, "spec": {**old["spec"], "nodeName": node}})
 
     def _grace(self, pod: Object, body: Object) -> int:
-        if "nodeName" not in pod["spec"] or pod["status"]["phase"] in _TERMINAL:
+        if "nodeName" not in pod["spec"] or pod["status"]["phase"] in TERMINAL:
             return 0
         return int(body.get("gracePeriodSeconds", pod["spec"]["terminationGracePeriodSeconds"]))
 

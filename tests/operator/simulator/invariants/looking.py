@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 
 from finetune_api import names
 from finetune_operator.plan.observe import LOST
-from tests.operator.simulator.store import PODS, Change, Object
+from tests.operator.simulator.store import PODS, TERMINAL, Change, Object
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
 
 FINISHED = ("Succeeded", "Failed")  # phases of a job
-TERMINAL = ("Succeeded", "Failed")  # phases of a pod
 
 
 def statuses(change: Change) -> tuple[Object, Object]:
