@@ -16,7 +16,7 @@ from pathlib import Path
 
 MAX_CHARACTERS = 480  # about 130 tokens, and the template adds some 40
 MAX_TURNS = 6
-LIMITS = {"train": 6000, "validation": 120}  # exchanges
+LIMITS = {"train": 6000, "validation": 80}  # exchanges
 
 
 def turns(conversation: dict) -> list[str]:

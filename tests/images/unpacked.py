@@ -13,7 +13,11 @@ mount --bind "$root" "$root"
 for place in dev proc sys; do mount --rbind "/$place" "$root/$place"; done
 for file in /etc/hosts /etc/resolv.conf; do mount --bind "$file" "$root$file"; done
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
-for place in $places; do mount --bind "$place" "$root$place"; done
+for place in $places; do
+  if [ -d "$place" ]; then mkdir -p "$root$place"
+  else mkdir -p "$root${place%/*}"; touch "$root$place"; fi
+  mount --bind "$place" "$root$place"
+done
 mount -o remount,ro,bind "$root"
 exec chroot --userspec="$user" "$root" "$@"
 """
@@ -30,13 +34,6 @@ class Unpacked:
 
     def command(self, *words: str, places: list[Path] | None = None, user: str = USER) -> list[str]:
         """To be executed as root; `places` of this machine are mounted at their own paths."""
-        for place in places or []:
-            inside = self.root / str(place).lstrip("/")
-            if place.is_dir():
-                inside.mkdir(parents=True, exist_ok=True)
-            else:
-                inside.parent.mkdir(parents=True, exist_ok=True)
-                inside.touch()
         shown = " ".join(map(str, places or []))
         enter = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", _ENTER, "sh"]
         own = [f"{name}={value}" for name, value in self.env.items()]

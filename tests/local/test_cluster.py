@@ -1,6 +1,7 @@
 """The local cluster behaves as a real one."""
 
 import json
+import os
 import time
 
 import pytest
@@ -68,6 +69,13 @@ def test_environment_from_secrets_fields_and_the_pods_own_user(cluster):
     said = run(cluster, pod("env", container(script, env=env, envFrom=sources)))
     ip = get(cluster, "env")["status"]["podIP"]
     assert said == f"s3cret hello {ip} 65532 1\n"
+
+
+def test_ranks_share_the_cores_as_the_nodes_share_them(cluster):
+    nodes = json.loads(cluster.kubectl("get", "nodes", "-o", "json"))["items"]
+    devices = sum(int(node["status"]["capacity"]["finetune.dev/cpu-device"]) for node in nodes)
+    threads = run(cluster, pod("threads", container("echo $OMP_NUM_THREADS")))
+    assert int(threads) == max(1, os.cpu_count() // devices)
 
 
 def test_an_unknown_image_waits_and_says_so(cluster):

@@ -128,13 +128,12 @@ class Supervisor:
         assert self.state is not None
         step = str(self.state.final_step)  # rank 0 said it before it left
         arguments = ["finetune_trainer.child", "export", str(self._epoch), step]
-        child = self._start("export", None, arguments, {})
+        child = self._start("export", None, arguments, {"OMP_NUM_THREADS": _threads(1)})
         self._watch([child])
         return self._conclude(child)
 
     def _start_rank(self, gang: Gang, local: int, address: str) -> Child:
         rank = gang.node_rank * gang.processes + local
-        threads = max(1, cpus.usable() // gang.processes)
         env = {
             "RANK": str(rank),
             "LOCAL_RANK": str(local),
@@ -143,7 +142,7 @@ class Supervisor:
             "GROUP_RANK": str(gang.node_rank),
             "MASTER_ADDR": address,
             "MASTER_PORT": str(gang.master_port),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            "OMP_NUM_THREADS": _threads(gang.processes),
             "TORCH_EXTENSIONS_DIR": "/tmp/torch-extensions",
             "TRITON_CACHE_DIR": "/tmp/triton",
             "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
@@ -304,6 +303,11 @@ def _quiet(*, online: bool) -> dict[str, str]:
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
     }
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def _threads(processes: int) -> str:
+    """OpenMP threads of each, of what the container may use; the pod has the last word."""
+    return os.environ.get("OMP_NUM_THREADS", str(max(1, cpus.usable() // processes)))
 
 
 def _stopped(name: str) -> str:
