@@ -405,6 +405,19 @@ def test_a_silent_report_is_shown_and_never_acted_on():
     assert (found.status, found.reason) == ("Unknown", "ReportUnreachable")
 
 
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("LoadingModel", "loading the model"),
+        ("Evaluating", "measuring the validation loss before the first step"),
+        ("Training", "working on the first step"),
+    ],
+)
+def test_what_takes_minutes_before_the_first_step_is_named(stage, words):
+    decision = look(running(), worker(0), worker(1), report=report(stage=stage))
+    assert decision.status.message == words
+
+
 def test_a_taken_name_stays_visible_until_everything_is_created():
     refused = look(committed(), now=9, refusal=Refusal("NameTaken", "Service a exists")).status
     assert condition(refused, "Accepted").reason == "NameTaken"

@@ -81,10 +81,16 @@ def _workers(world: World, status: FineTuneJobStatus) -> WorkerCounts:
     )
 
 
+_BEFORE_THE_FIRST_STEP = {
+    "Evaluating": "measuring the validation loss before the first step",
+    "Training": "working on the first step",
+}
+
+
 def _progress_sentence(status: FineTuneJobStatus, situation: Situation) -> str:
     progress = status.progress
     if situation.stage == "LoadingModel" or progress is None:
-        return "loading the model"
+        return _BEFORE_THE_FIRST_STEP.get(situation.stage or "", "loading the model")
     if situation.stage == "Exporting":
         return f"making the model folder from the weights of step {progress.step}"
     parts = [f"step {progress.step} of {progress.total_steps}"]
