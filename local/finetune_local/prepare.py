@@ -28,7 +28,8 @@ def write_files(folder: Path, settings: Settings, binary: Path) -> None:
     entries = json.dumps([asdict(component) for component in components])
     (folder / "components.json").write_text(entries)
     path = os.pathsep.join([str(TREE / ".venv" / "bin"), os.environ.get("PATH", os.defpath)])
-    threads = max(1, (os.cpu_count() or 1) // (settings.devices * settings.nodes))
+    devices = settings.devices * settings.nodes
+    threads = max(1, (os.cpu_count() or 1) // max(1, devices))
     env = {
         "PATH": path,
         "HOME": "/tmp",

@@ -27,6 +27,7 @@ REFUSED = {
     "lifecycle": pod("a", container("true", lifecycle={"preStop": {"sleep": {"seconds": 1}}})),
     "hostPort": pod("a", container("true", ports=[{"containerPort": 1, "hostPort": 1}])),
     "privileged": pod("a", container("true", securityContext={"privileged": True})),
+    "mountPath /": pod("a", container("true", volumeMounts=[{"name": "v", "mountPath": "//"}])),
     "supplementalGroups": pod(
         "a", container("true"), securityContext={"supplementalGroups": [7], "fsGroup": 8}
     ),

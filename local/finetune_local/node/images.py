@@ -105,6 +105,8 @@ def _check_container(container: Object) -> None:
             raise _unsupported(f"container {name}: {part} is not offered by this process node")
     if any(port.get("hostPort") for port in container.get("ports", [])):
         raise _unsupported(f"container {name}: hostPort is not offered by this process node")
+    if any(not entry["mountPath"].strip("/") for entry in container.get("volumeMounts", [])):
+        raise _unsupported(f"container {name}: a volume at mountPath / would hide all programs")
     if not container.get("command"):
         raise _unsupported(
             f"container {name} needs a command: this node runs processes and "
