@@ -305,7 +305,9 @@ def test_a_deletion_nobody_saw_is_still_a_preemption():
 
 def test_a_preemption_without_progress_counts():
     gang = (ended(worker(0), 75, 40), ended(replace(worker(1), deletion=at(70)), 75, 40))
-    assert look(running(), *gang, now=41).status.attempts[-1].counted
+    closed = look(running(), *gang, now=41).status.attempts[-1]
+    assert closed.counted
+    assert "(it counts: it made no new step)" in closed.message
 
 
 def test_exit_75_that_nobody_asked_for_counts():

@@ -117,7 +117,7 @@ def close(
         now=world.now,
     )
     counted = after.counted > status.counted_restarts
-    message = verdict.message + (f" ({after.why_not})" if after.why_not else "")
+    message = verdict.message + (f" ({after.why})" if after.why else "")
     attempt = attempt.replace(counted=counted, message=message[:1024])
     step = attempt.last_step or attempt.first_step or 0
     status = attempts.updated(status, attempt).replace(

@@ -18,7 +18,7 @@ class Restart:
 
     counted: int
     at: datetime | None  # None: no more attempts
-    why_not: str = ""
+    why: str = ""  # why there are no more, or why this one counts
 
 
 def after(
@@ -33,7 +33,8 @@ def after(
     now: datetime,
 ) -> Restart:
     """Decide; `progressed`: the attempt got further than the best before it; `jitter` in [0, 1)."""
-    counts = verdict.counted or (verdict.outcome == "Preempted" and not progressed)
+    in_vain = verdict.outcome == "Preempted" and not progressed
+    counts = verdict.counted or in_vain
     counted = status.counted_restarts + (1 if counts else 0)
     if verdict.permanent or repeated:
         return Restart(status.counted_restarts, None, "")
@@ -45,7 +46,8 @@ def after(
     if verdict.backs_off:
         # Half gangs that let go together would meet again: each waits a little differently.
         seconds = wait(backoff, _released(status) + 1) * (0.5 + jitter)
-    return Restart(counted, now + timedelta(seconds=round(seconds)))
+    why = "it counts: it made no new step" if in_vain else ""
+    return Restart(counted, now + timedelta(seconds=round(seconds)), why)
 
 
 def wait(backoff: float, counted: int) -> float:
