@@ -35,7 +35,7 @@ check: tools ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py
 	@$(BIN)/python -m pytest -m "not slow" -q -n 2 --dist loadfile --no-loadscope-reorder
 
-test-images: setup ## build both images and run what is in them (root, buildah, debootstrap; 15 GB)
+test-images: setup ## build both images and run what is in them (root, buildah, debootstrap; 35 GB)
 	@FINETUNE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images -v -s
 
 simulate: setup ## random histories of the operator in a simulated cluster (N=100000, SEED=...)
