@@ -27,18 +27,18 @@ def write_files(folder: Path, settings: Settings, binary: Path) -> None:
     components += [layout.node(folder, settings, name) for name in settings.node_names]
     entries = json.dumps([asdict(component) for component in components])
     (folder / "components.json").write_text(entries)
+    (folder / "images.json").write_text(json.dumps({IMAGE: _image(settings)}))
+
+
+def _image(settings: Settings) -> dict[str, object]:
+    """What the local image brings (node.images.Image)."""
     path = os.pathsep.join([str(TREE / ".venv" / "bin"), os.environ.get("PATH", os.defpath)])
-    devices = settings.devices * settings.nodes
-    threads = max(1, (os.cpu_count() or 1) // max(1, devices))
-    env = {
-        "PATH": path,
-        "HOME": "/tmp",
-        # A device's share of the cores. Ranks that all take every core spin in each other's way:
-        # two of them on two cores did nothing else two thirds of the time.
-        "OMP_NUM_THREADS": str(threads),
-    }
-    image = {"env": env, "user": _IMAGE_USER}
-    (folder / "images.json").write_text(json.dumps({IMAGE: image}))
+    devices = settings.devices * settings.nodes or 1
+    # A device's share of the cores. Ranks that all take every core spin in each other's way:
+    # two of them on two cores did nothing else two thirds of the time.
+    threads = max(1, (os.cpu_count() or 1) // devices)
+    env = {"PATH": path, "HOME": "/tmp", "OMP_NUM_THREADS": str(threads)}
+    return {"env": env, "user": _IMAGE_USER}
 
 
 def write_kubeconfig(folder: Path, file: str, settings: Settings, user: dict[str, str]) -> Path:
