@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 CACHE ?= $(or $(FINETUNE_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator)
 export FINETUNE_CACHE := $(CACHE)
+# Without bytecode each of the thousand processes of a test run compiles our sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -33,7 +35,7 @@ test: tools ## everything, as CI runs it
 
 check: tools ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py
-	@$(BIN)/python -m pytest -m "not slow" -q -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -m "not slow" -q -n 2 --dist loadscope --no-loadscope-reorder
 
 test-images: setup ## build both images and run what is in them (root, buildah, debootstrap; 35 GB)
 	@FINETUNE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images -v -s

@@ -84,6 +84,7 @@ BESIDE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", list(leaves(DEFAULTS, CHANGED)), ids=".".join)
 def test_every_value_changes_what_is_rendered(rendered, bases, path):
     alone = ".".join(path) not in BESIDE

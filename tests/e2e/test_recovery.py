@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from tests.e2e.processes import rank_process, wait_for_step
 from tests.installed import Operator, finished, pods, status
@@ -50,6 +49,8 @@ def test_a_job_ends_with_a_model_that_loads(cluster, workspace, operator, submit
         folder = workspace / record["location"].removeprefix("pvc://w/")
         files = [f for f in folder.iterdir() if f.suffix == ".safetensors"]
         assert record["sizeBytes"] >= sum(f.stat().st_size for f in files) > 0
+    from transformers import AutoModelForCausalLM
+
     tuned = AutoModelForCausalLM.from_pretrained(workspace / "runs/calm/final")
     base = AutoModelForCausalLM.from_pretrained(workspace / "model")
     for new, old in zip(tuned.model.layers, base.model.layers, strict=True):

@@ -118,6 +118,7 @@ def test_the_wheel_can_be_built_from_the_context():
     assert f"!{project['project']['readme']}" in ignored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["finetune_operator", "finetune_trainer"])
 def test_each_program_tells_its_version(module: str):
     command = [sys.executable, "-m", module, "--version"]

@@ -63,6 +63,7 @@ def test_an_operator_that_dies_ends_the_watch_with_the_end_of_its_log(tmp_path):
     assert len(lines) < 20
 
 
+@pytest.mark.slow
 def test_a_watch_that_ends_is_the_end_whatever_the_operator_does(tmp_path):
     with start("sleep 100") as operator:
         code = background.watch(

@@ -162,6 +162,7 @@ async def start(api: Cluster, namespace: str, settings: Settings) -> list[str]:
     return seen.calls
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_an_upgraded_operator_lets_a_running_gang_alone(left):
     before = left.versions

@@ -53,20 +53,32 @@ class Worker:
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator["Worker"]:
-        server = await asyncio.start_server(self._serve, self.address, REPORT_PORT)
-        tasks = self._tasks = set[asyncio.Task[None]]()
+        self._tasks = set[asyncio.Task[None]]()
+        self._writers = set[Writer]()
+        self._server = await asyncio.start_server(self._accept, self.address, REPORT_PORT)
         try:
             yield self
         finally:
-            server.close()
-            for task in tasks:
+            self._server.close()
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for writer in list(self._writers):
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: Writer) -> None:
+        """Not a coroutine: one that is cancelled before it began would leave the socket open."""
+        self._writers.add(writer)
+        if not self._server.is_serving():
+            writer.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: Writer) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         try:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 self.heads.append(await reader.readuntil(b"\r\n\r\n"))
@@ -76,8 +88,8 @@ class Worker:
                 else:
                     await self.answer(writer)
         finally:
-            self._tasks.discard(task)
             writer.close()
+            self._writers.discard(writer)
 
 
 def endless(head: bytes, piece: bytes, pause: float = 0.0) -> Callable[[Writer], Awaitable[None]]:

@@ -144,6 +144,7 @@ def test_a_report_with_a_lie_is_refused_or_bounded(path):
             bounded(decision.status)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", paths(RESULT), ids=lambda path: ".".join(map(str, path)))
 def test_last_words_with_a_lie_are_refused_or_bounded(path):
     for lie in LIES:

@@ -17,9 +17,8 @@ SECRET = "hf_s3cr3t"
 GET = b"GET /v1/report HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("HF_TOKEN", SECRET)
+@pytest.fixture(scope="module")  # to stop one takes half a second
+def server() -> Iterator[None]:
     report = Report(
         job_uid="u",
         attempt=1,
@@ -30,10 +29,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         activity=1,
         activity_age_seconds=0,
     )
-    running = report_server.serve(*ADDRESS, lambda: report)
-    yield
-    running.shutdown()
-    running.server_close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", SECRET)
+        running = report_server.serve(*ADDRESS, lambda: report)
+        yield
+        running.shutdown()
+        running.server_close()
 
 
 def connect() -> socket.socket:

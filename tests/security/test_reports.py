@@ -91,6 +91,7 @@ def gangs(*addresses: str) -> list[Target]:
     return [target(address, f"uid-{number}") for number, address in enumerate(addresses)]
 
 
+@pytest.mark.slow
 async def test_others_are_heard_meanwhile_and_the_log_stays_short(caplog):
     """More hostile gangs than are asked at once, for several rounds."""
     caplog.set_level(logging.INFO)

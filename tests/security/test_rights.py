@@ -24,6 +24,7 @@ def roles(objects) -> list:
     return [item for item in objects if item["kind"] in ROLES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["operator/rbac", *VALUES])
 def test_no_role_has_a_wildcard_a_secret_or_a_way_to_more_rights(helm, source):
     found = rights.objects() if source == "operator/rbac" else helm.objects(*VALUES[source])

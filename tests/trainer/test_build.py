@@ -85,6 +85,7 @@ def mixed(configured: Configure, claim: Path) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_any_number_of_processes_makes_the_same_bytes(
     mixed: RunConfig, monkeypatch: pytest.MonkeyPatch
@@ -184,6 +185,7 @@ def test_workers_end_when_the_builder_is_killed(
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_an_error_in_another_process_is_told_as_here(
     configured: Configure, claim: Path, monkeypatch: pytest.MonkeyPatch
@@ -196,6 +198,7 @@ def test_an_error_in_another_process_is_told_as_here(
     assert error.message.startswith("pvc://w/data/train.jsonl line 61: not JSON (")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_a_worker_that_is_killed_is_named(
     configured: Configure, claim: Path, monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +41,7 @@ def test_every_element_comes_whole_wherever_the_file_is_cut(
     assert found == values
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_list() -> None:
     row = json.dumps({"messages": [{"role": "user", "content": "x" * 1000}]}).encode()
 

@@ -87,6 +87,7 @@ def test_ends(
         )
 
 
+@pytest.mark.slow
 def test_a_rendezvous_to_which_nobody_comes_is_a_lost_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 1.0)
     place = rendezvous.Place(1, 0, 2, "127.255.98.9", 29500)
