@@ -35,7 +35,7 @@ test: tools ## everything, as CI runs it
 
 check: tools ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py
-	@$(BIN)/python -m pytest -m "not slow" -q -n 2 --dist loadscope --no-loadscope-reorder
+	@$(BIN)/python hack/check.py
 
 test-images: setup ## build both images and run what is in them (root, buildah, debootstrap; 35 GB)
 	@FINETUNE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images -v -s

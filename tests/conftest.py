@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
-from xdist.scheduler import LoadScopeScheduling
 
 from finetune_local.cluster import Cluster, sweep
 
@@ -64,15 +63,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     size = {config.rootpath / name: number for number, name in enumerate(_LONGEST)}
     late = {i.path for i in items if "control_plane" in getattr(i, "fixturenames", ())}
     items.sort(key=lambda item: (item.path in late, size.get(item.path, len(size))))
-
-
-class Halves(LoadScopeScheduling):  # type: ignore[misc]  # xdist tells no types
-    """One process imports torch, the other one has the control plane: each is paid for once."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return str(nodeid.startswith("tests/trainer/"))
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Halves | None:
-    """`--dist loadscope`, of `make check`, has these scopes."""
-    return Halves(config, log) if config.getoption("dist") == "loadscope" else None

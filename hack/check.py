@@ -1,0 +1,39 @@
+"""The fast tests in two processes: one imports torch, the other one has the control plane."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parent.parent
+TRAINER = "tests/trainer"
+_PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+
+
+def main(*options: str) -> int:
+    """Run both with more options for pytest; the trainer's output comes when the other's ended."""
+    with tempfile.TemporaryFile("w+") as output:
+        trainer = [*_PYTEST, TRAINER, *options]
+        others = [*_PYTEST, "tests", f"--ignore={TRAINER}", *options]
+        running = [
+            subprocess.Popen(trainer, cwd=TREE, stdout=output, stderr=output),
+            subprocess.Popen(others, cwd=TREE),
+        ]
+
+        def interrupt(*_: object) -> None:
+            for process in running:
+                process.send_signal(signal.SIGINT)
+
+        # Both take down what they started before they end. A terminal's ^C reaches them by itself.
+        signal.signal(signal.SIGTERM, interrupt)
+        signal.signal(signal.SIGINT, lambda *_: None)
+        for process in reversed(running):
+            process.wait()
+        output.seek(0)
+        print(f"{TRAINER}:", output.read(), sep="\n", end="", flush=True)
+    return max(abs(process.returncode) for process in running)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
