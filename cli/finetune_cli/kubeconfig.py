@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 from kubernetes import client, config
+from kubernetes.config import kube_config
 
 from finetune_cli.errors import CliError
 
@@ -28,7 +29,10 @@ def load(place: Place) -> tuple[client.Configuration, str]:
     try:
         return _load(place)
     except config.ConfigException as error:
-        text = f"no cluster is configured ({error}); set KUBECONFIG or give --kubeconfig"
+        what = " ".join(str(error).split())
+        text = (
+            f"no cluster is configured ({what}); set KUBECONFIG, or give --kubeconfig or --context"
+        )
         raise CliError(text) from None
     except _UNREADABLE as error:
         what = " ".join(str(error).split())
@@ -40,14 +44,19 @@ def load(place: Place) -> tuple[client.Configuration, str]:
 
 def _load(place: Place) -> tuple[client.Configuration, str]:
     configuration = client.Configuration()
-    config.load_kube_config(
-        config_file=place.kubeconfig, context=place.context, client_configuration=configuration
+    merged = kube_config.KubeConfigMerger(
+        place.kubeconfig or kube_config.KUBE_CONFIG_DEFAULT_LOCATION
     )
-    contexts, active = config.list_kube_config_contexts(place.kubeconfig)
-    if place.context:
-        active = next(c for c in contexts if c["name"] == place.context)
+    if merged.config is None:
+        raise config.ConfigException("there is none")
+    # Not through `list_kube_config_contexts`: that refuses a file without a current context.
+    loader = kube_config.KubeConfigLoader(
+        merged.config, active_context=place.context, config_persister=merged.save_changes
+    )
+    loader.load_and_set(configuration)
     configuration.retries = 0
-    return configuration, place.namespace or active["context"].get("namespace") or "default"
+    active = loader.current_context["context"]
+    return configuration, place.namespace or active.get("namespace") or "default"
 
 
 def _file(place: Place) -> str:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from finetune_cli.select import Wanted, pick, state
 
 Object = dict[str, Any]
 _INTERVAL = 1.0  # s
+_END = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,20 @@ def _wait(
     """The pod as soon as its container has started; None when nothing more will come."""
     said = ""
     while True:
-        job = cluster.job(name)
-        status = job.get("status") or {}
+        try:
+            status = cluster.job(name).get("status") or {}
+            pods = cluster.pods(uid)
+        except AwayError as error:
+            if not follow:
+                raise
+            if said != "away":
+                _say(f"{error}; trying again")
+            said = "away"
+            time.sleep(_INTERVAL)
+            continue
         if shown is not None and status.get("phase") in ("Succeeded", "Failed"):
             return None
-        pod = pick(cluster.pods(uid), wanted, status, name)
+        pod = pick(pods, wanted, status, name)
         waits = "its pod does not exist yet" if pod is None else state(pod)
         if pod is not None and not waits.startswith("waiting"):
             if pod["metadata"]["uid"] != shown:
@@ -66,18 +75,34 @@ def _wait(
 
 
 def _print(cluster: Cluster, pod: Object, options: Options) -> None:
-    """Everything once, also when the stream is cut: the next one skips what was shown."""
+    """Everything once, also when the stream is cut."""
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     query: Object = {"timestamps": True} if options.timestamps else {}
-    shown = 0
+
+    def whole() -> bytes:
+        return b"".join(cluster.log(name, **query))
+
+    shown, cut = Shown(), False
     if options.tail is not None:
         # Taken here and not by the node, so that it is known where the rest begins.
-        whole = b"".join(cluster.log(name, **query))
-        _write(b"".join(whole.splitlines(keepends=True)[-options.tail or len(whole) :]))
-        shown = len(whole)
-    while options.follow or options.tail is None:
+        text = whole()
+        _write(b"".join(text.splitlines(keepends=True)[-options.tail or len(text) :]))
+        if not options.follow:
+            return
+        shown.add(text)
+    while True:
         try:
-            shown += _copy(cluster.log(name, follow=options.follow, **query), skip=shown)
+            if cut:
+                text = whole()
+                _write(shown.rest(text))
+                shown = Shown()
+                shown.add(text)
+            skip = shown.size
+            for chunk in cluster.log(name, follow=options.follow, **query):
+                new = chunk[skip:]
+                skip = max(0, skip - len(chunk))
+                _write(new)
+                shown.add(new)
             if not options.follow or _ended(cluster, name, uid):
                 return
         except MissingError:
@@ -86,18 +111,35 @@ def _print(cluster: Cluster, pod: Object, options: Options) -> None:
             if not options.follow:
                 raise
             _say(f"{error}; trying again")
+        cut = True
         time.sleep(_INTERVAL)
 
 
-def _copy(chunks: Iterable[bytes], *, skip: int) -> int:
-    """Write what comes after the first `skip` bytes; how many those were."""
-    written = 0
-    for chunk in chunks:
-        new = chunk[skip:]
-        skip = max(0, skip - len(chunk))
-        _write(new)
-        written += len(new)
-    return written
+@dataclass
+class Shown:
+    """What was printed of a log: how much, and the end of it, to find the place again."""
+
+    size: int = 0
+    end: bytes = b""
+
+    def add(self, text: bytes) -> None:
+        """More was printed."""
+        self.size += len(text)
+        self.end = (self.end + text)[-_END:]
+
+    def rest(self, text: bytes) -> bytes:
+        """What of the log as it is now was not printed.
+
+        Nodes rotate logs: they then know a part of it only, which may begin anywhere.
+        """
+        if text[: self.size].endswith(self.end) and len(text) >= self.size:
+            return text[self.size :]
+        if len(self.end) == _END and (at := text.rfind(self.end)) >= 0:
+            return text[at + _END :]
+        for size in range(len(self.end), 0, -1):
+            if text.startswith(self.end[-size:]):
+                return text[size:]
+        return text
 
 
 def _write(data: bytes) -> None:

@@ -166,6 +166,25 @@ def test_what_is_no_kubeconfig_is_said_with_its_name(tmp_path, kind):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("current", [None, "", "gone"])
+def test_a_context_that_is_named_needs_no_current_one(jobs, tmp_path, current):
+    create(jobs, f"by-context-{current or len(str(current))}", phase="Succeeded", message="done")
+    content = json.loads(jobs.kubeconfig.read_text())
+    (context,) = content["contexts"]
+    content |= {"current-context": current}
+    if current is None:
+        del content["current-context"]
+    (tmp_path / "config").write_text(json.dumps(content))
+    watch = ("watch", f"by-context-{current or len(str(current))}")
+    done = run(None, *watch, "--context", context["name"], kubeconfig=tmp_path / "config")
+    assert (done.returncode, done.stderr) == (0, "")
+    lost = run(None, *watch, kubeconfig=tmp_path / "config")
+    assert lost.returncode == 1
+    assert "no cluster is configured" in lost.stderr
+    assert "or --context" in lost.stderr
+    assert len(lost.stderr.splitlines()) == 1
+
+
 def test_a_server_that_is_no_kubernetes_is_said(tmp_path):
     class Page(BaseHTTPRequestHandler):
         def do_GET(self):

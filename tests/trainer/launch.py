@@ -22,6 +22,7 @@ from finetune_trainer import lm, rendezvous
 from finetune_trainer.checkpoint import choose
 from finetune_trainer.checkpoint.write import Owner
 from finetune_trainer.engine import Engine
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.loop import Loop
 from finetune_trainer.paths import RunPaths
 from finetune_trainer.rendezvous import Place
@@ -55,18 +56,36 @@ def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str,
     paths = RunPaths.of(config)
     dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
     engine = Engine(lm.load(paths.model, dtype), config.training, plan)
+    if case.get("spoilRank") == dist.get_rank():
+        spoil(engine)
     stop = StopSignal()
     # The last rank is told to stop: one is enough.
     recorder = Recorder(stop, case.get("stopIn") if dist.get_rank() else None)
     owner = Owner(config.job_uid, config.run_digest or "", config.attempt, config.attempt)
     loop = Loop(config, plan, engine, paths, owner, recorder, device, control, stop)
-    finished = loop.run()
+    try:
+        finished = loop.run()
+    except TrainerError as error:
+        return {"code": error.code, "message": str(error)}
     return {
         "finished": finished,
         "steps": recorder.steps,
         "evaluation": loop.evaluator.history.summary().to_dict(),
         "accumulation": str(accumulation_type(engine)),
     }
+
+
+def spoil(engine: Engine) -> None:
+    """A rank whose weights are others after each step, as a faulty device would have them."""
+    step = engine.step
+
+    def step_and_err(learning_rate: float) -> tuple[Any, bool]:
+        taken = step(learning_rate)
+        with torch.no_grad():
+            next(iter(engine.model.parameters())).view(-1)[0].add_(1e-3)
+        return taken
+
+    engine.step = step_and_err  # type: ignore[method-assign]
 
 
 def accumulation_type(engine: Engine) -> torch.dtype:

@@ -1,7 +1,7 @@
 """What the loop and DeepSpeed compute, against AdamW of plain torch over separate documents.
 
-One launch for all cases: fp32 at ZeRO 1, 2 and 3 (untied head, biases), bf16, stops in evaluations,
-the choice of a checkpoint by all ranks.
+One launch for all cases: fp32 at ZeRO 1, 2 and 3 (untied head, biases), with and without
+accumulation, bf16, stops in evaluations, a rank that errs, the choice of a checkpoint by all ranks.
 """
 
 import json
@@ -119,6 +119,8 @@ def launch(make_job: MakeJob) -> Launch:
     cases: list[dict[str, Any]] = []
     for stage in STAGES:
         cases.append({"name": f"fp32-{stage}", "config": config(f"fp32-{stage}", stage)})
+        whole = config(f"whole-{stage}", stage, microBatchSize=2, gradientAccumulationSteps=1)
+        cases.append({"name": f"whole-{stage}", "config": whole})
         bf16 = config(f"bf16-{stage}", stage, "BF16", totalSteps=1)
         cases.append({"name": f"bf16-{stage}", "config": bf16})
     stopped = config("stopped", 2)
@@ -126,6 +128,10 @@ def launch(make_job: MakeJob) -> Launch:
         {"name": "first", "config": stopped, "stopIn": ["Evaluating", 1]},
         {"name": "last", "config": stopped, "stopIn": ["Evaluating", 3]},
         {"name": "again", "config": stopped},
+        *(
+            {"name": f"spoilt-{stage}", "config": config(f"spoilt-{stage}", stage), "spoilRank": 1}
+            for stage in (1, 2)
+        ),
     ]
     run_cases(job.claim, cases)
     shutil.copytree(job.claim / "runs/stopped", job.claim / "runs/damaged")
@@ -193,20 +199,21 @@ def reference(launch: Launch) -> Reference:
 KINDS = ("exp_avg", "exp_avg_sq")
 
 
+@pytest.mark.parametrize("name", ["fp32", "whole"], ids=["accumulated", "in-one-pass"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_computes_what_plain_torch_computes(
-    stage: int, launch: Launch, reference: Reference
+    stage: int, name: str, launch: Launch, reference: Reference
 ) -> None:
-    steps = launch.results[f"fp32-{stage}"]["steps"]
+    steps = launch.results[f"{name}-{stage}"]["steps"]
     assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
     assert [step["learningRate"] / PEAK for step in steps] == pytest.approx(RATES, rel=1e-9)
     assert [step["trainLoss"] for step in steps] == pytest.approx(reference.losses, rel=1e-5)
     assert [step["gradNorm"] for step in steps] == pytest.approx(reference.norms, rel=1e-4)
-    reader = launch.checkpoint(f"fp32-{stage}")
+    reader = launch.checkpoint(f"{name}-{stage}")
     assert set(reader.names()) == set(reference.values)
-    for name, kinds in reference.values.items():
+    for parameter, kinds in reference.values.items():
         for kind, expected in kinds.items():
-            found = reader.read(name, kind, 0, expected.numel())
+            found = reader.read(parameter, kind, 0, expected.numel())
             torch.testing.assert_close(
                 found, expected.flatten(), rtol=1e-4 if kind in KINDS else 0, atol=1e-6
             )
@@ -223,6 +230,18 @@ def test_a_head_of_its_own_and_biases_are_exported(launch: Launch) -> None:
     for name, parameter in exported.items():
         master = reader.read(name, "master", 0, parameter.numel())
         assert torch.equal(parameter.detach().flatten(), master), name
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_rank_whose_weights_differ_after_the_first_step_is_named(
+    stage: int, launch: Launch
+) -> None:
+    found = launch.results[f"spoilt-{stage}"]
+    assert found["code"] == 78
+    assert (
+        "after the first step the weights of rank 1 differ from those of rank 0"
+        in (found["message"])
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)

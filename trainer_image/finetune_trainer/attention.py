@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from finetune_trainer.without import model_classes
 
 NAME = "finetune_segments"
+_FLASH = (torch.bfloat16, torch.float16)  # what its kernels compute; fp32 goes the other way
 
 
 def register() -> None:
@@ -45,7 +46,7 @@ def segments_attention(
     """
     if attention_mask is not None:
         raise ValueError("packed rows are attended by segment lengths, never by a mask")
-    if query.is_cuda:
+    if query.is_cuda and query.dtype in _FLASH:
         return _varlen(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
     outputs = []
     bounds = cu_seq_lens_q.tolist()

@@ -1,0 +1,57 @@
+"""A GPU computes what the CPU computes, part by part; skipped where there is none."""
+
+import pytest
+import torch
+
+from finetune_trainer.attention import segments_attention
+from finetune_trainer.head import linear_cross_entropy
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device to compare with"
+)
+BOUNDS = [0, 7, 8, 40, 64]
+
+
+def attended(device: str, dtype: torch.dtype, kv_heads: int) -> list[torch.Tensor]:
+    """Output and the gradients of query, key and value, fp32 on the host."""
+    torch.manual_seed(1)
+    shapes = [(1, 4, BOUNDS[-1], 32), *[(1, kv_heads, BOUNDS[-1], 32)] * 2]
+    parts = [torch.randn(shape).to(dtype).to(device).requires_grad_() for shape in shapes]
+    bounds = torch.tensor(BOUNDS, dtype=torch.int32, device=device)
+    output, _ = segments_attention(
+        torch.nn.Module(), *parts, None, cu_seq_lens_q=bounds, max_length_q=32
+    )
+    output.float().square().sum().backward()
+    return [output.detach().float().cpu(), *(part.grad.float().cpu() for part in parts)]
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-1)], ids=["FP32", "BF16"]
+)
+def test_attention(dtype: torch.dtype, tolerance: float, kv_heads: int) -> None:
+    expected = attended("cpu", dtype, kv_heads)
+    for found, wanted in zip(attended("cuda", dtype, kv_heads), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def headed(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Loss and the gradients of hidden states and weight, fp32 on the host."""
+    torch.manual_seed(2)
+    hidden = torch.randn(50, 32).to(dtype).to(device).requires_grad_()
+    weight = torch.randn(1000, 32).to(dtype).to(device).requires_grad_()
+    targets = torch.randint(1000, (50,)).to(device)
+    loss = linear_cross_entropy(hidden, weight, targets)
+    (loss / 50).backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    return [loss.detach().cpu() / 50, hidden.grad.float().cpu(), weight.grad.float().cpu()]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)], ids=["FP32", "BF16"]
+)
+def test_head(dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_trainer.head._CHUNK_ELEMENTS", 16_000)  # several chunks
+    for found, wanted in zip(headed("cuda", dtype), headed("cpu", dtype), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
