@@ -10,6 +10,7 @@ LABEL_ROLE = "finetune.dev/role"  # prepare | worker
 LABEL_ATTEMPT = "finetune.dev/attempt"
 LABEL_WORKER_INDEX = "finetune.dev/worker-index"
 ANNOTATION_INPUTS = "finetune.dev/inputs-digest"  # of a prepare pod: what its answer is valid for
+ANNOTATION_TEMPLATE = "finetune.dev/template-digest"  # of a prepare pod: where it may run
 ANNOTATION_RETRY = "finetune.dev/retry"  # of a prepare pod: how many failed before it
 
 RENDEZVOUS_PORT = 29500

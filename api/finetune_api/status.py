@@ -200,6 +200,10 @@ class FineTuneJobStatus(Message):
         default=0, description="Compared with runPolicy.maxRestarts; clears with progress."
     )
     prepare_failures: int = Field(default=0, description="Retries of the prepare pod so far.")
+    prepare_schedulable_time: Time | None = Field(
+        default=None,
+        description="When the prepare pod was first seen without the gate that had held it.",
+    )
     last_failure_step: int | None = Field(
         default=None, description="A verified checkpoint beyond it clears countedRestarts."
     )

@@ -145,15 +145,22 @@ async def operate(settings: Settings, configuration: object, stop: asyncio.Event
 async def _fill(
     group: asyncio.TaskGroup, kube: Kube, pods: Pods, settings: Settings, health: Health
 ) -> None:
-    """Until all pods are known: a job that is looked at before would seem to have none."""
+    """Until all pods are known: a job that is looked at before would seem to have none.
+
+    A namespace that is refused is not waited for: its jobs are not looked at (`Pods.listed`).
+    """
     hearts = []
     for namespace in settings.namespaces or (None,):
-        where = namespace or "all namespaces"
-        heart = health.heart(f"watch on pods in {where}", informer.LATE, filled=False)
+        where = f"watch on pods in {namespace or 'all namespaces'}"
+        heart = health.heart(where, informer.LATE, filled=False, kind="pods")
         group.create_task(informer.run(kube, pods, namespace, heart))
         hearts.append(heart)
     for heart in hearts:
-        await heart.filled.wait()
+        await heart.answered.wait()
+    filled = [asyncio.create_task(heart.filled.wait()) for heart in hearts]
+    _, others = await asyncio.wait(filled, return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        task.cancel()
 
 
 async def _lead(elector: Elector | None, queue: Queue, look: Look, reports: Reports) -> None:

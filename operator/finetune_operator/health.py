@@ -21,12 +21,18 @@ _LOOK_LATE = 600.0  # s; a thousand pods of a slow API server are created in les
 
 @dataclass
 class Heart:
-    """One part: when it last did something, and whether its cache is filled."""
+    """One part: when it last did something, and whether its cache is filled.
+
+    Of several namespaces one may be refused: its heart knows so, and the others go on.
+    """
 
     name: str
     late_after: float  # s
     clock: Callable[[], float]
-    filled: asyncio.Event
+    kind: str = ""  # what there is one of for each namespace
+    filled: asyncio.Event = field(default_factory=asyncio.Event)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)  # filled, or refused
+    refusal: str = ""
     _last: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -38,7 +44,15 @@ class Heart:
 
     def fill(self) -> None:
         """It knows everything that exists."""
+        self.refusal = ""
         self.filled.set()
+        self.answered.set()
+        self.beat()
+
+    def refuse(self, why: str) -> None:
+        """It may not know what exists; asked again, for rights come back."""
+        self.refusal = why
+        self.answered.set()
         self.beat()
 
     @property
@@ -61,9 +75,9 @@ class Health:
     clock: Callable[[], float] = time.monotonic
     _hearts: list[Heart] = field(default_factory=list)
 
-    def heart(self, name: str, late_after: float, *, filled: bool = True) -> Heart:
-        """A new part to be watched."""
-        heart = Heart(name, late_after, self.clock, asyncio.Event())
+    def heart(self, name: str, late_after: float, *, filled: bool = True, kind: str = "") -> Heart:
+        """A new part to be watched; those of a kind do the same in different namespaces."""
+        heart = Heart(name, late_after, self.clock, kind)
         if filled:
             heart.fill()
         self._hearts.append(heart)
@@ -84,9 +98,15 @@ class Health:
         return sentences
 
     def unfilled(self) -> list[str]:
-        """A sentence for each cache that is not filled yet."""
+        """A sentence for each cache that is not filled yet.
+
+        A namespace that is refused holds up nothing where another one is served.
+        """
+        served = {heart.kind for heart in self._hearts if heart.kind and heart.filled.is_set()}
         return [
-            f"{heart.name}: not listed yet" for heart in self._hearts if not heart.filled.is_set()
+            f"{heart.name}: {heart.refusal or 'not listed yet'}"
+            for heart in self._hearts
+            if not heart.filled.is_set() and not (heart.refusal and heart.kind in served)
         ]
 
     async def run(self, port: int) -> None:
@@ -123,6 +143,9 @@ class Health:
         return web.Response(body=await self.page(), headers={"Content-Type": CONTENT_TYPE})
 
     def _answer(self, wrong: list[str]) -> web.Response:
-        ages = [f"{heart.name}: {heart.age:.0f} s ago" for heart in self._hearts]
+        ages = [
+            f"{heart.name}: {heart.age:.0f} s ago" + (f", {heart.refusal}" if heart.refusal else "")
+            for heart in self._hearts
+        ]
         lines = [*wrong, "", *ages] if wrong else ["ok", "", self.role(), *ages]
         return web.Response(status=503 if wrong else 200, text="\n".join(lines) + "\n")

@@ -32,6 +32,11 @@ class Pods:
     _pods: dict[str, dict[str, Pod]] = field(default_factory=lambda: defaultdict(dict))
     _versions: dict[str, int] = field(default_factory=dict)  # by the pod's uid, like keys
     _keys: dict[str, Key] = field(default_factory=dict)
+    _listed: set[str | None] = field(default_factory=set)  # namespaces; None: all
+
+    def listed(self, namespace: str) -> bool:
+        """Whether the pods of a namespace are known; else a job there would seem to have none."""
+        return None in self._listed or namespace in self._listed
 
     def of(self, job_uid: str) -> tuple[Pod, ...]:
         """Pods with a job's label, also those that are gone."""
@@ -92,6 +97,8 @@ class Pods:
                     self.vanish(uid, pod.uid, tell=tell)
         for item in items:
             self.take(item, tell=tell)
+        if job_uid is None:
+            self._listed.add(namespace)
 
     def forget(self, job_uid: str, *, before_attempt: int | None = None) -> None:
         """Drop what is gone and no longer needed; everything when the job itself is gone."""
@@ -135,6 +142,8 @@ async def run(kube: Kube, pods: Pods, namespace: str | None, heart: Heart) -> No
             version = None
             if error.code != 410:
                 _log.warning("pods cannot be watched: %s", error)
+            if error.code in (403, 404):
+                heart.refuse(f"refused ({error.code})")
         except TRANSIENT as error:
             _log.warning("the API server does not answer (%r); trying again", error)
         # Also after a plain end: a stream that ends at once, again and again, must not spin.

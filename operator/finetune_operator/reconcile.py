@@ -25,6 +25,7 @@ from finetune_operator.settings import Settings
 from finetune_operator.status import Throttle, Urgency, merge_patch, urgency
 
 _log = logging.getLogger("finetune.reconcile")
+_UNLISTED = 5.0  # s until the next look at a job whose namespace does not tell its pods
 
 
 def _now() -> datetime:
@@ -71,6 +72,8 @@ class Reconciler:
         if job is None:
             self.throttle.forget(key)
             return None
+        if not self.pods.listed(job.namespace):
+            return _UNLISTED
         world = self._observe(job)
         decision = plan(world, self.settings)
         if not decision.acts:

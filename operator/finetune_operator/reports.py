@@ -96,16 +96,17 @@ class Reports:
         self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, target: Target
     ) -> None:
         async with slots:
-            for pod in target.pods[:2]:  # the second only when the first does not answer
-                try:
-                    report = await fetch(session, pod, target)
-                except NoReportError as error:
-                    self._complain(target, pod, error)
-                    continue
-                if report is not None:
-                    self.take(target, report)
-                    return
-        self.miss(target)
+            # The first that runs: worker 0, unless it has ended. Only it knows of the run.
+            pod = target.pods[0]
+            report: Report | None = None
+            try:
+                report = await fetch(session, pod, target)
+            except NoReportError as error:
+                self._complain(target, pod, error)
+        if report is not None:
+            self.take(target, report)
+        else:
+            self.miss(target)
 
     def _complain(self, target: Target, pod: Pod, error: "NoReportError") -> None:
         gang = self._gangs.get(target.job_uid)

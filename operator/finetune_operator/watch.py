@@ -64,7 +64,7 @@ async def run(
     """Feed the cache for ever. `started` is called when kopf has taken over the signals."""
     hearts = {
         paths.collection(namespace): health.heart(
-            f"watch on jobs in {namespace or 'all namespaces'}", _LATE, filled=False
+            f"watch on jobs in {namespace or 'all namespaces'}", _LATE, filled=False, kind="jobs"
         )
         for namespace in settings.namespaces or (None,)
     }
@@ -87,15 +87,16 @@ async def _installed(kube: Kube, hearts: dict[str, Heart]) -> None:
     for pause in backoff(1.0, 8.0):
         for heart in hearts.values():
             heart.beat()
-        try:
-            await kube.get(next(iter(hearts)), limit="1")
-            return
-        except ApiError as error:
-            text = f"{API_VERSION} {PLURAL}: {error}"
-            hint = "; is the CustomResourceDefinition installed?" if error.code == 404 else ""
-            _log.warning("jobs cannot be listed: %s%s", text, hint)
-        except TRANSIENT as error:
-            _log.warning("the API server does not answer (%r); trying again", error)
+        for collection in hearts:  # any: rights on one of several namespaces may be gone
+            try:
+                await kube.get(collection, limit="1")
+                return
+            except ApiError as error:
+                text = f"{API_VERSION} {PLURAL}: {error}"
+                hint = "; is the CustomResourceDefinition installed?" if error.code == 404 else ""
+                _log.warning("jobs cannot be listed: %s%s", text, hint)
+            except TRANSIENT as error:
+                _log.warning("the API server does not answer (%r); trying again", error)
         await asyncio.sleep(pause)
 
 
@@ -182,6 +183,8 @@ class _Pulse:
         heart.beat()
         if response.status == 200 and not watches:
             heart.fill()
+        if response.status in (403, 404):
+            heart.refuse(f"refused ({response.status})")
         if response.status >= 400 and response.content_type != "application/json":
             # Not from the API server's own hand; kopf would write it to the log as it is.
             async with response:

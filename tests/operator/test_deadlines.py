@@ -95,6 +95,32 @@ def test_an_export_is_not_cut_off_by_the_active_deadline():
     assert not look(job, *exporting, now=500).commits
 
 
+@pytest.mark.parametrize("told", ["by its report", "by the status, to a new operator"])
+def test_an_export_of_a_worker_that_is_alone_is_not_cut_off_either(told):
+    job = committed(workers={"replicas": 1, "devicesPerWorker": 4})
+    job = policy(job.with_status(look(job, worker(0), now=20).status), active_deadline_seconds=100)
+    exports = report(stage="Exporting", **progressed(100, saved=100))
+    job = job.with_status(look(job, worker(0), now=110, report=exports).status)
+    again = exports if told == "by its report" else None
+    assert not look(job, worker(0), now=500, report=again).commits
+    trains = report(stage="Training", **progressed(50))
+    assert look(job, worker(0), now=500, report=trains).commits
+
+
+def test_a_prepare_pod_that_was_held_by_a_gate_has_its_time_from_then_on():
+    job = policy(make_job(), start_deadline_seconds=600)
+    gated = prepare_pod(job, created=at(0), gates=("kueue.x-k8s.io/admission",))
+    job = job.with_status(look(job, gated, now=4000).status)
+    assert job.status.reason == "SchedulingGated"
+    free = replace(gated, gates=(), unschedulable="0/3 nodes are available")
+    let_in = look(job, free, now=5000)
+    assert (let_in.status.phase, let_in.requeue_after) == ("Preparing", 600)
+    job = job.with_status(let_in.status)
+    assert look(job, free, now=5599).status.phase == "Preparing"
+    late = look(job, free, now=5601).status
+    assert (late.phase, late.reason) == ("Failed", "StartDeadlineExceeded")
+
+
 @pytest.mark.parametrize(
     ("age", "silent", "strikes"),
     [(1800, False, False), (1860, False, False), (1861, False, True), (9999, True, False)],

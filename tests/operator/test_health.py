@@ -53,6 +53,24 @@ async def test_the_queue_knows_its_longest_look():
     worker.cancel()
 
 
+def test_a_namespace_that_is_refused_holds_up_nothing_where_another_one_is_served():
+    health = Health()
+    first, second = (
+        health.heart(f"watch on pods in {name}", 240, filled=False, kind="pods") for name in "ab"
+    )
+    first.refuse("refused (403)")
+    assert health.unfilled() == [
+        "watch on pods in a: refused (403)",
+        "watch on pods in b: not listed yet",
+    ]
+    second.refuse("refused (403)")
+    assert len(health.unfilled()) == 2
+    second.fill()
+    assert health.unfilled() == []
+    first.fill()
+    assert first.refusal == ""
+
+
 async def test_ready_means_filled_and_alive_and_both_say_why_not():
     clock, port = Clock(), free_port()
     health = Health(clock=clock, role=lambda: "standby")

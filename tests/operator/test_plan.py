@@ -5,15 +5,21 @@ from dataclasses import replace
 import pytest
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.progress import StepLedger
+from finetune_operator.plan import failure
 from finetune_operator.plan.observe import Pod, Refusal
 from tests.operator.worlds import (
     OUTPUT,
     at,
+    checkpoint,
     committed,
     condition,
     ended,
+    follow,
     look,
     make_job,
+    make_spec,
+    pending,
     prepare_pod,
     prepared,
     progressed,
@@ -68,6 +74,26 @@ def test_edited_inputs_replace_the_prepare_pod():
     decision = look(edited, ended(pod, 0, 5, result(prepared=prepared())))
     assert [d.uid for d in decision.delete] == ["prepare-uid"]
     assert decision.status.attempt is None
+
+
+def test_a_template_that_was_mended_replaces_a_prepare_pod_that_waits():
+    stuck = prepare_pod(unschedulable="0/3 nodes match Pod's node affinity/selector")
+    template = {"spec": {"nodeSelector": {"pool": "cpu"}}}
+    for edited in (
+        make_job(workers=make_spec()["workers"] | {"template": template}),
+        make_job(scheduling={"priorityClassName": "high"}),
+    ):
+        decision = look(edited, stuck)
+        assert [doomed.uid for doomed in decision.delete] == ["prepare-uid"]
+        # What it has downloaded and prepared so far is worth more.
+        assert look(edited, prepare_pod(running=True)).delete == []
+        assert look(edited, replace(stuck, template=None)).delete == []
+    assert look(make_job(), stuck).delete == []
+
+
+def test_an_answer_about_existing_storage_is_valid_for_that_question_only():
+    edited = make_job(checkpoints={"storage": "pvc://w/runs/a", "onExisting": "Resume"})
+    assert look(edited, prepare_pod(running=True)).delete
 
 
 def test_the_prepare_result_commits_attempt_1_before_any_pod_is_created():
@@ -212,6 +238,16 @@ def test_success_without_a_result_is_a_failure():
     assert (done.phase, done.reason) == ("Failed", "NoResult")
 
 
+def test_success_outlives_the_pods_that_prove_it():
+    """Sidecars keep the pods up, and another operator looks when they have been deleted."""
+    said = result(output=OUTPUT, **progressed(100))
+    gang = [replace(ended(worker(i), 0, 70, said), phase="Running") for i in (0, 1)]
+    decision, job = follow(running(), *gang, now=71)
+    assert [doomed.name for doomed in decision.delete] == ["a-1-0", "a-1-1"]
+    done = look(job, now=90).status
+    assert (done.phase, done.output) == ("Succeeded", OUTPUT)
+
+
 def crash(job, now=40.0, **said):
     """Rank 1 was killed: its pod ends with 137, the other loses its peer."""
     lost = result("Failed", reason="PeerLost", **progressed(20, **said))
@@ -349,6 +385,31 @@ def test_a_checkpoint_beyond_the_failure_forgives_it():
     assert later.status.counted_restarts == 0
 
 
+def test_a_gang_that_never_gets_to_its_first_step_uses_up_its_restarts():
+    """It finds the checkpoint each time, and has no steps of its own."""
+    job = running()
+    said = result("Failed", reason="Crashed", **progressed(35, saved=30))
+    gang = [ended(worker(0), 1, 40, said), ended(worker(1), 88, 40)]
+    now = 41
+    _, job = follow(job, *gang, now=now)
+    counts = [job.status.counted_restarts]
+    while not job.status.finished:
+        now += 400
+        _, job = follow(job, *gang, now=now)
+        number = job.status.attempt
+        found = {"ledger": StepLedger(), "checkpoints": [checkpoint(30)]}
+        loads = report(attempt=number, stage="LoadingModel", **found)
+        pods = [worker(0, number), worker(1, number)]
+        job = job.with_status(look(job, *pods, now=now + 5, report=loads).status)
+        said = result("Failed", reason="Crashed", **found)
+        gang = [ended(pods[0], 1, now + 10, said), ended(pods[1], 88, now + 10)]
+        for _ in range(3):  # looks, also after the failure was counted
+            _, job = follow(job, *gang, now=now + 11)
+        counts.append(job.status.counted_restarts)
+    assert counts == [1, 2, 3, 3]
+    assert "gave up after 3 counted restarts" in job.status.message
+
+
 def test_out_of_memory_twice_at_the_same_step_is_permanent():
     job = running()
     said = result("Failed", reason="OutOfMemory", **progressed(20))
@@ -360,6 +421,48 @@ def test_out_of_memory_twice_at_the_same_step_is_permanent():
             assert job.status.attempt == 2
             job = running(job)
     assert (job.status.phase, job.status.reason) == ("Failed", "OutOfMemory")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "steps", "phase"),
+    [
+        (86, "Diverged", (70, 71), "Failed"),
+        (86, "Diverged", (20, 71), "Restarting"),
+        (87, "OutOfMemory", (5, 5), "Failed"),
+        (87, "OutOfMemory", (5, 6), "Restarting"),
+    ],
+)
+def test_a_preemption_in_between_does_not_hide_that_a_failure_came_back(code, reason, steps, phase):
+    job, now = running(), 100
+    for number, (end, name, step) in enumerate(
+        [(code, reason, steps[0]), (75, "Stopped", 75), (code, reason, steps[1])], start=1
+    ):
+        words = result("Stopped" if end == 75 else "Failed", reason=name, **progressed(step))
+        told = {"deletion": at(now + 60)} if end == 75 else {}
+        gang = [
+            ended(worker(0, number, **told), end, now, words),
+            ended(worker(1, number), 75 if end == 75 else 88, now),
+        ]
+        _, job = follow(job, *gang, now=now + 1)
+        if number < 3:
+            now += 400
+            _, job = follow(job, *gang, now=now)
+            job = running(job, now=now + 10)
+            now += 100
+    assert [a.outcome for a in job.status.attempts] == ["Failed", "Preempted", "Failed"]
+    assert job.status.phase == phase
+
+
+def test_what_failed_before_a_suspension_is_no_measure_after_it():
+    failed = {"reason": "OutOfMemory", "outcome": "Failed", "last_step": 5}
+    attempt = running().status.attempts[0]
+    attempts = [
+        attempt.replace(**failed),
+        attempt.replace(outcome="Suspended", reason="Suspended"),
+        attempt.replace(**failed),
+    ]
+    assert failure.failed_before(attempts) is None
+    assert failure.failed_before([attempts[0], attempts[2]]) == attempts[0]
 
 
 def test_an_evicted_pod_whose_container_never_ran_fails_the_attempt():
@@ -442,6 +545,19 @@ def test_old_pods_are_deleted_but_the_last_attempts_logs_stay():
     )
     old = [ended(worker(0, n), 1, 30) for n in (1, 2)]
     assert [d.name for d in look(job.with_status(status), *old).delete] == ["a-1-0"]
+
+
+def test_a_pod_of_an_older_attempt_that_comes_late_is_deleted_at_sight():
+    job = running()
+    _, job = follow(job, *crash(job), now=40)
+    _, job = follow(job, *crash(job), now=100)
+    job = running(job, now=120)
+    late = pending(1, uid="late")
+    decision = look(job, late, worker(0, 2), worker(1, 2), now=140)
+    assert [doomed.uid for doomed in decision.delete] == ["late"]
+    assert decision.status.phase == "Running"
+    ended_ones = crash(make_job(running().status))
+    assert look(job, *ended_ones, worker(0, 2), worker(1, 2), now=140).delete == []
 
 
 def test_a_save_that_fails_is_a_condition_and_stops_nothing():

@@ -1,12 +1,14 @@
 """Whose job it is: label selectors, namespaces, and no more rights than that."""
 
 import json
+import urllib.request
 
 import pytest
 import yaml
 
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
+from finetune_local.ports import free_port
 from finetune_operator.selector import Selector
 from finetune_operator.settings import Settings, SettingsError
 from tests.installed import Operator, install, wait_for
@@ -153,6 +155,47 @@ def test_an_operator_of_two_namespaces_needs_no_right_elsewhere(writer, tmp_path
         assert operator.stop() == 0
     finally:
         operator.kill()
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["one", "two"], ids=["the first", "another"])
+def test_a_namespace_whose_rights_are_gone_takes_no_other_one_down(writer, tmp_path, lost):
+    """Nor does it when the operator starts anew; and it is served again when they are back."""
+    kept = {"one": "two", "two": "one"}[lost]
+    config = writer.user_kubeconfig("finetune-system", "namespaced")
+    port = free_port()
+    operator = Operator(
+        writer, tmp_path / "operator.log", config, NAMESPACES="one, two", HEALTH_PORT=str(port)
+    )
+    binding = ("rolebinding", "namespaced", "--namespace", lost)
+    saved = json.loads(writer.kubectl("get", *binding, "-o", "json"))
+    writer.kubectl("delete", *binding)
+    try:
+        operator.start()
+        for namespace in (lost, kept):
+            apply(writer, f"deprived-{lost}", namespace)
+        pod = f"deprived-{lost}-prepare"
+        wait_for("the other one is served", lambda: pod in prepares(writer, kept), 30)
+        assert pod not in prepares(writer, lost)
+        said = ready(port)
+        assert f"watch on pods in {lost}" in said
+        assert said.count("refused (403)") == 2
+        for field in ("resourceVersion", "uid", "creationTimestamp"):
+            del saved["metadata"][field]
+        writer.kubectl("create", "-f", "-", stdin=json.dumps(saved))
+        wait_for("it is served again", lambda: pod in prepares(writer, lost), 60)
+        assert "refused" not in ready(port)
+        assert operator.stop() == 0
+    finally:
+        operator.kill()
+        writer.kubectl("apply", "-f", "-", stdin=json.dumps(saved))
+
+
+def ready(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+        text: str = answer.read().decode()
+        return text
 
 
 def version(api: Cluster, name: str) -> str:

@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
+import pytest
+
 from tests.operator.worlds import (
     at,
     committed,
     condition,
     ended,
+    follow,
     look,
     make_job,
     prepare_pod,
@@ -47,6 +50,19 @@ def test_a_gang_that_saved_is_suspended_without_counting():
     assert (attempt.outcome, attempt.counted) == ("Suspended", False)
     assert "everything is saved" in attempt.message
     assert job.status.counted_restarts == 0
+
+
+def test_a_gang_that_ended_in_order_and_saved_less_than_it_did_says_so():
+    """Its grace period was too short for another save, and it knew that."""
+    job = suspended(running())
+    job = job.with_status(look(job, worker(0), worker(1), now=40).status)
+    said = result("Stopped", reason="Stopped", **progressed(30, saved=20))
+    gang = [ended(worker(i, deletion=at(340)), 75, 50, said) for i in (0, 1)]
+    text = look(job, *gang, now=51).status.attempts[-1].message
+    assert text.endswith("; it could save up to step 20 only, 10 steps are redone")
+    preempted = look(running(), *gang, now=51).status.attempts[-1]
+    assert (preempted.outcome, preempted.counted) == ("Preempted", False)
+    assert "it could save up to step 20 only" in preempted.message
 
 
 def test_a_gang_that_could_not_save_is_suspended_and_says_so():
@@ -187,3 +203,28 @@ def test_suspend_during_the_back_off_rests_and_a_resume_is_the_restart():
     assert job.status.phase == "Suspended"
     job = replace(job, spec=job.spec.replace(suspend=False))
     assert look(job, *left, now=900).status.restarts == 1
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [{"counted_restarts": 3, "last_failure_step": 50}, {"restarts": 99}],
+    ids=["a budget that was lowered", "the last attempt there may be"],
+)
+def test_a_suspension_is_no_failure_however_many_there_were_before(counts):
+    job = running(committed(runPolicy={"maxRestarts": 2}))
+    job = suspended(job.with_status(job.status.replace(**counts)))
+    job = job.with_status(look(job, worker(0), worker(1), now=40).status)
+    said = result("Stopped", reason="Stopped", **progressed(45, saved=45))
+    gang = [ended(worker(i, deletion=at(340)), 75, 50, said) for i in (0, 1)]
+    _, job = follow(job, *gang, now=51)
+    _, job = follow(job, now=60)
+    assert (job.status.phase, job.status.attempts[-1].outcome) == ("Suspended", "Suspended")
+
+
+def test_a_saved_preemption_is_no_failure_when_the_budget_was_lowered():
+    job = running(committed(runPolicy={"maxRestarts": 2}))
+    job = job.with_status(job.status.replace(counted_restarts=3, last_failure_step=50))
+    said = result("Stopped", reason="Stopped", **progressed(45, saved=45))
+    gang = [ended(worker(i, deletion=at(340)), 75, 50, said) for i in (0, 1)]
+    _, job = follow(job, *gang, now=51)
+    assert (job.status.phase, job.status.attempt) == ("Starting", 2)

@@ -77,6 +77,16 @@ def test_a_settled_attempt_is_the_plain_sum_even_if_our_clock_ran_ahead():
     assert not attempt.estimated
 
 
+def test_a_gang_that_was_never_whole_is_not_settled_below_what_was_seen_of_it():
+    """Two of three workers had a node; one ended while nobody looked."""
+    attempt = fresh(workers=3).replace(created=False)
+    attempt = usage.account(attempt, [worker(0), worker(1)], at(610))
+    seen = [ended(worker(0), 143, 620)]
+    attempt = usage.settle(usage.account(attempt, seen, at(700)), seen)
+    assert attempt.device_seconds == 4 * (600 + 600)
+    assert attempt.estimated
+
+
 def test_a_lost_pod_is_settled_as_an_estimate():
     lost = worker(1, deletion=at(40))
     pods = [ended(worker(0), 88, 50), lost]

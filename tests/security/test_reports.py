@@ -87,6 +87,30 @@ async def test_the_question_holds_nothing_but_the_question():
         assert trap.heads == []
 
 
+async def test_another_worker_is_not_heard_in_place_of_the_first(monkeypatch):
+    """Only worker 0 knows how the run goes; where it has ended, the next one says that it lives."""
+    monkeypatch.setattr(reports, "SILENT_AFTER", 0.5)
+    addresses = ("127.255.97.1", "127.255.97.2")
+    first, second = (worker(index, ip=address) for index, address in enumerate(addresses))
+    pods = (first, second)
+    told: list[Any] = []
+    asked = Reports(
+        0.1, lambda due: [Target(("space", "a"), UID, 1, pods)] if due(UID) else [], told.append
+    )
+    async with (
+        Worker(addresses[0], hostile.ok(b"no JSON")).serving(),
+        Worker(addresses[1], hostile.of(honest(UID, index=1))).serving(),
+    ):
+        task = asyncio.create_task(asked.run())
+        await asyncio.sleep(1.5)
+        assert asked.silent(UID)
+        pods = (second,)
+        await asyncio.sleep(1.5)
+        assert not asked.silent(UID)
+        assert asked.newest(UID, 1) is None
+        task.cancel()
+
+
 def gangs(*addresses: str) -> list[Target]:
     return [target(address, f"uid-{number}") for number, address in enumerate(addresses)]
 

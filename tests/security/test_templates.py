@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_api.names import ANNOTATION_TEMPLATE
 from finetune_operator.plan.observe import Job
 from tests.operator.worlds import committed, condition, look, make_job, suspended
 from tests.security.templates import ADMITTED, BROKEN
@@ -48,7 +49,10 @@ def test_a_template_broken_while_suspended_waits_to_be_mended():
 
 
 def test_a_field_without_a_value_is_no_field():
-    assert look(job(ADMITTED["nulls"])).create == look(job({})).create
+    (nulls,), (nothing,) = (look(job(template)).create for template in (ADMITTED["nulls"], {}))
+    for pod in (nulls, nothing):
+        del pod["metadata"]["annotations"][ANNOTATION_TEMPLATE]  # of what was written, word by word
+    assert nulls == nothing
 
 
 NASTY = st.recursive(

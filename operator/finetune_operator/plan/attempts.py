@@ -3,7 +3,7 @@
 from finetune_api.run import Report, Result
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_operator.plan import usage
-from finetune_operator.plan.observe import Pod, World
+from finetune_operator.plan.observe import Pod, World, last_words
 from finetune_operator.plan.progress import merge
 
 
@@ -27,8 +27,7 @@ def observed(world: World, gang: list[Pod]) -> FineTuneJobStatus:
 
 def _said(world: World, gang: list[Pod]) -> Report | Result | None:
     """Worker 0's last words, else its newest report."""
-    first = next((pod for pod in gang if pod.index == 0 and pod.ended), None)
-    return (first and first.ended and first.ended.result()) or world.report
+    return last_words(gang) or world.report
 
 
 def updated(status: FineTuneJobStatus, attempt: Attempt) -> FineTuneJobStatus:

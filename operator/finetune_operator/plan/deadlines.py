@@ -22,18 +22,23 @@ def start(policy: RunPolicy, attempt: Attempt, gang: list[Pod]) -> list[Stop]:
     return [Stop(START_DEADLINE, text, since + timedelta(seconds=limit))]
 
 
-def active(
-    policy: RunPolicy, status: FineTuneJobStatus, attempt: Attempt, gang: list[Pod]
-) -> list[Stop]:
+def active(world: World, status: FineTuneJobStatus, attempt: Attempt) -> list[Stop]:
     """Time in which whole gangs ran, over all attempts; an export is not cut off any more."""
-    limit, since = policy.active_deadline_seconds, attempt.running_time
-    trained = any(pod.ended and pod.ended.exit_code == 0 for pod in gang)
-    if limit is None or since is None or trained:
+    limit = world.job.spec.run_policy.active_deadline_seconds
+    since = attempt.running_time
+    if limit is None or since is None or _trained(world, status, attempt):
         return []
     before = sum(a.active_seconds for a in status.attempts if a.number != attempt.number)
     before += status.folded_attempts.active_seconds if status.folded_attempts else 0
     text = f"ran for runPolicy.activeDeadlineSeconds ({duration(limit)}); raise it in a new job"
     return [Stop(ACTIVE_DEADLINE, text, since + timedelta(seconds=limit - before))]
+
+
+def _trained(world: World, status: FineTuneJobStatus, attempt: Attempt) -> bool:
+    """All steps are made. The other workers end then; one that is alone only says so."""
+    stage = world.report.stage if world.report else status.stage
+    ends = (pod.ended for pod in world.gang(attempt.number))
+    return stage == "Exporting" or any(end and end.exit_code == 0 for end in ends)
 
 
 def progress(policy: RunPolicy, world: World) -> list[Stop]:

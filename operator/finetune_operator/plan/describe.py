@@ -11,6 +11,7 @@ from finetune_api.progress import Stage
 from finetune_api.status import Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
 from finetune_operator.plan.observe import Pod, World
 
+GATED = "SchedulingGated"
 _UNBOUND = "unbound immediate PersistentVolumeClaims"  # the scheduler's words
 
 
@@ -30,7 +31,7 @@ def waiting(pods: list[Pod]) -> tuple[str, str] | None:
     gated = [pod for pod in pods if pod.gates and not pod.gone]
     if gated:
         text = f"{len(gated)} of {len(pods)} pods are held by {', '.join(gated[0].gates)}"
-        return "SchedulingGated", text[:1024]
+        return GATED, text[:1024]
     for pod in pods:
         if pod.unschedulable:
             unbound = _UNBOUND in pod.unschedulable

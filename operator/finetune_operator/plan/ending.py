@@ -8,7 +8,7 @@ from finetune_operator.plan import attempts, failure, restart
 from finetune_operator.plan.decision import RECHECK, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.failure import Verdict
-from finetune_operator.plan.observe import Pod, World
+from finetune_operator.plan.observe import Pod, World, last_words
 from finetune_operator.plan.stops import CONSEQUENCES, GANG_INCOMPLETE, HANG, SUSPENDED, Stop
 from finetune_operator.settings import Settings
 
@@ -67,7 +67,7 @@ def _stopped(attempt: Attempt, gang: list[Pod]) -> Verdict:
     if consequence.saves and attempt.running_time:
         saved = len(codes) == attempt.workers and not unsaved
         text += (
-            "; everything is saved"
+            f"; {failure.kept(gang)}"
             if saved
             else "; not every worker could save, what came after the last checkpoint is redone"
         )
@@ -101,11 +101,13 @@ def close(
         active_seconds=_active(attempt, end),
     )
     if verdict.outcome == "Succeeded":
-        status = attempts.updated(status, attempt)
+        # With the outcome: the pods that prove it may be gone when somebody else looks next.
+        result = last_words(gang)
+        status = attempts.updated(status, attempt).replace(output=result.output if result else None)
         situation = Situation("Running", stage=status.stage)
         # The next look, from what is now written, ends the job.
         return Decision(describe(world, status, situation), commits=True, requeue_after=0)
-    before = status.attempts[-2] if len(status.attempts) > 1 else None
+    before = failure.failed_before(status.attempts)
     after = restart.after(
         status,
         verdict,
@@ -119,7 +121,9 @@ def close(
     counted = after.counted > status.counted_restarts
     message = verdict.message + (f" ({after.why})" if after.why else "")
     attempt = attempt.replace(counted=counted, message=message[:1024])
-    step = attempt.last_step or attempt.first_step or 0
+    # An attempt that ended before its first step failed at the checkpoint from which it began.
+    saved = status.latest_checkpoint.step if status.latest_checkpoint else 0
+    step = max(attempt.last_step or 0, attempt.first_step or 0, saved)
     status = attempts.updated(status, attempt).replace(
         counted_restarts=after.counted,
         next_attempt_time=after.at,

@@ -10,7 +10,7 @@ from typing import Literal
 
 from finetune_api.exit_codes import ExitCode, is_permanent, meaning
 from finetune_api.status import Attempt
-from finetune_operator.plan.observe import LOST, Ended, Pod
+from finetune_operator.plan.observe import LOST, Ended, Pod, last_words
 
 Outcome = Literal["Succeeded", "Preempted", "Failed", "Suspended", "Released"]
 SETTLE = 15.0  # s a consequence waits for its cause to be seen
@@ -99,7 +99,7 @@ def _of_exit(index: int, end: Ended, pods: list[Pod], *, asked: bool = False) ->
     """`asked`: a pod is missing, so somebody deleted it, even if nobody saw that."""
     reason, message = told(end)
     if end.exit_code == ExitCode.STOPPED and (asked or any(pod.told_to_stop for pod in pods)):
-        text = "told to stop (preemption, drain or deletion); everything is saved"
+        text = f"told to stop (preemption, drain or deletion); {kept(pods)}"
         return Verdict("Preempted", "Preempted", text, index, end.exit_code, counted=False)
     pod = next(pod for pod in pods if pod.index == index)
     if pod.told_to_stop and end.exit_code in (137, 143):
@@ -107,6 +107,17 @@ def _of_exit(index: int, end: Ended, pods: list[Pod], *, asked: bool = False) ->
     text = f"worker {index}: {message or f'exit code {end.exit_code}'}"
     permanent = is_permanent(end.exit_code, prepare=False)
     return Verdict("Failed", reason[:64], text[:1024], index, end.exit_code, permanent=permanent)
+
+
+def kept(gang: list[Pod]) -> str:
+    """What a gang that ended with 75 has saved, by worker 0's own account."""
+    said = last_words(gang)
+    if said is None or said.progress is None:
+        return "everything is saved"
+    step, newest = said.progress.step, max((c.step for c in said.checkpoints), default=0)
+    if newest >= step:
+        return "everything is saved"
+    return f"it could save up to step {newest} only, {step - newest} steps are redone"
 
 
 def told(end: Ended) -> tuple[str, str]:
@@ -121,8 +132,22 @@ def told(end: Ended) -> tuple[str, str]:
     return meaning(end.exit_code).reason, end.message[-512:].strip()
 
 
+def failed_before(attempts: list[Attempt]) -> Attempt | None:
+    """The newest failure before the last attempt.
+
+    Attempts that were preempted or let go in between say nothing about it. After a suspension the
+    gang may be another one, so that what failed before is no measure.
+    """
+    for attempt in reversed(attempts[:-1]):
+        if attempt.outcome == "Suspended":
+            return None
+        if attempt.outcome == "Failed":
+            return attempt
+    return None
+
+
 def repeats(verdict: Verdict, step: int | None, before: Attempt | None) -> bool:
-    """The same end at the same place as the attempt before: another try would end alike."""
+    """The same end at the same place as the failure before: another try would end alike."""
     if before is None or before.reason != verdict.reason:
         return False
     if verdict.reason == "OutOfMemory":

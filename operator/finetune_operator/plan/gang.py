@@ -44,8 +44,16 @@ def running(world: World, settings: Settings) -> Decision:
     known = [wait for wait in waits if wait is not None]
     return Decision(
         describe(world, status, _situation(world, status, gang)),
+        delete=_strays(world, attempt),
         requeue_after=min([*known, usage.PROOF_INTERVAL]),
     )
+
+
+def _strays(world: World, attempt: Attempt) -> list[Delete]:
+    """Pods of older attempts that came to be after their end: a request that was slow."""
+    older = [pod for pod in world.pods if pod.role == "worker" and pod.attempt < attempt.number]
+    alive = [pod for pod in older if not pod.over(world.now) and not pod.deletion]
+    return [Delete(pod.name, pod.uid, ending.GRACE) for pod in alive]
 
 
 def _progressed(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> FineTuneJobStatus:
@@ -67,7 +75,7 @@ def _wishes(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> list[St
     policy, attempt = world.job.spec.run_policy, attempts.current(status)
     return [
         *suspend.asks(world.job),
-        *deadlines.active(policy, status, attempt, gang),
+        *deadlines.active(world, status, attempt),
         *deadlines.start(policy, attempt, gang),
         *deadlines.progress(policy, world),
         *half_gang.asks(policy, attempt, gang, refused(world)),

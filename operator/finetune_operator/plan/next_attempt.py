@@ -10,7 +10,7 @@ from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, duration
 from finetune_operator.plan.finish import failed, succeeded
-from finetune_operator.plan.observe import World
+from finetune_operator.plan.observe import World, last_words
 from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.settings import Settings
 
@@ -52,23 +52,24 @@ def _when(world: World, status: FineTuneJobStatus, settings: Settings) -> str:
 
 
 def _succeed(world: World, status: FineTuneJobStatus) -> Decision:
-    gang = world.gang(attempts.current(status).number)
-    end = next((pod.ended for pod in gang if pod.index == 0), None)
-    result = end.result() if end else None
-    if result is None or result.output is None:
+    output = status.output
+    if output is None:  # an operator before this one did not write it down with the outcome
+        words = last_words(world.gang(attempts.current(status).number))
+        output = words.output if words else None
+    if output is None:
         text = "every worker ended with 0 but worker 0 left no result; is this the trainer image?"
         return failed(world, status, "NoResult", text)
-    if not result.output.verified:
-        text = f"the model at {result.output.location} was not verified"
+    if not output.verified:
+        text = f"the model at {output.location} was not verified"
         return failed(world, status, "OutputNotVerified", text)
-    return succeeded(world, status, result.output)
+    return succeeded(world, status, output)
 
 
 def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision:
     """Attempt n+1, with what may have been changed while the job was suspended."""
     spec, number = world.job.spec, ended.number + 1
     attempt = usage.begin(spec, number, world.now)
-    again = ended.outcome in ("Failed", "Preempted")
+    again = ended.outcome in restart.AGAIN
     room = usage.fold(status, usage.KEPT - 1)
     new = room.replace(
         attempt=number,

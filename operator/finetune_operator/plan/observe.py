@@ -106,6 +106,7 @@ class Pod:
     disrupted: bool = False
     trouble: tuple[str, str] | None = None  # the pod failed as a whole: reason, message
     inputs: str | None = None  # of a prepare pod: what its answer is valid for
+    template: str | None = None  # of a prepare pod: of what the user may say about its place
     retry: int = 0  # of a prepare pod: how many failed before it
     gone: bool = False  # the object does not exist any more; this is the last that was seen
     gone_at: datetime | None = None  # when that was seen; None: it was found missing later
@@ -147,6 +148,7 @@ class Pod:
             terminal_since=None if ended else _terminal_since(status, conditions),
             trouble=None if ended else _trouble(status),
             inputs=annotations.get(names.ANNOTATION_INPUTS),
+            template=annotations.get(names.ANNOTATION_TEMPLATE),
             retry=_number(annotations.get(names.ANNOTATION_RETRY, "0")),
         )
 
@@ -240,6 +242,12 @@ class Refusal:
 
     reason: str  # ClaimMissing | InvalidTemplate | Forbidden | NameTaken | RunConfigTooLarge
     message: str
+
+
+def last_words(gang: list[Pod]) -> Result | None:
+    """What worker 0 left when it ended, None when it left nothing."""
+    first = next((pod for pod in gang if pod.index == 0 and pod.ended), None)
+    return first.ended.result() if first and first.ended else None
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ def prepare_pod(job: Job, image: str, inputs: str) -> Object:
     pod["metadata"]["labels"][names.LABEL_ROLE] = "prepare"
     pod["metadata"]["annotations"] |= {
         names.ANNOTATION_INPUTS: inputs,
+        names.ANNOTATION_TEMPLATE: template_digest(job),
         names.ANNOTATION_RETRY: str(job.status.prepare_failures),
     }
     container = _own_container(pod["spec"])
@@ -319,10 +320,20 @@ def _owner(job: Job) -> Object:
 def inputs_digest(job: Job, image: str) -> str:
     """What a prepare pod's answer is valid for: an edited deadline changes nothing."""
     spec = job.spec
-    inputs = [
+    return _digest(
         *(part.to_dict() for part in (spec.model, spec.dataset, spec.training)),
         spec.checkpoints.storage,
+        spec.checkpoints.on_existing,
         spec.cache,
         image,
-    ]
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:32]
+    )
+
+
+def template_digest(job: Job) -> str:
+    """What decides where a pod may run, and with what: no reason to end one that runs."""
+    scheduling = job.spec.scheduling
+    return _digest(job.spec.workers.template, scheduling and scheduling.to_dict())
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

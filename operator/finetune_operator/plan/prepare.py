@@ -4,6 +4,7 @@ It holds no device, so bad data and bad configuration cost nothing. Its answer i
 inputs it was made from; when they are edited meanwhile it is replaced.
 """
 
+from dataclasses import replace
 from datetime import timedelta
 
 from finetune_api.exit_codes import is_permanent
@@ -13,7 +14,7 @@ from finetune_api.status import Resolved
 from finetune_operator.plan import failure, usage
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, Check, Decision, Delete
-from finetune_operator.plan.describe import Situation, describe, refused, waiting
+from finetune_operator.plan.describe import GATED, Situation, describe, refused, waiting
 from finetune_operator.plan.finish import failed, succeeded
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.resolve import resolve
@@ -28,6 +29,7 @@ _PREPARES = "checking the model and preparing the data"
 
 def preparing(world: World, settings: Settings) -> Decision:
     """Decide for a job that has no attempt yet."""
+    world = _let_in(world)
     job = world.job
     image = job.spec.workers.image or settings.trainer_image
     inputs = render.inputs_digest(job, image)
@@ -40,7 +42,7 @@ def preparing(world: World, settings: Settings) -> Decision:
         text = f"waiting for the old pod {pod.name}{where} to go"
         again = pod if pod.undeleted(world.now) else None
         return _wait(world, Situation("Preparing", message=text), delete=again)
-    if pod.inputs != inputs:
+    if pod.inputs != inputs or (_waits(pod) and pod.template != render.template_digest(job)):
         text = "the job was edited; preparing again"
         return _wait(world, Situation("Preparing", message=text), delete=pod)
     if pod.retry < job.status.prepare_failures:
@@ -154,12 +156,27 @@ def _backing_off(world: World) -> Situation:
     return Situation("Preparing", "BackOff", text)
 
 
+def _waits(pod: Pod) -> bool:
+    """It never ran: to make it anew costs nothing. (An older operator noted no template.)"""
+    return pod.template is not None and not (pod.running or pod.ended or pod.trouble)
+
+
+def _let_in(world: World) -> World:
+    """Time in a queue does not count: note when the gate that held the pod is gone."""
+    pod, status = next(iter(world.prepare_pods), None), world.job.status
+    if pod is None or pod.gates or status.reason != GATED:
+        return world
+    status = status.replace(prepare_schedulable_time=world.now)
+    return replace(world, job=world.job.with_status(status))
+
+
 def _seconds_left(world: World, pod: Pod) -> float | None:
     """Until startDeadlineSeconds strikes; None: never, or it runs already."""
     limit = world.job.spec.run_policy.start_deadline_seconds
     if limit is None or pod.created is None or pod.running or pod.gates:
         return None
-    return (pod.created + timedelta(seconds=limit) - world.now).total_seconds()
+    since = max(pod.created, world.job.status.prepare_schedulable_time or pod.created)
+    return (since + timedelta(seconds=limit) - world.now).total_seconds()
 
 
 def _late(world: World, pod: Pod) -> str | None:

@@ -9,7 +9,8 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.plan.failure import Verdict
 
 _LONGEST = 300.0  # s
-MOST_RESTARTS = 99  # an attempt that was suspended or let go is none
+MOST_RESTARTS = 99
+AGAIN = ("Failed", "Preempted")  # what follows is a restart; suspended or let go it is none
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ def after(
     counted = status.counted_restarts + (1 if counts else 0)
     if verdict.permanent or repeated:
         return Restart(status.counted_restarts, None, "")
-    if counted > most:
+    if counts and counted > most:
         return Restart(status.counted_restarts, None, f"gave up after {most} counted restarts")
-    if status.restarts >= MOST_RESTARTS:
+    if verdict.outcome in AGAIN and status.restarts >= MOST_RESTARTS:
         return Restart(counted, None, f"gave up after {MOST_RESTARTS} restarts")
     seconds = wait(backoff, counted) if counts else 0.0
     if verdict.backs_off:

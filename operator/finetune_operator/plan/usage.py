@@ -76,7 +76,11 @@ def settle(attempt: Attempt, pods: list[Pod]) -> Attempt:
     exact = attempt.vanished_workers == 0 and not unseen
     if exact and own:
         seconds = sum(_seconds(pod, pod.ended.finished) for pod in own if pod.ended)
-        attempt = attempt.replace(device_seconds=attempt.devices_per_worker * seconds)
+        total = attempt.devices_per_worker * seconds
+        if not attempt.created and total < attempt.device_seconds:
+            # How many pods a gang had that was never whole is not known: one may be missing here.
+            total, attempt = attempt.device_seconds, attempt.replace(estimated=True)
+        attempt = attempt.replace(device_seconds=total)
     parts = attempt.productive_device_seconds + attempt.lost_device_seconds
     return attempt.replace(
         settled=True,

@@ -269,7 +269,7 @@ _USER = [
     Event("create job"),
     *(Event("scale", replicas) for replicas in (1, 2, 3)),
     Event("edit model", "pvc://w/other"),
-    Event("edit policy", ("maxRestarts", 5)),
+    *(Event("edit policy", ("maxRestarts", most)) for most in (1, 5)),
     Event("edit policy", ("activeDeadlineSeconds", 10)),
     *(Event("quota", pods) for pods in (0, 1, 2, None)),
     *(Event(what, value) for what in ("claims", "foreign service") for value in (True, False)),

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import execute, reconcile
-from finetune_operator.plan import ending, failure, next_attempt, observe, suspend, usage
+from finetune_operator.plan import attempts, ending, failure, next_attempt, observe, suspend, usage
 from finetune_operator.plan.decision import Decision, Delete
 from finetune_operator.plan.observe import Job
 from finetune_operator.reconcile import Reconciler
@@ -45,6 +45,17 @@ def a_plan_is_not_made_again_from_a_live_read(patch: Patch) -> None:
         return self.jobs.get(key)
 
     patch.setattr(Reconciler, "_refresh", cached)
+
+
+@mutation
+def any_checkpoint_forgives(patch: Patch) -> None:
+    def forgive(original: Any, *args: Any) -> FineTuneJobStatus:
+        status: FineTuneJobStatus = original(*args)
+        if status.latest_checkpoint:
+            return status.replace(counted_restarts=0, last_failure_step=None)
+        return status
+
+    _wrap(patch, attempts, "merge", forgive)
 
 
 @mutation

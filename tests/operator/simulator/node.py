@@ -213,20 +213,23 @@ class Nodes:
         return _message(outcome, reason.get(code, "Crashed"), **self.said(process), **output)
 
     def said(self, process: Process) -> dict[str, Any]:
-        """Progress, ledger and checkpoints, as reports and results carry them."""
+        """Progress, ledger and checkpoints, as reports and results carry them.
+
+        Before its first step a process knows of checkpoints only.
+        """
         run = self.runs[process.job_uid]
+        steps = sorted({p.step for p in run.published if not p.final}, reverse=True)[:2]
+        found = {"checkpoints": [_checkpoint(step) for step in steps if step]}
+        if process.productive + process.redone == 0:
+            return {"ledger": {}, **found}
         ledger = {
             "productiveSeconds": process.productive,
             "redoneSeconds": process.redone,
             "firstStep": process.first_step,
             "highestStep": process.step,
         }
-        steps = sorted({p.step for p in run.published if not p.final}, reverse=True)[:2]
-        return {
-            "progress": {"step": process.step, "totalSteps": TOTAL_STEPS},
-            "ledger": ledger,
-            "checkpoints": [_checkpoint(step) for step in steps if step],
-        }
+        progress = {"step": process.step, "totalSteps": TOTAL_STEPS}
+        return {"progress": progress, "ledger": ledger, **found}
 
     def report(self, uid: str) -> None:
         """A kubelet writes how the container ended; one that was deleted meanwhile then goes."""

@@ -86,6 +86,15 @@ def _counted(world: "World", change: Change) -> str | None:
     return None
 
 
+@always("status written", "counted restarts are forgiven for a newer checkpoint only")
+def _forgiven(world: "World", change: Change) -> str | None:
+    old, new = statuses(change)
+    if new.get("countedRestarts", 0) >= old.get("countedRestarts", 0):
+        return None
+    before, after = (s.get("latestCheckpoint", {}).get("step", 0) for s in (old, new))
+    return None if after > before else f"forgiven, and the newest checkpoint is still {after}"
+
+
 @always("status written", "preemption with a checkpoint, suspension and release never count")
 def _what_counts(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
