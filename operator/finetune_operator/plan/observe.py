@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from sys import intern
 from typing import Any
 
 from finetune_api import names
@@ -80,7 +81,7 @@ class Ended:
             return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pod:
     """A pod of a job."""
 
@@ -124,17 +125,18 @@ class Pod:
         trainer: Object = next((s for s in statuses if s["name"] == names.CONTAINER), {})
         state = trainer.get("state", {})
         ended = _ended(state, status)
+        node = item.get("spec", {}).get("nodeName")
         owners = [o["uid"] for o in metadata.get("ownerReferences", []) if o.get("controller")]
         return cls(
             name=metadata["name"],
             uid=metadata["uid"],
-            namespace=metadata["namespace"],
-            role=labels.get(names.LABEL_ROLE, ""),
+            namespace=intern(metadata["namespace"]),
+            role=intern(labels.get(names.LABEL_ROLE, "")),
             attempt=_number(labels.get(names.LABEL_ATTEMPT, "0")),
             index=_number(labels.get(names.LABEL_WORKER_INDEX, "0")),
-            phase=status.get("phase", "Pending"),
-            owner=owners[0] if owners else None,
-            node=item.get("spec", {}).get("nodeName"),
+            phase=intern(status.get("phase", "Pending")),
+            owner=intern(owners[0]) if owners else None,
+            node=intern(node) if node else None,
             created=parse_time(metadata.get("creationTimestamp")),
             ip=status.get("podIP"),
             scheduled=parse_time(scheduled.get("lastTransitionTime")) if bound else None,

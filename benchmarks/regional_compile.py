@@ -1,0 +1,100 @@
+"""A forward and backward pass with each decoder layer compiled beside the plain one (ADR 19).
+
+The shapes of SmolLM2-135M with random weights, packed rows as the trainer makes them: their
+documents have other lengths in every row. Needs a C++ compiler, which the trainer's image has not.
+"""
+
+import sys
+
+if sys.path[0].endswith("/benchmarks"):
+    # Started as a file: this folder would hide the standard library's `operator`.
+    sys.path[0] = sys.path[0].removesuffix("/benchmarks")
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from finetune_trainer import attention, batch
+from finetune_trainer.batch import Batch
+from finetune_trainer.data.rows import Row
+from finetune_trainer.lm import LanguageModel
+
+_CPU = torch.device("cpu")
+
+
+def make_model(dtype: torch.dtype, layers: int) -> LanguageModel:
+    """SmolLM2-135M, or a part of its depth."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    attention.register()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        attn_implementation=attention.NAME,
+    )
+    return LanguageModel(LlamaForCausalLM(config).to(dtype))
+
+
+def make_batches(count: int, tokens: int) -> list[Batch]:
+    """Rows full of documents of 20 to 200 tokens; half of the tokens are trained."""
+    generator = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        lengths: list[int] = []
+        while (left := tokens - sum(lengths)) > 0:
+            lengths.append(min(left, int(generator.integers(20, 200))))
+        trained = generator.random(tokens) < 0.5
+        trained[np.cumsum([0, *lengths[:-1]])] = False
+        ids = generator.integers(0, 49_152, tokens).astype(np.uint32)
+        row = Row(ids, trained.astype(np.uint8), np.array(lengths, np.uint32))
+        made.append(batch.make([row], _CPU))
+    return made
+
+
+def measured(model: LanguageModel, batches: list[Batch], warm_up: int) -> tuple[float, float]:
+    """Seconds of all warm-up passes together, median seconds of the others."""
+    times = []
+    for one in batches:
+        began = time.perf_counter()
+        (model(one) / len(one.targets)).backward()
+        times.append(time.perf_counter() - began)
+        model.zero_grad()
+    return sum(times[:warm_up]), statistics.median(times[warm_up:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=512, help="of a row (512)")
+    parser.add_argument("--layers", type=int, default=30, help="of the model (30)")
+    parser.add_argument("--precision", choices=["BF16", "FP32"], default="FP32")
+    parser.add_argument("--warm-up", type=int, default=3, help="passes, compilation among them")
+    parser.add_argument("--passes", type=int, default=7)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    dtype = torch.float32 if chosen.precision == "FP32" else torch.bfloat16
+    batches = make_batches(chosen.warm_up + chosen.passes, chosen.tokens)
+    print(f"{chosen.layers} layers, {chosen.tokens} tokens, {chosen.precision}, CPU", flush=True)
+    for name in ("plain", "compiled"):
+        model = make_model(dtype, chosen.layers)
+        if name == "compiled":
+            for layer in model.model.model.layers:
+                layer.compile(dynamic=True)
+        first, then = measured(model, batches, chosen.warm_up)
+        then_ms, speed = 1e3 * then, chosen.tokens / then
+        text = f"warm-up {first:6.1f} s, then {then_ms:6.0f} ms a pass, {speed:.0f} tokens/s"
+        print(f"{name:9} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
