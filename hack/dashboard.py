@@ -32,10 +32,15 @@ class Panel:
     table: bool = False
 
 
+def chosen(metric: str, more: str = "") -> str:
+    """Of the jobs that the variables of the dashboard name."""
+    return f'{metric}{{namespace=~"$namespace", name=~"$name"{more}}}'
+
+
 def of_jobs(metric: str, *labels: str, more: str = "") -> str:
     """A job's series as one, whoever led when they were scraped; these labels are kept too."""
     kept = ", ".join(("namespace", "name", *labels))
-    return f'max by ({kept}) ({metric}{{namespace=~"$namespace", name=~"$name"{more}}})'
+    return f"max by ({kept}) ({chosen(metric, more)})"
 
 
 def rate(metric: str, *labels: str) -> str:
@@ -44,6 +49,9 @@ def rate(metric: str, *labels: str) -> str:
 
 _DEVICES = of_jobs("finetune_job_device_seconds", "kind")
 _LOST = of_jobs("finetune_job_device_seconds", more=', kind="lost"')
+# As in the alert FineTuneJobCheckpointTooOld: only a job that runs has the second one.
+_SAVED = chosen("finetune_job_checkpoint_timestamp_seconds")
+_RUNNING = chosen("finetune_job_running_timestamp_seconds")
 
 JOBS = [
     Panel(
@@ -81,8 +89,8 @@ JOBS = [
     Panel(
         "Age of the newest checkpoint",
         "s",
-        "What a crash of a running job would cost now.",
-        {_NAME: f"time() - {of_jobs('finetune_job_checkpoint_timestamp_seconds')}"},
+        "What a crash would cost now. Of running jobs; without a checkpoint, since they run.",
+        {_NAME: f"time() - max by (namespace, name) ({_SAVED} > {_RUNNING} or {_RUNNING})"},
     ),
     Panel(
         "Device hours by kind",

@@ -3,14 +3,18 @@
 import copy
 import json
 import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 import pytest
 import yaml
 
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
+from finetune_operator.plan.pods import prepare_pod
 from tests.api.jobs import make_job
 from tests.api.server import JOBS, Server
+from tests.operator import worlds
 from tests.trainer.reading import examples
 
 PAGES = [
@@ -33,6 +37,7 @@ def fenced(*languages: str) -> dict[str, str]:
 
 
 FILES = {str(path.relative_to(TREE)): path.read_text() for path in TREE.glob("examples/*.yaml")}
+HELPER = yaml.safe_load(FILES["examples/helper.yaml"])
 MANIFESTS = FILES | fenced("yaml", "yml")
 SHELL = fenced("sh", "console")
 PATCHES = {
@@ -55,6 +60,20 @@ def server(control_plane: Cluster):
     found.close()
 
 
+@pytest.fixture(scope="module")
+def restricted(control_plane: Cluster) -> Iterator[str]:
+    """A namespace that takes only pods of that Pod Security level."""
+    name = "examples"
+    control_plane.kubectl("create", "namespace", name)
+    level = "pod-security.kubernetes.io/enforce=restricted"
+    control_plane.kubectl("label", "namespace", name, level)
+    # Without it no pod is admitted.
+    account = ("--for=create", "serviceaccount/default", "--timeout=30s")
+    control_plane.kubectl("wait", *account, "--namespace", name)
+    yield name
+    control_plane.kubectl("delete", "namespace", name, "--wait=false")
+
+
 def test_there_are_examples():
     assert len(FILES) >= 2
     assert any(place.startswith("README.md") for place in MANIFESTS)
@@ -64,10 +83,12 @@ def test_there_are_examples():
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("place", MANIFESTS)
-def test_every_manifest_is_accepted_as_it_stands(control_plane: Cluster, server, place: str):
+def test_every_manifest_is_accepted_as_it_stands(
+    control_plane: Cluster, server, restricted: str, place: str
+):
     kinds = {document["kind"] for document in yaml.safe_load_all(MANIFESTS[place])}
-    assert kinds == {"FineTuneJob"}
-    options = ("--dry-run=server", "--validate=strict")
+    assert kinds <= {"FineTuneJob", "Pod"}
+    options = ("--dry-run=server", "--validate=strict", "--namespace", restricted)
     said = control_plane.kubectl("create", *options, "-f", "-", stdin=MANIFESTS[place])
     assert "created (server dry run)" in said
 
@@ -85,6 +106,31 @@ def test_every_patch_is_accepted_as_it_stands(server: Server, place: str):
     for name, value in change["spec"].items():
         expected[name] = expected.get(name, {}) | value if isinstance(value, dict) else value
     assert after["spec"] == expected
+
+
+def test_the_helper_pod_has_the_user_and_the_groups_of_the_trainer():
+    image = (TREE / "trainer_image" / "Dockerfile").read_text()
+    (user,) = re.findall(r"^USER (\d+):(\d+)$", image, re.MULTILINE)
+    own = {"runAsUser": int(user[0]), "runAsGroup": int(user[1])}
+    trainer = prepare_pod(worlds.make_job(), image="", inputs="")["spec"]["securityContext"]
+    assert HELPER["spec"]["securityContext"] == trainer | own
+
+
+def test_what_is_copied_goes_into_folders_that_were_made_on_the_claim():
+    """`kubectl cp` makes no folder above the one it copies."""
+    (mount,) = HELPER["spec"]["containers"][0]["volumeMounts"]
+    copied = 0
+    for text in SHELL.values():
+        made: list[str] = []
+        for line in text.splitlines():
+            if line.startswith("kubectl exec helper -- mkdir -p "):
+                made += line.split()[6:]
+            elif line.startswith("kubectl cp "):
+                target = PurePosixPath(line.split()[-1].partition(":")[2])
+                assert str(target.parent) in made
+                assert target.is_relative_to(mount["mountPath"])
+                copied += 1
+    assert copied
 
 
 @pytest.mark.parametrize("line", DATA)

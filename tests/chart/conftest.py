@@ -13,7 +13,7 @@ from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from tests.chart.helm import Helm
 
-Paste = Callable[[str], str]
+Paste = Callable[..., str]  # (commands, folder, **environment)
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,10 @@ def admin(home: Path, api: Cluster) -> Helm:
 
 @pytest.fixture(scope="module")
 def paste(home: Path, api: Cluster) -> Paste:
-    """Runs commands as an administrator who pastes them into a shell; returns what they print."""
+    """Runs commands as an administrator who pastes them into a shell; returns what they print.
+
+    In the root of the tree, where no other folder is named.
+    """
     programs = (str(go_tool.program(go_tool.HELM).parent), str(binaries()), os.environ["PATH"])
     env = os.environ | {
         "PATH": os.pathsep.join(programs),
@@ -57,9 +60,9 @@ def paste(home: Path, api: Cluster) -> Paste:
         "HELM_DATA_HOME": str(home),
     }
 
-    def run(commands: str) -> str:
+    def run(commands: str, folder: Path = TREE, **more: str) -> str:
         shell = ["bash", "-euo", "pipefail", "-c", commands]
-        done = subprocess.run(shell, env=env, cwd=TREE, capture_output=True, text=True)
+        done = subprocess.run(shell, env=env | more, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, f"{commands}\n{done.stdout}{done.stderr}"
         return done.stdout
 

@@ -1,13 +1,17 @@
 """The commands of docs/install.md, as they stand there and in that order."""
 
+import json
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
-from tests.chart.helm import SHARED, Helm
+from tests.chart.conftest import Paste
+from tests.chart.helm import SHARED, Helm, environment
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -18,12 +22,43 @@ SECTIONS = {
     for text in re.split(r"^(?=##? )", PAGE, flags=re.M)
     if text
 }
+FIRST = "Installing with Helm"
+VALUES_FILE = SECTIONS[FIRST][0]
+REGISTRY = "registry.example/team/"
+# The interpreter itself: a virtual environment has a plugin of its own beside it.
+PYTHON = getattr(sys, "_base_executable", sys.executable)
 STORIES = {
-    "a life": ("Installing with Helm", "Upgrading", "Uninstalling"),
+    "a life": (FIRST, "Upgrading", "Uninstalling"),
+    "the plugin": ("The kubectl plugin",),
     "a namespace": ("One operator for a namespace",),
-    "two operators": ("Two operators for the same namespaces",),
+    "two operators": (FIRST, "Two operators for the same namespaces"),
 }
 RELEASES = {"finetune-operator": ("finetune-system", "team-a"), "canary": ("finetune-system",)}
+
+
+@pytest.fixture
+def reader(paste: Paste, tmp_path: Path) -> Paste:
+    """Pastes in a checkout that may be written to, with a home; has written the file of values."""
+    programs, checkout = tmp_path / ".local" / "bin", tmp_path / "checkout"
+    programs.mkdir(parents=True)
+    (programs / "python3").symlink_to(PYTHON)
+    checkout.mkdir()
+    for item in TREE.iterdir():
+        if not item.name.startswith("."):
+            (checkout / item.name).symlink_to(item)
+    env = {
+        "HOME": str(tmp_path),
+        # pip finds the dependencies here, and asks no registry.
+        "PYTHONPATH": next(path for path in sys.path if (Path(path) / "hatchling").exists()),
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",  # NB: 0 switches isolation off, as the option would
+    }
+
+    def run(commands: str) -> str:
+        return paste(f'export PATH="$HOME/.local/bin:$PATH"\n{commands}', checkout, **env)
+
+    run(VALUES_FILE)
+    return run
 
 
 @pytest.fixture
@@ -38,6 +73,14 @@ def installed(admin: Helm, api: Cluster) -> Iterator[None]:
     api.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=admin.template(*SHARED))
 
 
+def images(api: Cluster) -> set[str]:
+    """Of each operator that is installed, and of its jobs."""
+    own = ("--all-namespaces", "--selector=app.kubernetes.io/name=finetune-operator")
+    found = json.loads(api.kubectl("get", "deployments", *own, "--output=json"))["items"]
+    containers = [one["spec"]["template"]["spec"]["containers"][0] for one in found]
+    return {image for c in containers for image in (c["image"], environment(c)["TRAINER_IMAGE"])}
+
+
 def test_every_command_of_the_page_is_told_below():
     told = {heading for headings in STORIES.values() for heading in headings}
     assert {heading for heading, blocks in SECTIONS.items() if blocks} == told
@@ -45,7 +88,8 @@ def test_every_command_of_the_page_is_told_below():
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("headings", STORIES.values(), ids=STORIES.keys())
-def test_every_command_works_as_it_stands(paste, headings):
+def test_every_command_works_as_it_stands_and_keeps_the_images(reader, api, headings):
     for heading in headings:
         for block in SECTIONS[heading]:
-            paste(block)
+            reader(block)
+            assert [name for name in images(api) if not name.startswith(REGISTRY)] == [], block
