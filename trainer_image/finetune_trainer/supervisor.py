@@ -22,6 +22,7 @@ from finetune_trainer import (
     environment,
     fence,
     finished,
+    gpus,
     ownership,
     patience,
     processes,
@@ -147,7 +148,7 @@ class Supervisor:
             "TRITON_CACHE_DIR": "/tmp/triton",
             "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
         }
-        if not Path("/dev/nvidiactl").exists():
+        if not gpus.are_given():
             # On CPU every large tensor would be mapped and unmapped by malloc: a quarter of the
             # time went into page faults.
             env |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
