@@ -152,6 +152,10 @@ def test_a_diverged_run_ends_with_what_to_change(make_job: MakeJob) -> None:
     assert result.checkpoints == []  # the next attempt begins before it
     assert result.progress.grad_norm is None  # NaN is no JSON
 
+    job.start(gang.make_plan(), highest_step=4)
+    job.wait_for_text("although step 4 was reached: training begins again at the first step")
+    job.kill()
+
 
 def test_a_diverged_run_publishes_nothing_behind_its_own_back(make_job: MakeJob) -> None:
     """A thread may be writing the manifest of ruined weights while they are found out."""

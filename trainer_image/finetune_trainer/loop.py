@@ -136,6 +136,12 @@ class Loop:
             self._keeper.tell()
         if found is None:
             load.assert_consistent(self._engine)
+            if self._config.highest_step and self.peers.rank == 0:
+                _log.warning(
+                    "no checkpoint of this run can be used, although step %d was reached: training "
+                    "begins again at the first step",
+                    self._config.highest_step,
+                )
         else:
             folder, manifest = found
             load.load(self._engine, folder, manifest, self._report.advance)
@@ -203,6 +209,8 @@ class Loop:
                 self._saver.wait()  # it may be publishing just what is condemned
                 self._keeper.condemn(self._divergence.last_good(facts.step))
             raise
+        suspected = self._divergence.is_suspected
+        self._keeper.last_good = self._divergence.last_good(facts.step) if suspected else None
         self._turns.hear(heard)
         behind = sum(len(later.rows) for later in self._unheard)
         progress, ledger = self._meter.step(
