@@ -205,9 +205,7 @@ class Loop:
                 facts.step, heard.loss, finite=facts.applied and math.isfinite(norm) and sound
             )
         except TrainerError:
-            if self.peers.rank == 0:
-                self._saver.wait()  # it may be publishing just what is condemned
-                self._keeper.condemn(self._divergence.last_good(facts.step))
+            self._condemn(self._divergence.last_good(facts.step))
             raise
         suspected = self._divergence.is_suspected
         self._keeper.last_good = self._divergence.last_good(facts.step) if suspected else None
@@ -228,6 +226,19 @@ class Loop:
             total = self._plan.total_steps
             _log.info("step %d of %d, loss %.4f", facts.step, total, heard.loss)
         self._conclude(self._saver.hear(heard.finished, heard.failed))
+
+    def _condemn(self, last_good: int) -> None:
+        """Rank 0 marks what lies after a step; none leaves before it has.
+
+        Once a rank has left, those that are left have seconds, and then the next attempt begins.
+        """
+        self._report.stage("Checkpointing")
+        try:
+            if self.peers.rank == 0:
+                self._saver.wait_for_marks()
+                self._keeper.condemn(last_good)
+        finally:
+            self.peers.wait()
 
     def _settle(self) -> None:
         """Hear all that was posted: what follows needs to know how the last step went."""

@@ -34,6 +34,8 @@ from finetune_trainer.paths import RunPaths
 from finetune_trainer.peers import Peers
 
 _log = logging.getLogger(__name__)
+_WRITE, _PUBLISH, _VERIFY, _SETTLE = range(4)  # phases
+_MARKS = (_PUBLISH, _SETTLE)  # those in which rank 0 says something about the checkpoint
 _MARGIN = 1.2
 _LOOK = 0.005  # s between two looks when nothing but the save is left to wait for
 
@@ -136,15 +138,15 @@ class Saver:
             return None
         if failed:
             return self._abandon(save)
-        if save.phase == 0 and save.sound is None:
+        if save.phase == _WRITE and save.sound is None:
             return None
-        if save.phase == 0 and not save.sound:
+        if save.phase == _WRITE and not save.sound:
             self._problem = ValueError("the loss of its weights is not finite")
             return self._abandon(save)
         save.phase += 1
-        phases = (self._publish, self._verify, self._conclude)
-        if save.phase <= len(phases):
-            self._start(phases[save.phase - 1])
+        phases = {_PUBLISH: self._publish, _VERIFY: self._verify, _SETTLE: self._conclude}
+        if save.phase in phases:
+            self._start(phases[save.phase])
             return None
         self._save = None
         return Saved(save.position.step, None)
@@ -160,9 +162,13 @@ class Saver:
             time.sleep(_LOOK)
         return None
 
-    def wait(self) -> None:
-        """Until this rank's file work of now is done; the next phase begins with `hear` only."""
-        if self._thread is not None:
+    def wait_for_marks(self) -> None:
+        """Until rank 0 writes no manifest and no mark any more.
+
+        Its other phases, which may take minutes, make nothing that could be resumed from; the next
+        phase begins with `hear` only.
+        """
+        if self._thread is not None and self._save is not None and self._save.phase in _MARKS:
             self._thread.join()
 
     def _start(self, phase: Callable[["_Save"], None]) -> threading.Thread:
@@ -234,7 +240,7 @@ class _Save:
     folder: Path
     started: float
     sound: bool | None
-    phase: int = 0
+    phase: int = _WRITE
 
 
 def _remove_if_empty(folder: Path) -> None:
