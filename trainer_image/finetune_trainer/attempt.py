@@ -104,14 +104,14 @@ def _train(report: ChannelReporter) -> int:
         finished = loop.run()
         dist.barrier(control)
     except Exception as error:
-        if not (stop.is_set() and loop.nothing_new and lost_a_peer(error)):
+        if not (stop.is_set() and not loop.unsaved and lost_a_peer(error)):
             raise
         finished = False  # the peer was told to stop a moment before us
     finally:
         loop.log.close()
     if finished and place.rank == 0:
         report.result(final_step=loop.state.step)
-    return _finish(report, config, finished)
+    return _finish(report, config, loop, finished)
 
 
 def _shared_epoch(control: Any) -> int:
@@ -121,9 +121,16 @@ def _shared_epoch(control: Any) -> int:
     return value[0]
 
 
-def _finish(report: ChannelReporter, config: RunConfig, finished: bool) -> int:
+def _finish(report: ChannelReporter, config: RunConfig, loop: Loop, finished: bool) -> int:
     if finished:
         return int(ExitCode.DONE)
-    message = f"attempt {config.attempt} stopped as it was asked to; everything is saved"
+    message = f"attempt {config.attempt} stopped as it was asked to; "
+    if loop.unsaved:
+        message += (
+            f"{loop.unsaved} steps after step {loop.saved_step} are not saved; "
+            "raise runPolicy.terminationGracePeriodSeconds, or save to faster storage"
+        )
+    else:
+        message += f"everything up to step {loop.state.step} is saved"
     report.error(TrainerError(ExitCode.STOPPED, message))
     return int(ExitCode.STOPPED)

@@ -99,6 +99,24 @@ class Saver:
         """What a save is to take until it is published; None when none was measured."""
         return None if self._seconds is None else _MARGIN * self._seconds
 
+    @property
+    def remaining_seconds(self) -> float | None:
+        """What the save in the making is still to take until it is published; None when unknown.
+
+        0 when nothing has to be waited for.
+        """
+        if self._save is None or self.published is not None:
+            return 0.0
+        expected = self.expected_seconds
+        elapsed = time.monotonic() - self._save.started
+        return None if expected is None else max(0.0, expected - elapsed)
+
+    @property
+    def published(self) -> int | None:
+        """Step of the save in the making, once it is published: all ranks know that it is."""
+        save = self._save
+        return save.position.step if save and save.phase > _PUBLISH else None
+
     def begin(self, position: Position, *, sound: bool) -> None:
         """Copy the state and begin to write it; only when idle.
 
@@ -151,13 +169,17 @@ class Saver:
         self._save = None
         return Saved(save.position.step, None)
 
-    def drain(self) -> Saved | None:
-        """Wait for what is in the making; collective. It must have been judged as sound."""
+    def drain(self, is_too_late: Callable[[], bool]) -> Saved | None:
+        """Wait for what is in the making; collective. It must have been judged as sound.
+
+        None when there is nothing, or when it is too late on any rank before it is over.
+        """
         while self._save is not None:
-            vector = torch.tensor([self._finished, int(self.failed)])
+            vector = torch.tensor([self._finished, int(self.failed), int(is_too_late())])
             dist.all_reduce(vector, group=self._peers.control)
-            saved = self.hear(*vector.tolist())
-            if saved is not None:
+            finished, failed, late = vector.tolist()
+            saved = self.hear(finished, failed)
+            if saved is not None or late:
                 return saved
             time.sleep(_LOOK)
         return None
