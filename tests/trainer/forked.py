@@ -3,6 +3,7 @@
 import json
 import os
 from itertools import count
+from pathlib import Path
 
 from finetune_api.progress import Plan
 from finetune_trainer import fence
@@ -26,6 +27,20 @@ def attempt(
     `victim` is killed at the `moment`-th step of the file work of its saves. Manifests are written
     `late` seconds after they could be.
     """
+    pids, log = start(job, world, plan, victim=victim, moment=moment, late=late)
+    return [nursery().wait(pid) for pid in pids], log.read_text()
+
+
+def start(
+    job: gang.Job,
+    world: int,
+    plan: Plan,
+    *,
+    victim: int | None = None,
+    moment: int = 0,
+    late: float = 0,
+) -> tuple[list[int], Path]:
+    """Process ids by rank, and the log, of the next attempt; see `attempt`."""
     job.attempt += 1
     epoch = fence.claim(weights.paths_of(job), "uid-1", job.attempt)
     config = job.config | {
@@ -58,4 +73,4 @@ def attempt(
                 late=late,
             )
         )
-    return [nursery().wait(pid) for pid in pids], log.read_text()
+    return pids, log

@@ -87,6 +87,7 @@ class Job:
     network: str | None = None  # first three bytes of the pods' addresses
     enter: Callable[[int], list[str]] | None = None  # put before the command of a node's pod
     executed: bool = False  # each process anew, as in a container; else forked from a nursery
+    slow: float = 0  # seconds that each write of a checkpoint takes at least; not if executed
     pods: list[Pod] = field(default_factory=list)
 
     @property
@@ -193,7 +194,7 @@ class Job:
         termination = folder / f"{name}.json"
         if not (self.executed or self.mount or prefix):
             log.write_bytes(b"")
-            return Pod(nursery().pod(env, log), address, termination, log)
+            return Pod(nursery().pod(env, log, self.slow), address, termination, log)
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=env, stdout=output, stderr=output)
         return Pod(process, address, termination, log)

@@ -1,7 +1,8 @@
 """Pods and ranks that start in a moment: forked from a process that has imported everything.
 
 `python -m tests.trainer.nursery` reads one JSON object a line:
-{"pod": environment, "log"}  starts a supervisor, whose children are forked as well
+{"pod": environment, "log", "slow"}  starts a supervisor, whose children are forked as well; each
+write of a checkpoint takes `slow` seconds more
 {"env", "epoch", "log", "channel", "crash", "late"}  starts a rank without one
 {"poll": pid} or {"wait": pid}  its exit code as Popen gives it; null while it runs
 The first two are answered with a process id. With `crash` n the rank is killed by SIGKILL at the
@@ -49,6 +50,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         die_with_parent()
         _write_to(request["log"])
         if "pod" in request:
+            _write_slowly(request["slow"])
             forking.become_pod(request["pod"])
         _become_rank(request)
     return {"pid": pid}
@@ -73,6 +75,18 @@ def _become_rank(request: dict[str, Any]) -> None:
 
     attempt.main()
     os._exit(0)
+
+
+def _write_slowly(seconds: float) -> None:
+    from finetune_trainer.checkpoint import write
+
+    original = write.write
+
+    def slow(*arguments: Any) -> None:
+        original(*arguments)
+        time.sleep(seconds)
+
+    write.write = slow
 
 
 def _publish_late(seconds: float) -> None:

@@ -48,9 +48,9 @@ class Nursery:
         """Process id of a new pod or rank."""
         return int(self._ask(request)["pid"])
 
-    def pod(self, environment: dict[str, str], log: Path) -> "Process":
-        """A supervisor in that environment."""
-        return Process(self, self.start(pod=environment, log=str(log)))
+    def pod(self, environment: dict[str, str], log: Path, slow: float = 0) -> "Process":
+        """A supervisor in that environment; each write of a checkpoint takes `slow` seconds."""
+        return Process(self, self.start(pod=environment, log=str(log), slow=slow))
 
     def wait(self, pid: int) -> int:
         """Its exit code, as a shell gives it."""

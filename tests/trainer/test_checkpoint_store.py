@@ -8,8 +8,13 @@ import pytest
 import torch
 
 from finetune_trainer.checkpoint import store
+from finetune_trainer.checkpoint.keeper import Keeper
 from finetune_trainer.checkpoint.read import CheckpointReader
+from finetune_trainer.checkpoint.write import Owner
+from finetune_trainer.divergence import Divergence
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.paths import RunPaths
+from finetune_trainer.reporter import SilentReporter
 from tests.trainer.checkpoints import DIGEST, flip_a_byte, make_paths, write_checkpoint
 
 RANK_FILE = "rank-00000-of-00001.safetensors"
@@ -162,6 +167,44 @@ def test_retention_removes_unfinished_folders_of_earlier_attempts_only(paths: Ru
     for epoch in (1, 2):
         (write_checkpoint(paths, 4, epoch=epoch) / store.MANIFEST).unlink()
     assert steps_left(paths, 2, 2) == ["02-e0001", "04-e0002"]
+
+
+# interval, keepLast -> steps of the checkpoints that are left when a spike from step 101 on has
+# ended the run at 120
+SPIKES: dict[str, tuple[int, int, list[int]]] = {
+    "a save every 10 steps": (10, 2, [90]),
+    "the newest one only": (10, 1, [90]),
+    "a save every step": (1, 2, [99]),
+    "many are kept": (10, 5, [90, 80, 70]),
+    "none in the spike": (50, 2, [50]),
+}
+
+
+@pytest.mark.parametrize(("interval", "keep_last", "left"), SPIKES.values(), ids=SPIKES.keys())
+def test_a_spike_leaves_a_checkpoint_of_before_it(
+    paths: RunPaths, interval: int, keep_last: int, left: list[int]
+) -> None:
+    """As the loop does it: a checkpoint is marked once the loss of its weights is known."""
+    keeper = Keeper(paths, Owner("uid-1", DIGEST, 1, 1), keep_last, SilentReporter())
+    divergence = Divergence(learning_rate=1e-3)
+    for step in range(1, 120):
+        divergence.take_in(step, 2.0 if step <= 100 else 9.0, finite=True)
+        suspected = divergence.is_suspected
+        keeper.last_good = divergence.last_good(step) if suspected else None
+        if (step - 1) % interval == 0 and step > 1:
+            keeper.settle(write_checkpoint(paths, step - 1, verified=False))
+            assert len(store.published(paths)) <= max(2, keep_last)
+    with pytest.raises(TrainerError, match="for 20 steps, 9"):
+        divergence.take_in(120, 9.0, finite=True)
+    keeper.condemn(divergence.last_good(120))
+    assert [manifest.step for _, manifest in store.published(paths)] == left
+
+
+def test_a_spike_that_ends_keeps_nothing_more(paths: RunPaths) -> None:
+    for step in (2, 4, 6):
+        write_checkpoint(paths, step)
+    assert [folder.name[-8:] for folder in store.superseded(paths, 2, 1, 3)] == ["04-e0001"]
+    assert steps_left(paths, 2, 1) == ["04-e0001", "06-e0001"]
 
 
 def test_other_things_beside_checkpoints_are_left_alone(paths: RunPaths) -> None:

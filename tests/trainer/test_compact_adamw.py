@@ -64,6 +64,18 @@ def test_rounding_is_right_on_average_and_exact_where_it_can_be() -> None:
     assert torch.equal(rounded.to(torch.bfloat16).float(), rounded)
 
 
+def test_the_largest_seed_draws_its_own_noise() -> None:
+    found = []
+    for seed in (2**31 - 1, 2**31 - 2):
+        weights, target = problem()
+        optimizer = compact(weights, seed=seed)
+        for _ in range(3):
+            descend(optimizer, weights, target)
+        found.append(weights)
+    assert torch.isfinite(found[0]).all()
+    assert not torch.equal(*found)
+
+
 def test_a_resumed_run_draws_the_same_noise() -> None:
     mine, target = problem()
     optimizer = compact(mine)

@@ -15,6 +15,7 @@ from finetune_trainer.checkpoint import store
 from tests.trainer import forked, gang, tiny, weights
 from tests.trainer.checkpoints import flip_a_byte
 from tests.trainer.conftest import MakeJob
+from tests.trainer.preloaded import nursery
 
 pytestmark = pytest.mark.slow
 Undisturbed = Callable[[int], gang.Job]
@@ -152,6 +153,10 @@ def test_a_diverged_run_ends_with_what_to_change(make_job: MakeJob) -> None:
     assert result.checkpoints == []  # the next attempt begins before it
     assert result.progress.grad_norm is None  # NaN is no JSON
 
+    job.start(gang.make_plan(), highest_step=4)
+    job.wait_for_text("although step 4 was reached: training begins again at the first step")
+    job.kill()
+
 
 def test_a_diverged_run_publishes_nothing_behind_its_own_back(make_job: MakeJob) -> None:
     """A thread may be writing the manifest of ruined weights while they are found out."""
@@ -164,6 +169,34 @@ def test_a_diverged_run_publishes_nothing_behind_its_own_back(make_job: MakeJob)
     assert (folder / store.MANIFEST).exists()
     assert "checkpoint step-00000001-e0001 holds weights with which the run diverged" in log
     assert list(store.published(weights.paths_of(job))) == []
+
+
+def test_no_rank_of_a_diverged_run_leaves_before_its_checkpoints_are_marked(
+    make_job: MakeJob,
+) -> None:
+    """Whoever leaves first takes the others with it, and the next attempt begins."""
+    job = make_job()
+    job.config["checkpoints"]["intervalSteps"] = 1
+    plan = gang.make_plan(learningRate=1e30, warmupSteps=0)
+    (first, second), log = forked.start(job, 2, plan, late=1.0)
+    assert nursery().wait(second) == 86, log.read_text()
+    (folder,) = (job.storage / "checkpoints").iterdir()
+    assert (folder / store.MANIFEST).exists()
+    assert (folder / store.DIVERGED).exists()
+    assert nursery().wait(first) == 86, log.read_text()
+
+
+def test_rank_0_has_time_for_its_last_points_after_another_rank_has_left(make_job: MakeJob) -> None:
+    """Nobody reads the pipe that its log of steps is: as long as it may take, it does."""
+    job = make_job()
+    job.nodes, job.devices = 1, 2
+    (job.storage / "log").mkdir()
+    os.mkfifo(job.storage / "log/1.jsonl")
+    job.start(gang.make_plan(totalSteps=1000))
+    job.wait_for_step(2)
+    job.pods[0].terminate()
+    assert job.wait(60) == [75], job.log
+    assert "the log of steps does not come to an end; its last points are lost" in job.log
 
 
 def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undisturbed) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer import attempt, rendezvous
+from finetune_trainer import attempt, collectives, gpus, rendezvous
 from finetune_trainer.channel import ChannelReporter
 from finetune_trainer.errors import TrainerError
 from tests.trainer.gang import make_job, make_plan
@@ -25,6 +25,7 @@ def no_memory() -> Exception:
     raise AssertionError("there is a petabyte of memory")
 
 
+NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94"
 ENDS: dict[str, tuple[Exception, int, str]] = {
     "planned": (TrainerError(ExitCode.BAD_DATA, "a bad row"), 65, "a bad row"),
     "out of device memory": (
@@ -50,6 +51,76 @@ ENDS: dict[str, tuple[Exception, int, str]] = {
         dist.DistStoreError("Timed out after 601 seconds waiting for clients"),
         88,
         "a peer was lost: Timed out after 601 seconds waiting for clients",
+    ),
+    "out of memory in a kernel": (
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported"),
+        87,
+        "out of device memory (CUDA error: out of memory): weights, ",
+    ),
+    "out of memory in NCCL": (
+        dist.DistBackendError(
+            f"{NCCL}, unhandled cuda error (run with NCCL_DEBUG=INFO for details)\n"
+            "ncclUnhandledCudaError: Call to CUDA function failed.\n"
+            "Last error:\nCuda failure 2 'out of memory'"
+        ),
+        87,
+        "out of device memory (Cuda failure 2 'out of memory'): weights, ",
+    ),
+    "NCCL cannot use a device": (
+        dist.DistBackendError(
+            f"{NCCL}, unhandled cuda error\n"
+            "ncclUnhandledCudaError: Call to CUDA function failed.\n"
+            "Last error:\nCuda failure 802 'system not yet initialized'"
+        ),
+        78,
+        f"NCCL does not work here: {NCCL}, unhandled cuda error; Cuda failure 802 'system not yet "
+        "initialized'; look at the GPUs, the driver and the network interfaces of the node; "
+        "NCCL_DEBUG=INFO in workers.template says more",
+    ),
+    "NCCL finds no network interface": (
+        dist.DistBackendError(
+            f"{NCCL}, unhandled system error\nncclSystemError: System call (e.g. socket, malloc) "
+            "or external library call failed or device error.\n"
+            "Last error:\nBootstrap : no socket interface found"
+        ),
+        78,
+        f"NCCL does not work here: {NCCL}, unhandled system error; Bootstrap : no socket interface "
+        "found; look at ",
+    ),
+    "two ranks on one GPU": (
+        dist.DistBackendError(
+            f"{NCCL}, invalid usage\nncclInvalidUsage: This usually reflects invalid usage.\n"
+            "Last error:\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 0"
+        ),
+        78,
+        f"NCCL does not work here: {NCCL}, invalid usage; Duplicate GPU detected : rank 0 and ",
+    ),
+    "an argument that NCCL does not take": (
+        dist.DistBackendError(f"{NCCL}, invalid argument\nncclInvalidArgument: Invalid value."),
+        78,
+        f"NCCL does not work here: {NCCL}, invalid argument; look at ",
+    ),
+    "NCCL's peer is gone": (
+        dist.DistBackendError(
+            f"{NCCL}, remote process exited or there was a network error\nncclRemoteError: A call "
+            "failed possibly due to a network error or a remote process exiting prematurely."
+        ),
+        88,
+        f"a peer was lost: {NCCL}, remote process exited or there was a network error",
+    ),
+    "NCCL's socket to a peer is closed": (
+        dist.DistBackendError(
+            f"{NCCL}, unhandled system error\nncclSystemError: System call (e.g. socket, malloc) "
+            "or external library call failed or device error.\nLast error:\n"
+            "socketStartConnect: Connect to 10.0.0.2<4711> failed : Connection refused"
+        ),
+        88,
+        f"a peer was lost: {NCCL}, unhandled system error",
+    ),
+    "a collective that took too long": (
+        dist.DistBackendError("ncclSystemError after a timeout of 600000 ms"),
+        88,
+        "a peer was lost: ncclSystemError after a timeout of 600000 ms",
     ),
     "anything else": (RuntimeError("shape mismatch"), 1, ""),
 }
@@ -83,7 +154,7 @@ def test_ends(
     assert [failure["code"] for failure in told] == ([code] if message else [])
     for failure in told:
         assert failure["message"] == message or (
-            code == 87 and failure["message"].startswith(message)
+            code in (78, 87) and failure["message"].startswith(message)
         )
 
 
@@ -93,4 +164,31 @@ def test_a_rendezvous_to_which_nobody_comes_is_a_lost_peer(monkeypatch: pytest.M
     place = rendezvous.Place(1, 0, 2, "127.255.98.9", 29500)
     with pytest.raises(Exception, match=r"127\.255\.98\.9") as caught:
         rendezvous.join(place, timedelta(seconds=1))
-    assert attempt._lost_a_peer(caught.value)
+    assert collectives.lost_a_peer(caught.value)
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_reason_to_compute_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpus, "CONTROL", tmp_path / "nvidiactl")
+    assert rendezvous.device_of(0).type == "cpu"
+    gpus.CONTROL.touch()
+    place = rendezvous.Place(0, 0, 1, "127.255.98.10", 29500)
+    unusable = r"was given GPUs .* cannot use them: \S.*; compare"
+    with pytest.raises(TrainerError, match=unusable) as caught:
+        rendezvous.join(place, timedelta(seconds=1))
+    assert caught.value.code == 78
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert rendezvous.device_of(0).type == "cpu"
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert rendezvous.device_of(1) == torch.device("cuda", 1)
+    with pytest.raises(TrainerError, match="process 2 of this pod has no GPU") as caught:
+        rendezvous.device_of(2)
+    assert caught.value.code == 78

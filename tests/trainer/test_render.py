@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.data.encode import Encoder
 from finetune_trainer.data.refuse import UnfitRowError
 from finetune_trainer.data.render import Document, Renderer, Useless
 from finetune_trainer.data.shapes import Example
@@ -90,6 +91,19 @@ def test_trained_parts_of_a_pair(tokenizer: Any, loss_on: str | None, expected: 
     assert [part.removeprefix(" ") for part in trained_parts(tokenizer, document)] == [
         part.removeprefix(" ") for part in expected
     ]
+
+
+@pytest.mark.parametrize("end", ["👍", "ok 👍🏽", "é", "日本"])
+def test_a_last_character_of_several_tokens_is_trained_whole(tokenizer: Any, end: str) -> None:
+    document = Renderer(tokenizer, None).render(Example(WHERE, None, "the cat sat ", end))
+    assert isinstance(document, Document)
+    (part,) = trained_parts(tokenizer, document)
+    assert part.removeprefix(" ") == f"{end}<|im_end|>"
+
+
+def test_the_same_character_behind_a_span_is_not_trained(tokenizer: Any) -> None:
+    (encoded,) = Encoder(tokenizer).encode(["a👍👍b"])
+    assert tokenizer.decode(encoded.tokens[encoded.mask([(1, 2)]) == 1]) == "👍"
 
 
 WRONG_MODES = {

@@ -15,6 +15,7 @@ from finetune_api.run import RunConfig
 from finetune_trainer import lm, out_of_memory, rendezvous
 from finetune_trainer.channel import ChannelReporter
 from finetune_trainer.checkpoint.write import Owner
+from finetune_trainer.collectives import local_trouble, lost_a_peer
 from finetune_trainer.engine import Engine
 from finetune_trainer.environment import run_config
 from finetune_trainer.errors import TrainerError
@@ -27,7 +28,6 @@ from finetune_trainer.stop_signal import StopSignal
 # Long enough for the slowest peer to load its model; a dead peer is noticed at once on gloo, and by
 # the supervisor's rules elsewhere.
 _TIMEOUT = timedelta(minutes=10)
-_LOST = ("connection", "timed out", "broken pipe", "socket", "peer", "nccl", "gloo")
 
 
 def main() -> None:
@@ -52,11 +52,17 @@ def _guarded(report: ChannelReporter) -> int:
     except Exception as error:
         if out_of_memory.is_one(error):
             world = Place.from_environment().world
-            said = str(error).splitlines()[0][:120]
-            advice = out_of_memory.message(run_config(), world, said)
+            advice = out_of_memory.message(run_config(), world, out_of_memory.said(error))
             report.error(TrainerError(ExitCode.OUT_OF_MEMORY, advice))
             return int(ExitCode.OUT_OF_MEMORY)
-        if _lost_a_peer(error):  # the trace of a collective would bury whose fault it was
+        if trouble := local_trouble(error):
+            message = (
+                f"NCCL does not work here: {trouble[:512]}; look at the GPUs, the driver and the "
+                "network interfaces of the node; NCCL_DEBUG=INFO in workers.template says more"
+            )
+            report.error(TrainerError(ExitCode.ENVIRONMENT_UNUSABLE, message))
+            return int(ExitCode.ENVIRONMENT_UNUSABLE)
+        if lost_a_peer(error):  # the trace of a collective would bury whose fault it was
             text = str(error).strip().splitlines()
             message = f"a peer was lost: {text[0] if text else type(error).__name__}"
             report.error(TrainerError(ExitCode.PEER_LOST, message[:512]))
@@ -98,14 +104,14 @@ def _train(report: ChannelReporter) -> int:
         finished = loop.run()
         dist.barrier(control)
     except Exception as error:
-        if not (stop.is_set() and loop.nothing_new and _lost_a_peer(error)):
+        if not (stop.is_set() and not loop.unsaved and lost_a_peer(error)):
             raise
         finished = False  # the peer was told to stop a moment before us
     finally:
         loop.log.close()
     if finished and place.rank == 0:
         report.result(final_step=loop.state.step)
-    return _finish(report, config, finished)
+    return _finish(report, config, loop, finished)
 
 
 def _shared_epoch(control: Any) -> int:
@@ -115,17 +121,16 @@ def _shared_epoch(control: Any) -> int:
     return value[0]
 
 
-def _finish(report: ChannelReporter, config: RunConfig, finished: bool) -> int:
+def _finish(report: ChannelReporter, config: RunConfig, loop: Loop, finished: bool) -> int:
     if finished:
         return int(ExitCode.DONE)
-    message = f"attempt {config.attempt} stopped as it was asked to; everything is saved"
+    message = f"attempt {config.attempt} stopped as it was asked to; "
+    if loop.unsaved:
+        message += (
+            f"{loop.unsaved} steps after step {loop.saved_step} are not saved; "
+            "raise runPolicy.terminationGracePeriodSeconds, or save to faster storage"
+        )
+    else:
+        message += f"everything up to step {loop.state.step} is saved"
     report.error(TrainerError(ExitCode.STOPPED, message))
     return int(ExitCode.STOPPED)
-
-
-def _lost_a_peer(error: BaseException) -> bool:
-    """gloo and NCCL raise RuntimeError (or DistBackendError) with no type of their own."""
-    if isinstance(error, dist.DistError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in _LOST)

@@ -46,7 +46,8 @@ class CompactAdamW(torch.optim.Optimizer):
         state["step"] += 1
         step = int(state["step"])
         noise = torch.Generator(device=parameter.device)
-        noise.manual_seed((self._seed * 1_000_003 + step) * 1_000_003 + position)
+        # What a generator takes as a seed; training.seed alone may have 31 bits.
+        noise.manual_seed(((self._seed * 1_000_003 + step) * 1_000_003 + position) % (1 << 64))
         assert parameter.grad is not None
         for begin in range(0, parameter.numel(), _CHUNK):
             weights, gradient, first, second = (

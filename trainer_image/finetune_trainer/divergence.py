@@ -54,6 +54,11 @@ class Divergence:
         return step - max(self.in_a_row, self._spiking) - 1
 
     @property
+    def is_suspected(self) -> bool:
+        """A streak or a spike goes on that may be the end: weights after `last_good` may go."""
+        return max(self.in_a_row, self._spiking) > 0
+
+    @property
     def in_doubt(self) -> bool:
         """The last step was not finite: whether the weights are ruined shows in the next ones.
 

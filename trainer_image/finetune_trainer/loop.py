@@ -8,6 +8,7 @@ needs the newest facts, `_settle` waits for them.
 import logging
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Plan
 from finetune_api.run import RunConfig
-from finetune_trainer import garbage, prepared, rendezvous, replicas
+from finetune_trainer import garbage, patience, prepared, rendezvous, replicas, run_log
 from finetune_trainer.agreement import Agreement
 from finetune_trainer.checkpoint import choose, load
 from finetune_trainer.checkpoint.keeper import Keeper
@@ -39,6 +40,7 @@ from finetune_trainer.stop_signal import StopSignal
 from finetune_trainer.turns import Turns
 
 _log = logging.getLogger(__name__)
+_LAST_WORDS = 1.0  # s, of a rank that has waited for a save in vain
 
 
 @dataclass
@@ -105,7 +107,7 @@ class Loop:
         self._last_rows: list[int] = []
 
     def run(self) -> bool:
-        """Train to the end; False when it was stopped before, with everything saved."""
+        """Train to the end; False when it was stopped before. `unsaved` says what is lost then."""
         self._resume()
         self.log.begin(self.state.step)
         if self.state.step == 0 and not self._begin():
@@ -120,13 +122,17 @@ class Loop:
             if self._turns.stop:
                 return self._leave()
             self._evaluate_and_save()
-        self._finish()
-        return True
+        return self._finish()
 
     @property
-    def nothing_new(self) -> bool:
-        """True while no step was finished since the newest checkpoint."""
-        return self.state.step == max(0, self._saved_step)
+    def saved_step(self) -> int:
+        """Step of the newest checkpoint of this attempt or before; 0 when there is none."""
+        return max(0, self._saved_step, self._saver.published or 0)
+
+    @property
+    def unsaved(self) -> int:
+        """Steps that were finished since the newest checkpoint."""
+        return self.state.step - self.saved_step
 
     def _resume(self) -> None:
         found = choose.newest_whole(
@@ -136,6 +142,12 @@ class Loop:
             self._keeper.tell()
         if found is None:
             load.assert_consistent(self._engine)
+            if self._config.highest_step and self.peers.rank == 0:
+                _log.warning(
+                    "no checkpoint of this run can be used, although step %d was reached: training "
+                    "begins again at the first step",
+                    self._config.highest_step,
+                )
         else:
             folder, manifest = found
             load.load(self._engine, folder, manifest, self._report.advance)
@@ -199,10 +211,10 @@ class Loop:
                 facts.step, heard.loss, finite=facts.applied and math.isfinite(norm) and sound
             )
         except TrainerError:
-            if self.peers.rank == 0:
-                self._saver.wait()  # it may be publishing just what is condemned
-                self._keeper.condemn(self._divergence.last_good(facts.step))
+            self._condemn(self._divergence.last_good(facts.step))
             raise
+        suspected = self._divergence.is_suspected
+        self._keeper.last_good = self._divergence.last_good(facts.step) if suspected else None
         self._turns.hear(heard)
         behind = sum(len(later.rows) for later in self._unheard)
         progress, ledger = self._meter.step(
@@ -220,6 +232,19 @@ class Loop:
             total = self._plan.total_steps
             _log.info("step %d of %d, loss %.4f", facts.step, total, heard.loss)
         self._conclude(self._saver.hear(heard.finished, heard.failed))
+
+    def _condemn(self, last_good: int) -> None:
+        """Rank 0 marks what lies after a step; none leaves before it has.
+
+        Once a rank has left, those that are left have seconds, and then the next attempt begins.
+        """
+        self._report.stage("Checkpointing")
+        try:
+            if self.peers.rank == 0:
+                self._saver.wait_for_marks()
+                self._keeper.condemn(last_good)
+        finally:
+            self.peers.wait()
 
     def _settle(self) -> None:
         """Hear all that was posted: what follows needs to know how the last step went."""
@@ -288,25 +313,30 @@ class Loop:
             stall = self._saver.stalled
             _log.info("saved a checkpoint of step %d (stalled %.3f s)", saved.step, stall)
 
-    def _drain(self, *, must: bool = False) -> None:
-        """Wait for the save in the making."""
+    def _drain(
+        self, *, must: bool = False, is_too_late: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Wait for the save in the making, until it is over or too late."""
         if self._saver.undecided:
             self._saver.judge(self.state.step, sound=not self._is_ruined())
         if not self._saver.idle:
             self._report.stage("Checkpointing")
-            self._conclude(self._saver.drain(), must=must)
+            self._conclude(self._saver.drain(is_too_late), must=must)
             self._report.stage("Training")
 
     def _save_now(self) -> None:
         """Save this step and wait for it; TrainerError when it cannot be saved."""
         self._settle()
         self._drain()
-        if self._saved_step == self.state.step:
-            return
+        if self.unsaved:
+            self._save_sound()
+            self._drain(must=True)
+
+    def _save_sound(self) -> None:
+        """Begin a checkpoint of this step that no later step has to prove to be sound."""
         if self._is_ruined():
             raise self._divergence.ruined(self.state.step)
         self._save(sound=True)
-        self._drain(must=True)
 
     def _is_ruined(self) -> bool:
         """Whether the weights as they are give no finite loss, told by rows that they just saw.
@@ -318,31 +348,52 @@ class Loop:
         return bool(rows) and self.peers.any(not math.isfinite(self._stepper.probe(rows)))
 
     def _leave(self) -> bool:
-        """Stopped: save where it stands; True when nothing is left to do."""
+        """Stopped: save where it stands, as far as there is time; True when nothing is left to do.
+
+        A save that is killed half-way is worth nothing, and the one before it stands. What is left
+        of the grace period is looked at before each wait: the one before may have taken most of it.
+        """
         self._settle()
-        grace, needed = self._stop.remaining(self._grace), self._saver.expected_seconds
-        if self.peers.any(needed is not None and grace is not None and needed > grace):
-            # A save that is killed half-way is worth nothing, and the one before it stands.
+        if self._has_time_for(self._saver.remaining_seconds):
+            self._drain(is_too_late=self._is_too_late)
+        if self._saver.idle and self.unsaved and self._has_time_for(self._saver.expected_seconds):
+            self._save_sound()
+            self._drain(must=True, is_too_late=self._is_too_late)
+        if self.unsaved:
+            needed = self._saver.expected_seconds
             _log.warning(
-                "no checkpoint of step %d: the last one took %.0f s, and %.0f s are left until the "
-                "pod is killed; raise runPolicy.terminationGracePeriodSeconds",
+                "no checkpoint of step %d: %s, and %.0f s are left until the pod is killed; raise "
+                "runPolicy.terminationGracePeriodSeconds",
                 self.state.step,
-                needed or 0.0,
-                grace or 0.0,
+                f"a save is expected to take {needed:.0f} s" if needed else "it takes too long",
+                self._stop.remaining(self._grace) or 0.0,
             )
             return False
-        self._save_now()
         return self._is_complete()
+
+    def _has_time_for(self, seconds: float | None) -> bool:
+        """Whether all ranks have, before their pods are killed; what is not known is tried."""
+        grace = self._stop.remaining(self._grace)
+        return not self.peers.any(seconds is not None and grace is not None and seconds > grace)
+
+    def _is_too_late(self) -> bool:
+        """Whether what is left of this rank's grace period is needed to leave in order."""
+        left = self._stop.remaining(self._grace)
+        reserve = max(patience.reserve(self._grace), run_log.FLUSH_SECONDS) + _LAST_WORDS
+        return left is not None and left < reserve
 
     @property
     def _grace(self) -> float:
         return float(self._config.termination_grace_period_seconds)
 
-    def _finish(self) -> None:
-        """The last evaluation and the last checkpoint."""
+    def _finish(self) -> bool:
+        """The last evaluation and the last checkpoint; False when a stop left no time for it."""
         self._settle()
-        if not self._turns.stop and self.evaluator.loss_at(self.state.step) is None:
-            self._evaluate()  # else what is trained is saved first
+        if self._turns.stop:
+            return self._leave()  # the next attempt evaluates
+        if self.evaluator.loss_at(self.state.step) is None:
+            self._evaluate()
         self._save_now()
         if self.evaluator.loss_at(self.state.step) is None:
             self._evaluate()  # this attempt, or the one before, was stopped before it could
+        return True

@@ -10,13 +10,18 @@ _GIGABYTE = 1e9
 
 
 def is_one(error: BaseException) -> bool:
-    """Whether torch says, on whatever device, that memory could not be had."""
+    """Whether torch or NCCL say, on whatever device, that memory could not be had."""
     import torch
 
-    text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text
+        isinstance(error, RuntimeError) and any(_says_so(line) for line in _lines(error))
     )
+
+
+def said(error: BaseException) -> str:
+    """The line in which it says so; the first one when none does."""
+    lines = _lines(error)
+    return next(filter(_says_so, lines), lines[0] if lines else type(error).__name__)[:120]
 
 
 def message(config: RunConfig, world: int, said: str) -> str:
@@ -31,6 +36,15 @@ def message(config: RunConfig, world: int, said: str) -> str:
         f"activations of {rows} x {length} tokens; "
     )
     return text + ", or ".join(_remedies(config, world))
+
+
+def _lines(error: BaseException) -> list[str]:
+    return str(error).strip().splitlines()
+
+
+def _says_so(line: str) -> bool:
+    # CUDA's own words, which NCCL repeats, and those of torch's allocator of host memory.
+    return "out of memory" in line.lower() or "DefaultCPUAllocator" in line
 
 
 def _remedies(config: RunConfig, world: int) -> list[str]:

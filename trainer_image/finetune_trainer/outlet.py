@@ -2,11 +2,14 @@
 
 import contextlib
 import logging
+import os
 import queue
 import threading
 import time
 from dataclasses import dataclass
 from typing import Protocol
+
+from finetune_trainer.redact import redacted
 
 _log = logging.getLogger(__name__)
 _ROOM = 1000  # points; more than any healthy sink is ever behind
@@ -111,4 +114,6 @@ class Outlet:
 
 def _words(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__} ({lines[0] if lines else 'no message'})"
+    # Those of MLflow repeat the server's address, user and password included.
+    line = redacted(lines[0], os.environ) if lines else "no message"
+    return f"{type(error).__name__} ({line})"

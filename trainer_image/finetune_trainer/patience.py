@@ -32,6 +32,11 @@ def verdict(state: PodState, terminated_at: float | None, now: float) -> Failure
     return None
 
 
+def reserve(grace: float) -> float:
+    """Seconds at the end of the grace period that the supervisor keeps to leave a result."""
+    return min(10.0, 0.1 * grace)
+
+
 def overrides(code: int) -> bool:
     """Whether our verdict, not the child's own end, is the cause.
 
@@ -43,7 +48,7 @@ def overrides(code: int) -> bool:
 def _grace_is_over(state: PodState, waited: float) -> Failure | None:
     """A moment before the kubelet kills the pod, so that a result is left."""
     grace = state.config.termination_grace_period_seconds
-    if waited < grace - min(10.0, 0.1 * grace):
+    if waited < grace - reserve(grace):
         return None
     text = (
         f"still in stage {state.stage} {waited:.0f} s after SIGTERM, and the pod is killed after "

@@ -1,5 +1,6 @@
 """This rank among the others, and what they agree on."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,11 @@ class Peers:
         """The rank whose files this one checks: one of another node, where there is one."""
         step = self.local_world if self.local_world < self.world else 1
         return (self.rank + step) % self.world
+
+    def wait(self) -> None:
+        """Until every rank is here, or one is gone, or the group's timeout is over; collective."""
+        with contextlib.suppress(RuntimeError):  # what comes next needs nobody
+            dist.barrier(self.control)
 
     def any(self, mine: bool) -> bool:
         """Whether it is so on any rank; collective."""

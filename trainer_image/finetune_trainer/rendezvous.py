@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed import distributed_c10d
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer import gpus
 from finetune_trainer.errors import TrainerError
 
 CONNECT_SECONDS = 600.0  # peers may still pull their image
@@ -45,9 +46,12 @@ class Place:
 
 
 def join(place: Place, timeout: timedelta) -> torch.device:
-    """Join the gang's process group, whose timeout every later group gets; returns the device."""
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", place.local_rank) if cuda else torch.device("cpu")
+    """Join the gang's process group, whose timeout every later group gets; returns the device.
+
+    TrainerError 78 when the device cannot be used.
+    """
+    device = device_of(place.local_rank)
+    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
     store = _store(place)
@@ -60,6 +64,43 @@ def join(place: Place, timeout: timedelta) -> torch.device:
     )
     _bound_every_group(timeout)
     return device
+
+
+def device_of(local_rank: int) -> torch.device:
+    """The device that a rank computes on; TrainerError 78 when it cannot be used.
+
+    The CPU only where no GPU was given: a gang that holds GPUs and computes beside them looks
+    healthy, and takes a hundred times as long.
+    """
+    if not torch.cuda.is_available():
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # somebody wants the CPU
+        if gpus.are_given() and not hidden:
+            raise TrainerError(
+                ExitCode.ENVIRONMENT_UNUSABLE,
+                f"this container was given GPUs ({gpus.CONTROL} exists), but torch "
+                f"{torch.__version__} cannot use them: {_cuda_problem()}; compare the driver of "
+                f"the node (nvidia-smi) with CUDA {torch.version.cuda} of the trainer image, and "
+                "look at the node's GPUs (kubectl describe node, dmesg)",
+            )
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"process {local_rank} of this pod has no GPU: torch finds {count} of them, numbered "
+            "from 0; compare workers.devicesPerWorker with what nvidia-smi shows in the pod, and "
+            "look at CUDA_VISIBLE_DEVICES in workers.template",
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _cuda_problem() -> str:
+    """Why there is no CUDA, in torch's own words; on one line."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # the latter: not compiled with CUDA
+        return str(error).strip().splitlines()[0].rstrip(".")
+    return "it finds no device"
 
 
 def tighten(progress_deadline: float, control: Any) -> timedelta:

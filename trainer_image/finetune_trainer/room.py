@@ -34,10 +34,13 @@ def check(config: RunConfig, paths: RunPaths, parameters: int) -> None:
 
 
 def _checkpoints(config: RunConfig) -> int:
-    """Those that are kept, the best one, and the one that is being written."""
+    """Those that are kept, the best one, and the one that is being written.
+
+    Two at least are kept at times: one of before a suspected divergence, and the newest.
+    """
     dataset, wanted = config.dataset, config.checkpoints
     best = bool(dataset.validation or dataset.validation_fraction)
-    most = wanted.keep_last + best + 1
+    most = max(2, wanted.keep_last) + best + 1
     steps = config.training.max_steps
     if steps and wanted.interval_steps and not wanted.interval_seconds:
         most = min(most, math.ceil(steps / wanted.interval_steps))

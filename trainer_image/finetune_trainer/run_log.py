@@ -18,7 +18,7 @@ from finetune_trainer import trackers
 from finetune_trainer.outlet import Outlet, Point
 from finetune_trainer.paths import RunPaths
 
-_FLUSH_SECONDS = 5.0  # for all of them together, at the end of an attempt
+FLUSH_SECONDS = 5.0  # for all of them together, at the end of an attempt
 
 
 class RunLog:
@@ -58,7 +58,7 @@ class RunLog:
 
     def close(self) -> None:
         """Wait a little until all is written; what takes longer is left behind."""
-        deadline = time.monotonic() + _FLUSH_SECONDS
+        deadline = time.monotonic() + FLUSH_SECONDS
         for outlet in self._outlets:
             outlet.finish()
         for outlet in self._outlets:

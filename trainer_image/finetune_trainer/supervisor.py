@@ -22,12 +22,14 @@ from finetune_trainer import (
     environment,
     fence,
     finished,
+    gpus,
     ownership,
     patience,
     processes,
     records,
     report_server,
     resolve,
+    run_log,
 )
 from finetune_trainer.environment import Gang
 from finetune_trainer.errors import TrainerError
@@ -37,7 +39,9 @@ from finetune_trainer.state import Failure, PodState
 from finetune_trainer.stop_signal import StopSignal
 
 _log = logging.getLogger("supervisor")
-_SETTLE_SECONDS = 3.0  # between the first rank that ends and the verdict: who was first?
+# Between the first rank that ends and the verdict: who was first? Rank 0 may still be writing the
+# last points of its trackers meanwhile.
+_SETTLE_SECONDS = run_log.FLUSH_SECONDS + 3.0
 _LEDGER_SECONDS = 60.0
 # Ends whose cause is elsewhere, or none.
 _NO_TRACE = (ExitCode.DONE, ExitCode.STOPPED, ExitCode.FENCED, ExitCode.PEER_LOST)
@@ -147,7 +151,7 @@ class Supervisor:
             "TRITON_CACHE_DIR": "/tmp/triton",
             "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
         }
-        if not Path("/dev/nvidiactl").exists():
+        if not gpus.are_given():
             # On CPU every large tensor would be mapped and unmapped by malloc: a quarter of the
             # time went into page faults.
             env |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}

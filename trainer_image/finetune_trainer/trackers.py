@@ -151,6 +151,8 @@ class _MLflow(_NeverForgets):
                 "MLFLOW_TRACKING_URI is not set; put it into the Secret that secretRef names, or "
                 "into the environment of the template's container 'trainer'"
             )
+        # At the end of a run it would print the server's address, user and password included.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(self._project)
         where = experiment.experiment_id if experiment else client.create_experiment(self._project)

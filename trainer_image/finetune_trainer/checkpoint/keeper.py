@@ -13,11 +13,17 @@ _log = logging.getLogger(__name__)
 
 
 class Keeper:
-    """Keeps the last checkpoints, the best one and the newest verified one."""
+    """Keeps the last checkpoints, the best one and the newest verified one.
+
+    And the newest one of before, while the run may be diverging: were it superseded by those that
+    are condemned in the end, nothing would be left to begin with.
+    """
 
     def __init__(self, paths: RunPaths, owner: Owner, keep_last: int, report: Reporter) -> None:
         self._paths, self._owner, self._keep_last = paths, owner, keep_last
         self._report = report
+        self.last_good: int | None = None
+        """While the run may be diverging: the step whose weights are beyond doubt."""
 
     def settle(self, folder: Path) -> None:
         """A checkpoint was read back: mark it, then remove what it supersedes.
@@ -27,7 +33,8 @@ class Keeper:
         fence.check(self._paths, self._owner.epoch, self._owner.attempt)
         try:
             store.mark_verified(folder)
-            for old in store.superseded(self._paths, self._keep_last, self._owner.epoch):
+            epoch = self._owner.epoch
+            for old in store.superseded(self._paths, self._keep_last, epoch, self.last_good):
                 store.remove(old)
         except OSError as error:
             _log.error("old checkpoints could not be removed (%s); training goes on", error)

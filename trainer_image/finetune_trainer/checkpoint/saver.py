@@ -34,6 +34,8 @@ from finetune_trainer.paths import RunPaths
 from finetune_trainer.peers import Peers
 
 _log = logging.getLogger(__name__)
+_WRITE, _PUBLISH, _VERIFY, _SETTLE = range(4)  # phases
+_MARKS = (_PUBLISH, _SETTLE)  # those in which rank 0 says something about the checkpoint
 _MARGIN = 1.2
 _LOOK = 0.005  # s between two looks when nothing but the save is left to wait for
 
@@ -97,6 +99,24 @@ class Saver:
         """What a save is to take until it is published; None when none was measured."""
         return None if self._seconds is None else _MARGIN * self._seconds
 
+    @property
+    def remaining_seconds(self) -> float | None:
+        """What the save in the making is still to take until it is published; None when unknown.
+
+        0 when nothing has to be waited for.
+        """
+        if self._save is None or self.published is not None:
+            return 0.0
+        expected = self.expected_seconds
+        elapsed = time.monotonic() - self._save.started
+        return None if expected is None else max(0.0, expected - elapsed)
+
+    @property
+    def published(self) -> int | None:
+        """Step of the save in the making, once it is published: all ranks know that it is."""
+        save = self._save
+        return save.position.step if save and save.phase > _PUBLISH else None
+
     def begin(self, position: Position, *, sound: bool) -> None:
         """Copy the state and begin to write it; only when idle.
 
@@ -136,33 +156,41 @@ class Saver:
             return None
         if failed:
             return self._abandon(save)
-        if save.phase == 0 and save.sound is None:
+        if save.phase == _WRITE and save.sound is None:
             return None
-        if save.phase == 0 and not save.sound:
+        if save.phase == _WRITE and not save.sound:
             self._problem = ValueError("the loss of its weights is not finite")
             return self._abandon(save)
         save.phase += 1
-        phases = (self._publish, self._verify, self._conclude)
-        if save.phase <= len(phases):
-            self._start(phases[save.phase - 1])
+        phases = {_PUBLISH: self._publish, _VERIFY: self._verify, _SETTLE: self._conclude}
+        if save.phase in phases:
+            self._start(phases[save.phase])
             return None
         self._save = None
         return Saved(save.position.step, None)
 
-    def drain(self) -> Saved | None:
-        """Wait for what is in the making; collective. It must have been judged as sound."""
+    def drain(self, is_too_late: Callable[[], bool]) -> Saved | None:
+        """Wait for what is in the making; collective. It must have been judged as sound.
+
+        None when there is nothing, or when it is too late on any rank before it is over.
+        """
         while self._save is not None:
-            vector = torch.tensor([self._finished, int(self.failed)])
+            vector = torch.tensor([self._finished, int(self.failed), int(is_too_late())])
             dist.all_reduce(vector, group=self._peers.control)
-            saved = self.hear(*vector.tolist())
-            if saved is not None:
+            finished, failed, late = vector.tolist()
+            saved = self.hear(finished, failed)
+            if saved is not None or late:
                 return saved
             time.sleep(_LOOK)
         return None
 
-    def wait(self) -> None:
-        """Until this rank's file work of now is done; the next phase begins with `hear` only."""
-        if self._thread is not None:
+    def wait_for_marks(self) -> None:
+        """Until rank 0 writes no manifest and no mark any more.
+
+        Its other phases, which may take minutes, make nothing that could be resumed from; the next
+        phase begins with `hear` only.
+        """
+        if self._thread is not None and self._save is not None and self._save.phase in _MARKS:
             self._thread.join()
 
     def _start(self, phase: Callable[["_Save"], None]) -> threading.Thread:
@@ -234,7 +262,7 @@ class _Save:
     folder: Path
     started: float
     sound: bool | None
-    phase: int = 0
+    phase: int = _WRITE
 
 
 def _remove_if_empty(folder: Path) -> None:

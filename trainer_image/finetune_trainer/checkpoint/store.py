@@ -146,17 +146,24 @@ def records(paths: RunPaths) -> list[CheckpointRecord]:
     ]
 
 
-def superseded(paths: RunPaths, keep_last: int, epoch: int) -> Iterator[Path]:
+def superseded(
+    paths: RunPaths, keep_last: int, epoch: int, last_good: int | None = None
+) -> Iterator[Path]:
     """Folders that may go, given that `epoch` is ours.
 
     Whatever lies beyond `keep_last` checkpoints, but never the newest verified one nor the one with
     the best validation loss; and unfinished folders of smaller epochs (one of our own epoch may be
-    in the making).
+    in the making). While weights after step `last_good` are in doubt, the newest verified one up to
+    it stays as well, where possible in the place of another.
     """
     whole = published(paths)
-    keep = {folder for folder, _ in whole[:keep_last]}
-    verified = [folder for folder, _ in whole if (folder / VERIFIED).exists()]
-    keep |= set(verified[:1]) | set(best_first(whole)[:1])
+    verified = [(folder, m.step) for folder, m in whole if (folder / VERIFIED).exists()]
+    safe = [folder for folder, step in verified if last_good is not None and step <= last_good][:1]
+    newest = [folder for folder, _ in whole[:keep_last]]
+    if not set(safe) <= set(newest):
+        # Else they would need more room than was asked for before the run.
+        newest = newest[: max(1, keep_last - 1)]
+    keep = {*newest, *safe, *(folder for folder, _ in verified[:1]), *best_first(whole)[:1]}
     names = {folder for folder, _ in whole}
     for folder in _folders(paths):
         match = _NAME.fullmatch(folder.name)

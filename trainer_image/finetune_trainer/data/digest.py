@@ -10,7 +10,7 @@ import xxhash
 
 _CHUNK = 1 << 22
 # Raised whenever this package would make other rows of the same input.
-PREPARATION_VERSION = 2
+PREPARATION_VERSION = 3
 
 
 def of_file(path: Path, advance: Callable[[], None] | None = None) -> str:

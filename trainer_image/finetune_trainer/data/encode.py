@@ -32,10 +32,22 @@ class Encoded:
         """1 for tokens with a character in a span [begin, end)."""
         mask = np.zeros(len(self.tokens), dtype=np.uint8)
         for begin, end in spans:
-            last = self._encoding.char_to_token(end - 1)
-            stop = len(mask) if last is None else last + 1
-            mask[self.first_at(begin, end) : stop] = 1
+            mask[self.first_at(begin, end) : self._behind(end)] = 1
         return mask
+
+    def _behind(self, end: int) -> int:
+        """The token after the last one that holds a part of the character before `end`.
+
+        A byte-level tokenizer makes several tokens of one character, and all of them have its
+        position.
+        """
+        last = self._encoding.char_to_token(end - 1)  # the first of them
+        if last is None:
+            return len(self.tokens)
+        stop = int(last) + 1
+        while stop < len(self.tokens) and self._encoding.token_to_chars(stop)[0] < end:
+            stop += 1
+        return stop
 
 
 class Encoder:
