@@ -145,6 +145,9 @@ class World:
         if moment != self.clock.seconds or changed or KEY in own.soon:
             own.ready.add(KEY)
             await self.work()
+        if KEY in own.soon:  # of pods that it has just made
+            own.ready.add(KEY)
+            await self.work()
         if self.controller.failures:
             return  # it is told to try again
         before = self.wire.writes
