@@ -135,16 +135,19 @@ def test_files_of_dead_clusters_are_swept_and_no_others():
     prefix = f"test-swept-{os.getpid()}"
     running = Cluster(f"{prefix}-a")
     dead = Cluster(f"{prefix}-b")
+    settings = '{"name": "x", "api_port": 1, "pod_network": "", "devices": 1, "nodes": 0}'
     for cluster in (running, dead):
         cluster.directory.mkdir()
-        (cluster.directory / "cluster.json").write_text(
-            '{"name": "x", "api_port": 1, "pod_network": "", "devices": 1, "nodes": 0}'
-        )
     with subprocess.Popen(["sh", "-c", "sleep 100; :", "sh", str(running.directory)]) as holder:
-        (running.directory / "supervisor.pid").write_text(str(holder.pid))
-        sweep(prefix)
-        assert (running.directory.exists(), dead.directory.exists()) == (True, False)
-        holder.kill()
+        try:
+            # First of all, for other test processes sweep as well, at any moment.
+            (running.directory / "supervisor.pid").write_text(str(holder.pid))
+            for cluster in (running, dead):
+                (cluster.directory / "cluster.json").write_text(settings)
+            sweep(prefix)
+            assert (running.directory.exists(), dead.directory.exists()) == (True, False)
+        finally:
+            holder.kill()
     sweep(prefix)
     assert not running.directory.exists()
 
