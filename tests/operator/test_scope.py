@@ -1,7 +1,6 @@
 """Whose job it is: label selectors, namespaces, and no more rights than that."""
 
 import json
-import urllib.request
 
 import pytest
 import yaml
@@ -11,7 +10,7 @@ from finetune_local.cluster import Cluster
 from finetune_local.ports import free_port
 from finetune_operator.selector import Selector
 from finetune_operator.settings import Settings, SettingsError
-from tests.installed import Operator, install, wait_for
+from tests.installed import Operator, install, ready, wait_for
 from tests.operator.faults import Seen
 from tests.operator.kubelet import names
 from tests.operator.test_live import _CLAIM
@@ -185,17 +184,13 @@ def test_a_namespace_whose_rights_are_gone_takes_no_other_one_down(writer, tmp_p
             del saved["metadata"][field]
         writer.kubectl("create", "-f", "-", stdin=json.dumps(saved))
         wait_for("it is served again", lambda: pod in prepares(writer, lost), 60)
-        assert "refused" not in ready(port)
+        said = ready(port)
+        assert said
+        assert "refused" not in said
         assert operator.stop() == 0
     finally:
         operator.kill()
         writer.kubectl("apply", "-f", "-", stdin=json.dumps(saved))
-
-
-def ready(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
-        text: str = answer.read().decode()
-        return text
 
 
 def version(api: Cluster, name: str) -> str:

@@ -39,9 +39,15 @@ def stop(world: World, status: FineTuneJobStatus, gang: list[Pod], settings: Set
     if not alive:
         return close(world, status, gang, _stopped(attempt, gang), settings)
     grace = None if CONSEQUENCES[attempt.stop_reason or ""].saves else GRACE
-    doomed = [Delete(pod.name, pod.uid, grace) for pod in alive if not pod.deletion]
     situation = _stopping(attempt, len(alive))
-    return Decision(describe(world, status, situation), delete=doomed, requeue_after=RECHECK)
+    return Decision(
+        describe(world, status, situation), delete=deletions(alive, grace), requeue_after=RECHECK
+    )
+
+
+def deletions(alive: list[Pod], grace: int | None = GRACE) -> list[Delete]:
+    """Of workers that are not over; `grace` in s, None: the pod's own."""
+    return [Delete(pod.name, pod.uid, grace) for pod in alive if not pod.deletion]
 
 
 def _stopping(attempt: Attempt, alive: int) -> Situation:

@@ -52,8 +52,7 @@ def running(world: World, settings: Settings) -> Decision:
 def _strays(world: World, attempt: Attempt) -> list[Delete]:
     """Pods of older attempts that came to be after their end: a request that was slow."""
     older = [pod for pod in world.pods if pod.role == "worker" and pod.attempt < attempt.number]
-    alive = [pod for pod in older if not pod.over(world.now) and not pod.deletion]
-    return [Delete(pod.name, pod.uid, ending.GRACE) for pod in alive]
+    return ending.deletions([pod for pod in older if not pod.over(world.now)])
 
 
 def _progressed(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> FineTuneJobStatus:

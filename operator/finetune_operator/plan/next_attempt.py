@@ -7,7 +7,7 @@ storage, is why two gangs never train at once.
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_operator.plan import attempts, ending, resolve, restart, suspend, usage
 from finetune_operator.plan import pods as render
-from finetune_operator.plan.decision import RECHECK, Check, Decision, Delete
+from finetune_operator.plan.decision import RECHECK, Check, Decision
 from finetune_operator.plan.describe import Situation, describe, duration
 from finetune_operator.plan.finish import failed, succeeded
 from finetune_operator.plan.observe import World, last_words
@@ -24,7 +24,7 @@ def between(world: World, settings: Settings) -> Decision:
     older = [pod for pod in world.pods if pod.role == "worker"]
     alive = [pod for pod in older if not pod.over(world.now)]
     if alive:
-        doomed = [Delete(pod.name, pod.uid, ending.GRACE) for pod in alive if not pod.deletion]
+        doomed = ending.deletions(alive)
         situation = ending.ended(world, status, f"waiting for {alive[0].name} to end")
         return Decision(describe(world, status, situation), delete=doomed, requeue_after=RECHECK)
     if not attempt.settled:
