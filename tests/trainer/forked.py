@@ -4,6 +4,7 @@ import json
 import os
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from finetune_api.progress import Plan
 from finetune_trainer import fence
@@ -13,21 +14,9 @@ from tests.trainer.preloaded import nursery
 _network = count(1)
 
 
-def attempt(
-    job: gang.Job,
-    world: int,
-    plan: Plan,
-    *,
-    victim: int | None = None,
-    moment: int = 0,
-    late: float = 0,
-) -> tuple[list[int], str]:
-    """The next attempt of a job, to its end: exit codes by rank, and what all of them wrote.
-
-    `victim` is killed at the `moment`-th step of the file work of its saves. Manifests are written
-    `late` seconds after they could be.
-    """
-    pids, log = start(job, world, plan, victim=victim, moment=moment, late=late)
+def attempt(job: gang.Job, world: int, plan: Plan, **trouble: Any) -> tuple[list[int], str]:
+    """The next attempt of a job, to its end: exit codes by rank, and what all of them wrote."""
+    pids, log = start(job, world, plan, **trouble)
     return [nursery().wait(pid) for pid in pids], log.read_text()
 
 
@@ -40,7 +29,11 @@ def start(
     moment: int = 0,
     late: float = 0,
 ) -> tuple[list[int], Path]:
-    """Process ids by rank, and the log, of the next attempt; see `attempt`."""
+    """Process ids by rank, and the log, of the next attempt.
+
+    `victim` is killed at the `moment`-th step of the file work of its saves. Manifests are written
+    `late` seconds after they could be.
+    """
     job.attempt += 1
     epoch = fence.claim(weights.paths_of(job), "uid-1", job.attempt)
     config = job.config | {

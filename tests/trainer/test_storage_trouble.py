@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.run import Result
 from tests.trainer import gang
 from tests.trainer.conftest import MakeJob
 
@@ -40,8 +41,8 @@ def test_a_stop_waits_for_a_save_that_takes_long(make_job: MakeJob) -> None:
     assert not folder.exists()  # it would hold space that the next save needs
 
 
-def stop_in_a_save(job: gang.Job, grace: int, *, seconds: float = 0) -> None:
-    """SIGTERM so many seconds after the attempt's first save began."""
+def stopped_in_a_save(job: gang.Job, grace: int, *, seconds: float = 0) -> tuple[Result, int]:
+    """Told to stop so many seconds after its first save began: what it left, its last step."""
     job.config["terminationGracePeriodSeconds"] = grace
     job.start(gang.make_plan(totalSteps=10_000))
     while not list((job.storage / "checkpoints").glob(f"*-e{job.attempt:04d}")):
@@ -49,6 +50,10 @@ def stop_in_a_save(job: gang.Job, grace: int, *, seconds: float = 0) -> None:
         time.sleep(0.01)
     time.sleep(seconds)
     job.pods[0].terminate()
+    assert job.wait(60) == [75], job.log
+    result = job.pods[0].result
+    assert result.progress is not None
+    return result, result.progress.step
 
 
 def test_a_save_that_is_nearly_done_is_waited_for_although_a_whole_one_would_not_fit(
@@ -65,41 +70,31 @@ def test_a_save_that_is_nearly_done_is_waited_for_although_a_whole_one_would_not
     manifest.write_text(json.dumps(text))
 
     job.slow = 3
-    stop_in_a_save(job, 14, seconds=0.3)
-    assert job.wait(60) == [75], job.log
-    result = job.pods[0].result
+    result, step = stopped_in_a_save(job, 14, seconds=0.3)
     assert "saved a checkpoint of step 60 " in job.log
     # That one took three seconds: there was time for one of where it stood as well.
-    assert result.progress is not None
-    assert result.checkpoints[0].step == result.progress.step > 60
-    assert f"everything up to step {result.progress.step} is saved" in result.message
+    assert result.checkpoints[0].step == step > 60
+    assert f"everything up to step {step} is saved" in result.message
 
 
 def test_no_save_begins_for_which_the_one_before_has_left_no_time(make_job: MakeJob) -> None:
     job = make_job(checkpoints={"intervalSteps": 60})
     job.nodes, job.slow = 1, 8
-    stop_in_a_save(job, 15)
-    assert job.wait(60) == [75], job.log
-    result = job.pods[0].result
+    result, step = stopped_in_a_save(job, 15)
     assert [record.step for record in result.checkpoints] == [60]
     assert result.checkpoints[0].verified
-    assert result.progress is not None
-    lost = result.progress.step - 60
-    assert f"no checkpoint of step {60 + lost}: a save is expected to take 10 s" in job.log
-    assert f"{lost} steps after step 60 are not saved; raise runPolicy." in result.message
+    assert f"no checkpoint of step {step}: a save is expected to take 10 s" in job.log
+    assert f"{step - 60} steps after step 60 are not saved; raise runPolicy." in result.message
 
 
 def test_a_save_that_does_not_end_is_left_in_time(make_job: MakeJob) -> None:
     """No save was measured yet, so it is tried; the pod is never killed in the middle of it."""
     job = make_job(checkpoints={"intervalSteps": 60})
     job.nodes, job.slow = 1, 60
-    stop_in_a_save(job, 9)
-    assert job.wait(60) == [75], job.log
-    result = job.pods[0].result
+    result, step = stopped_in_a_save(job, 9)
     assert result.checkpoints == []
-    assert result.progress is not None
-    assert f"{result.progress.step} steps after step 0 are not saved" in result.message
-    assert f"no checkpoint of step {result.progress.step}: it takes too long, and " in job.log
+    assert f"{step} steps after step 0 are not saved" in result.message
+    assert f"no checkpoint of step {step}: it takes too long, and " in job.log
 
 
 def test_a_full_disk_stops_training_only_at_the_end(make_job: MakeJob) -> None:

@@ -51,12 +51,16 @@ class Divergence:
 
         A streak of bad steps began with the weights before it; a spike with its first step.
         """
-        return step - max(self.in_a_row, self._spiking) - 1
+        return step - self._suspected - 1
 
     @property
     def is_suspected(self) -> bool:
         """A streak or a spike goes on that may be the end: weights after `last_good` may go."""
-        return max(self.in_a_row, self._spiking) > 0
+        return self._suspected > 0
+
+    @property
+    def _suspected(self) -> int:
+        return max(self.in_a_row, self._spiking)
 
     @property
     def in_doubt(self) -> bool:

@@ -17,7 +17,7 @@ import torch
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Plan
 from finetune_api.run import RunConfig
-from finetune_trainer import garbage, patience, prepared, rendezvous, replicas, run_log
+from finetune_trainer import garbage, patience, prepared, rendezvous, replicas
 from finetune_trainer.agreement import Agreement
 from finetune_trainer.checkpoint import choose, load
 from finetune_trainer.checkpoint.keeper import Keeper
@@ -379,7 +379,7 @@ class Loop:
     def _is_too_late(self) -> bool:
         """Whether what is left of this rank's grace period is needed to leave in order."""
         left = self._stop.remaining(self._grace)
-        reserve = max(patience.reserve(self._grace), run_log.FLUSH_SECONDS) + _LAST_WORDS
+        reserve = max(patience.reserve(self._grace), patience.FLUSH_SECONDS) + _LAST_WORDS
         return left is not None and left < reserve
 
     @property

@@ -1,10 +1,11 @@
-"""How long the supervisor waits for children that seem to stand still (pure)."""
+"""How long the supervisor waits for children that seem to stand still, or that end (pure)."""
 
 import signal
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.state import Failure, PodState
 
+FLUSH_SECONDS = 5.0  # of all trackers together, at the end of an attempt
 _SHORTEST_STOP = 20.0  # s without a step after SIGTERM, at least
 _UNKNOWN_STEP = 60.0  # s; before any step was timed
 # Nothing there is measured in steps: writing or reading a checkpoint takes what storage takes.

@@ -14,11 +14,9 @@ from typing import Any, TextIO
 from finetune_api.base import format_time
 from finetune_api.progress import Evaluation, Progress
 from finetune_api.run import RunConfig
-from finetune_trainer import trackers
+from finetune_trainer import patience, trackers
 from finetune_trainer.outlet import Outlet, Point
 from finetune_trainer.paths import RunPaths
-
-FLUSH_SECONDS = 5.0  # for all of them together, at the end of an attempt
 
 
 class RunLog:
@@ -58,7 +56,7 @@ class RunLog:
 
     def close(self) -> None:
         """Wait a little until all is written; what takes longer is left behind."""
-        deadline = time.monotonic() + FLUSH_SECONDS
+        deadline = time.monotonic() + patience.FLUSH_SECONDS
         for outlet in self._outlets:
             outlet.finish()
         for outlet in self._outlets:

@@ -29,7 +29,6 @@ from finetune_trainer import (
     records,
     report_server,
     resolve,
-    run_log,
 )
 from finetune_trainer.environment import Gang
 from finetune_trainer.errors import TrainerError
@@ -41,7 +40,7 @@ from finetune_trainer.stop_signal import StopSignal
 _log = logging.getLogger("supervisor")
 # Between the first rank that ends and the verdict: who was first? Rank 0 may still be writing the
 # last points of its trackers meanwhile.
-_SETTLE_SECONDS = run_log.FLUSH_SECONDS + 3.0
+_SETTLE_SECONDS = patience.FLUSH_SECONDS + 3.0
 _LEDGER_SECONDS = 60.0
 # Ends whose cause is elsewhere, or none.
 _NO_TRACE = (ExitCode.DONE, ExitCode.STOPPED, ExitCode.FENCED, ExitCode.PEER_LOST)
