@@ -29,15 +29,13 @@ def load(place: Place) -> tuple[client.Configuration, str]:
     try:
         return _load(place)
     except config.ConfigException as error:
-        what = " ".join(str(error).split())
-        text = (
-            f"no cluster is configured ({what}); set KUBECONFIG, or give --kubeconfig or --context"
-        )
-        raise CliError(text) from None
-    except _UNREADABLE as error:
-        what = " ".join(str(error).split())
         raise CliError(
-            f"{_file(place)} is no kubeconfig ({type(error).__name__}: {what}); "
+            f"no cluster is configured ({_line(error)}); "
+            "set KUBECONFIG, or give --kubeconfig or --context"
+        ) from None
+    except _UNREADABLE as error:
+        raise CliError(
+            f"{_file(place)} is no kubeconfig ({type(error).__name__}: {_line(error)}); "
             "set KUBECONFIG or give --kubeconfig"
         ) from None
 
@@ -57,6 +55,10 @@ def _load(place: Place) -> tuple[client.Configuration, str]:
     configuration.retries = 0
     active = loader.current_context["context"]
     return configuration, place.namespace or active.get("namespace") or "default"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _file(place: Place) -> str:
