@@ -54,42 +54,30 @@ class Worker:
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator["Worker"]:
         self._tasks = set[asyncio.Task[None]]()
-        self._writers = set[Writer]()
-        self._server = await asyncio.start_server(self._accept, self.address, REPORT_PORT)
+        server = await asyncio.start_server(self._accept, self.address, REPORT_PORT)
         try:
             yield self
         finally:
-            self._server.close()
+            server.close()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            for writer in list(self._writers):
-                writer.close()
-                with contextlib.suppress(OSError):
-                    await writer.wait_closed()
 
     def _accept(self, reader: asyncio.StreamReader, writer: Writer) -> None:
-        """Not a coroutine: one that is cancelled before it began would leave the socket open."""
-        self._writers.add(writer)
-        if not self._server.is_serving():
-            writer.close()
-            return
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # Not in the task itself: one that is cancelled before it began would leave the socket open.
+        task.add_done_callback(lambda _: writer.close())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: Writer) -> None:
-        try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                self.heads.append(await reader.readuntil(b"\r\n\r\n"))
-                if isinstance(self.answer, bytes):
-                    writer.write(self.answer)
-                    await writer.drain()
-                else:
-                    await self.answer(writer)
-        finally:
-            writer.close()
-            self._writers.discard(writer)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+            if isinstance(self.answer, bytes):
+                writer.write(self.answer)
+                await writer.drain()
+            else:
+                await self.answer(writer)
 
 
 def endless(head: bytes, piece: bytes, pause: float = 0.0) -> Callable[[Writer], Awaitable[None]]:
