@@ -34,8 +34,11 @@ class Message(BaseModel):
         return self.model_dump_json(exclude_none=True)
 
     def replace(self, **changes: Any) -> Self:
-        """A validated copy with some fields changed (python names)."""
-        return type(self).model_validate(self.__dict__ | changes)
+        """A validated copy with some fields changed (python names); itself if none is."""
+        known = self.__dict__
+        if all(name in known and known[name] == value for name, value in changes.items()):
+            return self
+        return type(self).model_validate(known | changes)
 
 
 CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"

@@ -52,6 +52,17 @@ def test_numbers_that_are_no_json_are_refused():
         Progress(step=1, total_steps=2, train_loss=float("nan"))
 
 
+def test_a_copy_is_checked_and_is_the_same_object_when_nothing_changes():
+    progress = Progress(step=1, total_steps=2, train_loss=0.5)
+    assert progress.replace(step=1, train_loss=0.5) is progress
+    assert progress.replace(step=2, train_loss=0.5) == Progress(
+        step=2, total_steps=2, train_loss=0.5
+    )
+    for wrong in ({"step": -1}, {"train_loss": float("nan")}, {"total_steps": None}):
+        with pytest.raises(ValidationError):
+            progress.replace(**wrong)
+
+
 def test_a_reader_ignores_what_a_newer_writer_added():
     text = Report(
         job_uid="u",

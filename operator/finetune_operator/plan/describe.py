@@ -142,6 +142,9 @@ def _display(status: FineTuneJobStatus) -> Display:
     return Display.model_validate(show)
 
 
+Row = tuple[str, str, str, str]  # of a condition: type, status, reason, message
+
+
 def _conditions(world: World, status: FineTuneJobStatus, situation: Situation) -> list[Condition]:
     rows = [
         _accepted(situation),
@@ -152,26 +155,18 @@ def _conditions(world: World, status: FineTuneJobStatus, situation: Situation) -
         *_outcome(status),
     ]
     old = {condition.type: condition for condition in world.job.status.conditions}
-    made = []
-    for kind, state, reason, message in rows:
-        before = old.get(kind)
-        since = before.last_transition_time if before and before.status == state else world.now
-        made.append(
-            Condition.model_validate(
-                {
-                    "type": kind,
-                    "status": state,
-                    "reason": reason,
-                    "message": message,
-                    "observed_generation": world.job.generation,
-                    "last_transition_time": since - timedelta(microseconds=since.microsecond),
-                }
-            )
-        )
-    return made
+    return [_condition(world, row, old.get(row[0])) for row in rows]
 
 
-Row = tuple[str, str, str, str]
+def _condition(world: World, row: Row, before: Condition | None) -> Condition:
+    """As it was, with what is new; its time is that of the last change of its status."""
+    kind, state, reason, message = row
+    new = {"reason": reason, "message": message, "observed_generation": world.job.generation}
+    if before and before.status == state:
+        return before.replace(**new)
+    since = world.now - timedelta(microseconds=world.now.microsecond)
+    told = {"type": kind, "status": state, "last_transition_time": since}
+    return Condition.model_validate(told | new)
 
 
 def _accepted(situation: Situation) -> Row:
