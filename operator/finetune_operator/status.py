@@ -88,26 +88,36 @@ def merge_patch(old: Any, new: Any) -> Any:
 
 @dataclass
 class Throttle:
-    """Spreads the writes that can wait; times are of the monotonic clock, in seconds."""
+    """Spreads the writes that can wait; times are of the monotonic clock, in seconds.
+
+    Over all jobs they go in turns of `1 / _PER_SECOND`. A job that has to wait is given its own
+    turn: if all were told the next one, all would come back for it, and plan in vain but for one.
+    """
 
     interval: float
     _last: dict[Key, float] = field(default_factory=dict)
-    _next: float = 0.0
+    _turns: dict[Key, float] = field(default_factory=dict)  # of those that wait
+    _next: float = 0.0  # the first turn that nobody has
 
     def wait(self, key: Key, kind: Urgency, now: float) -> float:
-        """Seconds until this write may happen; 0 takes the slot."""
-        last = self._last.get(key, float("-inf"))
-        interval = {Urgency.NOW: 0.0, Urgency.PROGRESS: self.interval}.get(kind, PROOF_INTERVAL)
-        wait = last + interval - now
+        """Seconds until this write may happen; 0: it happens now."""
         if kind is not Urgency.NOW:
-            wait = max(wait, self._next - now)
-        if wait > 0:
-            return wait
+            interval = self.interval if kind is Urgency.PROGRESS else PROOF_INTERVAL
+            wait = self._last.get(key, float("-inf")) + interval - now
+            wait = wait if wait > 0 else self._turn(key, now) - now
+            if wait > 0:
+                return wait
+        self._turns.pop(key, None)
         self._last[key] = now
-        if kind is not Urgency.NOW:
-            self._next = max(self._next, now) + 1 / _PER_SECOND
         return 0.0
+
+    def _turn(self, key: Key, now: float) -> float:
+        if key not in self._turns:
+            self._turns[key] = max(self._next, now)
+            self._next = self._turns[key] + 1 / _PER_SECOND
+        return self._turns[key]
 
     def forget(self, key: Key) -> None:
         """The job is gone."""
         self._last.pop(key, None)
+        self._turns.pop(key, None)

@@ -75,9 +75,23 @@ def test_progress_is_written_at_most_every_interval_and_the_rest_at_once():
     assert throttle.wait(key, Urgency.USAGE, 110.0) == pytest.approx(592.0)
 
 
+JOBS = [("default", f"job-{number}") for number in range(4)]
+
+
 def test_all_jobs_together_write_progress_at_most_twenty_times_a_second():
     throttle = Throttle(5.0)
-    waits = [throttle.wait(("default", f"job-{n}"), Urgency.PROGRESS, 100.0) for n in range(3)]
-    assert waits[0] == 0
-    assert waits[1] == pytest.approx(0.05)
-    assert waits[2] == pytest.approx(0.05)
+    waits = [throttle.wait(key, Urgency.PROGRESS, 100.0) for key in JOBS]
+    # Each its own turn: all would come back for the next one, and all but one in vain.
+    assert waits == pytest.approx([0, 0.05, 0.1, 0.15])
+    assert throttle.wait(JOBS[3], Urgency.PROGRESS, 100.04) == pytest.approx(0.11)
+    assert [throttle.wait(key, Urgency.PROGRESS, 100.16) for key in JOBS[1:]] == [0, 0, 0]
+
+
+def test_a_turn_is_given_up_by_what_cannot_wait_and_by_a_job_that_goes():
+    throttle = Throttle(5.0)
+    for key in JOBS:
+        throttle.wait(key, Urgency.PROGRESS, 100.0)
+    assert throttle.wait(JOBS[1], Urgency.NOW, 100.01) == 0
+    throttle.forget(JOBS[2])
+    assert throttle.wait(JOBS[1], Urgency.PROGRESS, 105.1) == 0
+    assert throttle.wait(JOBS[2], Urgency.PROGRESS, 105.1) == pytest.approx(0.05)
