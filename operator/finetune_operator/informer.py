@@ -30,8 +30,7 @@ class Pods:
     notify_soon: Callable[[Key], None]  # of what may be looked at together with what follows
     ours: Callable[[str], bool] = lambda _: True  # whether a job of that uid is this operator's
     _pods: dict[str, dict[str, Pod]] = field(default_factory=lambda: defaultdict(dict))
-    _versions: dict[str, int] = field(default_factory=dict)  # by the pod's uid, like keys
-    _keys: dict[str, Key] = field(default_factory=dict)
+    _versions: dict[str, int] = field(default_factory=dict)  # by the pod's uid
     _listed: set[str | None] = field(default_factory=set)  # namespaces; None: all
 
     def listed(self, namespace: str) -> bool:
@@ -58,13 +57,12 @@ class Pods:
         if job_uid is None or version < self._versions.get(uid, -1):
             return
         self._versions[uid] = version
-        self._keys[uid] = (metadata["namespace"], labels.get(names.LABEL_JOB_NAME, ""))
         pod = Pod.of(item)
         if self._pods[job_uid].get(uid) == pod:
             return
         self._pods[job_uid][uid] = pod
         if tell:
-            (self.notify_soon if _only_starts(pod) else self.notify)(self._keys[uid])
+            (self.notify_soon if _only_starts(pod) else self.notify)(pod.key)
 
     def vanish(
         self, job_uid: str, pod_uid: str, at: datetime | None = None, *, tell: bool = True
@@ -74,7 +72,7 @@ class Pods:
         if pod and not pod.gone:
             self._pods[job_uid][pod_uid] = pod.vanished(at)
             if tell:
-                self.notify(self._keys[pod_uid])
+                self.notify(pod.key)
         if not self.ours(job_uid):
             self.forget(job_uid)  # nobody will ask how it ended
 
@@ -107,7 +105,6 @@ class Pods:
             if pod.gone and old:
                 del self._pods[job_uid][pod.uid]
                 self._versions.pop(pod.uid, None)
-                self._keys.pop(pod.uid, None)
         if before_attempt is None and not self._pods.get(job_uid):
             self._pods.pop(job_uid, None)
 

@@ -93,6 +93,7 @@ class Pod:
     index: int
     phase: str
     owner: str | None
+    job: str = ""  # the name in its label, which need not be true
     node: str | None = None
     created: datetime | None = None
     ip: str | None = None
@@ -136,6 +137,7 @@ class Pod:
             index=_number(labels.get(names.LABEL_WORKER_INDEX, "0")),
             phase=intern(status.get("phase", "Pending")),
             owner=intern(owners[0]) if owners else None,
+            job=intern(labels.get(names.LABEL_JOB_NAME, "")),
             node=intern(node) if node else None,
             created=parse_time(metadata.get("creationTimestamp")),
             ip=status.get("podIP"),
@@ -153,6 +155,11 @@ class Pod:
             template=annotations.get(names.ANNOTATION_TEMPLATE),
             retry=_number(annotations.get(names.ANNOTATION_RETRY, "0")),
         )
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Of the job to look at when something happens to it: namespace, name."""
+        return self.namespace, self.job
 
     def belongs_to(self, job: Job) -> bool:
         """Whether the job made it: anybody may label a pod of his own, in any namespace."""
