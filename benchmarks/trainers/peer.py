@@ -51,7 +51,7 @@ def _run(
         "accumulate": accumulate,
         "total": options.steps,
         "saved": options.saved,
-        "logged": _LOGGED,
+        "logged": min(_LOGGED, options.steps),  # a shorter run is told of, too
         "stage": options.stage,
         "bf16": options.precision == "BF16",
         "recompute": options.recompute,
