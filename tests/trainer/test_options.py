@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from finetune_api.run import RunConfig
-from finetune_trainer import selection
+from finetune_trainer import prepared, selection
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.fragments import KINDS
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.paths import RunPaths
-from tests.trainer import gang, weights
+from tests.trainer import gang, tiny, weights
 from tests.trainer.conftest import MakeJob
 from tests.trainer.launch import run_cases
 
@@ -28,7 +28,9 @@ BF16_MOMENTS = {"optimizer": {"momentPrecision": "BF16"}}
 OPTIONS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "plain-2": (2, {}, {}),
     "plain-3": (3, {}, {}),
+    "optimizer-offloaded-1": (1, {"offload": "Optimizer"}, {}),
     "optimizer-offloaded": (2, {"offload": "Optimizer"}, {}),
+    "optimizer-offloaded-3": (3, {"offload": "Optimizer"}, {}),
     "all-offloaded": (3, {"offload": "OptimizerAndParameters"}, {}),
     "recomputed": (2, {"activationCheckpointing": "Always"}, {}),
     "moments-1": (1, {}, BF16_MOMENTS),
@@ -36,6 +38,10 @@ OPTIONS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "moments-3": (3, {}, BF16_MOMENTS),
     "fp32-recomputed-3": (3, {"activationCheckpointing": "Always"}, {"precision": "FP32"}),
 }
+# A short epoch of two weighted sources, and evaluations: the run is cut in one of them, in the
+# middle of a later epoch.
+MIXED = ("mixed-2", "mixed-3")
+CROSSED = {"from-2-to-3": (2, 3), "from-3-to-2": (3, 2)}  # resumed with another ZeRO stage
 EARLY = {"intervalSteps": 1, "earlyStopping": {"patience": 3, "minDelta": 1.0}}
 
 
@@ -62,6 +68,21 @@ class Launch:
         }
 
 
+def prepared_mixture(job: gang.Job) -> dict[str, Any]:
+    """What a configuration says of a mixture, which lies in the claim's cache."""
+    sources = []
+    for number, (count, weight) in enumerate(((3, 1.0), (2, 2.0))):
+        rows = tiny.make_messages(count, 10 + number)
+        tiny.write_jsonl(job.claim / f"data/part-{number}.jsonl", rows)
+        sources.append({"source": f"pvc://w/data/part-{number}.jsonl", "weight": weight})
+    mixed = gang.make_job(job.claim)
+    dataset = mixed.config["dataset"] | {"train": sources}
+    mixed.config |= {"dataset": dataset, "cache": "pvc://w/cache"}
+    assert mixed.prepare().wait() == 0
+    digest = mixed.config["preparedDigest"]
+    return {"dataset": dataset, "preparedDigest": digest, "evaluation": {"intervalSteps": 2}}
+
+
 @pytest.fixture(scope="module")
 def launch(make_job: MakeJob) -> Launch:
     job = make_job()
@@ -84,14 +105,25 @@ def launch(make_job: MakeJob) -> Launch:
         }
 
     cases: list[dict[str, Any]] = []
+
+    def cut(name: str, first: dict[str, Any], then: dict[str, Any], stage: str, times: int) -> None:
+        stop = {"stopIn": [stage, times]}
+        cases.extend([{"name": f"{name}-cut", "config": first} | stop])
+        cases.extend([{"name": f"{name}-resumed", "config": then}])
+
     for name, (stage, plan, training) in OPTIONS.items():
-        whole = config(name, stage, plan, training)
-        cut = config(f"{name}-cut", stage, plan, training)
-        cases += [
-            {"name": name, "config": whole},
-            {"name": f"{name}-cut", "config": cut, "stopIn": ["Checkpointing", 1]},
-            {"name": f"{name}-resumed", "config": cut},
-        ]
+        cases.append({"name": name, "config": config(name, stage, plan, training)})
+        halves = config(f"{name}-cut", stage, plan, training)
+        cut(name, halves, halves, "Checkpointing", 1)
+    mixture = prepared_mixture(job)
+    for name in MIXED:
+        stage = int(name[-1])
+        cases.append({"name": name, "config": config(name, stage, {}, {}, **mixture)})
+        halves = config(f"{name}-cut", stage, {}, {}, **mixture)
+        cut(name, halves, halves, "Evaluating", 3)  # the baseline's is the first
+    for name, stages in CROSSED.items():
+        first, then = (config(f"{name}-cut", stage, {}, {}) for stage in stages)
+        cut(name, first, then, "Checkpointing", 1)
     early = config("early", 2, {"learningRate": 1e-6}, {}, evaluation=EARLY)
     overfit = config("overfit", 2, {"learningRate": 0.05}, {}, evaluation={"intervalSteps": 1})
     cases += [{"name": "early", "config": early}, {"name": "overfit", "config": overfit}]
@@ -103,7 +135,7 @@ def launch(make_job: MakeJob) -> Launch:
     )
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [*OPTIONS, *MIXED])
 def test_a_resumed_run_ends_with_the_same_bits(launch: Launch, name: str) -> None:
     cut, resumed = launch.results[f"{name}-cut"], launch.results[f"{name}-resumed"]
     assert (cut["finished"], resumed["finished"]) == (False, True)
@@ -111,6 +143,32 @@ def test_a_resumed_run_ends_with_the_same_bits(launch: Launch, name: str) -> Non
     assert resumed["steps"][0]["step"] == cut["steps"][-1]["step"] + 1
     mine, theirs = launch.state(f"{name}-resumed"), launch.state(name)
     assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_mixture_is_cut_behind_its_first_epoch_and_evaluated_as_if_it_were_not(
+    launch: Launch, name: str
+) -> None:
+    config = RunConfig.model_validate(launch.configs[name])
+    folder = launch.paths(name).prepared(launch.configs[name]["preparedDigest"])
+    epoch, reached = prepared.sequence(config, folder).epoch, launch.results[f"{name}-cut"]["steps"]
+    trained = 4 * reached[-1]["step"]  # rows
+    assert trained > epoch
+    assert trained % epoch  # not between two epochs
+    resumed, whole = (launch.results[run]["evaluation"] for run in (f"{name}-resumed", name))
+    assert resumed == whole
+    assert whole["last"] < whole["baseline"]
+
+
+@pytest.mark.parametrize("name", CROSSED)
+def test_a_run_goes_on_with_another_stage(launch: Launch, name: str) -> None:
+    begun = launch.results[f"{name}-cut"]["steps"]
+    steps = [*begun, *launch.results[f"{name}-resumed"]["steps"]]
+    plain = launch.results[f"plain-{CROSSED[name][0]}"]["steps"]
+    assert [step["step"] for step in steps] == [step["step"] for step in plain]
+    assert [s["trainLoss"] for s in begun] == [s["trainLoss"] for s in plain[: len(begun)]]
+    for step, other in zip(steps, plain, strict=True):
+        assert step["trainLoss"] == pytest.approx(other["trainLoss"], abs=1e-3)
 
 
 def test_what_is_computed_again_has_the_same_bits(launch: Launch) -> None:
