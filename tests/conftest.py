@@ -1,6 +1,7 @@
 """What several test packages share: a real control plane, started once a session."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,9 @@ from hypothesis import HealthCheck, settings
 
 from finetune_local.cluster import Cluster, sweep
 
+# What a shell starts in the background ignores SIGINT, and so does all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Less garbage collection in control planes, in kubectl and in Helm, for memory that is there.
 os.environ.setdefault("GOGC", "400")
 

@@ -53,7 +53,8 @@ def test_too_little_disk_is_said_with_every_need_before_anything_is_downloaded(t
     cache = tmp_path / "cache"
     cache.mkdir()
     small = f"{small_disk(tmp_path)} && mkdir {cache}"
-    words = setup("--demo", before=small, FINETUNE_CACHE=str(cache), XDG_CACHE_HOME=str(cache))
+    folders = dict.fromkeys(("FINETUNE_CACHE", "XDG_CACHE_HOME", "GOCACHE"), str(cache))
+    words = setup("--demo", before=small, **folders)
     assert "0.1 GB of disk are free" in words
     for need in ("Python packages 6.0 GB", "Go build 5.0 GB", "demo's model 1.0 GB"):
         assert f"{need} in {cache}" in words

@@ -169,6 +169,10 @@ def test_a_run_goes_on_with_another_stage(launch: Launch, name: str) -> None:
     assert [s["trainLoss"] for s in begun] == [s["trainLoss"] for s in plain[: len(begun)]]
     for step, other in zip(steps, plain, strict=True):
         assert step["trainLoss"] == pytest.approx(other["trainLoss"], abs=1e-3)
+    # On some processors the very bits; kernels sum differently in memory that lies elsewhere.
+    mine, theirs = launch.state(f"{name}-resumed"), launch.state(f"plain-{CROSSED[name][0]}")
+    for key, value in mine.items():
+        torch.testing.assert_close(value, theirs[key], rtol=0, atol=1e-6, msg=key)
 
 
 def test_what_is_computed_again_has_the_same_bits(launch: Launch) -> None:
