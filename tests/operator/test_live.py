@@ -50,6 +50,12 @@ def accepted(api: Cluster, name: str):
     return found.get("Accepted", {})
 
 
+def refusal(api: Cluster, name: str):
+    """Its condition once it is refused; a pod is sent before it is known that it will be."""
+    found = accepted(api, name)
+    return found if found.get("status") == "False" else None
+
+
 def prepare(api: Cluster, kubelet: Kubelet, name: str) -> None:
     """Through the prepare pod to the gang."""
     wait_for("prepare pod", lambda: f"{name}-prepare" in names(api, name))
@@ -112,10 +118,10 @@ def test_bad_surroundings_are_said_and_mended_without_a_crash_loop(api, operator
     apply(api, "claimless", model={"source": "pvc://nowhere/model"})
     typo = {"spec": {"nodeSelectr": {"a": "b"}}}
     apply(api, "typo", workers={"template": typo})
-    missing = wait_for("ClaimMissing", lambda: accepted(api, "claimless"))
+    missing = wait_for("ClaimMissing", lambda: refusal(api, "claimless"))
     assert (missing["status"], missing["reason"]) == ("False", "ClaimMissing")
     assert "nowhere" in missing["message"]
-    refused = wait_for("InvalidTemplate", lambda: accepted(api, "typo"))
+    refused = wait_for("InvalidTemplate", lambda: refusal(api, "typo"))
     assert (refused["status"], refused["reason"]) == ("False", "InvalidTemplate")
     assert "nodeSelectr" in refused["message"]
     assert names(api, "claimless") == names(api, "typo") == set()
