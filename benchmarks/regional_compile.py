@@ -1,4 +1,4 @@
-"""A forward and backward pass with each decoder layer compiled, beside the plain one.
+"""A forward and backward pass with each decoder layer compiled beside the plain one (ADR 19).
 
 The shapes of SmolLM2-135M with random weights, packed rows as the trainer makes them: their
 documents have other lengths in every row. Needs a C++ compiler, which the trainer's image has not.

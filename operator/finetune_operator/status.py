@@ -103,10 +103,11 @@ class Throttle:
         """Seconds until this write may happen; 0: it happens now."""
         if kind is not Urgency.NOW:
             interval = self.interval if kind is Urgency.PROGRESS else PROOF_INTERVAL
-            wait = self._last.get(key, float("-inf")) + interval - now
-            wait = wait if wait > 0 else self._turn(key, now) - now
-            if wait > 0:
-                return wait
+            due = self._last.get(key, float("-inf")) + interval
+            if due <= now:
+                due = self._turn(key, now)
+            if due > now:
+                return due - now
         self._turns.pop(key, None)
         self._last[key] = now
         return 0.0

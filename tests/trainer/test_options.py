@@ -40,7 +40,10 @@ OPTIONS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 }
 # A short epoch of two weighted sources, and evaluations: the run is cut in one of them, in the
 # middle of a later epoch.
-MIXED = ("mixed-2", "mixed-3")
+MIXED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "mixed-2": (2, {}, {}),
+    "mixed-3": (3, {}, {}),
+}
 CROSSED = {"from-2-to-3": (2, 3), "from-3-to-2": (3, 2)}  # resumed with another ZeRO stage
 EARLY = {"intervalSteps": 1, "earlyStopping": {"patience": 3, "minDelta": 1.0}}
 
@@ -106,24 +109,23 @@ def launch(make_job: MakeJob) -> Launch:
 
     cases: list[dict[str, Any]] = []
 
-    def cut(name: str, first: dict[str, Any], then: dict[str, Any], stage: str, times: int) -> None:
-        stop = {"stopIn": [stage, times]}
-        cases.extend([{"name": f"{name}-cut", "config": first} | stop])
-        cases.extend([{"name": f"{name}-resumed", "config": then}])
-
-    for name, (stage, plan, training) in OPTIONS.items():
-        cases.append({"name": name, "config": config(name, stage, plan, training)})
-        halves = config(f"{name}-cut", stage, plan, training)
-        cut(name, halves, halves, "Checkpointing", 1)
+    in_save, in_evaluation = ["Checkpointing", 1], ["Evaluating", 3]  # after the baseline's
     mixture = prepared_mixture(job)
-    for name in MIXED:
-        stage = int(name[-1])
-        cases.append({"name": name, "config": config(name, stage, {}, {}, **mixture)})
-        halves = config(f"{name}-cut", stage, {}, {}, **mixture)
-        cut(name, halves, halves, "Evaluating", 3)  # the baseline's is the first
+    for name, (stage, plan, training) in (OPTIONS | MIXED).items():
+        changes, stop = (mixture, in_evaluation) if name in MIXED else ({}, in_save)
+        whole = config(name, stage, plan, training, **changes)
+        cut = config(f"{name}-cut", stage, plan, training, **changes)
+        cases += [
+            {"name": name, "config": whole},
+            {"name": f"{name}-cut", "config": cut, "stopIn": stop},
+            {"name": f"{name}-resumed", "config": cut},
+        ]
     for name, stages in CROSSED.items():
         first, then = (config(f"{name}-cut", stage, {}, {}) for stage in stages)
-        cut(name, first, then, "Checkpointing", 1)
+        cases += [
+            {"name": f"{name}-cut", "config": first, "stopIn": in_save},
+            {"name": f"{name}-resumed", "config": then},
+        ]
     early = config("early", 2, {"learningRate": 1e-6}, {}, evaluation=EARLY)
     overfit = config("overfit", 2, {"learningRate": 0.05}, {}, evaluation={"intervalSteps": 1})
     cases += [{"name": "early", "config": early}, {"name": "overfit", "config": overfit}]

@@ -5,7 +5,6 @@ sentences for a person and contain no clock that ticks: two looks at the same wo
 """
 
 from dataclasses import dataclass
-from datetime import timedelta
 
 from finetune_api.progress import Stage
 from finetune_api.status import Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
@@ -164,8 +163,7 @@ def _condition(world: World, row: Row, before: Condition | None) -> Condition:
     new = {"reason": reason, "message": message, "observed_generation": world.job.generation}
     if before and before.status == state:
         return before.replace(**new)
-    since = world.now - timedelta(microseconds=world.now.microsecond)
-    told = {"type": kind, "status": state, "last_transition_time": since}
+    told = {"type": kind, "status": state, "last_transition_time": world.now}
     return Condition.model_validate(told | new)
 
 

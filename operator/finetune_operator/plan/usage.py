@@ -123,7 +123,7 @@ def correct(
         else attempt
         for attempt in status.attempts
     ]
-    return status.replace(attempts=mended) if mended != status.attempts else status
+    return status.replace(attempts=mended)
 
 
 def _corrected(attempt: Attempt, record: AttemptRecord, now: datetime) -> Attempt:
