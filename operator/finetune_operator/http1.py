@@ -8,7 +8,7 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -203,16 +203,24 @@ class Client:
         self._idle: list[Connection] = []
 
     async def request(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes, seconds: float
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        seconds: float,
+        allowed: Callable[[], object] = bool,
     ) -> Answer:
         """One request; TimeoutError after `seconds`, OSError when the server is away.
 
-        `target` is path and query, already encoded.
+        `target` is path and query, already encoded. `allowed` is asked once the connection is
+        open, right before the first byte; what it raises is raised, and nothing is sent.
         """
         request = self._encode(method, target, headers, body)
         async with asyncio.timeout(seconds):
             connection = self._take() or await self._connect()
             try:
+                allowed()
                 answer = await connection.send(request)
             except BaseException:
                 connection.close()

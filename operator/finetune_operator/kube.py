@@ -198,9 +198,9 @@ class Kube:
         self, method: str, path: str, query: dict[str, str], body: Object | None, content_type: str
     ) -> bytes:
         if method == "GET":
-            seconds = _LIST_TIMEOUT if "limit" in query else _TIMEOUT
+            guard, seconds = _always, _LIST_TIMEOUT if "limit" in query else _TIMEOUT
         else:
-            seconds = min(self._guard(), _TIMEOUT)
+            guard, seconds = self._guard, min(self._guard(), _TIMEOUT)
             # The server gives up too: what it has not begun by then never happens.
             query = query | {"timeout": f"{int(seconds * 1000)}ms"}
         target = f"{path}?{urlencode(query)}" if query else path
@@ -212,7 +212,8 @@ class Kube:
         }
         sent = b"" if body is None else to_json(body)
         verb = "list" if "limit" in query else _VERBS[method]
-        asked = self._client.request(method, target, headers, sent, seconds)
+        # Asked again: this process may have been paused while a connection was opened.
+        asked = self._client.request(method, target, headers, sent, seconds, guard)
         answer = await told(self._counted, verb, asked)
         if answer.status >= 300:
             raise refusal(answer.status, answer.headers.get("retry-after", ""), answer.body)

@@ -171,6 +171,29 @@ async def test_nothing_is_sent_when_little_of_the_lease_is_left(configuration, p
 
 @pytest.mark.cluster
 @pytest.mark.slow
+async def test_nothing_is_sent_when_the_lease_ended_while_the_connection_was_opened(
+    configuration, proxy
+):
+    class Paused:
+        """Asked twice: before it connects the lease is ours, after that it is not."""
+
+        left = iter((8.0, 4.0))
+
+        def __call__(self) -> float:
+            if (left := next(self.left)) < MARGIN:
+                raise LeaseLostError("paused while connecting")
+            return left
+
+    kube = Kube(configuration, Paused())
+    with pytest.raises(LeaseLostError, match="while connecting"):
+        await kube.create("/api/v1/namespaces/default/pods", {})
+    assert not proxy.seen
+    await kube.list("/api/v1/namespaces/default/pods")
+    await kube.close()
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
 async def test_a_write_is_over_before_its_lease_could_be(configuration, proxy):
     kube = Kube(configuration, lambda: 0.5)
     with proxy.fault(path="/pods", delay=20), pytest.raises(TimeoutError):

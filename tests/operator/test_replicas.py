@@ -105,6 +105,8 @@ def test_a_leader_paused_for_longer_than_its_lease_writes_nothing_more_and_ends(
 ):
     first, second = replicas
     works(api, "before")
+    # Its status and its event follow the pod; what was on its way is no write of a paused one.
+    wait_for("nothing more to write", lambda: not proxy.writes(since=time.monotonic() - 3))
     paused = time.monotonic()
     first.signal(signal.SIGSTOP)
     wait_for("the second leads", lambda: leads(api, second))
