@@ -18,7 +18,7 @@ from finetune_operator.lease import LeaseLostError
 from finetune_operator.plan import events
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Job, World
-from finetune_operator.plan.planner import plan
+from finetune_operator.plan.planner import only_prepares, plan
 from finetune_operator.queue import Key, RetryError
 from finetune_operator.reports import Reports
 from finetune_operator.settings import Settings
@@ -141,7 +141,7 @@ class Reconciler:
         )
 
     async def _refresh(self, key: Key) -> Job | None:
-        """The live job, its pods read after it; None when it is gone."""
+        """The live job, its pods read after it where they matter; None when it is gone."""
         known = self.jobs.uid(key)
         try:
             item = await self.kube.get(jobs.path(key))
@@ -155,11 +155,13 @@ class Reconciler:
             return None
         if not self.jobs.take(item, tell=False):
             return None  # its labels have moved: another operator's now
-        uid = item["metadata"]["uid"]
-        selector = f"{names.LABEL_JOB_UID}={uid}"
-        found, _ = await self.kube.list(informer.path(key[0]), labelSelector=selector)
-        self.pods.replace(found, key[0], uid, tell=False)
-        return self._read(key, item)
+        job = self._read(key, item)
+        if not only_prepares(job):
+            # The server looks through all pods of the namespace for these few.
+            selector = f"{names.LABEL_JOB_UID}={job.uid}"
+            found, _ = await self.kube.list(informer.path(key[0]), labelSelector=selector)
+            self.pods.replace(found, key[0], job.uid, tell=False)
+        return job
 
     def _read(self, key: Key, item: Object) -> Job:
         """What the server answered, which a watch may have overtaken in the cache."""

@@ -2,7 +2,7 @@
 
 from finetune_operator.plan import cleanup, gang, next_attempt, prepare, suspend
 from finetune_operator.plan.decision import Decision
-from finetune_operator.plan.observe import World
+from finetune_operator.plan.observe import Job, World
 from finetune_operator.settings import Settings
 
 
@@ -20,3 +20,12 @@ def plan(world: World, settings: Settings) -> Decision:
     if status.attempts[-1].outcome is None:
         return gang.running(world, settings)
     return next_attempt.between(world, settings)
+
+
+def only_prepares(job: Job) -> bool:
+    """Whether all that can exist of a job is its prepare pod, and that it is there may go unseen.
+
+    A gang has pods only after its commit. A prepare pod that a cache has missed cannot be made
+    twice, for its name is taken; one that ended is known by how it ended, and stays so.
+    """
+    return not (job.status.attempts or job.status.finished or job.spec.suspend)

@@ -114,6 +114,17 @@ def suspended_is_said_while_pods_exist(patch: Patch) -> None:
 
 
 @mutation
+def a_cache_is_believed_that_no_pod_is_left(patch: Patch) -> None:
+    """The pinned history that notices it is at a certain call: count again when it does not."""
+    _wrap(
+        patch,
+        suspend,
+        "hold",
+        lambda original, world, status: replace(original(world, status), commits=False),
+    )
+
+
+@mutation
 def a_vanished_pod_is_called_exact(patch: Patch) -> None:
     def sure(original: Any, *args: Any) -> Any:
         return original(*args).replace(estimated=False)

@@ -12,7 +12,7 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
         [
             Event("go"),
             Event("exit", (1, 137, True)),
-            Event("at call", (6, Event("suspend", True))),
+            Event("at call", (4, Event("suspend", True))),
             Event("watch", ("pods", "stall")),
             Event("wait", 70),
         ],
