@@ -18,6 +18,7 @@ _log = logging.getLogger("finetune.reports")
 _MOST_BYTES = 256 * 1024
 _PARALLEL = 32
 _TIMEOUT = aiohttp.ClientTimeout(total=2)
+_MOST = 100  # questions a second
 SILENT_AFTER = 30.0  # s
 
 
@@ -89,7 +90,7 @@ class Reports:
                 continue
             if gang is None or gang.attempt != target.attempt:
                 gang = self._gangs[target.job_uid] = _Gang(target.attempt, heard=now)
-            gang.due = now + self.interval * random.uniform(0.9, 1.1)
+            gang.due = now + pause(self.interval, len(self._gangs)) * random.uniform(0.9, 1.1)
             yield target
 
     async def _ask(
@@ -137,6 +138,14 @@ class Reports:
         """The job is finished or gone."""
         self._newest.pop(job_uid, None)
         self._gangs.pop(job_uid, None)
+
+
+def pause(interval: float, gangs: int) -> float:
+    """Seconds between two questions to one of so many gangs.
+
+    Many are asked less often, but never so seldom that one lost answer makes a gang seem silent.
+    """
+    return max(interval, min(gangs / _MOST, SILENT_AFTER / 3))
 
 
 def tells_more(known: Report | None, report: Report) -> bool:

@@ -5,7 +5,7 @@ import pytest
 from finetune_api.progress import Progress
 from finetune_api.run import RankHeartbeat, Report
 from finetune_operator import reports
-from finetune_operator.reports import SILENT_AFTER, Reports, Target, tells_more
+from finetune_operator.reports import SILENT_AFTER, Reports, Target, pause, tells_more
 from tests.operator.worlds import at, worker
 
 BASE = Report(
@@ -67,6 +67,14 @@ class Asked:
 def test_a_gang_is_asked_once_an_interval(monkeypatch):
     asked = Asked(monkeypatch)
     assert [asked.turn(seconds) for seconds in (0, 1, 1, 6, 1)] == [1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("interval", "gangs", "seconds"),
+    [(5, 1, 5), (5, 500, 5), (5, 800, 8), (5, 20_000, SILENT_AFTER / 3), (20, 20_000, 20)],
+)
+def test_many_gangs_are_asked_less_often(interval, gangs, seconds):
+    assert pause(interval, gangs) == seconds
 
 
 def test_silence_is_told_once_and_so_is_its_end(monkeypatch):
