@@ -209,7 +209,7 @@ class Client:
         headers: Mapping[str, str],
         body: bytes,
         seconds: float,
-        allowed: Callable[[], object] = bool,
+        allowed: Callable[[], object] | None = None,
     ) -> Answer:
         """One request; TimeoutError after `seconds`, OSError when the server is away.
 
@@ -220,7 +220,8 @@ class Client:
         async with asyncio.timeout(seconds):
             connection = self._take() or await self._connect()
             try:
-                allowed()
+                if allowed:
+                    allowed()
                 answer = await connection.send(request)
             except BaseException:
                 connection.close()

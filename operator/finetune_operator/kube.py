@@ -197,10 +197,10 @@ class Kube:
     async def _send(
         self, method: str, path: str, query: dict[str, str], body: Object | None, content_type: str
     ) -> bytes:
-        if method == "GET":
-            guard, seconds = _always, _LIST_TIMEOUT if "limit" in query else _TIMEOUT
-        else:
-            guard, seconds = self._guard, min(self._guard(), _TIMEOUT)
+        guard = None if method == "GET" else self._guard
+        seconds = _LIST_TIMEOUT if "limit" in query else _TIMEOUT
+        if guard:
+            seconds = min(guard(), seconds)
             # The server gives up too: what it has not begun by then never happens.
             query = query | {"timeout": f"{int(seconds * 1000)}ms"}
         target = f"{path}?{urlencode(query)}" if query else path
