@@ -18,7 +18,7 @@ _log = logging.getLogger("finetune.reports")
 _MOST_BYTES = 256 * 1024
 _PARALLEL = 32
 _TIMEOUT = aiohttp.ClientTimeout(total=2)
-_MOST = 100  # questions a second
+_MOST_A_SECOND = 100  # questions to all gangs together
 SILENT_AFTER = 30.0  # s
 
 
@@ -145,7 +145,7 @@ def pause(interval: float, gangs: int) -> float:
 
     Many are asked less often, but never so seldom that one lost answer makes a gang seem silent.
     """
-    return max(interval, min(gangs / _MOST, SILENT_AFTER / 3))
+    return max(interval, min(gangs / _MOST_A_SECOND, SILENT_AFTER / 3))
 
 
 def tells_more(known: Report | None, report: Report) -> bool:

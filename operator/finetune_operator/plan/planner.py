@@ -13,17 +13,17 @@ def plan(world: World, settings: Settings) -> Decision:
         return Decision(status)  # owner references clean up
     if status.finished:
         return cleanup.tidy(world)
-    if not status.attempts:
-        if world.job.spec.suspend:
-            return suspend.hold(world, status)
+    if only_prepares(world.job):
         return prepare.preparing(world, settings)
+    if not status.attempts:
+        return suspend.hold(world, status)
     if status.attempts[-1].outcome is None:
         return gang.running(world, settings)
     return next_attempt.between(world, settings)
 
 
 def only_prepares(job: Job) -> bool:
-    """Whether all that can exist of a job is its prepare pod, and that it is there may go unseen.
+    """Whether a job is before its first commit, and wants to get there: its pods need no live read.
 
     A gang has pods only after its commit. A prepare pod that a cache has missed cannot be made
     twice, for its name is taken; one that ended is known by how it ended, and stays so.
