@@ -37,8 +37,13 @@ def _words(*words: str) -> str:
     return rf"(?<![a-z])(?:{'|'.join(words)})(?![a-z])"
 
 
-# Chat turns are a term of the data format.
-_CHAT = r"trainer/(data|test_(render|shapes|families|stop_token|build|formats|prepare))|docs/.*data"
+# Where a banned word is a term of the field: the turns of a chat, the trust of certificates, ...
+_CHAT = (
+    r"trainer/(data|test_(render|shapes|families|stop_token|build|formats|prepare))|docs/.*data"
+    r"|[Cc]hat|assistant|conversation|glossary"
+)
+_TRUST = r"SECURITY|security|[Uu]ntrusted|trust bound|trust store|trustRemote|trust_remote"
+_PATIENCE = r"early_?stopping|earlyStopping|patience:|\.patience|patience="
 BANS = (
     Ban(
         _words("told", "tells?", "telling"), "report, notify, show, send, distinguish or configure"
@@ -61,15 +66,15 @@ BANS = (
         r"\bsettled\b",
     ),
     Ban(_words("condemn", "condemns", "condemned"), "mark as diverged"),
-    Ban(r"(?<![a-z])_?(?:dis)?trust(?:ed|s)?(?![a-z_])", "verify", r"SECURITY|security|[Uu]ntrusted|trust bound|trust store|trustRemote|trust_remote"),
+    Ban(r"(?<![a-z])_?(?:dis)?trust(?:ed|s)?(?![a-z_])", "verify", _TRUST),
     Ban(_words("keeper"), "retention"),
-    Ban(_words("turns"), "triggers, or rephrase", rf"{_CHAT}|[Cc]hat|assistant|conversation|glossary"),
-    Ban(_words("patiently", "patience"), "with_retries, timeout", r"early_?stopping|patience:|earlyStopping|\.patience|patience="),
+    Ban(_words("turns"), "triggers, or rephrase", _CHAT),
+    Ban(_words("patiently", "patience"), "with_retries, timeout", _PATIENCE),
     Ban(r"(?<!there )(?<!there_)\bis no (?!longer\b|more\b|one\b)[a-z]", "is not a ..."),
     Ban(r"\bAbsent[:,]", "Default: ..., or: if unset, ..."),
     Ban(r", for (?:it|they|he|its|their|one|nothing|whatever|who)\b", ", because ..."),
     Ban(r"\bin vain\b", "without effect"),
-)  # fmt: skip
+)
 
 
 def tracked() -> list[str]:

@@ -17,11 +17,10 @@ from kubernetes import config
 from urllib3 import PoolManager
 from urllib3.exceptions import HTTPError
 
+from finetune_api.base import Object
 from finetune_local.cache import TREE
 from finetune_local.cluster import IMAGE, Cluster, ClusterError, die_with_parent
 from finetune_operator import informer, jobs
-
-Object = dict[str, Any]
 
 
 def install(cluster: Cluster) -> None:

@@ -8,7 +8,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pydantic.alias_generators import to_camel
 
 API_GROUP = "finetune.dev"
-API_VERSION = "finetune.dev/v1alpha1"
+VERSION = "v1alpha1"
+API_VERSION = f"{API_GROUP}/{VERSION}"
+
+Object = dict[str, Any]
+"""An API object as JSON has it."""
 
 
 class Message(BaseModel):

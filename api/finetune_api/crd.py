@@ -11,13 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from finetune_api.base import API_GROUP
+from finetune_api.base import API_GROUP, VERSION
 from finetune_api.names import KIND, PLURAL
 from finetune_api.schema import Rule
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
-VERSION = "v1alpha1"
 NAME_RULE = Rule(
     "oldSelf.hasValue() || self.metadata.name.size() <= 52 && "
     "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",

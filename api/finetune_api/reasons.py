@@ -1,8 +1,8 @@
 """Every reason that a job, a condition or an event of this project can show, and what it means.
 
-Reasons of Kubernetes itself (`ImagePullBackOff`, `Evicted` with a kubelet's text, ...) are passed on
-unchanged and are not listed here, unless this project reports them as well. docs/failures.md says
-for each reason what was done and what to do.
+Reasons of Kubernetes itself (`ImagePullBackOff`, `Evicted` with a kubelet's text, ...) are passed
+on unchanged and are not listed here, unless this project reports them as well. docs/failures.md
+says for each reason what was done and what to do.
 """
 
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ STORAGE_NOT_WRITABLE = _reason(
     "StorageNotWritable", "Storage cannot be written or is too small.", ends_attempt=True
 )
 STOPPED = _reason("Stopped", "A worker saved and ended without a request.", ends_attempt=True)
-NOT_PERMITTED = _reason("NotPermitted", "Credentials or permissions are missing.", ends_attempt=True)
+NOT_PERMITTED = _reason("NotPermitted", "Credentials or rights are missing.", ends_attempt=True)
 ENVIRONMENT_UNUSABLE = _reason(
     "EnvironmentUnusable", "A node, or the software on it, is not usable.", ends_attempt=True
 )

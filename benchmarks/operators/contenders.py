@@ -11,10 +11,9 @@ from typing import Any, Protocol
 
 from benchmarks.operators import peer
 
+from finetune_api.base import Object
 from finetune_local.cache import TREE
 from finetune_local.cluster import IMAGE, Cluster, ClusterError, die_with_parent
-
-Object = dict[str, Any]
 
 
 class Contender(Protocol):

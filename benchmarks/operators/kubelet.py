@@ -14,10 +14,10 @@ from typing import TextIO
 
 from aiohttp import web
 from benchmarks.operators import sandbox
-from benchmarks.operators.api import MERGE, Api, Object, RefusedError
+from benchmarks.operators.api import MERGE, Api, RefusedError
 
 from finetune_api import names
-from finetune_api.base import format_time
+from finetune_api.base import Object, format_time
 from finetune_api.progress import DataSummary, Progress, StepLedger
 from finetune_api.run import PrepareResult, RankHeartbeat, Report, Result
 

@@ -9,7 +9,7 @@ from kubernetes import client
 from kubernetes.client.rest import ApiException
 
 from finetune_api import names
-from finetune_api.base import API_GROUP
+from finetune_api.base import API_GROUP, VERSION, Object
 from finetune_cli.errors import (
     AwayError,
     CliError,
@@ -19,8 +19,6 @@ from finetune_cli.errors import (
 )
 from finetune_cli.kubeconfig import Place, load
 
-Object = dict[str, Any]
-_VERSION = "v1alpha1"
 _TIMEOUT = (5, 15)  # s: connect, read
 
 
@@ -39,7 +37,7 @@ class Cluster:
             job: Object = self._ask(
                 lambda: self._custom.get_namespaced_custom_object(
                     API_GROUP,
-                    _VERSION,
+                    VERSION,
                     self.namespace,
                     names.PLURAL,
                     name,
@@ -57,7 +55,7 @@ class Cluster:
         try:
             listed = self._ask(
                 lambda: self._custom.list_namespaced_custom_object(
-                    API_GROUP, _VERSION, self.namespace, names.PLURAL, _request_timeout=_TIMEOUT
+                    API_GROUP, VERSION, self.namespace, names.PLURAL, _request_timeout=_TIMEOUT
                 ),
                 "list finetunejobs",
             )

@@ -3,13 +3,12 @@
 import sys
 import time
 from dataclasses import dataclass, replace
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_cli.cluster import Cluster
 from finetune_cli.errors import AwayError, MissingError
 from finetune_cli.select import Wanted, pick, state
 
-Object = dict[str, Any]
 _INTERVAL = 1.0  # s
 _END = 4096  # bytes
 

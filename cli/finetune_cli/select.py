@@ -1,12 +1,10 @@
 """Choosing a pod of a job (pure)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from finetune_api import names
+from finetune_api.base import Object
 from finetune_cli.errors import CliError
-
-Object = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from finetune_api.base import Object
 from finetune_api.status import FineTuneJobStatus
+from finetune_api.text import duration
 
-Object = dict[str, Any]
 _COLOURS = {"Succeeded": "green", "Failed": "red", "Restarting": "yellow", "Running": "cyan"}
 _NO_TIME = "1970-01-01T00:00:00Z"
 _EVENTS = 5
@@ -67,18 +68,6 @@ def moment(event: Object) -> datetime:
     made = event["metadata"].get("creationTimestamp")
     found = next((time for time in (*times, made) if time), _NO_TIME)
     return datetime.fromisoformat(found).astimezone(UTC)
-
-
-def duration(seconds: float) -> str:
-    """48s, 12m, 1h7m, 2d3h."""
-    whole = max(0, int(seconds))
-    if whole < 90:
-        return f"{whole}s"
-    minutes = whole // 60
-    if minutes < 60:
-        return f"{minutes}m"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours}h{rest}m" if hours < 24 else f"{hours // 24}d{hours % 24}h"
 
 
 def _state(shot: Snapshot) -> str:

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.live import Live
 
+from finetune_api.base import Object
 from finetune_cli import view
 from finetune_cli.cluster import Cluster
 from finetune_cli.errors import AwayError, CliError, ForbiddenError, NoSuchJobError
-from finetune_cli.view import Object, Snapshot
+from finetune_cli.view import Snapshot
 
 _INTERVAL = 1.0  # s
 

@@ -5,9 +5,9 @@ import logging
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from finetune_api.base import API_VERSION, format_time
+from finetune_api.base import API_VERSION, Object, format_time
 from finetune_api.names import KIND
-from finetune_operator.kube import TRANSIENT, ApiError, Object, Requests
+from finetune_operator.kube import TRANSIENT, ApiError, Requests
 from finetune_operator.plan.events import Event
 from finetune_operator.plan.observe import Job
 

@@ -6,8 +6,9 @@ deleted. Deletes carry the uid: a new object of the same name is never hit.
 
 import asyncio
 
+from finetune_api.base import Object
 from finetune_operator import jobs
-from finetune_operator.kube import ApiError, Object, Requests
+from finetune_operator.kube import ApiError, Requests
 from finetune_operator.plan.decision import Check, Delete
 from finetune_operator.plan.observe import Job, Refusal
 

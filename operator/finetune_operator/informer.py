@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from finetune_api import names
+from finetune_api.base import Object
 from finetune_operator.health import Heart
-from finetune_operator.kube import TRANSIENT, ApiError, Kube, Object, backoff
+from finetune_operator.kube import TRANSIENT, ApiError, Kube, backoff
 from finetune_operator.plan.observe import Job, Pod
 from finetune_operator.queue import Key
 

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from finetune_api.base import API_VERSION
+from finetune_api.base import API_VERSION, Object
 from finetune_api.names import PLURAL
-from finetune_operator.kube import Object
 from finetune_operator.plan.observe import Job
 from finetune_operator.queue import Key
 from finetune_operator.selector import Selector

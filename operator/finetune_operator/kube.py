@@ -17,10 +17,10 @@ from urllib.parse import urlencode
 import aiohttp
 from pydantic_core import from_json, to_json
 
+from finetune_api.base import Object
 from finetune_operator import http1
 from finetune_operator.access import Credentials, open_session, tls_context
 
-Object = dict[str, Any]
 _PAGE = 500
 _JSON, _MERGE = "application/json", "application/merge-patch+json"
 _METADATA = f"{_JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1, {_JSON}"

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from finetune_operator.kube import TRANSIENT, ApiError, Kube, Object
+from finetune_api.base import Object
+from finetune_operator.kube import TRANSIENT, ApiError, Kube
 from finetune_operator.settings import LeaseSettings
 
 _log = logging.getLogger("finetune.lease")

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from finetune_api import names
+from finetune_api.base import Object
 from finetune_operator import execute, informer, jobs
 from finetune_operator.events import Recorder
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
-from finetune_operator.kube import TRANSIENT, ApiError, Object, Requests
+from finetune_operator.kube import TRANSIENT, ApiError, Requests
 from finetune_operator.lease import LeaseLostError
 from finetune_operator.plan import events
 from finetune_operator.plan.decision import Decision

@@ -10,7 +10,6 @@ from finetune_api.status import Attempt, Condition, FineTuneJobStatus
 from finetune_operator.plan.usage import PROOF_INTERVAL
 from finetune_operator.queue import Key
 
-Object = dict[str, Any]
 _PER_SECOND = 20.0  # writes of progress, over all jobs
 # Computed when written, never a reason to write.
 _DERIVED = {"message", "display", "usage"}

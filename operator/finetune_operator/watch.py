@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import kopf
 
-from finetune_api.base import API_GROUP, API_VERSION
+from finetune_api.base import API_GROUP, API_VERSION, VERSION
 from finetune_api.names import PLURAL
 from finetune_operator import jobs as paths
 from finetune_operator.access import open_session
@@ -149,7 +149,7 @@ def _registry(jobs: Jobs, configuration: Any, pulse: "_Pulse") -> kopf.OperatorR
         session = open_session(configuration, pulse)
         return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
 
-    @kopf.on.event(API_GROUP, "v1alpha1", PLURAL, registry=registry)
+    @kopf.on.event(API_GROUP, VERSION, PLURAL, registry=registry)
     async def event(event: kopf.RawEvent, **_: Any) -> None:
         item = dict(event["object"])
         if event["type"] == "DELETED":

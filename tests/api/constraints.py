@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-Object = dict[str, Any]
+from finetune_api.base import Object
+
 Path = tuple[str | int, ...]
 # What stands in the way of a field that the full manifest leaves out.
 RIVALS = {

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-Object = dict[str, Any]
+from finetune_api.base import Object
+
 # What is wrong for an input as well.
 BAD_SOURCES = (
     "x",

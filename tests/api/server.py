@@ -3,12 +3,11 @@
 import http.client
 import json
 import ssl
-from typing import Any
 from urllib.parse import urlsplit
 
+from finetune_api.base import Object
 from finetune_local.cluster import Cluster
 
-Object = dict[str, Any]
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/default/finetunejobs"
 
 

@@ -6,17 +6,16 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from finetune_api.base import Object
 from finetune_local import go_tool
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from finetune_local.ports import free_port
 from tests.installed import Operator, wait_for
 
-Object = dict[str, Any]
 CHART = TREE / "charts" / "finetune-operator"
 VERSION: str = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
 # What a cluster has once, however many operators.

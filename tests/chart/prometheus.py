@@ -8,16 +8,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from finetune_api.base import Object
 from finetune_local import debian_tool
 from finetune_local.cluster import die_with_parent
 from finetune_local.ports import free_port
 from tests.installed import wait_for
-
-Object = dict[str, Any]
 
 
 class Prometheus:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from finetune_api.base import Object
 from finetune_local.cluster import IMAGE, Cluster
 from finetune_local.ports import free_port
-from tests.chart.helm import Helm, Object, find
+from tests.chart.helm import Helm, find
 from tests.installed import ready, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.build import binaries
 from finetune_local.cluster import IMAGE, Cluster, ClusterError
 from finetune_operator import informer
 from tests.installed import ask, wait_for
-
-Object = dict[str, Any]
 
 
 def container(script: str, name: str = "main", **changes: Any) -> Object:

@@ -1,13 +1,11 @@
 """A scripted kubelet: moves pods of the API server through their lives, as a test says."""
 
 import json
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.cluster import Cluster
 from tests.installed import pods
 from tests.operator import podstatus
-
-Object = dict[str, Any]
 
 
 class Kubelet:

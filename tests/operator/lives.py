@@ -12,12 +12,12 @@ from typing import Any
 
 from kubernetes import client, config
 
+from finetune_api.base import Object
 from finetune_local.cluster import Cluster
 from finetune_operator.kube import ApiError, Kube
 from tests.operator import podstatus
 from tests.operator.worlds import OUTPUT, make_spec, prepared, progressed, result
 
-Object = dict[str, Any]
 NODE = "scripted-node"
 PATIENCE = 120.0  # s until a step of a life must have been seen
 _JOBS = "/apis/finetune.dev/v1alpha1"

@@ -1,11 +1,8 @@
 """Statuses of pods as a kubelet writes them."""
 
 from datetime import UTC, datetime
-from typing import Any
 
-from finetune_api.base import format_time
-
-Object = dict[str, Any]
+from finetune_api.base import Object, format_time
 
 
 def running(address: str = "127.0.0.1") -> Object:

@@ -9,12 +9,13 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_api.base import Object
 from finetune_operator import informer
 from finetune_operator.events import Recorder
 from finetune_operator.health import Health
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs, collection
-from finetune_operator.kube import Kube, Object
+from finetune_operator.kube import Kube
 from finetune_operator.queue import Queue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.reports import Reports

@@ -9,9 +9,10 @@ import random
 
 import pytest
 
+from finetune_api.base import Object
 from finetune_local.cluster import Cluster
 from tests.installed import Operator, install
-from tests.operator.lives import Life, Object, View, viewed
+from tests.operator.lives import Life, View, viewed
 from tests.operator.stopping import StoppingKube, operate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

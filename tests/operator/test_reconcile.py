@@ -2,10 +2,10 @@
 
 import pytest
 
+from finetune_api.base import Object
 from finetune_operator.queue import RetryError
 from tests.operator.simulator.api import FAULTS, Api, BeforeAnswer
 from tests.operator.simulator.events import Config, Event
-from tests.operator.simulator.store import Object
 from tests.operator.simulator.world import KEY, World
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_api.base import Object
 from finetune_api.names import REPORT_PORT
 
-Object = dict[str, Any]
 Writer = asyncio.StreamWriter
 MIB = 2**20
 

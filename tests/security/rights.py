@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from finetune_api.base import Object
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from finetune_operator.kube import ApiError
@@ -24,7 +24,6 @@ from tests.operator.lives import Life, viewed
 from tests.operator.worlds import make_spec
 from tests.security.audit import Asked, Right, read, user
 
-Object = dict[str, Any]
 NAMESPACE, ACCOUNT = "finetune-system", "finetune-operator"
 LEASE = {"LEASE_NAMESPACE": NAMESPACE, "LEASE_NAME": ACCOUNT, "LEASE_DURATION_SECONDS": "10"}
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-Object = dict[str, Any]
+from finetune_api.base import Object
+
 LEVEL = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 

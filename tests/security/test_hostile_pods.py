@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.base import Object
 from finetune_local.cluster import Cluster, ClusterError
 from tests.installed import Operator, install
 from tests.operator import podstatus
@@ -25,7 +26,6 @@ from tests.security.hostile import HUGE, TEXTS, Worker, honest
 from tests.security.test_restricted import viewed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
-Object = dict[str, Any]
 TRAP = "127.255.95.250"
 NAN, INFINITY = float("nan"), float("inf")
 

@@ -4,10 +4,10 @@ import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
+from finetune_api.base import Object
 from finetune_local.cluster import Cluster, ClusterError
 from finetune_operator.plan import pods
 from tests.chart.helm import Helm, find
@@ -20,7 +20,6 @@ from tests.security.templates import ADMITTED, LEVEL, REFUSED
 
 pytestmark = pytest.mark.cluster
 SPACE = "restricted"
-Object = dict[str, Any]
 
 
 @pytest.fixture(scope="module")

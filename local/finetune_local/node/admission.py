@@ -1,11 +1,8 @@
 """Whether a pod fits on this node, as the kubelet asks before it starts anything (pure)."""
 
-from typing import Any
-
+from finetune_api.base import Object
 from finetune_local.node.images import RefusedError
 from finetune_local.node.register import DEVICE
-
-Object = dict[str, Any]
 
 
 def refusal(pod: Object, others: list[Object], devices: int) -> RefusedError | None:

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 from pathlib import Path
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node import admission, hosts, leftovers, volumes
 from finetune_local.node.addresses import Addresses
 from finetune_local.node.api import TRANSIENT, Api, ApiError
@@ -14,7 +14,6 @@ from finetune_local.node.lookup import look_up
 from finetune_local.node.names import Names
 from finetune_local.node.pod import Pod
 
-Object = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 

@@ -5,12 +5,12 @@ import json
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
 
-Object = dict[str, Any]
+from finetune_api.base import Object
+
 _MERGE = "application/merge-patch+json"
 
 

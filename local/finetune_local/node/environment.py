@@ -5,7 +5,8 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-Object = dict[str, Any]
+from finetune_api.base import Object
+
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_.-][A-Za-z0-9_.-]*)\)")
 
 

@@ -2,13 +2,12 @@
 
 import logging
 from datetime import UTC, datetime
-from typing import Any
 from uuid import uuid4
 
+from finetune_api.base import Object
 from finetune_local.node.api import TRANSIENT, Api, ApiError
 from finetune_local.node.status import stamp
 
-Object = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 

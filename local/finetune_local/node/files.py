@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node.api import Api
 from finetune_local.node.environment import Lookup, UnresolvedError, field
 
-Object = dict[str, Any]
 _MODE = 0o644  # of the kubelet
 
 

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-Object = dict[str, Any]
+from finetune_api.base import Object
+
 DOMAIN = "cluster.local"
 
 

@@ -3,11 +3,10 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node.environment import UnresolvedError
 
-Object = dict[str, Any]
 _NOT_OFFERED = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "volumeDevices")
 
 

@@ -1,15 +1,13 @@
 """What a container is started with, from the pod's specification."""
 
 from pathlib import Path
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node import images, volumes
 from finetune_local.node.container import Launch
 from finetune_local.node.environment import Lookup, environment, expand
 from finetune_local.node.images import Image
 from finetune_local.node.volumes import Volume
-
-Object = dict[str, Any]
 
 
 async def launch(

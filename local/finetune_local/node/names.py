@@ -3,11 +3,10 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node.api import TRANSIENT, Api, ApiError
 
-Object = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 

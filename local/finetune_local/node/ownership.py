@@ -6,11 +6,10 @@ machine, which each container sees as its own; so the group need not be changed,
 
 import os
 from pathlib import Path
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node.environment import UnresolvedError
 
-Object = dict[str, Any]
 _FILE, _FOLDER = 0o660, 0o2770  # what the kubelet adds
 
 

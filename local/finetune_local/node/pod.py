@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node import images, restore, volumes
 from finetune_local.node.api import TRANSIENT, Api, ApiError
 from finetune_local.node.container import Container
@@ -18,7 +18,6 @@ from finetune_local.node.launch import launch
 from finetune_local.node.reporter import Reporter
 from finetune_local.node.status import PodState, State, phase
 
-Object = dict[str, Any]
 _RETRY = 1.0  # s between looks for what is missing
 _IMAGE_RETRY = 3.0
 _log = logging.getLogger(__name__)

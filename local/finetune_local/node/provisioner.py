@@ -4,11 +4,10 @@ import asyncio
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node.api import TRANSIENT, Api, ApiError
 
-Object = dict[str, Any]
 PROVISIONER = "finetune.dev/local"
 _log = logging.getLogger(__name__)
 

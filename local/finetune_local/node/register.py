@@ -5,12 +5,11 @@ import logging
 import os
 import platform
 from datetime import UTC, datetime
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node.api import TRANSIENT, Api, ApiError
 from finetune_local.node.status import stamp
 
-Object = dict[str, Any]
 DEVICE = "finetune.dev/cpu-device"
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 _log = logging.getLogger(__name__)

@@ -4,12 +4,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node.api import TRANSIENT, Api, ApiError
 from finetune_local.node.status import PodState, status
 
-Object = dict[str, Any]
 _RETRY = 1.0  # s
 _log = logging.getLogger(__name__)
 

@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node import record
 from finetune_local.node.record import Ended
 from finetune_local.node.status import State
 
-Object = dict[str, Any]
 _KILLED = 137
 
 

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node.record import Ended
 
-Object = dict[str, Any]
 _OURS = ("Initialized", "ContainersReady", "Ready")
 
 

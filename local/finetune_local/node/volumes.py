@@ -5,14 +5,12 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from finetune_api.base import Object
 from finetune_local.node import files, ownership
 from finetune_local.node.api import Api, ApiError
 from finetune_local.node.environment import Lookup, UnresolvedError
 from finetune_local.node.files import Files
-
-Object = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from datetime import timedelta
 
 from finetune_api.spec import RunPolicy
 from finetune_api.status import Attempt, FineTuneJobStatus
-from finetune_operator.plan.describe import duration, waiting
+from finetune_api.text import duration
+from finetune_operator.plan.describe import waiting
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.stops import ACTIVE_DEADLINE, HANG, START_DEADLINE, Stop
 

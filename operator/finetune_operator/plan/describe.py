@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from finetune_api.progress import Stage
 from finetune_api.status import Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
+from finetune_api.text import duration
 from finetune_operator.plan.observe import Pod, World
 
 GATED = "SchedulingGated"
@@ -101,20 +102,6 @@ def _progress_sentence(status: FineTuneJobStatus, situation: Situation) -> str:
     if situation.reason == "ReportUnreachable":
         parts.append("worker 0 runs but its report on port 29600 cannot be read from here")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Short text for a person: 48s, 12m, 1h7m, 2d3h."""
-    whole = int(seconds)
-    if whole < 90:
-        return f"{whole}s"
-    minutes = whole // 60
-    if minutes < 60:
-        return f"{minutes}m"
-    hours, rest = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours}h{rest}m"
-    return f"{hours // 24}d{hours % 24}h"
 
 
 def _loss(value: float) -> str:

@@ -5,10 +5,11 @@ storage, is why two gangs never train at once.
 """
 
 from finetune_api.status import Attempt, FineTuneJobStatus
+from finetune_api.text import duration
 from finetune_operator.plan import attempts, ending, resolve, restart, suspend, usage
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, Check, Decision
-from finetune_operator.plan.describe import Situation, describe, duration
+from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.finish import failed, succeeded
 from finetune_operator.plan.observe import World, last_words
 from finetune_operator.plan.template import UnrenderableError

@@ -3,17 +3,13 @@
 from dataclasses import dataclass, replace
 from datetime import datetime
 from sys import intern
-from typing import Any
 
 from finetune_api import names
-from finetune_api.base import clean
+from finetune_api.base import Object, clean
 from finetune_api.run import Report, Result
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.plan import older
-
-Object = dict[str, Any]
-
 
 LOST = 60.0  # s after its deletion was due: nobody will confirm a pod's end any more
 

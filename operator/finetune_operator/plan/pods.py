@@ -3,17 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any
 
 from finetune_api import names
-from finetune_api.base import API_VERSION
+from finetune_api.base import API_VERSION, Object
 from finetune_api.run import RunConfig
 from finetune_api.spec import DataSource
 from finetune_api.uri import ClaimPath, is_claim
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.template import UnrenderableError, merged_into
 
-Object = dict[str, Any]
 _HARDENED: Object = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},

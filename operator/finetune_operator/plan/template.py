@@ -6,7 +6,8 @@ a pod's: a string where a list belongs must end in a message, not in the operato
 
 from typing import Any
 
-Object = dict[str, Any]
+from finetune_api.base import Object
+
 _MOST_LEVELS = 32  # a pod has about a dozen
 
 _CONTAINER: Object = {

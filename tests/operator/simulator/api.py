@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_api.base import Object
 from finetune_operator.kube import ApiError
-from tests.operator.simulator.store import Object, Store, parse
+from tests.operator.simulator.store import Store, parse
 
 
 class Crash(BaseException):

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
+from finetune_api.base import Object
 from tests.operator import worlds
 from tests.operator.simulator.api import FAULTS, BeforeAnswer
-from tests.operator.simulator.store import JOBS, PODS, Object
+from tests.operator.simulator.store import JOBS, PODS
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World

@@ -11,10 +11,11 @@ from functools import lru_cache
 from typing import Any
 
 from finetune_api import names
+from finetune_api.base import Object
 from tests.operator import worlds
 from tests.operator.simulator.clock import START, Clock
 from tests.operator.simulator.storage import Run
-from tests.operator.simulator.store import PODS, TERMINAL, Object, Store
+from tests.operator.simulator.store import PODS, TERMINAL, Store
 
 TOTAL_STEPS = 1_000_000
 STOPPED, FENCED, PEER_LOST, KILLED = 75, 79, 88, 137

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from finetune_api.base import Object
 from finetune_operator.kube import ApiError
 from tests.operator.merge import merged
 from tests.operator.simulator.clock import Clock
 
-Object = dict[str, Any]
 JOBS, PODS = "finetunejobs", "pods"
 TERMINAL = ("Succeeded", "Failed")  # phases of a pod
 

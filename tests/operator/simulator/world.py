@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from finetune_api.base import Object
 from tests.operator.simulator import events, invariants
 from tests.operator.simulator.api import Crash, Wire
 from tests.operator.simulator.clock import Clock
@@ -11,7 +12,7 @@ from tests.operator.simulator.controller import Controller
 from tests.operator.simulator.events import Config, Event
 from tests.operator.simulator.node import Nodes
 from tests.operator.simulator.reports import SimulatedReports
-from tests.operator.simulator.store import JOBS, PODS, Change, Object, Store
+from tests.operator.simulator.store import JOBS, PODS, Change, Store
 
 KEY = ("default", "a")
 _ROUNDS = 80

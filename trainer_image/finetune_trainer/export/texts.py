@@ -11,11 +11,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from finetune_api.base import Object
 from finetune_trainer import stop_token
 from finetune_trainer.export.contents import Contents
 from finetune_trainer.vocabulary import as_list
 
-Object = dict[str, Any]
 # Weights are not among them: a second set (consolidated*.safetensors, *.bin, an optimizer's state)
 # would be loaded instead of ours by one server or another.
 _COPIED = (

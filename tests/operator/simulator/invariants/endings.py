@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from finetune_api import names
+from finetune_api.base import Object
 from tests.operator.simulator.invariants.looking import (
     attempt_of,
     attempts_of,
@@ -15,7 +16,7 @@ from tests.operator.simulator.invariants.looking import (
     true_seconds,
 )
 from tests.operator.simulator.invariants.registry import always
-from tests.operator.simulator.store import PODS, Object
+from tests.operator.simulator.store import PODS
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World

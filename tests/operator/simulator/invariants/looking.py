@@ -4,8 +4,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from finetune_api import names
+from finetune_api.base import Object
 from finetune_operator.plan.observe import LOST
-from tests.operator.simulator.store import PODS, TERMINAL, Change, Object
+from tests.operator.simulator.store import PODS, TERMINAL, Change
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
