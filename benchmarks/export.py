@@ -36,12 +36,12 @@ import xxhash
 from finetune_api.progress import DataSummary, Plan
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest, ManifestEntry
-from finetune_trainer import export, fence, model, tensor_file
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
-from finetune_trainer.export import contents, weights
-from finetune_trainer.paths import RunPaths
-from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.common.reporter import SilentReporter
+from finetune_trainer.export import contents, model_export, weights
+from finetune_trainer.run_dir import fence, tensor_file
+from finetune_trainer.run_dir.paths import RunPaths
 
 # Millions of parameters -> hidden size, MLP size, layers, heads, key-value heads (Llama, tied).
 SHAPES = {135: (576, 1536, 30, 9, 3), 540: (1152, 3072, 31, 18, 6)}
@@ -117,7 +117,7 @@ def make(folder: Path, size: int) -> int:
     paths = RunPaths.of(run)
     paths.storage.mkdir(parents=True)
     make_base(paths.model, size)
-    shapes = model.parameters(paths.model, "model")
+    shapes = folder.parameters(paths.model, "model")
     entries = [tensor_file.Entry(n, tuple(s), torch.bfloat16) for n, s in shapes.items()]
     tensor_file.write_pieces(
         paths.model / "model.safetensors",
@@ -203,7 +203,7 @@ def measured(part: str, folder: Path) -> dict[str, float]:
     watch = Watch()
     began = time.monotonic()
     if part == "export":
-        export.run(run, paths, SilentReporter(), 1)
+        model_export.run(run, paths, SilentReporter(), 1)
         out = paths.final
     else:
         found = store.read_manifest(paths.checkpoint(1, 1))

@@ -17,10 +17,10 @@ import time
 import numpy as np
 import torch
 
-from finetune_trainer import attention, batch
-from finetune_trainer.batch import Batch
 from finetune_trainer.data.rows import Row
-from finetune_trainer.lm import LanguageModel
+from finetune_trainer.model import attention, batch
+from finetune_trainer.model.batch import Batch
+from finetune_trainer.model.language_model import LanguageModel
 
 _CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from benchmarks.trainers.gang import Gang, read
 from benchmarks.trainers.measured import Measured, Step
 from benchmarks.trainers.workload import ADDRESS, Workload, plan
 
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.run_dir.paths import RunPaths
 
 _STEP = re.compile(r"^(\S+ \S+) \[rank 0\] step (\d+) of", re.MULTILINE)
 

@@ -17,9 +17,9 @@ from finetune_api.progress import Plan
 from finetune_api.run import Result, RunConfig
 from finetune_local.cache import cache_folder
 from finetune_local.demo import inputs
-from finetune_trainer import prepared
+from finetune_trainer.data import prepared
 from finetune_trainer.data.rows import Row, Rows
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.run_dir.paths import RunPaths
 
 LEARNING_RATE = 1e-5
 ADDRESS = f"127.249.{os.getpid() % 250}.1"  # of our pod: a store and a report are served there

@@ -8,9 +8,9 @@ import pytest
 from finetune_api.run import RunConfig
 from finetune_api.spec import Optimizer
 from finetune_local.cache import TREE
-from finetune_trainer import room
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.prepare import disk_space
+from finetune_trainer.run_dir.paths import RunPaths
 from tests.docs.pages import code, page, rows, sections
 
 PAGE = sections(page("storage"))
@@ -36,7 +36,7 @@ def test_a_run_needs_the_room_that_the_page_says(tmp_path: Path) -> None:
     paths = RunPaths.of(config)
     paths.storage.mkdir()
     with pytest.raises(TrainerError) as caught:
-        room.check(config, paths, int(PARAMETERS * VAST))
+        disk_space.check(config, paths, int(PARAMETERS * VAST))
     found = re.search(
         r"needs (\S+) GB: up to (\d) checkpoints of (\S+) GB .* model of (\S+) GB",
         caught.value.message,

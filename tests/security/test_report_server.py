@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from finetune_api.run import Report
-from finetune_trainer import report_server
+from finetune_trainer.pod import report_server
 
 ADDRESS = ("127.255.96.1", 29600)
 SECRET = "hf_s3cr3t"

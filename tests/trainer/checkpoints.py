@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from finetune_api.storage import Manifest, ManifestEntry
 from finetune_trainer.checkpoint import store
-from finetune_trainer.data import digest
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.run_dir import digest
+from finetune_trainer.run_dir.paths import RunPaths
 
 DIGEST = "run-digest"
 

@@ -91,9 +91,8 @@ class Pulse:
 
 
 def main() -> None:
-    from finetune_trainer import remote
-    from finetune_trainer.errors import TrainerError
-    from finetune_trainer.remote import network
+    from finetune_trainer.common.errors import TrainerError
+    from finetune_trainer.sources import network, remote
 
     logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
     network.WAITS = (0.01,) * 3

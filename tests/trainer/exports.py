@@ -9,9 +9,10 @@ import torch
 
 from finetune_api.progress import DataSummary, SourceSummary
 from finetune_api.run import RunConfig
-from finetune_trainer import export, fence
-from finetune_trainer.paths import RunPaths
-from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.common.reporter import SilentReporter
+from finetune_trainer.export import model_export
+from finetune_trainer.run_dir import fence
+from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import weights
 from tests.trainer.checkpoints import DIGEST, write_checkpoint
 from tests.trainer.gang import make_plan
@@ -64,7 +65,7 @@ def save(config: RunConfig, masters: Masters, step: int = STEPS) -> None:
 def run(config: RunConfig, epoch: int = 1) -> RunPaths:
     """Export; nothing is left beside `final`."""
     paths = RunPaths.of(config)
-    output = export.run(config, paths, SilentReporter(), epoch, STEPS)
+    output = model_export.run(config, paths, SilentReporter(), epoch, STEPS)
     assert output.verified
     assert not list(paths.storage.glob("final.*"))
     return paths

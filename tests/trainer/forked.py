@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.progress import Plan
-from finetune_trainer import fence
+from finetune_trainer.run_dir import fence
 from tests.trainer import gang, weights
 from tests.trainer.preloaded import nursery
 

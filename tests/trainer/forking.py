@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from finetune_trainer import processes
+from finetune_trainer.pod import processes
 
 _PR_SET_NAME = 15
 

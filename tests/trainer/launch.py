@@ -18,16 +18,17 @@ import torch.distributed as dist
 
 from finetune_api.progress import Progress, Stage
 from finetune_api.run import RunConfig
-from finetune_trainer import lm, rendezvous
 from finetune_trainer.checkpoint import choose
 from finetune_trainer.checkpoint.write import Owner
-from finetune_trainer.engine import Engine
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.loop import Loop
-from finetune_trainer.paths import RunPaths
-from finetune_trainer.rendezvous import Place
-from finetune_trainer.reporter import SilentReporter
-from finetune_trainer.stop_signal import StopSignal
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.reporter import SilentReporter
+from finetune_trainer.common.stop_signal import StopSignal
+from finetune_trainer.model import language_model
+from finetune_trainer.model.engine import Engine
+from finetune_trainer.run_dir.paths import RunPaths
+from finetune_trainer.training import rendezvous
+from finetune_trainer.training.loop import Loop
+from finetune_trainer.training.rendezvous import Place
 
 
 class Recorder(SilentReporter):
@@ -55,7 +56,7 @@ def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str,
     assert plan is not None
     paths = RunPaths.of(config)
     dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
-    engine = Engine(lm.load(paths.model, dtype), config.training, plan)
+    engine = Engine(language_model.load(paths.model, dtype), config.training, plan)
     if case.get("spoilRank") == dist.get_rank():
         spoil(engine)
     stop = StopSignal()

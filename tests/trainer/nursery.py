@@ -20,19 +20,23 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_local.machine import die_with_parent
-from finetune_trainer import garbage
+from finetune_trainer.common import garbage_collection
 from tests.trainer import forking
 
 
 def main() -> None:
     """Serve until stdin ends."""
-    garbage.hold()
+    garbage_collection.hold()
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    from finetune_trainer import attempt, deepspeed_import, export, prepare, supervisor  # noqa: F401
+    from finetune_trainer.export import model_export  # noqa: F401
+    from finetune_trainer.model import deepspeed_import
+    from finetune_trainer.pod import supervisor  # noqa: F401
+    from finetune_trainer.prepare import preparation  # noqa: F401
+    from finetune_trainer.training import attempt  # noqa: F401
 
     deepspeed_import.load()
-    garbage.settle()  # and no rank walks over it, which would copy its pages
+    garbage_collection.settle()  # and no rank walks over it, which would copy its pages
 
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -71,7 +75,7 @@ def _become_rank(request: dict[str, Any]) -> None:
         _crash_at(request["crash"])
     if request["late"]:
         _publish_late(request["late"])
-    from finetune_trainer import attempt
+    from finetune_trainer.training import attempt
 
     attempt.main()
     os._exit(0)
@@ -108,7 +112,7 @@ def _publish_late(seconds: float) -> None:
 
 def _crash_at(number: int) -> None:
     """SIGKILL at the n-th moment; each call has one before and one after it."""
-    from finetune_trainer import tensor_file
+    from finetune_trainer.run_dir import tensor_file
 
     left = number
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from finetune_api.run import PrepareResult, RunConfig
-from finetune_trainer import prepare
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.reporter import SilentReporter
 from finetune_trainer.data import build
 from finetune_trainer.data.rows import Rows
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.paths import RunPaths
-from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.prepare import preparation
+from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import tiny
 from tests.trainer.test_formats import write_parquet
 
@@ -26,7 +26,7 @@ Configure = Callable[..., RunConfig]
 
 
 def run(config: RunConfig) -> PrepareResult:
-    return prepare.run(config, SilentReporter())
+    return preparation.run(config, SilentReporter())
 
 
 def refusal(config: RunConfig) -> TrainerError:
@@ -101,26 +101,26 @@ def test_any_number_of_processes_makes_the_same_bytes(
 
 
 def test_a_few_bytes_are_no_work_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_trainer.cpus.usable", lambda: 64)
-    monkeypatch.setattr("finetune_trainer.memory.limit", lambda: None)
+    monkeypatch.setattr("finetune_trainer.common.machine.usable_cpus", lambda: 64)
+    monkeypatch.setattr("finetune_trainer.common.machine.memory_limit", lambda: None)
     assert build.processes(1000) == 1
     assert build.processes(10**9) == 64
-    monkeypatch.setattr("finetune_trainer.memory.limit", lambda: 2 << 30)
+    monkeypatch.setattr("finetune_trainer.common.machine.memory_limit", lambda: 2 << 30)
     assert build.processes(10**9) == 3
-    monkeypatch.setattr("finetune_trainer.memory.limit", lambda: 1 << 30)
+    monkeypatch.setattr("finetune_trainer.common.machine.memory_limit", lambda: 1 << 30)
     assert build.processes(10**9) == 1
 
 
 PREPARE = """
 import sys
 from finetune_api.run import RunConfig
-from finetune_trainer import prepare
+from finetune_trainer.prepare import preparation
 from finetune_trainer.data import build, parts, read
-from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.common.reporter import SilentReporter
 read._BLOCK, parts._BLOCKS = 2000, 3
 if __name__ == "__main__":
     build.processes = lambda size: int(sys.argv[2])
-    prepare.run(RunConfig.model_validate_json(sys.argv[1]), SilentReporter())
+    preparation.run(RunConfig.model_validate_json(sys.argv[1]), SilentReporter())
 """
 
 

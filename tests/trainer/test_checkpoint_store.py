@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from finetune_trainer.checkpoint import store
-from finetune_trainer.checkpoint.keeper import Keeper
 from finetune_trainer.checkpoint.read import CheckpointReader
+from finetune_trainer.checkpoint.retention import Keeper
 from finetune_trainer.checkpoint.write import Owner
-from finetune_trainer.divergence import Divergence
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.paths import RunPaths
-from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.reporter import SilentReporter
+from finetune_trainer.run_dir.paths import RunPaths
+from finetune_trainer.training.divergence import Divergence
 from tests.trainer.checkpoints import DIGEST, flip_a_byte, make_paths, write_checkpoint
 
 RANK_FILE = "rank-00000-of-00001.safetensors"

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from finetune_trainer.compact_adamw import CompactAdamW, _rounded
+from finetune_trainer.model.compact_adamw import CompactAdamW, _rounded
 
 _OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8}
 

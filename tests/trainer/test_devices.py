@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from finetune_trainer.attention import segments_attention
-from finetune_trainer.head import linear_cross_entropy
+from finetune_trainer.model.attention import segments_attention
+from finetune_trainer.model.head import linear_cross_entropy
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device to compare with"
@@ -52,6 +52,6 @@ def headed(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
     ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)], ids=["FP32", "BF16"]
 )
 def test_head(dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_trainer.head._CHUNK_ELEMENTS", 16_000)  # several chunks
+    monkeypatch.setattr("finetune_trainer.model.head._CHUNK_ELEMENTS", 16_000)  # several chunks
     for found, wanted in zip(headed("cuda", dtype), headed("cpu", dtype), strict=True):
         torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from finetune_trainer.divergence import Divergence
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.training.divergence import Divergence
 
 # finite steps are ., others x -> number of the step that ends the run, the last good one, words
 RUNS: dict[str, tuple[str, int | None, int | None, str]] = {

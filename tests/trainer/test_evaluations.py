@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from finetune_trainer import evaluations
-from finetune_trainer.evaluations import History, Measured
+from finetune_trainer.run_dir import evaluations
+from finetune_trainer.run_dir.evaluations import History, Measured
 from tests.trainer.checkpoints import make_paths
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from finetune_trainer.event_file import EventFile
+from finetune_trainer.tracking.event_file import EventFile
 
 
 @contextmanager

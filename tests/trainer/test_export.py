@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from finetune_api.run import RunConfig
-from finetune_trainer import export, fence
 from finetune_trainer.checkpoint import store
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.paths import RunPaths
-from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.reporter import SilentReporter
+from finetune_trainer.export import model_export
+from finetune_trainer.run_dir import fence
+from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import exports, tiny, weights
 from tests.trainer.checkpoints import flip_a_byte
 from tests.trainer.exports import Configure, run
@@ -39,7 +40,7 @@ def test_large_models_are_exported_in_shards(
 ) -> None:
     whole = weights.load(run(config).final).state_dict()
     shutil.rmtree(RunPaths.of(config).final)
-    monkeypatch.setattr(export.weights, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(model_export.weights, "SHARD_BYTES", 60_000)
     final = run(config).final
     assert len(list(final.glob("model-*-of-*.safetensors"))) > 2
     sharded = weights.load(final).state_dict()
@@ -86,7 +87,7 @@ def test_two_gangs_never_write_the_same_files(
         monkeypatch.setattr(fence, "check", look)
         newer = config.replace(attempt=2)
         assert fence.claim(paths, config.job_uid, 2) == 2
-        export.run(newer, paths, SilentReporter(), 2, exports.STEPS)
+        model_export.run(newer, paths, SilentReporter(), 2, exports.STEPS)
         published.append((paths.final / "model.safetensors").stat())
 
     monkeypatch.setattr(fence, "check", pause)
@@ -118,7 +119,7 @@ def test_storage_that_cannot_be_written_is_named(
     def full(*_: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(export.weights.tensor_file, "write_pieces", full)
+    monkeypatch.setattr(model_export.weights.tensor_file, "write_pieces", full)
     error = refusal(config)
     assert error.code == 73
     assert error.message.startswith("pvc://w/runs/a: the model could not be written ([Errno 28]")
@@ -130,7 +131,7 @@ def test_what_older_gangs_half_exported_goes_and_a_newer_one_s_stays(config: Run
     assert fence.claim(paths, config.job_uid, 1) == 2
     for epoch in (1, 3):
         (paths.storage / f"final.tmp-{epoch}").mkdir()
-    export.run(config, paths, SilentReporter(), 2, exports.STEPS)
+    model_export.run(config, paths, SilentReporter(), 2, exports.STEPS)
     assert sorted(path.name for path in paths.storage.glob("final*")) == ["final", "final.tmp-3"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import exports
 from tests.trainer.exports import Configure
 from tests.trainer.other_transformers import overlay, speak

@@ -14,13 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from finetune_api.run import RunConfig
-from finetune_trainer import export, model
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.evaluations import History
-from finetune_trainer.export import contents, texts
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.export import contents, metadata_files, model_export
+from finetune_trainer.model import folder
+from finetune_trainer.run_dir.evaluations import History
+from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import exports, weights
 from tests.trainer.checkpoints import DIGEST
 from tests.trainer.exports import Configure, edit, read
@@ -161,7 +161,7 @@ def test_the_template_that_was_trained_with_replaces_those_of_the_base(
     paths = RunPaths.of(config)
     reader = CheckpointReader(*next(store.candidates(paths, DIGEST)))
     own = "{{ messages[-1]['content'] + '<|im_start|>' }}"
-    texts.write(base, tmp_path, contents.of(base, reader, torch.bfloat16), own)
+    metadata_files.write(base, tmp_path, contents.of(base, reader, torch.bfloat16), own)
     assert (tmp_path / "chat_template.jinja").read_text() == own
     assert read(tmp_path / "tokenizer_config.json")["chat_template"] == own
     assert not (tmp_path / "additional_chat_templates").exists()
@@ -251,7 +251,7 @@ def test_a_file_says_that_it_is_for_torch(config: RunConfig) -> None:
 def test_the_index_covers_all_tensors_and_all_files(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export.weights, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(model_export.weights, "SHARD_BYTES", 60_000)
     folder = final(config)
     index = read(folder / "model.safetensors.index.json")
     files = {path.name for path in folder.glob("*.safetensors")}
@@ -340,7 +340,7 @@ def test_a_token_without_a_row_is_refused_before_a_device_is_held(
 ) -> None:
     edit(base / file, **change)
     with pytest.raises(TrainerError) as caught:
-        model.inspect(base, "pvc://w/model", lambda: None)
+        folder.inspect(base, "pvc://w/model", lambda: None)
     assert caught.value.code == 64
     rows = read(base / "config.json")["vocab_size"]
     assert f"pvc://w/model: {file} has the id {words}" in caught.value.message

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer import fence
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.run_dir import fence
+from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer.checkpoints import make_paths
 
 

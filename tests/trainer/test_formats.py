@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.shapes import Example
-from finetune_trainer.errors import TrainerError
 from tests.trainer import reading
 
 CHAT = {

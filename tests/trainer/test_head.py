@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from finetune_trainer import head
+from finetune_trainer.model import head
 
 CASES = {"one chunk": 1 << 26, "chunks of two positions": 100, "one position a chunk": 1}
 

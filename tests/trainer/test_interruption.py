@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from finetune_api.storage import AttemptFile
-from finetune_trainer import fence
 from finetune_trainer.checkpoint import store
+from finetune_trainer.run_dir import fence
 from tests.trainer import forked, gang, tiny, weights
 from tests.trainer.checkpoints import flip_a_byte
 from tests.trainer.conftest import MakeJob

@@ -15,12 +15,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_api.run import RunConfig
-from finetune_trainer import export, order
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
+from finetune_trainer.common.reporter import SilentReporter
+from finetune_trainer.data import order
 from finetune_trainer.data.rows import Rows
-from finetune_trainer.paths import RunPaths
-from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.export import model_export
+from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import gang, weights
 from tests.trainer.checkpoints import flip_a_byte
 from tests.trainer.conftest import MakeJob
@@ -222,7 +223,7 @@ def test_a_run_computes_what_plain_torch_computes(
 def test_a_head_of_its_own_and_biases_are_exported(launch: Launch) -> None:
     config = RunConfig.model_validate(launch.configs["fp32-3"])
     paths = RunPaths.of(config)
-    export.run(config, paths, SilentReporter(), 1, STEPS)
+    model_export.run(config, paths, SilentReporter(), 1, STEPS)
     reader = launch.checkpoint("fp32-3")
     exported = dict(weights.load(paths.final).named_parameters())
     assert exported.keys() == set(reader.names()) >= {"lm_head.weight"}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_trainer import mfu
 from finetune_trainer.data.rows import Row, Rows, RowWriter
-from finetune_trainer.mfu import Utilisation
+from finetune_trainer.training import mfu
+from finetune_trainer.training.mfu import Utilisation
 
 LAYERS, HEADS, SIZE = 3, 4, 16
 SHAPE = {

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from finetune_api.run import RunConfig
-from finetune_trainer import prepared, selection
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.fragments import KINDS
 from finetune_trainer.checkpoint.read import CheckpointReader
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.data import prepared
+from finetune_trainer.export import select
+from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import gang, tiny, weights
 from tests.trainer.conftest import MakeJob
 from tests.trainer.launch import run_cases
@@ -222,5 +223,5 @@ def test_the_best_checkpoint_is_kept_and_chosen(launch: Launch) -> None:
         assert best == (evaluation["best"], evaluation["bestStep"])
     for wanted, step in (("Best", best[1]), ("Last", STEPS), (None, best[1])):
         asked = config.replace(output=config.output and config.output.replace(weights=wanted))
-        _, manifest = selection.checkpoint(asked, paths, STEPS, lambda: None)
+        _, manifest = select.checkpoint(asked, paths, STEPS, lambda: None)
         assert manifest.step == step

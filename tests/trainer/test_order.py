@@ -5,8 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer import order
-from finetune_trainer.order import Sequence
+from finetune_trainer.data import order
+from finetune_trainer.data.order import Sequence
 
 ROWS = st.integers(1, 50)
 SEED = st.integers(0, 2**31 - 1)

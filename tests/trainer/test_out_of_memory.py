@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from finetune_api.run import RunConfig
-from finetune_trainer import out_of_memory
+from finetune_trainer.training import out_of_memory
 from tests.trainer import gang
 
 GIGABYTE = 10**9

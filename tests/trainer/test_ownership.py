@@ -11,10 +11,11 @@ import pytest
 from finetune_api.progress import StepLedger
 from finetune_api.run import PrepareResult, RunConfig
 from finetune_api.storage import AttemptFile
-from finetune_trainer import fence, ownership, prepare, records
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.paths import RunPaths
-from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.reporter import SilentReporter
+from finetune_trainer.prepare import preparation
+from finetune_trainer.run_dir import fence, ownership, records
+from finetune_trainer.run_dir.paths import RunPaths
 
 Configure = Callable[..., RunConfig]
 STORAGE = "pvc://w/runs/a"
@@ -22,7 +23,7 @@ OTHER = "pvc://w/runs/a belongs to another run (job default/job, uid uid-1)"
 
 
 def run(config: RunConfig) -> PrepareResult:
-    return prepare.run(config, SilentReporter())
+    return preparation.run(config, SilentReporter())
 
 
 def refusal(config: RunConfig) -> TrainerError:

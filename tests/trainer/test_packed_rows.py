@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from finetune_trainer import attention, batch, lm
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.rows import Row
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.model import attention, batch, language_model
 
 SIZES = {
     "vocab_size": 64,
@@ -73,7 +73,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("architecture", lm.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", language_model.ARCHITECTURES)
 def test_packed_rows_equal_separate_documents(architecture: str, tied: bool) -> None:
     attention.register()
     rows = make_rows()
@@ -88,7 +88,7 @@ def test_packed_rows_equal_separate_documents(architecture: str, tied: bool) -> 
 
     packed = build(architecture, attention.NAME, tie_word_embeddings=tied)
     packed.train()
-    model = lm.LanguageModel(packed)
+    model = language_model.LanguageModel(packed)
     loss = model(batch.make(rows, torch.device("cpu")))
     loss.backward()
 
@@ -98,7 +98,7 @@ def test_packed_rows_equal_separate_documents(architecture: str, tied: bool) -> 
 
 def test_a_document_does_not_see_its_neighbours() -> None:
     attention.register()
-    model = lm.LanguageModel(build("LlamaForCausalLM", attention.NAME))
+    model = language_model.LanguageModel(build("LlamaForCausalLM", attention.NAME))
     rows = make_rows()[:1]
     before = model.model.model(**inputs(rows)).last_hidden_state[0]
     rows[0].tokens[: LENGTHS[0]] = 1  # another first document
@@ -133,7 +133,9 @@ def test_a_mask_is_refused() -> None:
 
 
 def test_tied_parameters_have_one_name() -> None:
-    model = lm.LanguageModel(build("LlamaForCausalLM", "eager", tie_word_embeddings=True))
+    model = language_model.LanguageModel(
+        build("LlamaForCausalLM", "eager", tie_word_embeddings=True)
+    )
     names = set(model.names().values())
     assert "model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names
@@ -174,10 +176,10 @@ REFUSED = {
 @pytest.mark.parametrize(("fields", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_models_that_would_be_silently_wrong_are_refused(fields: dict, message: str) -> None:
     with pytest.raises(TrainerError) as error:
-        lm.check(Config(**fields), "x")
+        language_model.check(Config(**fields), "x")
     assert error.value.code == 64
     assert error.value.message.startswith(message)
 
 
 def test_a_window_that_is_not_used_is_fine() -> None:
-    lm.check(Config(sliding_window=4096, use_sliding_window=False), "x")
+    language_model.check(Config(sliding_window=4096, use_sliding_window=False), "x")

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from finetune_api.run import PrepareResult, RunConfig
-from finetune_trainer import prepare
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.reporter import SilentReporter
 from finetune_trainer.data.rows import Rows
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.paths import RunPaths
-from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.prepare import preparation
+from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import tiny
 
 Configure = Callable[..., RunConfig]
 
 
 def run(config: RunConfig) -> PrepareResult:
-    return prepare.run(config, SilentReporter())
+    return preparation.run(config, SilentReporter())
 
 
 def refusal(config: RunConfig) -> TrainerError:
@@ -316,7 +316,7 @@ REFUSED = {
     "weights that are none": (
         write("model/model.safetensors", "version https://git-lfs.github.com/spec/v1"),
         66,
-        "pvc://w/model: model.safetensors is no safetensors file; copy it again",
+        "pvc://w/model: model.safetensors is not a valid safetensors file; copy it again",
     ),
     "weights of another model": (
         rename_tensor,
@@ -337,7 +337,7 @@ REFUSED = {
     "a broken index": (
         write("model/model.safetensors.index.json", "{}"),
         66,
-        "pvc://w/model: model.safetensors.index.json is no index of weights; copy it again",
+        "pvc://w/model: model.safetensors.index.json is not a valid index file; copy it again",
     ),
     "no tokenizer": (
         remove("model/tokenizer.json"),

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer import attempt, collectives, gpus, rendezvous
-from finetune_trainer.channel import ChannelReporter
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.common import machine
+from finetune_trainer.common.channel import ChannelReporter
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.training import attempt, collectives, rendezvous
 from tests.trainer.gang import make_job, make_plan
 
 
@@ -173,9 +174,9 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_compute_on_the_cpu(
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(gpus, "CONTROL", tmp_path / "nvidiactl")
+    monkeypatch.setattr(machine, "GPU_CONTROL_DEVICE", tmp_path / "nvidiactl")
     assert rendezvous.device_of(0).type == "cpu"
-    gpus.CONTROL.touch()
+    machine.GPU_CONTROL_DEVICE.touch()
     place = rendezvous.Place(0, 0, 1, "127.255.98.10", 29500)
     unusable = r"was given GPUs .* cannot use them: \S.*; compare"
     with pytest.raises(TrainerError, match=unusable) as caught:

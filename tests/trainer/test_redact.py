@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from finetune_trainer.redact import redacted
-from tests.trainer.test_outlet import Sink, told
+from finetune_trainer.common.redact import redacted
+from tests.trainer.test_sink import Sink, told
 
 ENVIRONMENT = {
     "MLFLOW_TRACKING_URI": "https://ann:s3cret@mlflow.example",

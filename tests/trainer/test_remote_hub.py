@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.model import inspect
+from finetune_trainer.model.folder import inspect
 from tests.trainer import hub as hubs
 from tests.trainer import tiny
 from tests.trainer.download import Download

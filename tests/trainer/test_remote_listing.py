@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.remote.download import fetch
-from finetune_trainer.remote.listing import RemoteFile, data_files
-from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.reporter import SilentReporter
+from finetune_trainer.sources.download import fetch
+from finetune_trainer.sources.listing import RemoteFile, data_files
 
 
 class Listed:

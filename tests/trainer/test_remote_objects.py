@@ -165,8 +165,8 @@ def wait_for_partial(claim: Path) -> Path:
 def test_an_object_that_is_replaced_meanwhile_is_noticed(server: S3) -> None:
     """In this process: between a listing and a reading."""
     from finetune_api.uri import ObjectPath
-    from finetune_trainer.errors import TrainerError
-    from finetune_trainer.remote.objects import ObjectFolder
+    from finetune_trainer.common.errors import TrainerError
+    from finetune_trainer.sources.objects import ObjectFolder
 
     server.put("corpora", "changing/a.jsonl", b"first")
     with pytest.MonkeyPatch.context() as patch:

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.encode import Encoder
 from finetune_trainer.data.refuse import UnfitRowError
 from finetune_trainer.data.render import Document, Renderer, Useless
 from finetune_trainer.data.shapes import Example
 from finetune_trainer.data.template import ChatTemplate
-from finetune_trainer.errors import TrainerError
 from tests.trainer import tiny
 
 WHERE = "pvc://w/x.jsonl line 1"

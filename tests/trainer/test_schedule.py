@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_trainer.schedule import learning_rate
+from finetune_trainer.training.schedule import learning_rate
 
 # schedule, warm-up steps, where it ends -> the rates of all ten steps
 TABLE = {

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.shapes import Example
-from finetune_trainer.errors import TrainerError
 from tests.trainer import reading
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

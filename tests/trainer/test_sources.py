@@ -7,9 +7,9 @@ import pytest
 
 from finetune_api.run import RunConfig
 from finetune_api.spec import DataSource
-from finetune_trainer import sources
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.reporter import SilentReporter
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.reporter import SilentReporter
+from finetune_trainer.sources import local_files
 
 Configure = Callable[..., RunConfig]
 
@@ -25,6 +25,7 @@ def tree(claim: Path) -> Path:
         "set/.git/d.jsonl",
         "set/README.md",
         "set/dataset_info.json",
+        "set/dataset_infos.json",
         "set/state.json",
         "more/x.parquet",
         "more/y.jsonl",
@@ -38,7 +39,7 @@ def tree(claim: Path) -> Path:
 
 
 def find(configured: Configure, uri: str) -> list[str]:
-    found = sources.files(configured(), DataSource(source=uri), SilentReporter())
+    found = local_files.files(configured(), DataSource(source=uri), SilentReporter())
     for file in found:
         assert file.path.is_file()
     return [file.name.removeprefix("pvc://w/") for file in found]

@@ -15,9 +15,9 @@ import pytest
 from finetune_api.names import RESULT_MAX_BYTES
 from finetune_api.progress import CheckpointRecord
 from finetune_api.run import Report, Result, RunConfig
-from finetune_trainer import report_server
-from finetune_trainer.processes import Child
-from finetune_trainer.state import PodState
+from finetune_trainer.pod import report_server
+from finetune_trainer.pod.processes import Child
+from finetune_trainer.pod.state import PodState
 from tests.trainer.gang import make_job
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from finetune_api.run import Result
 from finetune_api.storage import RunFile
-from finetune_trainer import cpus
+from finetune_trainer.common import machine
 from tests.trainer.gang import Pod, listens, make_job
 
 # SIGTERM at the very moment at which the supervisor begins to import what takes long.
@@ -120,4 +120,4 @@ def test_usable_processors(
     (tmp_path / "cpu").mkdir()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert cpus.usable(tmp_path) == expected
+    assert machine.usable_cpus(tmp_path) == expected

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from finetune_trainer.stop_token import end_of_turn, first
+from finetune_trainer.data.stop_token import end_of_turn, first
 
 # Family -> template, what its tokenizer calls begin and end, other special tokens, the answer.
 IN_PARTS = ("Mistral", "SmolVLM")  # their templates want contents as lists of parts

@@ -8,8 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from finetune_trainer import tensor_file
-from finetune_trainer.data import digest
+from finetune_trainer.run_dir import digest, tensor_file
 
 
 def test_the_library_reads_what_we_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from finetune_api.run import RunConfig
 from finetune_local.ports import free_port
-from finetune_trainer import run_log, trackers
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.run_dir.paths import RunPaths
+from finetune_trainer.tracking import run_log, trackers
 from tests.installed import wait_for
 from tests.trainer import gang, weights
 from tests.trainer.conftest import MakeJob

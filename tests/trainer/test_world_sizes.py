@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer import run_log
 from finetune_trainer.checkpoint import store
+from finetune_trainer.tracking import run_log
 from tests.trainer import forked, gang, tiny, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

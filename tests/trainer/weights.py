@@ -9,7 +9,7 @@ from finetune_api.run import RunConfig
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.fragments import KINDS
 from finetune_trainer.checkpoint.read import CheckpointReader
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer.gang import Job
 
 

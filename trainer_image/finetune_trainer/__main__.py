@@ -1,13 +1,13 @@
 """`python -m finetune_trainer`: the command of every pod of a job."""
 
-from finetune_trainer.stop_signal import StopSignal
+from finetune_trainer.common.stop_signal import StopSignal
 
 stop = StopSignal()  # before the imports below: they take a while, and a stop may come meanwhile
 
 import logging  # noqa: E402
 import sys  # noqa: E402
 
-from finetune_trainer.supervisor import Supervisor  # noqa: E402
+from finetune_trainer.pod.supervisor import Supervisor  # noqa: E402
 
 _HELP = """finetune_trainer: the supervisor of a trainer pod.
 

@@ -11,18 +11,18 @@ import traceback
 from typing import NoReturn
 
 from finetune_api.run import RunConfig
-from finetune_trainer import garbage
-from finetune_trainer.channel import ChannelReporter
-from finetune_trainer.environment import run_config
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.common import garbage_collection
+from finetune_trainer.common.channel import ChannelReporter
+from finetune_trainer.common.environment import run_config
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.run_dir.paths import RunPaths
 
 _STOPPED = 128 + signal.SIGTERM
 
 
 def main() -> int:
     """Do the work, tell the result, return the exit code."""
-    garbage.seldom()
+    garbage_collection.seldom()
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s [{sys.argv[1]}] %(message)s", stream=sys.stderr
     )
@@ -31,9 +31,9 @@ def main() -> int:
     try:
         config = run_config()
         if sys.argv[1] == "prepare":
-            from finetune_trainer import prepare
+            from finetune_trainer.prepare import preparation
 
-            report.result(prepared=prepare.run(config, report).to_dict())
+            report.result(prepared=preparation.run(config, report).to_dict())
         else:
             _export(config, int(sys.argv[2]), int(sys.argv[3]), report)
     except TrainerError as error:
@@ -64,9 +64,9 @@ class _Stop:
 
 
 def _export(config: RunConfig, epoch: int, step: int, report: ChannelReporter) -> None:
-    from finetune_trainer import export
+    from finetune_trainer.export import model_export
 
-    output = export.run(config, RunPaths.of(config), report, epoch, step)
+    output = model_export.run(config, RunPaths.of(config), report, epoch, step)
     report.result(output=output.to_dict())
 
 

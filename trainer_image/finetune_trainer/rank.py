@@ -1,12 +1,12 @@
 """One rank of the gang: `python -m finetune_trainer.rank EPOCH`, started by the supervisor."""
 
-from finetune_trainer import garbage
+from finetune_trainer.common import garbage_collection
 
 
 def main() -> None:
     """Never returns."""
-    garbage.hold()  # before the libraries are imported
-    from finetune_trainer import attempt
+    garbage_collection.hold()  # before the libraries are imported
+    from finetune_trainer.training import attempt
 
     attempt.main()
 

@@ -1,1 +1,4 @@
-"""Checkpoints as named fragments with a manifest written last. See docs/checkpoints.md."""
+"""Checkpoints as named fragments with a manifest written last. See docs/checkpoints.md.
+
+Imports `common`, `run_dir`, `data` and `model`.
+"""

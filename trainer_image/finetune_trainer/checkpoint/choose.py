@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from finetune_api.storage import Manifest
 from finetune_trainer.checkpoint import store
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.run_dir.paths import RunPaths
 
 
 def newest_whole(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from finetune_trainer.engine import Engine
+from finetune_trainer.model.engine import Engine
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 

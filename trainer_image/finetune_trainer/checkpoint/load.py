@@ -10,15 +10,10 @@ import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.storage import Manifest
-from finetune_trainer.checkpoint.fragments import (
-    fragments,
-    mismatches,
-    optimizer_state,
-    tensors,
-)
+from finetune_trainer.checkpoint.fragments import fragments, mismatches, optimizer_state, tensors
 from finetune_trainer.checkpoint.read import CheckpointReader
-from finetune_trainer.engine import Engine
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.model.engine import Engine
 
 
 def load(engine: Engine, folder: Path, manifest: Manifest, advance: Callable[[], None]) -> None:

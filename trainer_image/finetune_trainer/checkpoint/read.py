@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from finetune_api.storage import Manifest
-from finetune_trainer.tensor_file import TensorFile
+from finetune_trainer.run_dir.tensor_file import TensorFile
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from finetune_trainer.checkpoint import write
 from finetune_trainer.checkpoint.fragments import adam_step
 from finetune_trainer.checkpoint.snapshot import Snapshot
 from finetune_trainer.checkpoint.write import Owner, Position, Share
-from finetune_trainer.engine import Engine
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.paths import RunPaths
-from finetune_trainer.peers import Peers
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.model.engine import Engine
+from finetune_trainer.model.ranks import Peers
+from finetune_trainer.run_dir.paths import RunPaths
 
 _log = logging.getLogger(__name__)
 _WRITE, _PUBLISH, _VERIFY, _SETTLE = range(4)  # phases

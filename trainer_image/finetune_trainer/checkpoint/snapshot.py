@@ -8,9 +8,9 @@ import math
 
 import torch
 
-from finetune_trainer import memory
 from finetune_trainer.checkpoint.fragments import fragments, tensors
-from finetune_trainer.engine import Engine
+from finetune_trainer.common import machine
+from finetune_trainer.model.engine import Engine
 
 _log = logging.getLogger(__name__)
 _ALIGN = 16  # bytes
@@ -25,7 +25,7 @@ class Snapshot:
         self._buffer: torch.Tensor | None = None
         self.size = sum(_aligned(tensor.nbytes) for tensor in live(engine).values())
         """Bytes of one copy."""
-        wanted, available = self.size * local_ranks, memory.available()
+        wanted, available = self.size * local_ranks, machine.available_memory()
         self.is_copy = wanted <= _SPARE * available
         """False: what `take` returns changes with the next step."""
         if not self.is_copy:

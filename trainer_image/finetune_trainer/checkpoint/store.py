@@ -9,9 +9,9 @@ from pathlib import Path
 
 from finetune_api.progress import CheckpointRecord
 from finetune_api.storage import Manifest
-from finetune_trainer.data import digest
-from finetune_trainer.files import write_atomic
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.run_dir import digest
+from finetune_trainer.run_dir.files import write_atomic
+from finetune_trainer.run_dir.paths import RunPaths
 
 MANIFEST, VERIFIED, DIVERGED = "MANIFEST.json", "VERIFIED", "DIVERGED"
 _NAME = re.compile(r"step-(\d+)-e(\d+)")

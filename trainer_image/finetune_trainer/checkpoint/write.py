@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 
 from finetune_api.storage import Manifest, ManifestEntry, RankFile
-from finetune_trainer import fence, tensor_file
 from finetune_trainer.checkpoint import store
-from finetune_trainer.data import digest
-from finetune_trainer.files import sync_folder, write_atomic
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.run_dir import digest, fence, tensor_file
+from finetune_trainer.run_dir.files import sync_folder, write_atomic
+from finetune_trainer.run_dir.paths import RunPaths
 
 _APPEARANCE = 60.0  # s; shared file systems show other nodes' files late
 

@@ -1,1 +1,4 @@
-"""From a file of conversations to packed, masked rows on disk."""
+"""From source files to packed, masked rows on disk, and their order in training.
+
+Imports `common` and `run_dir`.
+"""

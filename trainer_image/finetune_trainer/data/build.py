@@ -15,18 +15,18 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import DataSummary, SourceSummary
 from finetune_api.run import RunConfig
 from finetune_api.spec import DataSource
-from finetune_trainer import cpus, memory, prepared
-from finetune_trainer.data import read
+from finetune_trainer.common import machine
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.reporter import Reporter
+from finetune_trainer.data import prepared, read
 from finetune_trainer.data.count import Count
 from finetune_trainer.data.parts import Held, Parts
 from finetune_trainer.data.pool import Pool, Task
 from finetune_trainer.data.progress import Progress
 from finetune_trainer.data.shapes import shape_of
+from finetune_trainer.data.source_file import SourceFile
 from finetune_trainer.data.split import Split, Written, total
 from finetune_trainer.data.work import Recipe
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.reporter import Reporter
-from finetune_trainer.sources import SourceFile
 
 _log = logging.getLogger(__name__)
 _SAMPLES = 3
@@ -41,8 +41,8 @@ def processes(size: int) -> int:
     """How many for so many bytes of input: processors, as far as memory reaches."""
     if size < _ALONE:
         return 1
-    room = memory.limit()
-    most = cpus.usable()
+    room = machine.memory_limit()
+    most = machine.usable_cpus()
     if room is not None:
         most = min(most, (room - _OWN_BYTES) // _PROCESS_BYTES)
     return max(1, most)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data import overlong as too_long
-from finetune_trainer.errors import TrainerError
 
 MAX_DROPPED = 0.05
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.common.errors import TrainerError
 
 _PROBE = "a"
 

@@ -3,8 +3,8 @@
 from typing import Literal
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.render import Document
-from finetune_trainer.errors import TrainerError
 
 Policy = Literal["Drop", "Truncate", "Split", "Fail"]
 _ROUND = 16  # tokens; bounds what is remembered of lengths

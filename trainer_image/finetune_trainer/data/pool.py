@@ -12,11 +12,11 @@ from itertools import cycle
 from multiprocessing.connection import Connection
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.read import Block
 from finetune_trainer.data.render import Renderer
 from finetune_trainer.data.shapes import Shape
 from finetune_trainer.data.work import Chunk, Recipe, process
-from finetune_trainer.errors import TrainerError
 
 Task = tuple[Shape, Block]
 # What transformers needs to read a tokenizer brings torch with it: imported once, shared by all.

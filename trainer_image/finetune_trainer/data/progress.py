@@ -3,7 +3,7 @@
 import logging
 import time
 
-from finetune_trainer.reporter import Reporter
+from finetune_trainer.common.reporter import Reporter
 
 _log = logging.getLogger(__name__)
 _SAY_EVERY = 5.0  # s

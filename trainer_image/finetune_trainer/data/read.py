@@ -14,13 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from finetune_api.exit_codes import ExitCode
 from finetune_trainer.data import json_list
 from finetune_trainer.data.refuse import bad_data
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.data.source_file import kind_of, unknown_kind
 
-KINDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
-_ZIPPED = (".jsonl", ".json", ".csv")
 _BLOCK = 1 << 20  # bytes
 _BATCH = 512  # rows of a columnar file
 _UNREADABLE = (EOFError, OSError, zlib.error)  # gzip raises any of them for a damaged file
@@ -50,24 +47,6 @@ class Block:
     def place(self) -> str:
         """With a number behind it, where a row stands."""
         return f"{self.name} {'line' if self.kind in ('lines', 'cells') else 'row'}"
-
-
-def kind_of(path: Path) -> str:
-    """The file type as its name says it: one of KINDS, or "" for any other."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    zipped = suffixes[-1:] == [".gz"]
-    found = suffixes[-2:-1] if zipped else suffixes[-1:]
-    return found[0] if found and found[0] in (_ZIPPED if zipped else KINDS) else ""
-
-
-def unknown_kind(path: Path, name: str) -> TrainerError:
-    """For a file whose name does not say what it is."""
-    found = "".join(path.suffixes[-2:]) or "(none)"
-    return TrainerError(
-        ExitCode.BAD_DATA,
-        f"{name}: file type {found}; allowed are .jsonl, .json and .csv, each optionally with .gz, "
-        ".parquet and .arrow",
-    )
 
 
 def blocks(path: Path, name: str) -> Iterator[Block]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.common.errors import TrainerError
 
 
 class UnfitRowError(TrainerError):

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.encode import Encoded, Encoder
 from finetune_trainer.data.refuse import UnfitRowError, unfit
 from finetune_trainer.data.shapes import Example
 from finetune_trainer.data.template import ChatTemplate, Span
-from finetune_trainer.errors import TrainerError
 
 _LOSS_ON = {
     "Messages": ("Assistant", "LastAssistant", "All"),

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import duplicates, packing
 from finetune_trainer.data.parts import Held, Parts
 from finetune_trainer.data.render import Document
 from finetune_trainer.data.rows import RowWriter
-from finetune_trainer.reporter import Reporter
 
 
 @dataclass

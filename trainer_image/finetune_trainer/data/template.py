@@ -12,10 +12,10 @@ import re
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer import stop_token
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.data import stop_token
 from finetune_trainer.data.refuse import unfit
 from finetune_trainer.data.shapes import REASONING, Example, Message
-from finetune_trainer.errors import TrainerError
 
 Span = tuple[int, int]
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data import overlong, read
 from finetune_trainer.data.count import Count
 from finetune_trainer.data.refuse import UnfitRowError
 from finetune_trainer.data.render import Document, Rendered, Renderer, Useless
 from finetune_trainer.data.shapes import Example, Shape
-from finetune_trainer.errors import TrainerError
 
 _AT_ONCE = 64  # examples that are tokenised together
 

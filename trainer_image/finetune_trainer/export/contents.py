@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer import model
 from finetune_trainer.checkpoint.read import CheckpointReader
-from finetune_trainer.errors import TrainerError
-from finetune_trainer.tensor_file import Entry
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.model import folder
+from finetune_trainer.run_dir.tensor_file import Entry
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 SLICE = 1 << 22  # elements read, rounded and written at once: 16 MiB of fp32
@@ -32,7 +32,7 @@ class Contents:
 
 def of(base: Path, reader: CheckpointReader, dtype: torch.dtype) -> Contents:
     """What to export; TrainerError 78 when the checkpoint does not hold the base's parameters."""
-    shapes = model.parameters(base, str(base))
+    shapes = folder.parameters(base, str(base))
     trained = set(reader.names())
     untied = False
     if HEAD not in shapes and HEAD in trained:
@@ -46,8 +46,8 @@ def of(base: Path, reader: CheckpointReader, dtype: torch.dtype) -> Contents:
     _compare(shapes, trained, reader)
     order = [
         name
-        for file in model.weight_files(base, str(base))
-        for name in model.header(file, str(base))
+        for file in folder.weight_files(base, str(base))
+        for name in folder.tensors_in(file, str(base))
         if name in shapes
     ]
     return Contents([Entry(name, tuple(shapes[name]), dtype) for name in order], dtype, untied)

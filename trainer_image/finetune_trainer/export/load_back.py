@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer import vocabulary
 from finetune_trainer.checkpoint.read import CheckpointReader
-from finetune_trainer.errors import TrainerError
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.export.contents import Contents, slices
-from finetune_trainer.model import INDEX, SINGLE
+from finetune_trainer.model import vocabulary
+from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE
 
 _WRONG = ("missing_keys", "unexpected_keys", "mismatched_keys")
 

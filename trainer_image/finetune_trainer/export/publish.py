@@ -9,10 +9,10 @@ from pathlib import Path
 from finetune_api.progress import Output
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
-from finetune_trainer import fence, finished
 from finetune_trainer.checkpoint import store
-from finetune_trainer.files import sync_folder, write_atomic
-from finetune_trainer.paths import RunPaths
+from finetune_trainer.run_dir import fence, finished
+from finetune_trainer.run_dir.files import sync_folder, write_atomic
+from finetune_trainer.run_dir.paths import RunPaths
 
 _log = logging.getLogger(__name__)
 _PARTIAL, _ASIDE = "final.tmp-", "final.old-"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from finetune_trainer import tensor_file
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.export.contents import Contents, slices
-from finetune_trainer.model import INDEX, SINGLE
-from finetune_trainer.tensor_file import Entry
+from finetune_trainer.run_dir import tensor_file
+from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE
+from finetune_trainer.run_dir.tensor_file import Entry
 
 SHARD_BYTES = 5_000_000_000
 # transformers refuses a file that does not say so.

@@ -1,0 +1,141 @@
+"""Everything in the folder that is no weight: the base's files, and what training changed in them.
+
+Servers read these files with other versions of transformers and with other programs. A key that a
+newer transformers would spell anew (RoPE, tokenizer class) stays as the base spells it: an older
+reader ignores the new spelling without an error and computes something else.
+"""
+
+import json
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from finetune_api.base import Object
+from finetune_trainer.data import stop_token
+from finetune_trainer.export.contents import Contents
+from finetune_trainer.model.vocabulary import as_list
+
+# Weights are not among them: a second set (consolidated*.safetensors, *.bin, an optimizer's state)
+# would be loaded instead of ours by one server or another.
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model*",
+    "*.spm",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+_CONFIG, _GENERATION, _TOKENIZER = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+)
+_TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+
+
+def write(base: Path, out: Path, model: Contents, template: str | None = None) -> None:
+    """Copy and mend; `template` is the one that was trained with, when it is not the base's."""
+    settings = _read(base / _CONFIG)
+    wanted = [*_COPIED, "*.py"] if settings.get("auto_map") else _COPIED
+    for file in base.iterdir():
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in wanted):
+            shutil.copyfile(file, out / file.name)
+    dtype = str(model.dtype).removeprefix("torch.")
+    _write(out / _CONFIG, config(settings, dtype, untied=model.untied))
+    _write_templates(out, {"default": template} if template else templates(base))
+    generation = _read(base / _GENERATION)
+    mended = with_stop_tokens(generation, settings, _stop_tokens(out))
+    if mended != generation:
+        _write(out / _GENERATION, mended)
+
+
+def config(base: Object, dtype: str, *, untied: bool) -> Object:
+    """The base's config.json with the type of the weights, under the old name and the new one."""
+    changed = base | {"dtype": dtype, "torch_dtype": dtype}
+    return changed | {"tie_word_embeddings": False} if untied else changed
+
+
+def templates(base: Path) -> dict[str, str]:
+    """Name -> chat template, as transformers finds them: files before tokenizer_config.json."""
+    files = {
+        path.stem: path.read_text(encoding="utf-8")
+        for path in (base / _MORE_TEMPLATES).glob("*.jinja")
+    }
+    if (base / _TEMPLATE).is_file():
+        files["default"] = (base / _TEMPLATE).read_text(encoding="utf-8")
+    if files:
+        return files
+    inside = _read(base / _TOKENIZER).get("chat_template")
+    if isinstance(inside, list):
+        return {entry["name"]: entry["template"] for entry in inside}
+    return {"default": inside} if inside else {}
+
+
+def _write_templates(out: Path, found: dict[str, str]) -> None:
+    """In both places: transformers 5 writes only the file, TGI reads only tokenizer_config.json."""
+    if not found:
+        return
+    for name, text in found.items():
+        path = out / _TEMPLATE if name == "default" else out / _MORE_TEMPLATES / f"{name}.jinja"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    inside: Any = found.get("default")
+    if len(found) > 1:
+        inside = [{"name": name, "template": text} for name, text in sorted(found.items())]
+    settings = _read(out / _TOKENIZER)
+    if settings.get("chat_template") != inside:
+        _write(out / _TOKENIZER, settings | {"chat_template": inside})
+
+
+def with_stop_tokens(generation: Object, settings: Object, stops: list[int]) -> Object:
+    """generation_config.json that names every token with which the model learned to stop.
+
+    config.json stays as it is: its eos_token_id is that of pre-training.
+    """
+    source = generation or settings
+    known = as_list(source.get("eos_token_id", settings.get("eos_token_id")))
+    missing = [token for token in dict.fromkeys(stops) if token not in known]
+    if not missing:
+        return generation
+    keys = ("bos_token_id", "pad_token_id")
+    start = generation or {key: settings[key] for key in keys if key in settings}
+    ids = known + missing
+    return start | {"eos_token_id": ids if len(ids) > 1 else ids[0]}
+
+
+def _stop_tokens(folder: Path) -> list[int]:
+    """The tokenizer's own, which ends documents and completions, and the chat template's."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    found = [tokenizer.eos_token_id]
+    if tokenizer.chat_template:
+        special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+
+        def render(messages: stop_token.Messages) -> str:
+            text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+            return text
+
+        found.append(special.get(stop_token.end_of_turn(render, special) or ""))
+    return [token for token in found if token is not None]
+
+
+def _read(file: Path) -> Object:
+    """Empty when there is no such file."""
+    values: Object = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return values
+
+
+def _write(file: Path, values: Object) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

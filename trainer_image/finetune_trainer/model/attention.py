@@ -1,0 +1,98 @@
+"""Attention over packed rows: each document sees itself only.
+
+One function, registered with transformers under the name `finetune_segments`. The library's own
+detection of packed rows leaks across documents (logits off by more than 1) whenever a cache or a
+mask is present, so boundaries are passed explicitly: cumulative lengths of the documents.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from finetune_trainer.model.fast_imports import model_classes
+
+NAME = "finetune_segments"
+_FLASH = (torch.bfloat16, torch.float16)  # what its kernels compute; fp32 goes the other way
+
+
+def register() -> None:
+    """Make the function known to transformers; models then name it as `attn_implementation`."""
+    model_classes()
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, segments_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def segments_attention(
+    _module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each document, without dropout (`lm.check` refuses it).
+
+    query [1, heads, tokens, size], key and value [1, kv heads, tokens, size]; cu_seq_lens_q
+    [documents + 1] int32 on the same device; returns [1, tokens, heads, size].
+    """
+    if attention_mask is not None:
+        raise ValueError("packed rows are attended by segment lengths, never by a mask")
+    if query.is_cuda and query.dtype in _FLASH:
+        return _varlen(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
+    outputs = []
+    bounds = cu_seq_lens_q.tolist()
+    for begin, end in pairwise(bounds):
+        part = slice(begin, end)
+        outputs.append(
+            scaled_dot_product_attention(
+                query[:, :, part],
+                key[:, :, part],
+                value[:, :, part],
+                scale=scaling,
+                is_causal=True,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    bounds: torch.Tensor,
+    longest: int,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    def flat(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[0].transpose(0, 1)
+
+    output: Any = varlen_attn(
+        flat(query),
+        flat(key),
+        flat(value),
+        bounds,
+        bounds,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0),  # causal
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    attended: torch.Tensor = output[None]
+    return attended
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """No mask is ever built."""

@@ -1,0 +1,158 @@
+"""DeepSpeed behind one door: its configuration, its traps, its steps.
+
+What is hidden here, with the reason: gradient accumulation (DeepSpeed's own mode silently loses
+micro-batches in ZeRO-1 and 2 when steps are counted by hand; unmanaged mode does not), fp32
+accumulation (bf16 by default), loss scaling by its own accumulation count, the step counter that
+advances on skipped steps.
+"""
+
+from typing import Any
+
+import torch
+
+from finetune_api.exit_codes import ExitCode
+from finetune_api.progress import Plan
+from finetune_api.spec import Training
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.model import deepspeed_import
+from finetune_trainer.model.batch import Batch
+from finetune_trainer.model.compact_adamw import CompactAdamW
+from finetune_trainer.model.language_model import LanguageModel
+
+_MOMENTS = {"FP32": torch.float32, "BF16": torch.bfloat16}
+_BUCKET = 200_000_000  # elements; Hugging Face's "auto" makes tiny collectives
+
+
+class Engine:
+    """One rank's share of the model and its optimizer."""
+
+    def __init__(self, model: LanguageModel, training: Training, plan: Plan) -> None:
+        deepspeed = deepspeed_import.load()
+        deepspeed.init_distributed(verbose=False)
+        if plan.activation_checkpointing == "Always":
+            model.recompute_activations()
+        optimizer = _optimizer(model, training, plan)
+        self.model = model
+        self.moment_dtype = _MOMENTS[training.optimizer.moment_precision]
+        self.stage = plan.zero_stage
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=configuration(training, plan)
+        )
+        self.optimizer: Any = self.deepspeed.optimizer
+        if self.stage < 3 and training.precision == "FP32":
+            # Off in fp32: a single non-finite gradient would ruin the weights.
+            self.optimizer.check_grad_overflow = True
+        self.deepspeed.train()
+        _assert_fp32_master(self.optimizer, self.stage)
+
+    def backward(self, batch: Batch, scale: float) -> torch.Tensor:
+        """Accumulate the gradient of scale x (sum of token losses); returns the detached sum."""
+        loss: torch.Tensor = self.deepspeed(batch)
+        self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
+        return loss.detach()
+
+    def step(self, learning_rate: float) -> tuple[Any, bool]:
+        """One optimizer step: (gradient norm before clipping, whether it was applied).
+
+        The norm is a float, or a scalar on the device that is worth no waiting here.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.deepspeed.step()
+        norm = self.deepspeed.get_global_grad_norm()
+        return 0.0 if norm is None else norm, bool(self.deepspeed.was_step_applied())
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Sum of token losses, no gradients."""
+        self.deepspeed.eval()
+        try:
+            loss: torch.Tensor = self.deepspeed(batch)
+            return loss
+        finally:
+            self.deepspeed.train()
+
+
+def configuration(training: Training, plan: Plan) -> dict[str, Any]:
+    """DeepSpeed's JSON for a run (pure)."""
+    bf16 = training.precision == "BF16"
+    return {
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": 1,  # unused: each step() is a boundary
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": training.max_grad_norm,
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {
+            "stage": plan.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            # Slice addresses are silently wrong with it; see docs/checkpoints.md.
+            "round_robin_gradients": False,
+            "reduce_bucket_size": _BUCKET,
+            "allgather_bucket_size": _BUCKET,
+            **_offload(plan),
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _offload(plan: Plan) -> dict[str, Any]:
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    parts = {
+        "None": (),
+        "Optimizer": ("offload_optimizer",),
+        "OptimizerAndParameters": ("offload_optimizer", "offload_param"),
+    }
+    return {part: host for part in parts[plan.offload]}
+
+
+def _optimizer(model: LanguageModel, training: Training, plan: Plan) -> torch.optim.Optimizer:
+    """AdamW in the variant that suits where the master weights are."""
+    wanted = training.optimizer
+    groups = _groups(model, wanted.weight_decay)
+    betas = (wanted.beta1, training.beta2)
+    if wanted.moment_precision == "BF16":
+        return CompactAdamW(
+            groups, lr=plan.learning_rate, betas=betas, eps=wanted.epsilon, seed=training.seed
+        )
+    # Of master weights on the host, too, it is as fast as DeepSpeed's, and compiled already
+    # (docs/adr/0018). Without a GPU the plain one is taken: its bits do not depend on how a stage
+    # cuts the weights into pieces.
+    fused = torch.cuda.is_available() or None
+    return torch.optim.AdamW(
+        groups, lr=plan.learning_rate, betas=betas, eps=wanted.epsilon, fused=fused
+    )
+
+
+def _groups(model: LanguageModel, decay: float) -> list[dict[str, Any]]:
+    """Weight decay never reaches norms, biases and embeddings."""
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    embeddings = {id(model.model.get_input_embeddings().weight), id(model.model.lm_head.weight)}
+    for parameter in model.model.parameters():
+        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        (matrices if decays else others).append(parameter)
+    return [
+        {"params": matrices, "weight_decay": decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _assert_fp32_master(optimizer: Any, stage: int) -> None:
+    """Updates below bf16's resolution vanish without an fp32 master: never train without."""
+    if stage == 3:
+        masters = optimizer.fp32_partitioned_groups_flat
+    elif type(optimizer).__name__ == "BF16_Optimizer":
+        masters = optimizer.fp32_groups_flat_partition
+    else:
+        masters = optimizer.single_partition_of_fp32_groups
+    wrong = {str(master.dtype) for master in masters} - {"torch.float32"}
+    if wrong:
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"master weights are {', '.join(sorted(wrong))}, not fp32: DeepSpeed cannot be used",
+        )

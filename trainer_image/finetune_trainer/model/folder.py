@@ -1,0 +1,155 @@
+"""What a model folder holds, found out without loading it."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.model import vocabulary
+from finetune_trainer.model.fast_imports import model_classes
+from finetune_trainer.run_dir import digest
+from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE, indexed_files, read_header
+
+_TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checked folder: revision is a digest of its contents."""
+
+    revision: str
+    parameter_count: int
+    max_length: int | None
+    weights: list[Path]
+
+
+def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder:
+    """Check that all is there and count parameters; TrainerError names what is missing."""
+    config = _config(folder, name)
+    weights = weight_files(folder, name)
+    tensors = {key: value for file in weights for key, value in tensors_in(file, name).items()}
+    if not (folder / "tokenizer.json").is_file():
+        raise _missing(f"{name}: no tokenizer.json", "copy the tokenizer into the model folder")
+    shapes = parameters(folder, name)
+    _check_weights(shapes, tensors, name)
+    vocabulary.check(folder, name, shapes)
+    present = [folder / file for file in _TEXT_FILES if (folder / file).is_file()]
+    digests = {file.name: digest.of_file(file, advance) for file in [*present, *weights]}
+    return ModelFolder(
+        revision=digest.of_value(digests),
+        parameter_count=sum(math.prod(shape) for shape in shapes.values()),
+        max_length=config.get("max_position_embeddings"),
+        weights=weights,
+    )
+
+
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """The safetensors files, all of those that the index names."""
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            files = indexed_files(index)
+        except ValueError:
+            raise _missing(f"{name}: {INDEX} is not a valid index file", "copy it again") from None
+    elif (folder / SINGLE).is_file():
+        files = [SINGLE]
+    else:
+        found = sorted(path.name for path in folder.iterdir())[:8]
+        raise _missing(
+            f"{name}: no weights, neither {SINGLE} nor {INDEX}; found {', '.join(found)}",
+            "copy the weights into the folder (other formats: save_pretrained writes these)",
+        )
+    absent = [file for file in files if not (folder / file).is_file()]
+    if absent:
+        raise _missing(f"{name}: {INDEX} names {absent[0]}, which is absent", "copy it again")
+    return [folder / file for file in files]
+
+
+def tensors_in(file: Path, name: str) -> dict[str, Any]:
+    """Return the entries of a safetensors file: tensor name -> dtype, shape and data_offsets.
+
+    Raises TrainerError (66) for a file that is not complete or not valid.
+    """
+    try:
+        header = read_header(file)
+    except ValueError as error:
+        raise _missing(f"{name}: {file.name} {error}", "copy it again") from None
+    if header.size_bytes != header.promised_bytes:
+        problem = f"{name}: {file.name} is incomplete ({header.size_bytes} bytes)"
+        raise _missing(problem, "copy it again")
+    return header.tensors
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise _missing(f"{name}: no such folder on the claim", "check the path")
+    file = folder / "config.json"
+    if not file.is_file():
+        raise _missing(f"{name}: no config.json", "name a Hugging Face model folder")
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION, f"{name}: config.json is not JSON ({error}); copy it again"
+        ) from None
+    if not isinstance(config, dict):
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION, f"{name}: config.json is not a JSON object; copy it again"
+        )
+    return config
+
+
+def parameters(folder: Path, name: str) -> dict[str, list[int]]:
+    """Parameter -> shape; tied ones have one name. (accelerate's empty init lists them twice.)"""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from finetune_trainer.model import language_model
+
+    model_classes()
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        language_model.check(config, name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except TrainerError:
+        raise
+    except Exception as error:  # transformers raises whatever it likes
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{name}: transformers cannot build this model as a causal language model "
+            f"({str(error).splitlines()[0]})",
+        ) from error
+    return {key: list(parameter.shape) for key, parameter in model.named_parameters()}
+
+
+def _check_weights(parameters: dict[str, list[int]], tensors: dict[str, Any], name: str) -> None:
+    """What loading would find out only when devices are held."""
+    for key, shape in parameters.items():
+        problem = None
+        if key not in tensors:
+            problem = f"{key} is absent"
+        elif tensors[key]["shape"] != shape:
+            problem = f"{key} has the shape {tensors[key]['shape']}, not {shape}"
+        if problem:
+            raise TrainerError(
+                ExitCode.BAD_CONFIGURATION,
+                f"{name}: the weights do not belong to config.json: {problem}; copy the model "
+                "again",
+            )
+
+
+def _missing(problem: str, remedy: str) -> TrainerError:
+    return TrainerError(ExitCode.INPUT_MISSING, f"{problem}; {remedy}")

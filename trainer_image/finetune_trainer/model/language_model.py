@@ -1,0 +1,104 @@
+"""The model as the engine sees it: a micro-batch in, a sum of token losses out."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.model import attention
+from finetune_trainer.model.batch import Batch
+from finetune_trainer.model.head import LossHead
+
+# Plain causal attention over the whole document and a plain linear head. Each is tested against
+# separate documents; others (sliding windows, state spaces, soft-capped logits) would be silently
+# wrong here.
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+def check(config: Any, name: str) -> None:
+    """TrainerError when the architecture is not one that this trainer computes exactly."""
+    found = (getattr(config, "architectures", None) or ["unknown"])[0]
+    if found not in ARCHITECTURES:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{name}: architecture {found} is not supported; supported are "
+            f"{', '.join(ARCHITECTURES)}",
+        )
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True):
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{name}: sliding-window attention (sliding_window {window}) is not supported; use a "
+            "model whose config.json has sliding_window null",
+        )
+    dropout = getattr(config, "attention_dropout", 0.0)
+    if dropout:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{name}: attention_dropout {dropout} is not supported; set it to 0.0 in config.json",
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{name}: quantised weights (quantization_config in config.json) cannot be fine-tuned "
+            "in full; use the original model",
+        )
+
+
+class LanguageModel(torch.nn.Module):
+    """A transformers model and the fused loss head. Parameter names start with `model.`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        if getattr(model.lm_head, "bias", None) is not None:
+            raise TrainerError(
+                ExitCode.BAD_CONFIGURATION, "a language-model head with a bias is not supported"
+            )
+        self.model = model
+        self.loss_head = LossHead(model.lm_head.weight)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Sum of the cross-entropies of all trained tokens, fp32 scalar, nats."""
+        output = self.model.model(
+            input_ids=batch.tokens,
+            position_ids=batch.positions,
+            use_cache=False,
+            cu_seq_lens_q=batch.bounds,
+            max_length_q=batch.longest,
+        )
+        hidden = output.last_hidden_state[0].index_select(0, batch.predict)
+        loss: torch.Tensor = self.loss_head(hidden, batch.targets)
+        return loss
+
+    def recompute_activations(self) -> None:
+        """Keep only what enters a layer; the rest is computed again in the backward pass."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def names(self) -> dict[int, str]:
+        """id(parameter) -> its name in the transformers model; tied ones have one name."""
+        return {id(parameter): name for name, parameter in self.model.named_parameters()}
+
+
+def load(folder: Path, dtype: torch.dtype) -> LanguageModel:
+    """Load a model folder; TrainerError when weights are missing or left over."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    attention.register()
+    check(AutoConfig.from_pretrained(folder, local_files_only=True), str(folder))
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        attn_implementation=attention.NAME,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    for kind in ("missing_keys", "mismatched_keys"):
+        if info[kind]:
+            raise TrainerError(
+                ExitCode.BAD_CONFIGURATION,
+                f"{folder}: {kind.replace('_', ' ')} {sorted(map(str, info[kind]))[:5]}; the "
+                "weights do not belong to config.json",
+            )
+    return LanguageModel(model)

@@ -1,0 +1,4 @@
+"""The work of the prepare pod: check every input and build the prepared data.
+
+Imports everything below it; `training` and `export` do not import it.
+"""

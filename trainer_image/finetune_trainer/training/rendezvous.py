@@ -1,0 +1,160 @@
+"""How ranks find each other: a store on rank 0's own address, then one process group.
+
+The store listens on the pod's address, not on all of them, so that two gangs on one host share a
+port number. DeepSpeed adopts the group that it finds.
+"""
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed import distributed_c10d
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common import machine
+from finetune_trainer.common.errors import TrainerError
+
+CONNECT_SECONDS = 600.0  # peers may still pull their image
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands in the gang."""
+
+    rank: int
+    local_rank: int
+    world: int
+    address: str
+    port: int
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        """Read what the supervisor set."""
+        return cls(
+            rank=int(os.environ["RANK"]),
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            world=int(os.environ["WORLD_SIZE"]),
+            address=os.environ["MASTER_ADDR"],
+            port=int(os.environ["MASTER_PORT"]),
+        )
+
+
+def join(place: Place, timeout: timedelta) -> torch.device:
+    """Join the gang's process group, whose timeout every later group gets; returns the device.
+
+    TrainerError 78 when the device cannot be used.
+    """
+    device = device_of(place.local_rank)
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)
+    store = _store(place)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.world,
+        timeout=timeout,
+    )
+    _bound_every_group(timeout)
+    return device
+
+
+def device_of(local_rank: int) -> torch.device:
+    """The device that a rank computes on; TrainerError 78 when it cannot be used.
+
+    The CPU only where no GPU was given: a gang that holds GPUs and computes beside them looks
+    healthy, and takes a hundred times as long.
+    """
+    if not torch.cuda.is_available():
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # somebody wants the CPU
+        if machine.has_gpus() and not hidden:
+            raise TrainerError(
+                ExitCode.ENVIRONMENT_UNUSABLE,
+                f"this container was given GPUs ({machine.GPU_CONTROL_DEVICE} exists), but torch "
+                f"{torch.__version__} cannot use them: {_cuda_problem()}; compare the driver of "
+                f"the node (nvidia-smi) with CUDA {torch.version.cuda} of the trainer image, and "
+                "look at the node's GPUs (kubectl describe node, dmesg)",
+            )
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"process {local_rank} of this pod has no GPU: torch finds {count} of them, numbered "
+            "from 0; compare workers.devicesPerWorker with what nvidia-smi shows in the pod, and "
+            "look at CUDA_VISIBLE_DEVICES in workers.template",
+        )
+    return torch.device("cuda", local_rank)
+
+
+def _cuda_problem() -> str:
+    """Why there is no CUDA, in torch's own words; on one line."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # the latter: not compiled with CUDA
+        return str(error).strip().splitlines()[0].rstrip(".")
+    return "it finds no device"
+
+
+def tighten(progress_deadline: float, control: Any) -> timedelta:
+    """Once a step was made, peers that fall silent are gone sooner than at the start.
+
+    A sixth of the progress deadline, 30 s to 10 min, for every group but `control`, on which ranks
+    wait for storage. Nobody tells the others when a network is cut. Method: torchtitan's
+    `set_pg_timeouts`.
+    """
+    timeout = timedelta(seconds=min(600.0, max(30.0, progress_deadline / 6)))
+    for group in distributed_c10d._world.pg_map:
+        if group is not control:
+            distributed_c10d._set_pg_timeout(timeout, group)
+    return timeout
+
+
+def _store(place: Place) -> TCPStore:
+    wait = timedelta(seconds=CONNECT_SECONDS)
+    if place.rank == 0:
+        listener = _listen(place)
+        return TCPStore(
+            place.address,
+            place.port,
+            place.world,
+            is_master=True,
+            timeout=wait,
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
+    return TCPStore(place.address, place.port, place.world, timeout=wait)
+
+
+def _listen(place: Place) -> socket.socket:
+    """Bind the pod's own address; the port of a gang that just ended may need a moment."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return socket.create_server((place.address, place.port), backlog=4096)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise TrainerError(
+                    ExitCode.ENVIRONMENT_UNUSABLE,
+                    f"cannot listen on {place.address}:{place.port} ({error.strerror})",
+                ) from error
+        time.sleep(0.5)
+
+
+def _bound_every_group(timeout: timedelta) -> None:
+    """DeepSpeed makes groups without a timeout: a lost peer would be noticed after half an hour."""
+    original = dist.new_group
+
+    def new_group(*arguments: Any, **options: Any) -> Any:
+        if len(arguments) < 2 and options.get("timeout") is None:
+            options["timeout"] = timeout
+        return original(*arguments, **options)
+
+    dist.new_group = new_group
