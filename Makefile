@@ -49,9 +49,9 @@ torture: setup ## kill ranks in the middle of saves (N=200, SEED=1)
 format: ## ruff format and fixable lints
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-crds: ## write crds/, docs/api.md, the chart's copies and its dashboard from the models, the roles, values.yaml and hack/
-	@$(BIN)/python -m finetune_api.crd > crds/finetune.dev_finetunejobs.yaml
-	@$(BIN)/python -m finetune_api.reference > docs/api.md
+crds: ## write crds/, docs/reference/api.md, the chart's copies and its dashboard from the models, the roles, values.yaml and hack/
+	@$(BIN)/python -m hack.crd > crds/finetune.dev_finetunejobs.yaml
+	@$(BIN)/python -m hack.reference > docs/reference/api.md
 	@$(BIN)/python hack/chart.py
 	@$(BIN)/python hack/dashboard.py
 

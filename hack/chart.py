@@ -1,6 +1,6 @@
-"""Write the parts of the Helm chart whose source is elsewhere: CRD, rights, table of values.
+"""Write the generated parts of the Helm chart: the CRD, the rules and the table of values.
 
-`make crds` runs it; tests/chart/test_generated.py finds what was not written again.
+`make crds` runs this script; tests/chart/test_generated.py fails if a file is out of date.
 """
 
 import re
@@ -13,7 +13,7 @@ TREE = Path(__file__).resolve().parent.parent
 CHART = TREE / "charts" / "finetune-operator"
 CRD = Path("crds") / "finetune.dev_finetunejobs.yaml"
 ROLES = Path("operator") / "rbac" / "role.yaml"
-_METADATA = 'metadata:\n  name: "finetunejobs.finetune.dev"\n'
+_METADATA = "metadata:\n  name: finetunejobs.finetune.dev\n"
 _CRD_METADATA = """\
   {{- $keep := dict "helm.sh/resource-policy" "keep" }}
   {{- include "finetune-operator.metadata" (dict "context" . "annotations" (ternary $keep dict \
@@ -23,7 +23,7 @@ _TABLE = re.compile(r"(?<=<!-- values: written by `make crds` -->\n).*?(?=<!-- e
 
 
 def parts() -> dict[Path, str]:
-    """File of the chart -> what it must hold."""
+    """Return the contents of each generated file of the chart."""
     readme = CHART / "README.md"
     table = "\n| value | default | what |\n|---|---|---|\n" + "".join(_rows()) + "\n"
     return {
@@ -34,14 +34,14 @@ def parts() -> dict[Path, str]:
 
 
 def _crd() -> str:
-    """The definition as `crds.enabled` and `crds.keep` say."""
-    text = (TREE / CRD).read_text().partition("\n")[2]  # without its own "do not edit"
+    """Return the definition as a template that respects `crds.enabled` and `crds.keep`."""
+    text = (TREE / CRD).read_text().partition("\n")[2]  # without its first comment
     text = _once(re.compile(re.escape(_METADATA)), lambda found: found[0] + _CRD_METADATA, text)
     return f"{_head(CRD)}{{{{- if .Values.crds.enabled }}}}\n{text}{{{{- end }}}}\n"
 
 
 def _rules() -> str:
-    """The rules of the cluster's role and of the Lease's, as the local cluster grants them."""
+    """Return the rules of the ClusterRole and of the Role for the Lease, from operator/rbac."""
     rules = {}
     for document in (TREE / ROLES).read_text().split("\n---\n"):
         item = yaml.safe_load(document)
@@ -62,7 +62,7 @@ def _head(source: Path) -> str:
 
 
 def _rows() -> Iterator[str]:
-    """One row a value, from the comments of values.yaml."""
+    """Return a row for each value, from the comments of values.yaml."""
     text = (CHART / "values.yaml").read_text()
     lines = text.splitlines()
     for path, key, value in _values(yaml.compose(text), lines):
@@ -75,7 +75,7 @@ def _rows() -> Iterator[str]:
 def _values(
     mapping: yaml.Node | None, lines: list[str], prefix: str = ""
 ) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    """Path, key and value of what has a comment; a mapping without one is a heading."""
+    """Return path, key and value of each key with a comment. A mapping without one is a heading."""
     assert isinstance(mapping, yaml.MappingNode)
     for key, value in mapping.value:
         path = f"{prefix}{key.value}"
@@ -84,11 +84,13 @@ def _values(
         elif isinstance(value, yaml.MappingNode) and value.value:
             yield from _values(value, lines, f"{path}.")
         else:
-            raise ValueError(f"values.yaml: {path} has no comment; say what it is above it")
+            raise ValueError(
+                f"values.yaml: {path} has no comment; describe it in a comment above it"
+            )
 
 
 def _comment(lines: list[str], line: int) -> str:
-    """The comment right above a line."""
+    """Return the comment directly above a line."""
     found: list[str] = []
     while line > 0 and lines[line - 1].lstrip().startswith("#"):
         line -= 1
@@ -97,7 +99,7 @@ def _comment(lines: list[str], line: int) -> str:
 
 
 def _once(pattern: re.Pattern[str], new, text: str) -> str:
-    """ValueError unless the pattern is there exactly once."""
+    """Replace the only match of a pattern. Raises ValueError unless there is exactly one."""
     text, count = pattern.subn(new, text)
     if count != 1:
         raise ValueError(f"{pattern.pattern!r} was found {count} times, 1 is expected")

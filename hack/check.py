@@ -1,4 +1,4 @@
-"""The fast tests in two processes: one imports torch, the other one has the control plane."""
+"""Run the fast tests in two processes: one imports torch, the other one uses the control plane."""
 
 import signal
 import subprocess
@@ -12,7 +12,10 @@ _PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cac
 
 
 def main(*options: str) -> int:
-    """Run both with more options for pytest; the trainer's output comes when the other's ended."""
+    """Run both with additional options for pytest.
+
+    The output of the trainer's tests is printed when the other process has ended.
+    """
     with tempfile.TemporaryFile("w+") as output:
         trainer = [*_PYTEST, TRAINER, *options]
         others = [*_PYTEST, "tests", f"--ignore={TRAINER}", *options]
@@ -25,7 +28,7 @@ def main(*options: str) -> int:
             for process in running:
                 process.send_signal(signal.SIGINT)
 
-        # Both take down what they started before they end. A terminal's ^C reaches them by itself.
+        # Both stop what they started before they end. A terminal sends its ^C to them directly.
         signal.signal(signal.SIGTERM, interrupt)
         signal.signal(signal.SIGINT, lambda *_: None)
         for process in reversed(running):

@@ -1,6 +1,7 @@
-"""Build the operator's and the trainer's image with docker, podman or buildah, whichever is there.
+"""Build the images of operator and trainer with docker, podman or buildah, whichever is installed.
 
-`make images` builds both; `hack/images.py --help` lists what may be chosen. Standard library only.
+`make images` builds both; `hack/images.py --help` lists the options. This script uses only the
+standard library.
 """
 
 from __future__ import annotations
@@ -68,32 +69,37 @@ def _parser() -> argparse.ArgumentParser:
         prog="make images", description="Build the images of operator and trainer."
     )
     environment = os.environ.get
-    parser.add_argument("--only", choices=sorted(IMAGES), help="one of the two")
+    parser.add_argument("--only", choices=sorted(IMAGES), help="build only this image")
     parser.add_argument(
-        "--tool", choices=TOOLS, default=environment("TOOL") or None, help="$TOOL; the first found"
+        "--tool",
+        choices=TOOLS,
+        default=environment("TOOL") or None,
+        help="$TOOL; default: the first one on PATH",
     )
     parser.add_argument(
         "--registry",
         default=environment("REGISTRY", ""),
-        help="$REGISTRY: what comes before the name, for example registry.example/team",
+        help="$REGISTRY: prefix of the names, for example registry.example/team",
     )
     parser.add_argument(
-        "--tag", default=environment("TAG", ""), help="$TAG; default: the project's version"
+        "--tag", default=environment("TAG", ""), help="$TAG; default: the version of the project"
     )
     parser.add_argument(
-        "--base", default=environment("BASE") or BASE, help=f"$BASE, a Debian; default: {BASE}"
+        "--base",
+        default=environment("BASE") or BASE,
+        help=f"$BASE, a Debian image; default: {BASE}",
     )
     parser.add_argument(
         "--flags",
         default=environment("BUILD_FLAGS", ""),
-        help="$BUILD_FLAGS: more flags of the build, for example '--isolation chroot'",
+        help="$BUILD_FLAGS: additional flags of the build, for example '--isolation chroot'",
     )
-    parser.add_argument("--push", action="store_true", help="push what was built")
+    parser.add_argument("--push", action="store_true", help="push the images after the build")
     return parser
 
 
 def found_tool(wanted: str | None) -> str | None:
-    """The first tool that is on PATH, of all or of the one that was named."""
+    """Return the first tool on PATH, or the requested one if it is on PATH."""
     return next((tool for tool in TOOLS if wanted in (None, tool) and shutil.which(tool)), None)
 
 
@@ -104,8 +110,10 @@ def reference(registry: str, image: Image, tag: str) -> str:
 def build_command(
     tool: str, image: Image, name: str, stamped: dict[str, str], flags: list[str]
 ) -> list[str]:
-    given = [word for key, value in stamped.items() for word in ("--build-arg", f"{key}={value}")]
-    return [tool, "build", "--file", image.dockerfile, "--tag", name, *given, *flags, "."]
+    arguments = [
+        part for key, value in stamped.items() for part in ("--build-arg", f"{key}={value}")
+    ]
+    return [tool, "build", "--file", image.dockerfile, "--tag", name, *arguments, *flags, "."]
 
 
 def version() -> str:
@@ -114,7 +122,7 @@ def version() -> str:
 
 
 def revision() -> str:
-    """The commit, with -dirty when files differ from it; unknown outside of a repository."""
+    """Return the commit, with -dirty if files differ, or unknown outside of a repository."""
     git = ["git", "-C", str(TREE)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Formatting, lints, types and the walls between packages: one command, all findings."""
+"""Check formatting, lints, types and import contracts, and show all findings."""
 
 import subprocess
 import sys
@@ -9,13 +9,14 @@ CHECKS = [
     [str(BIN / "ruff"), "format", "--check", "."],
     [str(BIN / "ruff"), "check", "."],
     [sys.executable, "-m", "mypy"],
-    # Its own script would start the interpreter of the cached environment, which lacks this tree.
+    # The script of import-linter would start the interpreter of the cached environment, which does
+    # not contain this tree.
     [sys.executable, "-c", "from importlinter.cli import lint_imports_command as m; m()"],
 ]
 
 
 def main() -> int:
-    """Run every check, say which failed."""
+    """Run every check and print those that failed."""
     failed = [check for check in CHECKS if subprocess.run(check, check=False).returncode]
     for check in failed:
         print(f"failed: {' '.join(check)}", file=sys.stderr)

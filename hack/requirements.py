@@ -1,6 +1,7 @@
-"""What pyproject.toml asks for to run a part of this project, a line each, for `pip install -r`.
+"""Print the requirements of a part of this project, one per line, for `pip install -r`.
 
-Images install it before they copy the source: a layer of gigabytes outlives a changed line of code.
+Images install them before they copy the source, so that a changed line of code does not rebuild a
+layer of gigabytes.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""Make .venv: a thin environment of this tree on top of a cached one with the dependencies.
+"""Create .venv: a small environment of this tree on top of a cached one with the dependencies.
 
-The dependencies are gigabytes, the tree is not. They are installed once into the cache folder, in
-an environment whose name is a hash of what pyproject.toml asks for and of the interpreter; every
-clone of this repository shares it. `.venv` holds the tree itself (editable) and sees the cached
-packages through one .pth file. Standard library only: this runs before anything is installed.
+The dependencies take gigabytes. They are installed once, into an environment in the cache folder
+whose name is a hash of the requirements in pyproject.toml and of the interpreter; all clones of
+this repository share it. `.venv` contains the tree itself (editable) and finds the cached packages
+through a .pth file. This script uses only the standard library, because it runs before anything is
+installed.
 """
 
-# NB: an older Python must be able to read this file, or it could not say that it is too old.
+# NB: an older Python must be able to parse this file, so that it can report that it is too old.
 from __future__ import annotations
 
 import fcntl
@@ -21,7 +22,7 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parent.parent
 MINIMUM_PYTHON = (3, 11)
 OWN = "finetune-operator["
-# The interpreter itself, also when a virtual environment is active: ours may be about to go.
+# The interpreter itself even if a virtual environment is active, because .venv may be replaced.
 PYTHON = getattr(sys, "_base_executable", sys.executable)
 
 
@@ -29,7 +30,7 @@ def main() -> int:
     if sys.version_info < MINIMUM_PYTHON:
         return fail(
             f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; "
-            "name another one: make PYTHON=python3.12 ..."
+            "choose another one: make PYTHON=python3.12 ..."
         )
     import tomllib
 
@@ -63,7 +64,7 @@ def main() -> int:
 
 
 def refusal(shared: Path, *, for_demo: bool) -> str | None:
-    """What this machine lacks for all that follows, said before gigabytes are fetched."""
+    """Return what this machine lacks, before gigabytes are downloaded; None if nothing."""
     from finetune_local import build
     from finetune_local.demo import inputs
     from finetune_local.machine import GB, Need, cluster_needs, no_namespaces, no_room
@@ -80,7 +81,7 @@ def refusal(shared: Path, *, for_demo: bool) -> str | None:
 
 
 def dependencies(project: dict) -> list[str]:
-    """Everything any part needs, without the self-reference of the dev extra."""
+    """Return the requirements of all parts, without the dev extra's reference to the project."""
     table = project["project"]
     groups = [table["dependencies"], *table["optional-dependencies"].values()]
     return sorted(
@@ -93,7 +94,7 @@ def install(shared: Path, requirements: list[str]) -> None:
     print(f"Python packages -> {shared} (about 6 GB, a few minutes, once)", flush=True)
     shutil.rmtree(shared, ignore_errors=True)
     run(PYTHON, "-m", "venv", str(shared))
-    # DS_BUILD_OPS=0: no op is compiled. editables: hatchling needs it in `link`.
+    # DS_BUILD_OPS=0 compiles no operators. hatchling needs editables in `link`.
     run(
         str(shared / "bin/python"),
         "-m",
@@ -111,7 +112,7 @@ def install(shared: Path, requirements: list[str]) -> None:
 
 
 def link(shared: Path) -> None:
-    """Build or mend .venv; cheap when nothing changed."""
+    """Create .venv, or create it again if its inputs changed."""
     venv_dir, stamp = TREE / ".venv", TREE / ".venv" / ".made-from"
     made_from = (
         f"{shared}\n{TREE}\n{hashlib.sha256((TREE / 'pyproject.toml').read_bytes()).hexdigest()}"
@@ -146,12 +147,14 @@ def run(*command: str, env: dict[str, str] | None = None) -> None:
     done = subprocess.run(command, env=env, check=False)
     if done.returncode:
         sys.exit(
-            fail(f"failed ({done.returncode}): {' '.join(command)}; run the target again to go on")
+            fail(
+                f"failed ({done.returncode}): {' '.join(command)}; run the target again to continue"
+            )
         )
 
 
 class Lock:
-    """Two clones setting up at once take turns."""
+    """A lock, so that only one clone at a time installs into the shared environment."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,5 +1,5 @@
-"""The words both sides speak: the FineTuneJob resource and what operator and trainer exchange.
+"""The FineTuneJob resource and the messages between operator and trainer.
 
-Operator, trainer and command line import this package and nothing of each other. It needs pydantic
-and the standard library only, so that every image can carry it.
+Operator, trainer and command line import this package, and none of them imports another one. It
+needs only pydantic and the standard library, so that every image can contain it.
 """

@@ -1,4 +1,4 @@
-"""Base classes of every message: camelCase on the wire, frozen in memory."""
+"""The base class of every message, and types that the messages share."""
 
 import re
 from datetime import UTC, datetime
@@ -12,11 +12,14 @@ VERSION = "v1alpha1"
 API_VERSION = f"{API_GROUP}/{VERSION}"
 
 Object = dict[str, Any]
-"""An API object as JSON has it."""
+"""An API object, as it is parsed from JSON."""
 
 
 class Message(BaseModel):
-    """A versioned message. Readers ignore unknown fields: the other side may be newer."""
+    """A message with camelCase names in JSON, immutable in memory.
+
+    Readers ignore unknown fields, because the writer may be newer.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -25,20 +28,20 @@ class Message(BaseModel):
         validate_by_name=True,
         validate_by_alias=True,
         serialize_by_alias=True,
-        # Infinity and NaN are no JSON: one of them makes the API server refuse a whole patch.
+        # JSON has no Infinity and NaN: the API server would refuse the complete patch.
         allow_inf_nan=False,
     )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready dict in wire names; absent means absent, never null."""
+        """Return a JSON-ready dict with the JSON names. Unset fields are left out, never null."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_json(self) -> str:
-        """Compact JSON in wire names."""
+        """Return compact JSON with the JSON names."""
         return self.model_dump_json(exclude_none=True)
 
     def replace(self, **changes: Any) -> Self:
-        """A validated copy with some fields changed (python names); itself if none is."""
+        """Return a validated copy with changed fields (Python names), or itself if none changes."""
         known = self.__dict__
         if all(name in known and known[name] == value for name, value in changes.items()):
             return self
@@ -46,25 +49,25 @@ class Message(BaseModel):
 
 
 CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-"""What moves a terminal's cursor, and what reorders the text around it, for a regular expression;
-without the line break and the tab."""
+"""Characters that move a terminal's cursor or reorder the text around it, without line break and
+tab, for a character class of a regular expression."""
 _CONTROLS = re.compile(f"[{CONTROLS}]")
 
 
 def clean(text: str | None) -> str | None:
-    """Text that comes out of a pod, as it may be shown to people."""
+    """Return text from a pod with the control characters replaced, so that it can be shown."""
     return text and _CONTROLS.sub("\ufffd", text)
 
 
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
-"""A number of things. Beyond it not every JSON reader is exact, and far beyond it the API server
-would refuse the whole status."""
+"""A number of things. Beyond its bound not every JSON reader is exact, and far beyond it the API
+server would refuse the complete status."""
 Step = Annotated[int, Field(ge=0, le=10**12)]
-"""A number of steps or rows, small enough for sums and products of them."""
+"""A number of steps or rows, small enough that sums and products of them stay exact."""
 Rows = Annotated[int, Field(ge=1, le=10**12)]
-"""A number of rows that is divided by."""
+"""A number of rows that is used as a divisor, hence not 0."""
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
-"""A duration."""
+"""A duration in seconds."""
 
 
 def _parse_time(value: object) -> object:
@@ -73,15 +76,18 @@ def _parse_time(value: object) -> object:
     if isinstance(value, datetime) and (value.tzinfo is not UTC or value.microsecond):
         try:
             return value.astimezone(UTC).replace(microsecond=0)
-        except (OverflowError, OSError):  # the first or the last day, with an offset
-            raise ValueError(f"{value.isoformat()} is no moment in UTC") from None
+        except (
+            OverflowError,
+            OSError,
+        ):  # the first or the last day, with an offset
+            raise ValueError(f"{value.isoformat()} cannot be expressed in UTC") from None
     return value
 
 
 def format_time(value: datetime) -> str:
-    """RFC 3339 in UTC with second precision, as Kubernetes writes times."""
-    whole = value.astimezone(UTC).replace(microsecond=0, tzinfo=None)
-    return f"{whole.isoformat()}Z"  # strftime takes five times as long
+    """Return a time as Kubernetes writes it: RFC 3339, in UTC, in whole seconds."""
+    utc = value.astimezone(UTC).replace(microsecond=0, tzinfo=None)
+    return f"{utc.isoformat()}Z"  # five times as fast as strftime
 
 
 Time = Annotated[
@@ -89,4 +95,4 @@ Time = Annotated[
     BeforeValidator(_parse_time),
     PlainSerializer(format_time, return_type=str, when_used="always"),
 ]
-"""A moment in UTC, whole seconds, RFC 3339 on the wire."""
+"""A time in UTC in whole seconds, written as RFC 3339."""

@@ -1,11 +1,13 @@
-"""What a trainer container's exit code means; the sysexits names where they exist.
+"""What the exit code of a trainer container means. The numbers follow sysexits.h where it has one.
 
-Any image can speak these. `FINETUNE` reports the reason in words; this table is what the operator
-falls back to when a container left no result (killed, out of memory, foreign image).
+Any trainer image may use these codes. The termination message gives the reason; without one (a
+container that was killed, or an image that writes none) the operator uses this table.
 """
 
 from dataclasses import dataclass
 from enum import IntEnum
+
+from finetune_api import reasons
 
 
 class ExitCode(IntEnum):
@@ -28,37 +30,37 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True)
 class Meaning:
-    """Reason shown to people, and whether trying again can help."""
+    """The reason that an exit code stands for, and what follows from it."""
 
     reason: str
-    permanent: bool = False
+    permanent: bool = False  # another attempt would end the same way
     permanent_in_prepare: bool = False
-    consequence: bool = False  # follows from another pod's failure, never its cause
+    consequence: bool = False  # follows from the failure of another pod and never causes it
 
 
 MEANINGS: dict[int, Meaning] = {
-    ExitCode.DONE: Meaning("Completed"),
-    ExitCode.BAD_CONFIGURATION: Meaning("BadConfiguration", permanent=True),
-    ExitCode.BAD_DATA: Meaning("BadData", permanent=True),
-    ExitCode.INPUT_MISSING: Meaning("InputMissing", permanent=True),
-    ExitCode.STORAGE_NOT_WRITABLE: Meaning("StorageNotWritable", permanent_in_prepare=True),
-    ExitCode.STOPPED: Meaning("Stopped"),
-    ExitCode.NOT_PERMITTED: Meaning("NotPermitted", permanent=True),
-    ExitCode.ENVIRONMENT_UNUSABLE: Meaning("EnvironmentUnusable"),
-    ExitCode.FENCED: Meaning("Fenced", consequence=True),
-    ExitCode.DIVERGED: Meaning("Diverged"),
-    ExitCode.OUT_OF_MEMORY: Meaning("OutOfMemory"),
-    ExitCode.PEER_LOST: Meaning("PeerLost", consequence=True),
-    ExitCode.HANG: Meaning("Hang"),
+    ExitCode.DONE: Meaning(reasons.COMPLETED),
+    ExitCode.BAD_CONFIGURATION: Meaning(reasons.BAD_CONFIGURATION, permanent=True),
+    ExitCode.BAD_DATA: Meaning(reasons.BAD_DATA, permanent=True),
+    ExitCode.INPUT_MISSING: Meaning(reasons.INPUT_MISSING, permanent=True),
+    ExitCode.STORAGE_NOT_WRITABLE: Meaning(reasons.STORAGE_NOT_WRITABLE, permanent_in_prepare=True),
+    ExitCode.STOPPED: Meaning(reasons.STOPPED),
+    ExitCode.NOT_PERMITTED: Meaning(reasons.NOT_PERMITTED, permanent=True),
+    ExitCode.ENVIRONMENT_UNUSABLE: Meaning(reasons.ENVIRONMENT_UNUSABLE),
+    ExitCode.FENCED: Meaning(reasons.FENCED, consequence=True),
+    ExitCode.DIVERGED: Meaning(reasons.DIVERGED),
+    ExitCode.OUT_OF_MEMORY: Meaning(reasons.OUT_OF_MEMORY),
+    ExitCode.PEER_LOST: Meaning(reasons.PEER_LOST, consequence=True),
+    ExitCode.HANG: Meaning(reasons.HANG),
 }
 
 
 def meaning(code: int) -> Meaning:
-    """Meaning of any exit code; one that is not in the table is a crash."""
-    return MEANINGS.get(code, Meaning("Crashed"))
+    """Return the meaning of an exit code. A code that is not in the table is a crash."""
+    return MEANINGS.get(code, Meaning(reasons.CRASHED))
 
 
 def is_permanent(code: int, *, prepare: bool) -> bool:
-    """True when another attempt would end the same way."""
+    """Return whether another attempt would end the same way."""
     found = meaning(code)
     return found.permanent or (prepare and found.permanent_in_prepare)

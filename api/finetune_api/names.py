@@ -1,4 +1,4 @@
-"""Labels, ports and object names that operator, trainer, node and command line agree on."""
+"""Labels, ports, limits and object names that operator, trainer and command line share."""
 
 PLURAL = "finetunejobs"
 KIND = "FineTuneJob"
@@ -9,9 +9,10 @@ LABEL_JOB_UID = "finetune.dev/job-uid"
 LABEL_ROLE = "finetune.dev/role"  # prepare | worker
 LABEL_ATTEMPT = "finetune.dev/attempt"
 LABEL_WORKER_INDEX = "finetune.dev/worker-index"
-ANNOTATION_INPUTS = "finetune.dev/inputs-digest"  # of a prepare pod: what its answer is valid for
-ANNOTATION_TEMPLATE = "finetune.dev/template-digest"  # of a prepare pod: where it may run
-ANNOTATION_RETRY = "finetune.dev/retry"  # of a prepare pod: how many failed before it
+# Annotations of a prepare pod.
+ANNOTATION_INPUTS = "finetune.dev/inputs-digest"  # digest of the inputs that its result depends on
+ANNOTATION_TEMPLATE = "finetune.dev/template-digest"  # digest of the template and the scheduling
+ANNOTATION_RETRY = "finetune.dev/retry"  # number of prepare pods that failed before it
 
 RENDEZVOUS_PORT = 29500
 REPORT_PORT = 29600
@@ -21,19 +22,21 @@ ENV_RUN = "FINETUNE_RUN"
 ENV_POD_IP = "FINETUNE_POD_IP"
 CLAIMS_PATH = "/mnt/claims"
 RUN_CONFIG_MAX_BYTES = 100_000  # the kernel allows 128 KiB per environment string
-RESULT_MAX_BYTES = 4096  # the kubelet cuts a termination message there
+RESULT_MAX_BYTES = 4096  # the kubelet truncates a longer termination message
+MAX_CHECKPOINTS = 10  # of a run, at most, in storage, in a report and in a status
+MAX_ATTEMPTS = 10  # listed in a report or in a status; earlier ones are summed up
 
 
 def prepare_pod_name(job: str) -> str:
-    """Name of the pod that prepares the data of a job."""
+    """Return the name of the prepare pod of a job."""
     return f"{job}-prepare"
 
 
 def worker_pod_name(job: str, attempt: int, index: int) -> str:
-    """Name and hostname of one worker; the attempt is in it, so two gangs never share a name."""
+    """Return the name and hostname of a worker. The attempt makes it unique among gangs."""
     return f"{job}-{attempt}-{index}"
 
 
 def master_address(job: str, attempt: int, namespace: str) -> str:
-    """Stable DNS name of worker 0, through the headless Service `job`."""
+    """Return the DNS name of worker 0, which the headless Service of the job provides."""
     return f"{worker_pod_name(job, attempt, 0)}.{job}.{namespace}.svc"

@@ -1,4 +1,4 @@
-"""Facts that the trainer measures and the status shows: the same models on both sides."""
+"""Facts that the trainer measures and the status shows, as models that both sides share."""
 
 from typing import Literal
 
@@ -11,137 +11,230 @@ Stage = Literal[
 ]
 
 
-# checkpoints.storage (256) and what the trainer adds to it, checkpoints/step-00000400-e0002.
+# checkpoints.storage (256) plus what the trainer appends: checkpoints/step-00000400-e0002.
 LOCATION_MAX = 300
 
 
 class SourceSummary(Message):
     """One training source after preparation."""
 
-    source: str = Field(max_length=512)
-    rows: Step
-    examples: Step
-    passes: float | None = Field(default=None, description="How often it is seen in the whole run.")
+    source: str = Field(max_length=512, description="source is the address of the source.")
+    rows: Step = Field(description="rows is the number of its packed rows.")
+    examples: Step = Field(description="examples is the number of its examples.")
+    passes: float | None = Field(
+        default=None,
+        description="passes is the number of times that the source is used in the whole run.",
+    )
 
     _clean = field_validator("source")(clean)
 
 
 class DataSummary(Message):
-    """What preparation made of the training data."""
+    """The result of preparing the data."""
 
-    examples: Step = Field(description="Examples that are trained on.")
-    rows: Rows = Field(description="Packed rows.")
+    examples: Step = Field(description="examples is the number of examples that are trained on.")
+    rows: Rows = Field(description="rows is the number of packed rows.")
     epoch_rows: Rows | None = Field(
         default=None,
-        description="Rows of one epoch: more than rows where weights make small sources repeat.",
+        description="epochRows is the number of rows of one epoch. It exceeds rows if weights make "
+        "small sources repeat.",
     )
-    tokens: Count = Field(description="Tokens in all rows.")
-    trained_tokens: Count = Field(description="Tokens that carry loss.")
-    packing_efficiency: float = Field(description="Tokens / (rows x sequenceLength).")
+    tokens: Count = Field(description="tokens is the number of tokens in all rows.")
+    trained_tokens: Count = Field(
+        description="trainedTokens is the number of tokens that carry loss."
+    )
+    packing_efficiency: float = Field(
+        description="packingEfficiency is tokens divided by rows times sequenceLength, 0 to 1."
+    )
     dropped_overlong: Step = Field(
-        default=0, description="Examples left out, longer than sequenceLength."
+        default=0,
+        description="droppedOverlong is the number of examples that were left out because they "
+        "exceed sequenceLength.",
     )
-    truncated: Step = Field(default=0, description="Examples whose end was cut off.")
-    split: Step = Field(default=0, description="Documents that were cut into several.")
-    dropped_empty: Step = Field(default=0, description="Examples left out, without any text.")
+    truncated: Step = Field(
+        default=0, description="truncated is the number of examples whose end was cut off."
+    )
+    split: Step = Field(
+        default=0,
+        description="split is the number of documents that were divided into several.",
+    )
+    dropped_empty: Step = Field(
+        default=0,
+        description="droppedEmpty is the number of examples that were left out because they "
+        "contain no text.",
+    )
     dropped_untrained: Step = Field(
-        default=0, description="Examples left out, none of their tokens is trained."
+        default=0,
+        description="droppedUntrained is the number of examples that were left out because none of "
+        "their tokens carries loss.",
     )
     invalid: Step = Field(
-        default=0, description="Examples left out, the chat template cannot render them."
+        default=0,
+        description="invalid is the number of examples that were left out because the chat "
+        "template cannot render them.",
     )
     duplicates: Step = Field(
-        default=0, description="Examples that repeat an earlier one; they are trained on."
+        default=0,
+        description="duplicates is the number of examples that repeat an earlier one. They are "
+        "trained on.",
     )
-    validation_examples: Step = Field(default=0, description="Held-out examples.")
-    validation_rows: Step = Field(default=0, description="Held-out rows.")
+    validation_examples: Step = Field(
+        default=0, description="validationExamples is the number of held-out examples."
+    )
+    validation_rows: Step = Field(
+        default=0, description="validationRows is the number of held-out packed rows."
+    )
     validation_trained_tokens: Count = Field(
-        default=0, description="Held-out tokens that carry loss."
+        default=0,
+        description="validationTrainedTokens is the number of held-out tokens that carry loss.",
     )
-    steps_per_epoch: Step | None = Field(default=None, description="Optimizer steps per pass.")
-    sources: list[SourceSummary] = Field(default_factory=list, max_length=16)
+    steps_per_epoch: Step | None = Field(
+        default=None, description="stepsPerEpoch is the number of optimizer steps per epoch."
+    )
+    sources: list[SourceSummary] = Field(
+        default_factory=list,
+        max_length=16,
+        description="sources describes each training source, in the order of dataset.train.",
+    )
 
 
 class Plan(Message):
-    """What was chosen where the spec left it open. Frozen with the first attempt."""
+    """The training settings that were chosen where the spec leaves them unset.
 
-    zero_stage: int = Field(description="ZeRO stage.")
-    micro_batch_size: int = Field(description="Rows per device and forward pass.")
-    gradient_accumulation_steps: int = Field(description="Forward passes per optimizer step.")
-    global_batch_size: int = Field(description="Rows per optimizer step.")
-    learning_rate: float = Field(description="Peak learning rate.")
-    total_steps: int = Field(description="Optimizer steps of the whole run.")
-    warmup_steps: int = Field(description="Steps of warm-up.")
+    The plan is fixed at the first commit. Fields with a default were added later; the default is
+    what earlier operators used.
+    """
+
+    zero_stage: int = Field(description="zeroStage is the ZeRO stage.")
+    micro_batch_size: int = Field(
+        description="microBatchSize is the number of rows per device and forward pass."
+    )
+    gradient_accumulation_steps: int = Field(
+        description="gradientAccumulationSteps is the number of forward passes per optimizer step."
+    )
+    global_batch_size: int = Field(
+        description="globalBatchSize is the number of rows per optimizer step over all devices."
+    )
+    learning_rate: float = Field(description="learningRate is the peak learning rate.")
+    total_steps: int = Field(
+        description="totalSteps is the number of optimizer steps of the whole run."
+    )
+    warmup_steps: int = Field(
+        description="warmupSteps is the number of optimizer steps of the warm-up."
+    )
     activation_checkpointing: Literal["Never", "Always"] = Field(
-        default="Never", description="Whether activations are computed again."
+        default="Never",
+        description="activationCheckpointing is whether activations are computed again in the "
+        "backward pass.",
     )
     offload: Literal["None", "Optimizer", "OptimizerAndParameters"] = Field(
-        default="None", description="What is kept in host memory."
+        default="None",
+        description="offload is what is kept in host memory instead of on the device.",
     )
     checkpoint_bytes: int = Field(
-        description="Size of one checkpoint: 12 bytes a parameter, 8 with moments in BF16."
+        description="checkpointBytes is the size of one checkpoint: 12 bytes per parameter, or 8 "
+        "with moments in BF16."
     )
 
 
 class Progress(Message):
-    """Where training stands after the last finished step."""
+    """The state of training after the last finished step."""
 
-    step: Step = Field(description="Finished optimizer steps.")
-    total_steps: Step = Field(description="Steps of the whole run.")
-    epoch: float | None = Field(default=None, description="Passes over the data so far.")
-    train_loss: float | None = Field(
-        default=None, description="Loss of the last step, nats per trained token."
+    step: Step = Field(description="step is the number of finished optimizer steps.")
+    total_steps: Step = Field(
+        description="totalSteps is the number of optimizer steps of the whole run."
     )
-    learning_rate: float | None = Field(default=None, description="Learning rate of the last step.")
-    grad_norm: float | None = Field(default=None, description="Global L2 norm before clipping.")
-    tokens_seen: Count = Field(default=0, description="Tokens of all finished steps of the run.")
+    epoch: float | None = Field(
+        default=None, description="epoch is the number of passes over the data so far."
+    )
+    train_loss: float | None = Field(
+        default=None,
+        description="trainLoss is the loss of the last step in nats per trained token.",
+    )
+    learning_rate: float | None = Field(
+        default=None, description="learningRate is the learning rate of the last step."
+    )
+    grad_norm: float | None = Field(
+        default=None,
+        description="gradNorm is the global L2 norm of the gradients before clipping.",
+    )
+    tokens_seen: Count = Field(
+        default=0,
+        description="tokensSeen is the number of tokens in all finished steps of the run.",
+    )
     skipped_steps: Step = Field(
-        default=0, description="Steps that were not applied: non-finite gradients."
+        default=0,
+        description="skippedSteps is the number of steps that were not applied because their "
+        "gradients were not finite.",
     )
     tokens_per_second: float | None = Field(
-        default=None, description="Packed tokens, all devices, last minute."
+        default=None,
+        description="tokensPerSecond is the number of packed tokens per second on all devices "
+        "during the last minute.",
     )
     trained_tokens_per_second: float | None = Field(
-        default=None, description="Tokens with loss, last minute."
+        default=None,
+        description="trainedTokensPerSecond is the number of tokens with loss per second on all "
+        "devices during the last minute.",
     )
     mfu: float | None = Field(
         default=None,
-        description="FLOPs that the steps of the last minute need / what the devices can do in "
-        "dense bf16 by their data sheet, 0 to 1. Absent where that is unknown.",
+        description="mfu is the model FLOPs utilization during the last minute, 0 to 1: the FLOPs "
+        "that the steps need, divided by what the devices can do in dense bf16 according to their "
+        "data sheet. It is unset for devices whose figure is unknown.",
     )
     eta_seconds: Count | None = Field(
-        default=None, description="Estimated seconds of training left."
+        default=None, description="etaSeconds is the estimated number of seconds of training left."
     )
-    last_update_time: Time | None = Field(default=None, description="When the last step ended.")
+    last_update_time: Time | None = Field(
+        default=None, description="lastUpdateTime is the time when the last step ended."
+    )
     checkpoint_problem: str | None = Field(
         default=None,
         max_length=512,
-        description="Why the newest save failed; the older checkpoints stand.",
+        description="checkpointProblem is why the newest save failed. Older checkpoints remain "
+        "valid.",
     )
 
     _clean = field_validator("checkpoint_problem")(clean)
 
 
 class Evaluation(Message):
-    """Validation loss in nats per trained token."""
+    """Validation losses in nats per trained token."""
 
-    baseline: float | None = Field(default=None, description="Before the first step.")
-    last: float | None = Field(default=None, description="Newest.")
-    last_step: Step | None = Field(default=None, description="Step of the newest.")
-    best: float | None = Field(default=None, description="Lowest, the baseline included.")
-    best_step: Step | None = Field(default=None, description="Step of the lowest.")
+    baseline: float | None = Field(
+        default=None, description="baseline is the validation loss before the first step."
+    )
+    last: float | None = Field(default=None, description="last is the newest validation loss.")
+    last_step: Step | None = Field(
+        default=None, description="lastStep is the step of the newest validation loss."
+    )
+    best: float | None = Field(
+        default=None, description="best is the lowest validation loss, including the baseline."
+    )
+    best_step: Step | None = Field(
+        default=None, description="bestStep is the step of the lowest validation loss."
+    )
 
 
 class CheckpointRecord(Message):
     """One published checkpoint on storage."""
 
-    step: Step
-    location: str = Field(max_length=LOCATION_MAX)
-    creation_time: Time
-    size_bytes: Count
-    verified: bool = Field(description="Read back from storage and equal to its checksums.")
-    world_size: Step
-    validation_loss: float | None = None
+    step: Step = Field(description="step is the optimizer step after which it was saved.")
+    location: str = Field(
+        max_length=LOCATION_MAX, description="location is its folder, as pvc://CLAIM/PATH."
+    )
+    creation_time: Time = Field(description="creationTime is the time when it was published.")
+    size_bytes: Count = Field(description="sizeBytes is the size of its files in bytes.")
+    verified: bool = Field(
+        description="verified is true if it was read back from storage and equals its checksums. "
+        "Only verified checkpoints are resumed from."
+    )
+    world_size: Step = Field(description="worldSize is the number of ranks that wrote it.")
+    validation_loss: float | None = Field(
+        default=None,
+        description="validationLoss is the validation loss at its step in nats per trained token.",
+    )
 
     _clean = field_validator("location")(clean)
 
@@ -149,21 +242,33 @@ class CheckpointRecord(Message):
 class Output(Message):
     """The finished model folder."""
 
-    location: str = Field(max_length=LOCATION_MAX)
-    size_bytes: Count
-    verified: bool = Field(description="Loaded back with transformers and compared.")
+    location: str = Field(
+        max_length=LOCATION_MAX, description="location is the folder, as pvc://CLAIM/PATH."
+    )
+    size_bytes: Count = Field(description="sizeBytes is the size of its files in bytes.")
+    verified: bool = Field(
+        description="verified is true if the model was loaded back with transformers and compared."
+    )
 
     _clean = field_validator("location")(clean)
 
 
 class StepLedger(Message):
-    """What an attempt spent its time on, in seconds of one device (all devices run in step)."""
+    """The seconds that an attempt spent on steps. All devices run in step, so they count once."""
 
     productive_seconds: Seconds = Field(
-        default=0.0, description="Steps no earlier attempt had reached."
+        default=0.0,
+        description="productiveSeconds is the time spent on steps that no earlier attempt had "
+        "finished.",
     )
     redone_seconds: Seconds = Field(
-        default=0.0, description="Steps an earlier attempt had already reached."
+        default=0.0,
+        description="redoneSeconds is the time spent on steps that an earlier attempt had already "
+        "finished.",
     )
-    first_step: Step | None = Field(default=None, description="Step the attempt started from.")
-    highest_step: Step | None = Field(default=None, description="Highest finished step.")
+    first_step: Step | None = Field(
+        default=None, description="firstStep is the step that the attempt started from."
+    )
+    highest_step: Step | None = Field(
+        default=None, description="highestStep is the highest finished step."
+    )

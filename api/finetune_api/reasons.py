@@ -1,8 +1,8 @@
 """Every reason that a job, a condition or an event of this project can show, and what it means.
 
 Reasons of Kubernetes itself (`ImagePullBackOff`, `Evicted` with a kubelet's text, ...) are passed
-on unchanged and are not listed here, unless this project reports them as well. docs/failures.md
-says for each reason what was done and what to do.
+on unchanged and are not listed here, unless this project reports them as well. The troubleshooting
+page describes for each reason what the operator does and what a user can do.
 """
 
 from dataclasses import dataclass

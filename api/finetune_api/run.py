@@ -1,4 +1,4 @@
-"""What passes between the operator and a pod: configuration in, report and result out."""
+"""The messages between the operator and a pod: RunConfig into it, Report and Result out of it."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from finetune_api import spec
 from finetune_api.base import API_VERSION, Count, Message, Seconds, Step, Time, clean
-from finetune_api.names import RESULT_MAX_BYTES
+from finetune_api.names import MAX_ATTEMPTS, MAX_CHECKPOINTS, RESULT_MAX_BYTES
 from finetune_api.progress import (
     CheckpointRecord,
     DataSummary,
@@ -19,89 +19,103 @@ from finetune_api.progress import (
 )
 
 Role = Literal["prepare", "worker"]
+_DEFAULTS = spec.RunPolicy()
 
 
 class RunConfig(Message):
-    """The environment variable FINETUNE_RUN of every pod. Never holds a secret."""
+    """The value of the environment variable FINETUNE_RUN of every pod. It contains no secret."""
 
     api_version: str = API_VERSION
     job_name: str
     job_namespace: str
     job_uid: str
     role: Role
-    attempt: int = Field(default=0, description="0 for the prepare pod.")
-    highest_step: int = Field(default=0, description="Highest step any earlier attempt finished.")
+    attempt: int = Field(default=0, description="Number of the attempt; 0 for the prepare pod.")
+    highest_step: int = Field(
+        default=0, description="Highest step that any earlier attempt finished."
+    )
     model: spec.Model
     dataset: spec.Dataset
     training: spec.Training
     checkpoints: spec.Checkpoints
     tracking: list[spec.Tracker] | None = Field(
-        default=None, description="Workers only; absent: TensorBoard."
+        default=None, description="Trackers, for workers only. Default: TensorBoard."
     )
-    cache: str | None = Field(default=None, description="pvc:// folder; absent: <storage>/cache.")
+    cache: str | None = Field(
+        default=None, description="The pvc:// folder of the cache. Default: <storage>/cache."
+    )
     evaluation: spec.Evaluation | None = None
     output: spec.Output | None = None
-    mounts: dict[str, str] = Field(description="Claim name -> path in the pod.")
-    plan: Plan | None = Field(default=None, description="Workers only.")
+    mounts: dict[str, str] = Field(description="Path in the pod by the name of the claim.")
+    plan: Plan | None = Field(default=None, description="The plan, for workers only.")
     model_revision: str | None = Field(
         default=None,
-        description="What the prepare pod resolved the model to; names its folder in the cache. "
-        "Workers only.",
+        description="Revision that the prepare pod resolved the model to, for workers only. It "
+        "names the folder of the model in the cache.",
     )
-    prepared_digest: str | None = Field(default=None, description="Workers only.")
-    run_digest: str | None = Field(default=None, description="Workers only.")
-    termination_grace_period_seconds: int = 300
+    prepared_digest: str | None = Field(
+        default=None, description="Digest of the prepared data, for workers only."
+    )
+    run_digest: str | None = Field(
+        default=None, description="Digest that a resumed run must have, for workers only."
+    )
+    termination_grace_period_seconds: int = _DEFAULTS.termination_grace_period_seconds
     progress_deadline_seconds: int = Field(
-        default=1800, description="Seconds without activity after which the pod ends with 89."
+        default=_DEFAULTS.progress_deadline_seconds,
+        description="Seconds without activity after which the pod ends with code 89.",
     )
 
     @property
     def asks_the_hub(self) -> bool:
-        """Whether an input is a repository of the Hugging Face Hub."""
+        """Whether an input is stored in a repository of the Hugging Face Hub."""
         entries = [*self.dataset.train, *(self.dataset.validation or [])]
         return any(s.startswith("hf://") for s in [self.model.source, *(e.source for e in entries)])
 
 
 class RankHeartbeat(Message):
-    """How long ago a local rank last said something."""
+    """The time since the last message of a local rank."""
 
     rank: Step
     age_seconds: Seconds
 
 
 class AttemptRecord(Message):
-    """An earlier attempt as its own record on storage tells it (attempts/<epoch>.json)."""
+    """An earlier attempt, as its own record on storage describes it (attempts/<epoch>.json)."""
 
     attempt: Step
-    update_time: Time = Field(description="Its end, or when it last said that it lives.")
+    update_time: Time = Field(description="When the record was last written.")
     ledger: StepLedger
 
 
 class Report(Message):
-    """Answer of GET http://<pod ip>:29600/v1/report, served by every worker."""
+    """The response of every worker to GET http://<pod ip>:<REPORT_PORT>/v1/report."""
 
     api_version: str = API_VERSION
     job_uid: str = Field(max_length=64)
     attempt: Step
     worker_index: Step
-    sequence: Count = Field(description="Grows with every change; an older one is ignored.")
+    sequence: Count = Field(
+        description="Number that grows with every change. Readers ignore a smaller one."
+    )
     stage: Stage
     stage_since: Time
-    activity: Count = Field(description="Completed work of any kind; grows in every stage.")
+    activity: Count = Field(description="Units of completed work; grows in every stage.")
     activity_age_seconds: Seconds = Field(description="Seconds since activity last grew.")
     ranks: list[RankHeartbeat] = Field(default_factory=list, max_length=64)
-    # The rest comes from worker 0 only.
+    # Only worker 0 sets the following fields.
     progress: Progress | None = None
     evaluation: Evaluation | None = None
     ledger: StepLedger | None = None
-    checkpoints: list[CheckpointRecord] = Field(default_factory=list, max_length=10)
+    checkpoints: list[CheckpointRecord] = Field(default_factory=list, max_length=MAX_CHECKPOINTS)
     earlier_attempts: list[AttemptRecord] = Field(
-        default_factory=list, max_length=10, description="What earlier attempts left on storage."
+        default_factory=list,
+        max_length=MAX_ATTEMPTS,
+        description="Records that earlier attempts left on storage.",
     )
 
 
 class PrepareResult(Message):
-    """What only the prepare pod can find out."""
+    """The facts that only the prepare pod can find out."""
 
     prepared_digest: str = Field(max_length=80)
     run_digest: str = Field(max_length=80)
@@ -109,7 +123,8 @@ class PrepareResult(Message):
     parameter_count: Count
     data: DataSummary
     finished: Output | None = Field(
-        default=None, description="Storage already holds the verified model of this very run."
+        default=None,
+        description="The verified model, if storage already holds the one of exactly this run.",
     )
 
     _clean = field_validator("prepared_digest", "run_digest", "model_revision")(clean)
@@ -119,26 +134,34 @@ Outcome = Literal["Succeeded", "Stopped", "Failed"]
 
 
 class Result(Message):
-    """The container's termination message: what it says about its own end."""
+    """The container's termination message: how and why it ended."""
 
     api_version: str = API_VERSION
     outcome: Outcome
     reason: str = Field(max_length=64, pattern="^[A-Za-z][A-Za-z0-9]*$", description="CamelCase.")
     message: str = Field(
-        default="", max_length=1024, description="For people: what, where, what to do."
+        default="",
+        max_length=1024,
+        description="Text for people: what happened, where, and what to do.",
     )
-    failed_rank: Step | None = None
+    failed_rank: Step | None = Field(
+        default=None, description="The rank that failed first, for people who read the message."
+    )
     progress: Progress | None = None
     evaluation: Evaluation | None = None
     ledger: StepLedger | None = None
-    checkpoints: list[CheckpointRecord] = Field(default_factory=list, max_length=10)
+    checkpoints: list[CheckpointRecord] = Field(default_factory=list, max_length=MAX_CHECKPOINTS)
     output: Output | None = None
     prepared: PrepareResult | None = None
 
     _clean = field_validator("message")(clean)
 
     def to_termination_message(self) -> str:
-        """JSON within the kubelet's limit: old checkpoints, then sources, then text are cut."""
+        """Return JSON that fits the kubelet's limit.
+
+        If it is too long, old checkpoints are left out first, then the sources, then the end of
+        the message.
+        """
         result = self
         while len((encoded := result.to_json()).encode()) > RESULT_MAX_BYTES:
             if len(result.checkpoints) > 1:

@@ -1,4 +1,4 @@
-"""Small builders for what pydantic cannot say: CEL rules and open objects."""
+"""Builders for schema that pydantic cannot express: CEL rules and open objects."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """One CEL rule: what must hold, and the sentence a user reads when it does not."""
+    """A CEL rule and the message that a user sees when it does not hold."""
 
     rule: str
     message: str
@@ -14,7 +14,7 @@ class Rule:
     optional_old_self: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As `x-kubernetes-validations` wants it."""
+        """Return the entry of `x-kubernetes-validations`."""
         entry: dict[str, Any] = {"rule": self.rule, "message": self.message}
         if self.field_path:
             entry["fieldPath"] = self.field_path
@@ -24,12 +24,12 @@ class Rule:
 
 
 def rules(*entries: Rule) -> dict[str, Any]:
-    """`json_schema_extra` that attaches rules to a field or a model."""
+    """Return the `json_schema_extra` that attaches rules to a field or a model."""
     return {"x-kubernetes-validations": [entry.to_dict() for entry in entries]}
 
 
 def opaque(**declared: dict[str, Any]) -> dict[str, Any]:
-    """An object that keeps whatever it is given; CEL sees only the declared properties."""
+    """Return an object that keeps unknown properties. CEL sees only the declared ones."""
     schema: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     if declared:
         schema["properties"] = declared

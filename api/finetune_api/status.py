@@ -1,8 +1,8 @@
-"""FineTuneJobStatus: what the operator says about a job.
+"""FineTuneJobStatus: what the operator observed about a job.
 
-The whole of it stays below 32 kB, for it is sent to every watcher with every change (a test fills
-each field to its bound). So texts are cut, never refused, where the whole stands elsewhere too:
-conditions repeat `message`, older attempts have their events, sources are in the spec.
+A status stays below 32 kB, because every change sends it to every watcher; a test fills each field
+to its bound. Texts that are also available elsewhere are therefore cut instead of refused:
+conditions repeat `message`, earlier attempts have events, and sources are in the spec.
 """
 
 from typing import Annotated, Literal
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from finetune_api.base import Message, Time
+from finetune_api.names import MAX_ATTEMPTS, MAX_CHECKPOINTS
 from finetune_api.progress import (
     CheckpointRecord,
     DataSummary,
@@ -54,102 +55,191 @@ Short = Annotated[
 
 
 class Resolved(Message):
-    """Chosen once, at the first commit, and kept for the life of the job."""
+    """Values that were chosen at the first commit and stay for the life of the job."""
 
-    image: str = Field(max_length=512, description="Trainer image.")
+    image: str = Field(max_length=512, description="image is the trainer image.")
     model_revision: str = Field(
         max_length=80,
-        description="Commit of an hf:// model; else a digest of what the model's address held.",
+        description="modelRevision identifies the model: the commit of an hf:// model, otherwise a "
+        "digest of the files at the model's address.",
     )
-    prepared_digest: str = Field(max_length=80, description="Digest of the prepared data.")
-    run_digest: str = Field(max_length=80, description="What a resume must match.")
-    parameter_count: int = Field(description="Parameters of the model.")
+    prepared_digest: str = Field(
+        max_length=80, description="preparedDigest is the digest of the prepared data."
+    )
+    run_digest: str = Field(
+        max_length=80,
+        description="runDigest is the digest of model, data and training. A checkpoint is resumed "
+        "only if its digest is the same.",
+    )
+    parameter_count: int = Field(
+        description="parameterCount is the number of parameters of the model."
+    )
 
 
 class WorkerCounts(Message):
-    """Pods of the current attempt."""
+    """The number of pods of the current attempt."""
 
-    desired: int = 0
-    running: int = 0
-    pending: int = 0
-    failed: int = 0
+    desired: int = Field(default=0, description="desired is the number of pods of the gang.")
+    running: int = Field(default=0, description="running is the number of pods that run.")
+    pending: int = Field(
+        default=0, description="pending is the number of pods that do not run yet."
+    )
+    failed: int = Field(
+        default=0,
+        description="failed is the number of pods that ended with another exit code than 0.",
+    )
 
 
 class Usage(Message):
-    """Device time from bound to a node until the trainer container ended, x devices, all attempts.
+    """The device time of all attempts.
 
-    The three parts always add up to deviceSeconds: productive and lost are measured in steps,
-    overhead is the rest.
+    A device counts from the time when its pod was bound to a node until the trainer container
+    ended. The three parts add up to deviceSeconds: productive and lost time is measured in steps,
+    and overhead is the rest.
     """
 
-    device_seconds: int = Field(default=0, description="Seconds x devices, all attempts.")
-    productive_device_seconds: int = Field(default=0, description="Spent on steps that were new.")
-    lost_device_seconds: int = Field(default=0, description="Spent on steps done before.")
-    overhead_device_seconds: int = Field(
-        default=0, description="Everything else: start, loading, saving, waiting."
+    device_seconds: int = Field(
+        default=0, description="deviceSeconds is the number of device seconds of all attempts."
     )
-    gpu_hours: str = Field(default="0.00", max_length=32, description="deviceSeconds / 3600.")
+    productive_device_seconds: int = Field(
+        default=0,
+        description="productiveDeviceSeconds is the number of device seconds of steps that no "
+        "earlier attempt had finished.",
+    )
+    lost_device_seconds: int = Field(
+        default=0,
+        description="lostDeviceSeconds is the number of device seconds of steps that an earlier "
+        "attempt had already finished.",
+    )
+    overhead_device_seconds: int = Field(
+        default=0,
+        description="overheadDeviceSeconds is the number of all other device seconds: start, "
+        "loading, saving, waiting.",
+    )
+    gpu_hours: str = Field(
+        default="0.00",
+        max_length=32,
+        description="gpuHours is deviceSeconds divided by 3600, with two decimals.",
+    )
     estimated: bool = Field(
         default=False,
-        description="True when a pod vanished unobserved: charged up to its last proof of life.",
+        description="estimated is true if a pod vanished before its end was observed. It is "
+        "charged up to its last proof of life.",
     )
 
 
 class Attempt(Message):
-    """One gang from its commit to its end."""
+    """One gang, from its commit to its outcome."""
 
-    number: int
-    workers: int = Field(default=1, description="Pods of this gang.")
-    devices_per_worker: int = Field(default=1, description="Devices of each of its pods.")
-    start_time: Time
-    running_time: Time | None = Field(default=None, description="First time all its workers ran.")
-    completion_time: Time | None = None
+    number: int = Field(description="number is the number of the attempt, starting at 1.")
+    workers: int = Field(default=1, description="workers is the number of pods of this gang.")
+    devices_per_worker: int = Field(
+        default=1, description="devicesPerWorker is the number of devices of each pod."
+    )
+    start_time: Time = Field(description="startTime is the time when the attempt was committed.")
+    running_time: Time | None = Field(
+        default=None,
+        description="runningTime is the time when all workers ran for the first time.",
+    )
+    completion_time: Time | None = Field(
+        default=None, description="completionTime is the time when the attempt ended."
+    )
     created: bool = Field(
-        default=False, description="All pods existed; one that is missing now vanished."
+        default=False,
+        description="created is true once all pods existed. A pod that is missing afterwards has "
+        "vanished.",
     )
     outcome: Word | None = Field(
         default=None,
-        description="Succeeded, Failed, Preempted (told to stop from outside), Suspended or "
-        "Released (a gang that could not start as a whole); absent while it goes on.",
+        description="outcome is how the attempt ended: Succeeded, Failed, Preempted (asked to stop "
+        "by something other than the operator), Suspended or Released (only some of its pods found "
+        "a node). It is unset while the attempt runs.",
     )
     stop_reason: Word | None = Field(
-        default=None, description="Why the operator asked the gang to stop, before it did so."
+        default=None,
+        description="stopReason is why the operator asks the gang to stop. It is written before "
+        "any pod is deleted.",
     )
     schedulable_time: Time | None = Field(
-        default=None, description="When all its pods existed and none was held by a gate."
+        default=None,
+        description="schedulableTime is the time when all pods existed and no scheduling gate held "
+        "one.",
     )
-    active_seconds: int = Field(default=0, description="How long all its workers ran.")
-    reason: Word | None = None
-    worker: int | None = Field(default=None, description="Index of the worker that failed first.")
-    exit_code: int | None = None
-    message: Sentence | None = None
+    active_seconds: int = Field(
+        default=0,
+        description="activeSeconds is the number of seconds for which all workers ran.",
+    )
+    reason: Word | None = Field(
+        default=None, description="reason is the CamelCase reason of the outcome."
+    )
+    worker: int | None = Field(
+        default=None, description="worker is the index of the worker that failed first."
+    )
+    exit_code: int | None = Field(
+        default=None, description="exitCode is the exit code of that worker's trainer container."
+    )
+    message: Sentence | None = Field(
+        default=None, description="message explains the outcome to a person."
+    )
     counted: bool | None = Field(
-        default=None, description="Whether its end counts against maxRestarts."
+        default=None,
+        description="counted is true if the restart after this attempt counts against "
+        "runPolicy.maxRestarts.",
     )
-    device_seconds: int = 0
-    productive_device_seconds: int = 0
-    lost_device_seconds: int = 0
-    estimated: bool = False
-    first_step: int | None = None
-    last_step: int | None = None
-    checkpoint_step: int | None = None
+    device_seconds: int = Field(
+        default=0, description="deviceSeconds is the number of device seconds of this attempt."
+    )
+    productive_device_seconds: int = Field(
+        default=0,
+        description="productiveDeviceSeconds is the number of device seconds of steps that no "
+        "earlier attempt had finished.",
+    )
+    lost_device_seconds: int = Field(
+        default=0,
+        description="lostDeviceSeconds is the number of device seconds of steps that an earlier "
+        "attempt had already finished.",
+    )
+    estimated: bool = Field(
+        default=False,
+        description="estimated is true if a pod vanished before its end was observed.",
+    )
+    first_step: int | None = Field(
+        default=None, description="firstStep is the step that the attempt started from."
+    )
+    last_step: int | None = Field(
+        default=None, description="lastStep is the last step that the attempt finished."
+    )
+    checkpoint_step: int | None = Field(
+        default=None,
+        description="checkpointStep is the step of the newest verified checkpoint when the "
+        "attempt ended.",
+    )
     accounted_until: Time | None = Field(
-        default=None, description="Moment up to which deviceSeconds counts running pods."
+        default=None,
+        description="accountedUntil is the time up to which deviceSeconds counts running pods.",
     )
     vanished_workers: int = Field(
-        default=0, description="Pods that vanished before their end was seen."
+        default=0,
+        description="vanishedWorkers is the number of pods that vanished before their end was "
+        "observed.",
     )
     vanished_device_seconds: int = Field(
-        default=0, description="Their part of deviceSeconds, up to the last proof of life."
+        default=0,
+        description="vanishedDeviceSeconds is the part of deviceSeconds that belongs to vanished "
+        "pods, up to their last proof of life.",
     )
     vanished_time: Time | None = Field(
-        default=None, description="The last proof of life of the pods that vanished."
+        default=None, description="vanishedTime is the last proof of life of the vanished pods."
     )
     settled: bool = Field(
-        default=False, description="Every pod is over: the sums change by a correction only."
+        default=False,
+        description="settled is true once every pod has ended. The device seconds are final, "
+        "except for a correction of an estimate.",
     )
     corrected: bool = Field(
-        default=False, description="An estimate was corrected from the attempt's own record."
+        default=False,
+        description="corrected is true if an estimate was corrected from the attempt's own record "
+        "on storage.",
     )
 
 
@@ -160,78 +250,161 @@ def _shortened(attempt: Attempt) -> Attempt:
 
 
 class Display(Message):
-    """Ready strings for printer columns, which cannot format."""
+    """Formatted text for printer columns, which cannot format values themselves."""
 
-    progress: Cell | None = None
-    step: Cell | None = None
-    loss: Cell | None = None
-    eta: Cell | None = None
-    gpu_hours: Cell | None = None
-    checkpoint: Cell | None = None
-    workers: Cell | None = None
+    progress: Cell | None = Field(
+        default=None, description="progress is the finished part of the run in percent."
+    )
+    step: Cell | None = Field(default=None, description="step is the finished and the total steps.")
+    loss: Cell | None = Field(default=None, description="loss is the training loss.")
+    eta: Cell | None = Field(default=None, description="eta is the estimated time left.")
+    gpu_hours: Cell | None = Field(
+        default=None, description="gpuHours is the device time in hours."
+    )
+    checkpoint: Cell | None = Field(
+        default=None, description="checkpoint is the step of the newest verified checkpoint."
+    )
+    workers: Cell | None = Field(
+        default=None, description="workers is the running and the desired number of workers."
+    )
 
 
 class Condition(Message):
-    """A standard Kubernetes condition."""
+    """A condition, as Kubernetes defines it."""
 
-    type: Word
-    status: Literal["True", "False", "Unknown"]
-    reason: Word
-    message: Short = ""
-    observed_generation: int | None = None
-    last_transition_time: Time
+    type: Word = Field(description="type is the name of the condition.")
+    status: Literal["True", "False", "Unknown"] = Field(
+        description="status is whether the condition holds: True, False or Unknown."
+    )
+    reason: Word = Field(description="reason is the CamelCase reason of the status.")
+    message: Short = Field(default="", description="message explains the status to a person.")
+    observed_generation: int | None = Field(
+        default=None,
+        description="observedGeneration is the metadata.generation that the condition was set for.",
+    )
+    last_transition_time: Time = Field(
+        description="lastTransitionTime is the time when the status changed last."
+    )
 
 
 class FineTuneJobStatus(Message):
-    """Observed state; written by the operator only."""
+    """The observed state of a job. Only the operator writes it."""
 
     model_config = ConfigDict(extra="ignore")
 
-    observed_generation: int | None = None
-    phase: Phase | None = None
-    stage: Stage | None = None
-    reason: Word | None = None
-    message: Sentence | None = None
-    start_time: Time | None = Field(default=None, description="First time all workers ran.")
-    completion_time: Time | None = None
-    attempt: int | None = Field(default=None, description="Number of the newest committed attempt.")
-    restarts: int = Field(default=0, description="All restarts; never decreases.")
-    counted_restarts: int = Field(
-        default=0, description="Compared with runPolicy.maxRestarts; clears with progress."
+    observed_generation: int | None = Field(
+        default=None,
+        description="observedGeneration is the metadata.generation that the status describes.",
     )
-    prepare_failures: int = Field(default=0, description="Retries of the prepare pod so far.")
+    phase: Phase | None = Field(
+        default=None,
+        description="phase is a summary of the job's state. Succeeded and Failed are final.",
+    )
+    stage: Stage | None = Field(
+        default=None, description="stage is what the pods are doing while they run."
+    )
+    reason: Word | None = Field(
+        default=None, description="reason is the CamelCase reason of the phase."
+    )
+    message: Sentence | None = Field(
+        default=None, description="message explains the phase to a person."
+    )
+    start_time: Time | None = Field(
+        default=None,
+        description="startTime is the time when all workers ran for the first time.",
+    )
+    completion_time: Time | None = Field(
+        default=None, description="completionTime is the time when the job succeeded or failed."
+    )
+    attempt: int | None = Field(
+        default=None, description="attempt is the number of the newest committed attempt."
+    )
+    restarts: int = Field(
+        default=0,
+        description="restarts is the number of times the whole gang was restarted. It never "
+        "decreases.",
+    )
+    counted_restarts: int = Field(
+        default=0,
+        description="countedRestarts is the number of restarts that count against "
+        "runPolicy.maxRestarts. A verified checkpoint beyond lastFailureStep resets it to 0.",
+    )
+    prepare_failures: int = Field(
+        default=0,
+        description="prepareFailures is the number of times the prepare pod failed and was "
+        "retried.",
+    )
     prepare_schedulable_time: Time | None = Field(
         default=None,
-        description="When the prepare pod was first seen without the gate that had held it.",
+        description="prepareSchedulableTime is the time when the prepare pod was first observed "
+        "without the scheduling gate that had held it.",
     )
     last_failure_step: int | None = Field(
-        default=None, description="A verified checkpoint beyond it clears countedRestarts."
+        default=None,
+        description="lastFailureStep is the step of the last failure that counts. A verified "
+        "checkpoint beyond it resets countedRestarts.",
     )
-    next_attempt_time: Time | None = Field(default=None, description="Not before this moment.")
-    resolved: Resolved | None = None
-    plan: Plan | None = None
-    data: DataSummary | None = None
-    workers: WorkerCounts | None = None
-    progress: Progress | None = None
-    evaluation: Evaluation | None = None
-    usage: Usage | None = None
-    checkpoints: list[CheckpointRecord] = Field(default_factory=list, max_length=10)
-    latest_checkpoint: CheckpointRecord | None = None
-    output: Output | None = None
-    attempts: list[Attempt] = Field(default_factory=list, max_length=10)
+    next_attempt_time: Time | None = Field(
+        default=None,
+        description="nextAttemptTime is the time before which the next attempt does not start.",
+    )
+    resolved: Resolved | None = Field(
+        default=None,
+        description="resolved holds the values that were chosen at the first commit and stay for "
+        "the life of the job.",
+    )
+    plan: Plan | None = Field(
+        default=None,
+        description="plan holds the training settings that were chosen where the spec leaves them "
+        "unset.",
+    )
+    data: DataSummary | None = Field(default=None, description="data describes the prepared data.")
+    workers: WorkerCounts | None = Field(
+        default=None, description="workers counts the pods of the current attempt."
+    )
+    progress: Progress | None = Field(
+        default=None, description="progress describes training after the last finished step."
+    )
+    evaluation: Evaluation | None = Field(
+        default=None, description="evaluation holds validation losses in nats per trained token."
+    )
+    usage: Usage | None = Field(
+        default=None, description="usage is the device time of all attempts."
+    )
+    checkpoints: list[CheckpointRecord] = Field(
+        default_factory=list,
+        max_length=MAX_CHECKPOINTS,
+        description="checkpoints lists up to 10 published checkpoints, the newest first.",
+    )
+    latest_checkpoint: CheckpointRecord | None = Field(
+        default=None, description="latestCheckpoint is the newest verified checkpoint."
+    )
+    output: Output | None = Field(
+        default=None, description="output describes the finished model folder."
+    )
+    attempts: list[Attempt] = Field(
+        default_factory=list,
+        max_length=MAX_ATTEMPTS,
+        description="attempts lists the newest attempts, up to 10, the oldest first.",
+    )
     folded_attempts: Attempt | None = Field(
-        default=None, description="Sums of attempts older than the list."
+        default=None,
+        description="foldedAttempts holds the sums of the attempts that are older than those in "
+        "attempts.",
     )
-    display: Display | None = None
+    display: Display | None = Field(
+        default=None, description="display holds the text of the columns of kubectl get."
+    )
     conditions: list[Condition] = Field(
         default_factory=list,
         max_length=8,
+        description="conditions lists the conditions of the job.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 
     @field_validator("attempts")
     @classmethod
-    def _shorten_older(cls, attempts: list[Attempt]) -> list[Attempt]:
+    def _shorten_earlier(cls, attempts: list[Attempt]) -> list[Attempt]:
         return [*(_shortened(attempt) for attempt in attempts[:-1]), *attempts[-1:]]
 
     @field_validator("folded_attempts")
@@ -249,5 +422,5 @@ class FineTuneJobStatus(Message):
 
     @property
     def finished(self) -> bool:
-        """A finished job's outcome never changes."""
+        """Whether the job has ended. The outcome of a finished job never changes."""
         return self.phase in ("Succeeded", "Failed")

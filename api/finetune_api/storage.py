@@ -1,4 +1,4 @@
-"""Files on a run's storage that more than one process reads. See docs/run-contract.md."""
+"""Files in a run's storage that more than one process reads. See the page on the run contract."""
 
 from pydantic import Field
 
@@ -7,7 +7,7 @@ from finetune_api.progress import StepLedger
 
 
 class RunFile(Message):
-    """`run.json`: whose storage this is. Replaced only when another job takes the run over."""
+    """`run.json`: the owner of the storage. Only a takeover by another job replaces it."""
 
     api_version: str = API_VERSION
     job_uid: str
@@ -18,7 +18,7 @@ class RunFile(Message):
 
 
 class FenceFile(Message):
-    """`fence.<epoch>`: who may write; the largest epoch wins."""
+    """`fence.<epoch>`: the right to write. The holder of the largest epoch has it."""
 
     api_version: str = API_VERSION
     epoch: int
@@ -27,7 +27,7 @@ class FenceFile(Message):
 
 
 class AttemptFile(Message):
-    """`attempts/<epoch>.json`: what an attempt did, rewritten every minute and at its end."""
+    """`attempts/<epoch>.json`: the record of an attempt, rewritten every minute and at its end."""
 
     api_version: str = API_VERSION
     epoch: int
@@ -41,7 +41,7 @@ class AttemptFile(Message):
 
 
 class ManifestEntry(Message):
-    """One file of a checkpoint, path relative to its folder."""
+    """One file of a checkpoint. The path is relative to the checkpoint's folder."""
 
     path: str
     size_bytes: int
@@ -49,13 +49,13 @@ class ManifestEntry(Message):
 
 
 class RankFile(Message):
-    """`rank-<r>-of-<n>.json`, written after a rank's other files: they are whole."""
+    """`rank-<r>-of-<n>.json`, written after the other files of a rank: they are complete."""
 
     files: list[ManifestEntry]
 
 
 class Manifest(Message):
-    """`MANIFEST.json`, written last: a checkpoint without a valid one does not exist."""
+    """`MANIFEST.json`, written last. A folder without a valid one is not a checkpoint."""
 
     api_version: str = API_VERSION
     step: int

@@ -3,10 +3,10 @@
 
 def duration(seconds: float) -> str:
     """Return a duration in its two largest units: 48s, 12m, 1h7m, 2d3h. Negative ones are 0s."""
-    whole = max(0, int(seconds))
-    if whole < 90:
-        return f"{whole}s"
-    minutes = whole // 60
+    total = max(0, int(seconds))
+    if total < 90:
+        return f"{total}s"
+    minutes = total // 60
     if minutes < 60:
         return f"{minutes}m"
     hours, rest = divmod(minutes, 60)

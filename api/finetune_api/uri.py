@@ -1,4 +1,4 @@
-"""Addresses: `pvc://` for whatever is written; `hf://`, `s3://`, `gs://` beside it for inputs."""
+"""Addresses of files: `pvc://` for everything, and for inputs also `hf://`, `s3://` and `gs://`."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,11 +13,11 @@ class ClaimPath:
     """A path on a PersistentVolumeClaim of the job's namespace."""
 
     claim: str
-    path: str  # relative, normalised
+    path: str  # relative and normalised
 
     @classmethod
     def parse(cls, uri: str) -> "ClaimPath":
-        """Parse an address; ValueError names what is wrong (the CRD refuses the same ones)."""
+        """Parse an address. Raises ValueError for addresses that the CRD refuses as well."""
         if not uri.startswith(SCHEME):
             raise ValueError(f"{uri!r}: only pvc://CLAIM/PATH is supported here")
         claim, _, path = uri.removeprefix(SCHEME).partition("/")
@@ -27,12 +27,8 @@ class ClaimPath:
         return cls(claim, "/".join(parts))
 
     def under(self, mounts: dict[str, str]) -> PurePosixPath:
-        """Where the address lies inside a pod that mounts claims at `mounts[claim]`."""
+        """Return the path inside a pod that mounts each claim at `mounts[claim]`."""
         return PurePosixPath(mounts[self.claim]) / self.path
-
-    def child(self, name: str) -> "ClaimPath":
-        """A path below this one."""
-        return ClaimPath(self.claim, f"{self.path}/{name}".strip("/"))
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.claim}/{self.path}"
@@ -43,7 +39,7 @@ class HubPath:
     """A repository of the Hugging Face Hub, or a path in it."""
 
     repository: str  # ORG/NAME
-    path: str  # relative, normalised; empty: the whole repository
+    path: str  # relative and normalised; empty for the complete repository
 
     def __str__(self) -> str:
         return f"hf://{self.repository}" + (f"/{self.path}" if self.path else "")
@@ -55,19 +51,19 @@ class ObjectPath:
 
     scheme: Literal["s3", "gs"]
     bucket: str
-    key: str  # normalised, never empty
+    key: str  # normalised and not empty
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}/{self.key}"
 
 
 def is_claim(uri: str) -> bool:
-    """Whether an address lies on a claim; everything else is downloaded first."""
+    """Return whether an address is on a claim. All others are downloaded first."""
     return uri.startswith(SCHEME)
 
 
 def parse(uri: str) -> ClaimPath | HubPath | ObjectPath:
-    """Parse the address of an input; ValueError says which forms there are."""
+    """Parse the address of an input. Raises ValueError with the allowed forms."""
     scheme, separator, rest = uri.partition("://")
     if separator and scheme == "pvc":
         return ClaimPath.parse(uri)

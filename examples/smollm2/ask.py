@@ -1,4 +1,4 @@
-"""Ask models the same thing and print their answers.
+"""Give the same prompt to several models and print their answers.
 
 python ask.py "How was your weekend?" MODEL_FOLDER [MODEL_FOLDER ...]
 """
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def answer(folder: str, prompt: str) -> str:
-    """Greedy answer of at most 48 tokens."""
+    """Return the answer of a model, decoded greedily, of at most 48 tokens."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     inputs = tokenizer.apply_chat_template(

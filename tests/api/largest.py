@@ -1,4 +1,4 @@
-"""The largest value that a model lets through, found from the model itself."""
+"""Builds the largest value that a model accepts."""
 
 from datetime import datetime
 from types import UnionType
@@ -9,12 +9,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 NUMBER = 10**12  # device seconds of 4096 x 64 devices in 46 days; bytes of an 80B checkpoint
-REAL = -1.2345678901234567e-100  # as long as a float gets
+REAL = -1.2345678901234567e-100  # the longest text of a float
 PLAIN: dict[Any, Any] = {int: NUMBER, float: REAL, bool: False, datetime: "2026-01-01T00:00:00Z"}
 
 
 def largest(kind: Any, bounds: tuple[Any, ...] = ()) -> Any:
-    """Every field set, every text and list as long as it may be; TypeError for a new kind."""
+    """Return a value of a type with every field set and every text and list as long as allowed.
+
+    Raises TypeError for a type without a bound.
+    """
     most = next((bound.max_length for bound in bounds if isinstance(bound, MaxLen)), None)
     inner = get_args(kind)
     if hasattr(kind, "__metadata__"):

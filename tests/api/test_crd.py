@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition on the real API server."""
+"""Tests the CustomResourceDefinition on the real API server."""
 
 import copy
 import json
@@ -9,10 +9,10 @@ import sys
 import pytest
 import yaml
 
-from finetune_api import crd
 from finetune_api.spec import FineTuneJobSpec
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster, ClusterError
+from hack import crd
 from tests.api.constraints import Place, broken, field, rules, walk
 from tests.api.jobs import BAD_SOURCES, BAD_URIS, SOURCES, full_job, make_job
 from tests.api.server import JOBS, Server
@@ -22,7 +22,7 @@ DEFINITION = yaml.safe_load(FILE.read_text())
 SCHEMA = DEFINITION["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 SPEC = SCHEMA["properties"]["spec"]
 CONSTRAINTS = {constraint.name: constraint for constraint in walk(SPEC)}
-# What the API server says is allowed.
+# The message of the API server for each kind of violation.
 ALLOWED = {
     "type": r"must be of type|Invalid value",
     "enum": r"supported values",
@@ -48,10 +48,10 @@ def template(**spec):
     return make_job(workers={"template": {"spec": spec}})
 
 
-# What the API server refuses and a pod would not: its names are stricter.
+# Addresses that the API server refuses although a pod would accept them.
 STRICTER = ("pvc://W/x", "pvc://w/x?y", "pvc://w/x#y")
 STRICTER_SOURCES = (*STRICTER, "hf://org/a?b", "hf://org/model@main", "s3://Bucket/x", "s3://b/x")
-# Where an entry with a source stands.
+# A function for each place of an entry with a source, which returns a manifest with that entry.
 ENTRIES = {
     "spec.model": lambda **entry: make_job(model=entry),
     "spec.dataset.train[0]": lambda **entry: make_job(dataset={"train": [entry]}),
@@ -67,7 +67,7 @@ URIS = {
     "spec.checkpoints.storage": lambda uri: make_job(checkpoints={"storage": uri}),
     "spec.cache": lambda uri: make_job(cache=uri),
 }
-# Field that a rule names -> manifests that break it.
+# Manifests that violate the rules of each field.
 BAD = {name: [make(uri) for uri in BAD_URIS + STRICTER] for name, make in URIS.items()}
 BAD |= {
     f"{place}.source": [make(source=uri) for uri in BAD_SOURCES + STRICTER_SOURCES]
@@ -149,7 +149,7 @@ BAD |= {
     ],
     "metadata.name": [make_job("a" * 53), make_job("1a"), make_job("a.b")],
 }
-# Rules about a change have tests of their own, below.
+# The tests of the rules about changes follow below.
 OF_CHANGES = (crd.FROZEN_RULE.message, crd.SUSPENDED_RULE.message)
 AT_THE_ROOT = {key: SCHEMA[key] for key in ("x-kubernetes-validations",)}
 PLACES = {
@@ -161,43 +161,80 @@ PLACES = {
 
 @pytest.mark.parametrize(
     ("module", "path"),
-    [("crd", FILE), ("reference", TREE / "docs" / "api.md")],
+    [("crd", FILE), ("reference", TREE / "docs" / "reference" / "api.md")],
     ids=["crd", "reference"],
 )
-def test_the_checked_in_file_is_what_the_models_generate(module, path):
-    command = [sys.executable, "-m", f"finetune_api.{module}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_the_checked_in_file_equals_the_generated_one(module, path):
+    command = [sys.executable, "-m", f"hack.{module}"]
+    done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=True)
     assert done.stdout == path.read_text(), "run `make crds`"
 
 
-def test_every_field_is_described():
-    def missing(schema, path=""):
-        for name, inner in schema.get("properties", {}).items():
-            opaque = inner.get("x-kubernetes-preserve-unknown-fields")
-            if not inner.get("description"):
-                yield f"{path}.{name}"
-            if not opaque:
-                yield from missing(inner, f"{path}.{name}")
-        if "items" in schema:
-            yield from missing(schema["items"], f"{path}[]")
-
-    assert sorted(missing({"properties": {"spec": SPEC}})) == []
+def fields(schema, path):
+    """Return the path and the schema of every field below a schema; open objects are one field."""
+    for name, inner in schema.get("properties", {}).items():
+        here = f"{path}.{name}".lstrip(".")
+        yield here, inner
+        element = inner.get("items", inner)
+        if not element.get("x-kubernetes-preserve-unknown-fields"):
+            yield from fields(element, here)
 
 
-def test_every_default_of_training_is_said_in_its_description():
-    fields = SPEC["properties"]["training"]["properties"]
-    for name, schema in fields.items():
-        if "default" in schema and schema["type"] != "object":
-            text = str(schema["default"]).lower()
-            assert "default" in schema["description"], name
-            assert text in schema["description"].lower(), name
+PARTS = ("spec", "status")
+FIELDS = dict(fields({"properties": {part: SCHEMA["properties"][part] for part in PARTS}}, ""))
+SPEC_FIELDS = {path: schema for path, schema in FIELDS.items() if path.startswith("spec.")}
+
+
+def test_every_description_is_whole_sentences_about_the_field():
+    for path, schema in FIELDS.items():
+        name, text = path.rpartition(".")[2], schema.get("description", "")
+        assert re.match(rf"{name} [a-z]+ ", text), f"{path}: {text}"
+        assert text.endswith("."), f"{path}: {text}"
+        assert not re.search(r"\bAbsent\b", text), f"{path}: {text}"
+
+
+def test_every_bound_of_the_spec_is_in_its_description():
+    """`kubectl explain` shows no bounds. Those of the status only limit what a pod can report."""
+    bounds = ("minimum", "maximum", "maxLength", "maxItems")
+    for path, schema in SPEC_FIELDS.items():
+        named = numbers(schema["description"])
+        for bound in bounds:
+            assert schema.get(bound) is None or schema[bound] in named, f"{path}: {bound}"
+
+
+def test_every_default_of_the_spec_is_in_its_description():
+    for path, schema in SPEC_FIELDS.items():
+        if schema.get("type") == "object" or "default" not in schema:
+            continue
+        stated = schema["description"].rpartition("Default: ")[2].removesuffix(".")
+        default = schema["default"]
+        if isinstance(default, bool):
+            assert stated == str(default).lower(), path
+        elif isinstance(default, str):
+            assert stated == default, path
+        else:
+            assert float(stated) == default, path
+
+
+def test_every_optional_field_of_the_spec_names_its_default():
+    parents = {"spec": SPEC} | SPEC_FIELDS
+    for path, schema in SPEC_FIELDS.items():
+        above, _, name = path.rpartition(".")
+        parent = parents[above].get("items", parents[above])
+        leaf = schema["type"] != "object" and path != "spec.dataset.chatTemplate.inline"
+        if leaf and name not in parent.get("required", []) and above != "spec.dataset.chatTemplate":
+            assert "Default: " in schema["description"], path
+
+
+def numbers(text: str) -> set[float]:
+    return {float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?", text)}
 
 
 def test_every_rule_has_a_bad_manifest_at_every_place():
     assert sorted({place.field for place in PLACES.values()}) == sorted(BAD)
 
 
-def test_a_rule_counts_at_each_place_and_an_unknown_keyword_is_noticed():
+def test_rules_are_found_at_each_place_and_unknown_keywords_are_an_error():
     text = {"type": "string", "x-kubernetes-validations": [{"rule": "false", "message": "no"}]}
     schema = {"properties": {"a": text, "b": {"type": "array", "items": text}}}
     assert list(rules(schema, ("spec",))) == [Place("spec.a", "no"), Place("spec.b[0]", "no")]
@@ -219,7 +256,7 @@ def server(control_plane: Cluster):
 def test_every_constraint_refuses_and_names_the_field(server: Server, name: str):
     constraint = CONSTRAINTS[name]
     if constraint.path == ("spec",) and constraint.keyword == "type":
-        pytest.skip("a spec that is no object cannot carry a job")
+        pytest.skip("a spec that is not an object cannot contain a job")
     code, answer = server.dry_run(broken(full_job(), constraint))
     assert code == 422, answer
     assert f"{field(constraint.path)}: " in answer["message"]
@@ -228,7 +265,7 @@ def test_every_constraint_refuses_and_names_the_field(server: Server, name: str)
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("name", PLACES)
-def test_every_rule_refuses_in_its_own_words_and_names_the_field(server: Server, name: str):
+def test_every_rule_refuses_with_its_message_and_names_the_field(server: Server, name: str):
     place = PLACES[name]
     for job in BAD[place.field]:
         code, answer = server.dry_run(job)
@@ -248,7 +285,7 @@ def test_every_form_of_a_source_is_accepted(server: Server, uri: str):
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("job", [make_job(), full_job()], ids=["small", "full"])
-def test_good_manifests_come_back_with_defaults_only(server: Server, job):
+def test_valid_manifests_are_stored_with_defaults_only(server: Server, job):
     code, answer = server.dry_run(job)
     assert code == 201, answer
     sent, stored = FineTuneJobSpec.model_validate(job["spec"]), answer["spec"]
@@ -268,7 +305,7 @@ def contains(whole, part) -> bool:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ("  traning: {}\n", 'unknown field "spec.traning"'),
         ("  training: {learningRate: fast}\n", "spec.training.learningRate"),
@@ -277,21 +314,21 @@ def contains(whole, part) -> bool:
         ("  deepspeed: {zeroStage: 4}\n", "spec.deepspeed.zeroStage"),
     ],
 )
-def test_kubectl_says_what_is_wrong(control_plane: Cluster, server, change: str, words: str):
+def test_kubectl_shows_what_is_wrong(control_plane: Cluster, server, change: str, message: str):
     text = (
         "apiVersion: finetune.dev/v1alpha1\nkind: FineTuneJob\nmetadata: {name: bad}\nspec:\n"
         "  model: {source: pvc://w/m}\n  dataset: {train: [{source: pvc://w/t.jsonl}]}\n"
         "  checkpoints: {storage: pvc://w/r}\n" + change
     )
-    with pytest.raises(ClusterError, match=re.escape(words)):
+    with pytest.raises(ClusterError, match=re.escape(message)):
         control_plane.kubectl("apply", "-f", "-", stdin=text)
 
 
 @pytest.mark.cluster
-def test_kubectl_explains_and_lists(control_plane: Cluster, server):
+def test_kubectl_explains_fields_and_lists_jobs(control_plane: Cluster, server):
     text = control_plane.kubectl("explain", "finetunejob.spec.training")
     assert "learningRate" in text
-    assert "2.0e-5 below 2e9" in text
+    assert "2.0e-5 below 2e9" in " ".join(text.split())
     control_plane.kubectl("create", "-f", "-", stdin=json.dumps(make_job("listed")))
     header = control_plane.kubectl("get", "ftj").splitlines()[0].split()
     assert header == [
@@ -338,15 +375,15 @@ FREE = {
 }
 
 
-def refused(server: Server, path: str, changes, words: str) -> None:
+def refused(server: Server, path: str, changes, message: str) -> None:
     for name, change in changes.items():
         code, answer = server.patch(f"{path}?dryRun=All", {"spec": change})
         assert code == 422, name
-        assert words in answer["message"], name
+        assert message in answer["message"], name
 
 
 @pytest.mark.cluster
-def test_what_training_depends_on_is_frozen_by_the_first_attempt(server: Server):
+def test_inputs_of_training_cannot_change_after_the_first_commit(server: Server):
     code, _ = server.request("POST", JOBS, make_job("frozen"))
     assert code == 201
     path = f"{JOBS}/frozen"
@@ -374,7 +411,7 @@ def test_workers_change_only_while_no_pod_exists(server: Server):
     job = make_job("held", deepspeed={"zeroStage": 2}, suspend=True)
     assert server.request("POST", JOBS, job)[0] == 201
     path = f"{JOBS}/held"
-    # Asked for, but pods still save: not yet.
+    # Suspension is requested, but pods still save.
     assert server.patch(f"{path}/status", suspended("False"))[0] == 200
     refused(server, path, SUSPENDED_ONLY, "only while condition Suspended is True")
     refused(server, path, {"removal": {"deepspeed": None}}, "only while condition Suspended")
@@ -382,21 +419,21 @@ def test_workers_change_only_while_no_pod_exists(server: Server):
     for change in SUSPENDED_ONLY.values():
         assert server.patch(f"{path}?dryRun=All", {"spec": change})[0] == 200
     refused(server, path, FROZEN, "are frozen once the first attempt")
-    # As queueing systems do it: another gang in the very update that ends the suspension.
+    # Queueing systems change the gang in the update that ends the suspension.
     both = {"workers": {"replicas": 4}, "deepspeed": None, "suspend": False}
     assert server.patch(path, {"spec": both})[0] == 200
     refused(server, path, SUSPENDED_ONLY, "only while condition Suspended is True")
 
 
 def tightened(schema, *, top=True):
-    """The same schema, every rule unsatisfiable and every bound out of reach."""
+    """Return the schema with rules that never hold and bounds that no value meets."""
     tight = copy.deepcopy(schema)
     if tight.get("x-kubernetes-preserve-unknown-fields"):
         # The API server does not ratchet inside an open object: its rules may never be tightened.
         return tight
     for rule in tight.get("x-kubernetes-validations", []):
-        # The rule over the whole spec reads three of its parts and so sits on it: an edit of any
-        # part is checked by it again. That is known, and why it is the only one.
+        # The rules of the complete spec read several of its parts. An edit of any part evaluates
+        # them again, so they cannot be tightened without blocking stored objects.
         if not top:
             rule["rule"] = "self == self && false" if "oldSelf" not in rule["rule"] else "true"
     if tight.get("type") in ("integer", "number") and "maximum" in tight:
@@ -438,7 +475,7 @@ def test_rules_tightened_later_do_not_lock_stored_objects(control_plane: Cluster
 
 
 def wait_until_refused(server: Server) -> None:
-    """A changed definition takes a moment to be used."""
+    """Wait until the API server uses the changed definition."""
     for _ in range(200):
         if server.dry_run(make_job("probe"))[0] == 422:
             return

@@ -1,4 +1,4 @@
-"""Each example that a reader may copy is given to the real API server, or to the real reader."""
+"""Tests every example of the documentation on the real API server or with the real data reader."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ PAGES = [
 
 
 def fenced(*languages: str) -> dict[str, str]:
-    """`page:line` -> the block that begins there."""
+    """Return the fenced blocks of these languages by `page:line`."""
     found = {}
     for page in PAGES:
         text = page.read_text()
@@ -62,12 +62,12 @@ def server(control_plane: Cluster):
 
 @pytest.fixture(scope="module")
 def restricted(control_plane: Cluster) -> Iterator[str]:
-    """A namespace that takes only pods of that Pod Security level."""
+    """A namespace that admits only pods of the Pod Security level `restricted`."""
     name = "examples"
     control_plane.kubectl("create", "namespace", name)
     level = "pod-security.kubernetes.io/enforce=restricted"
     control_plane.kubectl("label", "namespace", name, level)
-    # Without it no pod is admitted.
+    # Pods are refused until the service account exists.
     account = ("--for=create", "serviceaccount/default", "--timeout=30s")
     control_plane.kubectl("wait", *account, "--namespace", name)
     yield name
@@ -83,19 +83,19 @@ def test_there_are_examples():
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("place", MANIFESTS)
-def test_every_manifest_is_accepted_as_it_stands(
+def test_every_manifest_is_accepted_unchanged(
     control_plane: Cluster, server, restricted: str, place: str
 ):
     kinds = {document["kind"] for document in yaml.safe_load_all(MANIFESTS[place])}
     assert kinds <= {"FineTuneJob", "Pod"}
     options = ("--dry-run=server", "--validate=strict", "--namespace", restricted)
-    said = control_plane.kubectl("create", *options, "-f", "-", stdin=MANIFESTS[place])
-    assert "created (server dry run)" in said
+    output = control_plane.kubectl("create", *options, "-f", "-", stdin=MANIFESTS[place])
+    assert "created (server dry run)" in output
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("place", PATCHES)
-def test_every_patch_is_accepted_as_it_stands(server: Server, place: str):
+def test_every_patch_is_accepted_unchanged(server: Server, place: str):
     server.request("POST", JOBS, make_job("patched"))
     code, before = server.request("GET", f"{JOBS}/patched")
     assert code == 200
@@ -116,8 +116,8 @@ def test_the_helper_pod_has_the_user_and_the_groups_of_the_trainer():
     assert HELPER["spec"]["securityContext"] == trainer | own
 
 
-def test_what_is_copied_goes_into_folders_that_were_made_on_the_claim():
-    """`kubectl cp` makes no folder above the one it copies."""
+def test_files_are_copied_into_folders_that_exist_on_the_claim():
+    """`kubectl cp` does not create the folders above its target."""
     (mount,) = HELPER["spec"]["containers"][0]["volumeMounts"]
     copied = 0
     for text in SHELL.values():
@@ -134,7 +134,7 @@ def test_what_is_copied_goes_into_folders_that_were_made_on_the_claim():
 
 
 @pytest.mark.parametrize("line", DATA)
-def test_every_line_of_data_is_read(tmp_path, line: str):
+def test_every_example_of_data_can_be_read(tmp_path, line: str):
     (tmp_path / "data.jsonl").write_text(line + "\n")
     (example,) = examples(tmp_path / "data.jsonl", "data.jsonl")
     assert not example.is_empty

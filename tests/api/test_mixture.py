@@ -1,4 +1,4 @@
-"""How sources are mixed: how many rows of each an epoch takes."""
+"""Tests how many rows of each source an epoch takes."""
 
 from fractions import Fraction
 
@@ -33,7 +33,7 @@ SOURCES = st.lists(
 
 
 @given(SOURCES)
-def test_every_row_comes_and_shares_are_kept(sources: list[tuple[int, float]]) -> None:
+def test_every_row_occurs_and_shares_are_kept(sources: list[tuple[int, float]]) -> None:
     rows, weights = [list(column) for column in zip(*sources, strict=True)]
     counts = epoch_counts(rows, weights)
     assert all(count >= have for count, have in zip(counts, rows, strict=True))

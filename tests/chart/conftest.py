@@ -1,4 +1,4 @@
-"""Helm, and an API server on which nothing is installed yet."""
+"""Fixtures: Helm, and an API server on which nothing is installed yet."""
 
 import os
 import subprocess
@@ -18,19 +18,19 @@ Paste = Callable[..., str]  # (commands, folder, **environment)
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
-    """Helm's own files."""
+    """A folder for the files of Helm."""
     return tmp_path_factory.mktemp("helm")
 
 
 @pytest.fixture(scope="session")
 def helm(home: Path) -> Helm:
-    """Helm without a cluster."""
+    """Helm that does not know a cluster."""
     return Helm(home)
 
 
 @pytest.fixture(scope="module")
 def api(control_plane: Cluster) -> Cluster:
-    """Without what other tests applied by hand: what Helm did not bring, it refuses to touch."""
+    """An API server without the objects of other tests, which Helm would refuse to adopt."""
     gone = ("--ignore-not-found", "--wait")
     control_plane.kubectl("delete", "crd", "finetunejobs.finetune.dev", *gone)
     control_plane.kubectl("delete", "clusterrole,clusterrolebinding", "finetune-operator", *gone)
@@ -41,15 +41,15 @@ def api(control_plane: Cluster) -> Cluster:
 
 @pytest.fixture(scope="module")
 def admin(home: Path, api: Cluster) -> Helm:
-    """Helm as administrator of the cluster."""
+    """Helm with the rights of a cluster administrator."""
     return Helm(home, api.kubeconfig)
 
 
 @pytest.fixture(scope="module")
 def paste(home: Path, api: Cluster) -> Paste:
-    """Runs commands as an administrator who pastes them into a shell; returns what they print.
+    """A function that runs shell commands as an administrator and returns their output.
 
-    In the root of the tree, where no other folder is named.
+    They run in the root of the tree unless a folder is given.
     """
     programs = (str(go_tool.program(go_tool.HELM).parent), str(binaries()), os.environ["PATH"])
     env = os.environ | {

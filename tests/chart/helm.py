@@ -1,4 +1,4 @@
-"""The real Helm."""
+"""Runs the real Helm, and the operator as the chart installs it."""
 
 import json
 import os
@@ -18,17 +18,17 @@ from tests.installed import Operator, wait_for
 
 CHART = TREE / "charts" / "finetune-operator"
 VERSION: str = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
-# What a cluster has once, however many operators.
+# Objects that a cluster has once, even with several operators.
 SHARED = ("--show-only", "templates/crd.yaml", "--show-only", "templates/user-roles.yaml")
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
 
 
 class HelmError(Exception):
-    """Helm failed; its words."""
+    """Helm failed; the message is its output."""
 
 
 class Helm:
-    """Runs Helm against one cluster, or none; its own files are in `home`."""
+    """Runs Helm for one cluster or without one, with its files in `home`."""
 
     def __init__(self, home: Path, kubeconfig: Path | None = None) -> None:
         self._program = go_tool.program(go_tool.HELM)
@@ -40,7 +40,7 @@ class Helm:
         }
 
     def __call__(self, *arguments: object) -> str:
-        """What it prints; HelmError when it fails."""
+        """Run Helm and return its output; HelmError if it fails."""
         command = [str(part) for part in (self._program, *arguments)]
         done = subprocess.run(command, env=self._env, check=False, capture_output=True, text=True)
         if done.returncode:
@@ -48,17 +48,17 @@ class Helm:
         return done.stdout
 
     def template(self, *arguments: object, namespace: str = "finetune-system") -> str:
-        """The chart's objects as text, in the order in which they are installed."""
+        """Return the objects of the chart as text, in the order of their installation."""
         return self("template", "finetune-operator", CHART, "--namespace", namespace, *arguments)
 
     def objects(self, *arguments: object, namespace: str = "finetune-system") -> list[Object]:
-        """The chart's objects."""
+        """Return the objects of the chart."""
         text = self.template(*arguments, namespace=namespace)
         return [item for item in yaml.safe_load_all(text) if item]
 
 
 class Release:
-    """One release on a cluster; what it brought can be run as processes."""
+    """One release on a cluster, whose operator can run as a process."""
 
     def __init__(
         self, helm: Helm, api: Cluster, namespace: str, name: str = "finetune-operator"
@@ -67,7 +67,7 @@ class Release:
         self.namespace, self.name = namespace, name
 
     def __call__(self, action: str, *arguments: object) -> str:
-        """`helm ACTION NAME ...` in the release's namespace."""
+        """Run `helm ACTION NAME ...` in the namespace of the release."""
         return self._helm(action, self.name, *arguments, "--namespace", self.namespace)
 
     @property
@@ -78,14 +78,14 @@ class Release:
         return dict(found)
 
     def get(self, kind: str, name: str) -> Object:
-        """An object in the release's namespace."""
+        """Return an object in the namespace of the release."""
         where = ("--namespace", self.namespace, "--output", "json")
         found: Object = json.loads(self._api.kubectl("get", kind, name, *where))
         return found
 
     @contextmanager
     def running(self, log: Path) -> Iterator[Operator]:
-        """The operator while the block runs; it must stop when it is told to."""
+        """Run the operator during the block, and check that it stops on request."""
         operator = self.operator(log)
         operator.start()
         try:
@@ -95,10 +95,10 @@ class Release:
             operator.kill()
 
     def operator(self, log: Path) -> Operator:
-        """A process with the settings of the Deployment and the rights of its account."""
+        """Return an operator with the settings of the Deployment and the rights of its account."""
         spec = self.deployment["spec"]["template"]["spec"]
         settings = environment(spec["containers"][0])
-        # Pods have a network each, processes of one machine do not.
+        # Each pod has its own network; the processes of one machine share one.
         settings["HEALTH_PORT"] = str(free_port())
         config = self._api.user_kubeconfig(self.namespace, spec["serviceAccountName"])
         return Operator(self._api, log, config, **settings)
@@ -106,7 +106,7 @@ class Release:
 
 @contextmanager
 def shared(helm: Helm, api: Cluster) -> Iterator[None]:
-    """The definition and the roles of users, without an operator."""
+    """Install the definition and the user roles, without an operator."""
     text = helm.template(*SHARED)
     api.kubectl("apply", "--server-side", "-f", "-", stdin=text)
     api.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
@@ -117,7 +117,7 @@ def shared(helm: Helm, api: Cluster) -> Iterator[None]:
 
 
 def environment(container: Object) -> dict[str, str]:
-    """The operator's settings, without the prefix."""
+    """Return the settings of the operator by their names without the prefix."""
     return {
         entry["name"].removeprefix("FINETUNE_"): entry["value"]
         for entry in container["env"]
@@ -126,6 +126,6 @@ def environment(container: Object) -> dict[str, str]:
 
 
 def find(objects: list[Object], kind: str) -> Object:
-    """The only object of a kind."""
+    """Return the only object of a kind."""
     (found,) = [item for item in objects if item["kind"] == kind]
     return found

@@ -1,4 +1,4 @@
-"""The real Prometheus, on an operator that runs as a process."""
+"""Runs the real Prometheus, which scrapes an operator that runs as a process."""
 
 import json
 import subprocess
@@ -19,24 +19,24 @@ from tests.installed import wait_for
 
 
 class Prometheus:
-    """One that runs."""
+    """A running Prometheus."""
 
     def __init__(self, port: int) -> None:
         self._address = f"http://127.0.0.1:{port}"
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Labels and value of each series as it is now; AssertionError when it is refused."""
+        """Return labels and value of each series; AssertionError if the query is refused."""
         found = self._ask("query", query=expression)
         assert found["resultType"] == "vector", expression
         return [(one["metric"], float(one["value"][1])) for one in found["result"]]
 
     def rules(self) -> dict[str, Object]:
-        """What it says about each alert."""
+        """Return the state of each alert."""
         groups = self._ask("rules")["groups"]
         return {rule["name"]: rule for group in groups for rule in group["rules"]}
 
     def targets(self) -> list[Object]:
-        """What it scrapes."""
+        """Return the scrape targets."""
         found: list[Object] = self._ask("targets")["activeTargets"]
         return found
 
@@ -52,7 +52,7 @@ class Prometheus:
 
     @property
     def ready(self) -> bool:
-        """It has read its log and scrapes; until then its API answers 503."""
+        """Return whether it has read its log and scrapes. Before, its API responds with 503."""
         try:
             urllib.request.urlopen(f"{self._address}/-/ready", timeout=10).close()
         except OSError:
@@ -64,7 +64,7 @@ class Prometheus:
 def scraping(
     folder: Path, target: str, labels: dict[str, str], rules: Object
 ) -> Iterator[Prometheus]:
-    """Every second, as the chart's ServiceMonitor says, with these rules."""
+    """Run Prometheus with these rules. It scrapes every second, as the ServiceMonitor defines."""
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     scrape = {
         "job_name": "operator",

@@ -1,7 +1,8 @@
-"""What the chart renders from the main sets of values: `make golden` writes the files of golden/.
+"""Writes the renderings of the chart for several sets of values to golden/: `make golden`.
 
-The objects without the CustomResourceDefinition and the dashboard, which test_generated.py compares
-with their sources, and the notes that Helm prints after the installation.
+A rendering contains the objects and the notes that Helm prints after the installation. It leaves
+out the CustomResourceDefinition and the dashboard, which test_generated.py compares with their
+sources.
 """
 
 import tempfile
@@ -20,7 +21,7 @@ FILES = [f"{name}{suffix}" for name in VALUES for suffix in (".yaml", ".txt")]
 
 
 def render(helm: Helm, file: str) -> str:
-    """What a file of golden/ should hold."""
+    """Return the expected contents of a file of golden/."""
     values = VALUES[Path(file).stem]
     if file.endswith(".yaml"):
         elsewhere = "crds.enabled=false,metrics.dashboard.enabled=false"

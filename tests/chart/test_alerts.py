@@ -1,4 +1,4 @@
-"""The alerts as the chart renders them, before the real promtool: when each fires, and when not."""
+"""Tests with the real promtool when each alert of the chart fires and when it does not."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ PAGE = (TREE / "docs" / "alerts.md").read_text()
 
 
 def rules(helm: Helm, *values: str) -> Object:
-    """What a PrometheusRule holds: a file of rules."""
+    """Return the rules of the rendered PrometheusRule."""
     rendered = helm.objects("--set", ",".join(("metrics.prometheusRule.enabled=true", *values)))
     spec: Object = find(rendered, "PrometheusRule")["spec"]
     return spec
@@ -42,23 +42,23 @@ def rendered(helm: Helm) -> Object:
 
 @pytest.fixture
 def folder(rendered: Object, tmp_path: Path) -> Path:
-    """The rules and the cases."""
+    """A folder with the rules and the cases."""
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rendered, width=1000))
     shutil.copy(CASES, tmp_path)
     return tmp_path
 
 
-def test_the_rules_are_sound(folder: Path):
+def test_promtool_accepts_the_rules(folder: Path):
     assert "5 rules found" in promtool(
         "check", "rules", "--lint=all", "--lint-fatal", folder / "rules.yaml"
     )
 
 
-def test_each_alert_fires_when_it_should_and_only_then(folder: Path):
+def test_each_alert_fires_in_its_cases_and_in_no_other(folder: Path):
     assert "SUCCESS" in promtool("test", "rules", folder / CASES.name)
 
 
-# A change of each threshold, and of each safeguard, that no case would notice
+# A change of each threshold and of each condition, which must fail at least one case.
 CHANGES = [
     ("> 1800", "> 3600"),
     ("> 1800", "> 900"),
@@ -78,7 +78,7 @@ CHANGES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("written", "changed"), CHANGES)
-def test_the_cases_notice_every_change(folder: Path, written: str, changed: str):
+def test_every_changed_condition_fails_a_case(folder: Path, written: str, changed: str):
     text = (folder / "rules.yaml").read_text()
     assert written in text
     (folder / "rules.yaml").write_text(text.replace(written, changed))
@@ -96,11 +96,11 @@ def test_each_alert_has_a_case_in_which_it_fires(rendered: Object):
     assert fired == set(alerts(rendered))
 
 
-def test_each_alert_has_its_part_of_the_page(rendered: Object):
+def test_each_alert_has_a_section_on_the_page(rendered: Object):
     assert re.findall(r"^## (\w+)$", PAGE, re.M) == list(alerts(rendered))
 
 
-def test_an_alert_links_to_its_part_of_the_page_where_one_is_named(helm: Helm, rendered: Object):
+def test_an_alert_links_to_its_section_if_a_runbook_url_is_set(helm: Helm, rendered: Object):
     for rule in alerts(rendered).values():
         assert "runbook_url" not in rule["annotations"]
     page = "https://docs.example/alerts"
@@ -108,10 +108,12 @@ def test_an_alert_links_to_its_part_of_the_page_where_one_is_named(helm: Helm, r
         assert rule["annotations"]["runbook_url"] == f"{page}#{name.lower()}"
 
 
-def test_the_operator_of_another_release_is_no_concern_of_ours(helm: Helm):
+def test_the_alert_of_a_release_ignores_the_operators_of_other_releases(helm: Helm):
     values = "metrics.prometheusRule.enabled=true,fullnameOverride=tuner"
     objects = helm.objects("--set", values, namespace="team")
     assert find(objects, "Service")["metadata"]["name"] == "tuner-metrics"
-    told = alerts(find(objects, "PrometheusRule")["spec"])["FineTuneOperatorNotLeading"]["expr"]
-    assert told.count('{namespace="team", service="tuner-metrics"}') == 2
+    expression = alerts(find(objects, "PrometheusRule")["spec"])["FineTuneOperatorNotLeading"][
+        "expr"
+    ]
+    assert expression.count('{namespace="team", service="tuner-metrics"}') == 2
     assert "RELEASE" not in str(objects)

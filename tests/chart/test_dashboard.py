@@ -1,4 +1,4 @@
-"""What a panel of the dashboard shows, evaluated by the real promtool."""
+"""Tests what panels of the dashboard show, evaluated by the real promtool."""
 
 import runpy
 from pathlib import Path
@@ -13,7 +13,7 @@ RUNNING, SAVED = (f"finetune_job_{what}_timestamp_seconds" for what in ("running
 
 
 def draws(folder: Path, title: str, series: dict[str, float], minute: int, lines: dict) -> None:
-    """Series of jobs (`metric instance job`) -> the lines of a panel after so many minutes."""
+    """Check the lines of a panel after some minutes; series are named `metric instance job`."""
     (expression,) = PANELS[title].series.values()
     inputs = []
     for key, value in series.items():
@@ -32,7 +32,7 @@ def draws(folder: Path, title: str, series: dict[str, float], minute: int, lines
     assert "SUCCESS" in promtool("test", "rules", folder / "case.yaml")
 
 
-def test_the_age_of_a_checkpoint_is_that_of_what_a_crash_would_cost(tmp_path: Path):
+def test_the_age_of_the_newest_checkpoint_is_the_time_that_a_failure_would_lose(tmp_path: Path):
     series = {
         f"{RUNNING} 1 saved": 600,
         f"{SAVED} 1 saved": 1200,
@@ -42,7 +42,7 @@ def test_the_age_of_a_checkpoint_is_that_of_what_a_crash_would_cost(tmp_path: Pa
         f"{SAVED} 1 resumed": 60,
         # Succeeded, failed or suspended.
         f"{SAVED} 1 ended": 60,
-        # Told by the leader before and by the new one.
+        # Exported by the previous and by the new leader.
         f"{RUNNING} 1 moved": 600,
         f"{SAVED} 1 moved": 900,
         f"{RUNNING} 2 moved": 600,

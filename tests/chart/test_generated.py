@@ -1,4 +1,4 @@
-"""Nothing of the chart is told twice and differently."""
+"""Tests that the parts of the chart that repeat another source agree with it."""
 
 import functools
 import json
@@ -29,12 +29,12 @@ ROLES = {
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
-def test_what_is_written_from_elsewhere_is_up_to_date(path):
+def test_generated_files_are_up_to_date(path):
     assert path.read_text() == WRITTEN[path], "run `make crds`"
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_the_definition_is_the_one_of_the_models(helm, keep):
+def test_the_rendered_definition_equals_the_generated_one(helm, keep):
     found = find(helm.objects("--set", f"crds.keep={keep}".lower()), "CustomResourceDefinition")
     assert found["spec"] == CRD["spec"]
     assert found["metadata"]["name"] == CRD["metadata"]["name"] == f"{PLURAL}.finetune.dev"
@@ -42,7 +42,7 @@ def test_the_definition_is_the_one_of_the_models(helm, keep):
     assert found["metadata"].get("annotations") == annotations
 
 
-def test_the_dashboard_is_the_one_that_was_written(helm):
+def test_the_rendered_dashboard_equals_the_generated_one(helm):
     values = ("metrics.dashboard.enabled=true", "metrics.dashboard.annotations.folder=Training")
     found = find(helm.objects("--set", ",".join(values)), "ConfigMap")
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
@@ -51,13 +51,13 @@ def test_the_dashboard_is_the_one_that_was_written(helm):
     assert json.loads(text) == json.loads((TREE / DASHBOARD["PATH"]).read_text())
 
 
-def test_the_cluster_grants_what_the_local_cluster_grants(helm):
+def test_the_cluster_role_has_the_rules_of_the_local_cluster(helm):
     objects = helm.objects("--set", "userRoles.enabled=false")
     for kind in ("ClusterRole", "Role"):
         assert find(objects, kind)["rules"] == ROLES[kind]["rules"]
 
 
-def test_a_namespace_grants_the_same_and_the_lease_is_the_release_s_own(helm):
+def test_namespaced_roles_have_the_same_rules_and_the_lease_of_the_release(helm):
     objects = helm.objects("--values", EVERYTHING)
     assert not [item for item in objects if item["kind"].startswith("Cluster")]
     roles = {
@@ -71,19 +71,19 @@ def test_a_namespace_grants_the_same_and_the_lease_is_the_release_s_own(helm):
     assert roles == {("tuner", "team-a"): rules, ("tuner", "team-b"): rules}
 
 
-def test_the_versions_are_the_project_s():
+def test_the_chart_has_the_version_of_the_project():
     project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
     assert project["version"] == VERSION
 
 
 def resolved(schema: dict) -> dict:
-    """What a reference inside of the schema refers to."""
+    """Return the schema that a reference inside of the schema refers to."""
     steps = schema.get("$ref", "").split("/")[1:]
     return functools.reduce(operator.getitem, steps, SCHEMA) if steps else schema
 
 
 def paths(values: dict, schema: dict, prefix: str = "") -> Iterator[tuple[str, dict, bool]]:
-    """Each property of the schema: its path, itself, and whether values.yaml has it."""
+    """Return the path and the schema of each property, and whether values.yaml has it."""
     for key, child in schema["properties"].items():
         child = resolved(child)
         yield f"{prefix}{key}", child, key in values
@@ -91,17 +91,17 @@ def paths(values: dict, schema: dict, prefix: str = "") -> Iterator[tuple[str, d
             yield from paths(values[key], child, f"{prefix}{key}.")
 
 
-def test_the_schema_knows_exactly_the_values():
+def test_the_schema_has_exactly_the_keys_of_the_values():
     unknown = {path for path, _, known in paths(VALUES, SCHEMA) if not known}
     assert unknown == {"global"}
 
 
-def test_the_schema_closes_every_object_of_known_keys():
+def test_the_schema_refuses_unknown_keys_everywhere():
     for path, child, _ in [("", SCHEMA, True), *paths(VALUES, SCHEMA)]:
         if "properties" in child:
             assert child["additionalProperties"] is False, path
 
 
-def test_the_examples_of_the_readme_are_all_there():
+def test_the_readme_lists_every_example():
     named = re.findall(r"\]\(examples/(\S+?)\)", (CHART / "README.md").read_text())
     assert sorted(named) == sorted(path.name for path in (CHART / "examples").iterdir())

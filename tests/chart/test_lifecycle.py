@@ -1,4 +1,4 @@
-"""Install, upgrade, roll back, uninstall: what happens to jobs meanwhile."""
+"""Tests what happens to jobs during installation, upgrade, rollback and removal of a release."""
 
 import itertools
 import json
@@ -22,8 +22,8 @@ from tests.operator.worlds import OUTPUT, progressed, result
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-# The chart of the release before. 0.0.1 is the first one, with the definition of commit 8ac3db3,
-# whose operator left the job of `left_in`.
+# The chart of the previous release. 0.0.1 is the first one, with the definition of commit 8ac3db3.
+# Its operator created the job of `left_in`.
 (OLDER_CHART,) = (Path(__file__).parent / "older").glob("*.tgz")
 OLDER_STATUS = Job.of(OLDER["job"]).status.to_dict()
 QUICK = ("--set=restartBackoffSeconds=1", "--set-json=progressWriteSeconds=0.5")
@@ -34,7 +34,7 @@ _NUMBERS = itertools.count(1)
 
 @pytest.fixture
 def release(admin: Helm, api: Cluster) -> Iterator[Release]:
-    """Not installed yet; its namespace takes only pods that are `restricted`."""
+    """A release that is not installed yet, in a namespace that admits only `restricted` pods."""
     namespace = f"chart-{next(_NUMBERS)}"
     api.kubectl("create", "namespace", namespace)
     level = "pod-security.kubernetes.io/enforce=restricted"
@@ -48,7 +48,7 @@ def release(admin: Helm, api: Cluster) -> Iterator[Release]:
 
 
 def schema(api: Cluster) -> dict:
-    """Of the spec of a job, as the API server knows it now."""
+    """Return the current schema of the spec on the API server."""
     found = json.loads(api.kubectl("get", "crd", "finetunejobs.finetune.dev", "-o", "json"))
     spec: dict = found["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     return spec
@@ -67,7 +67,9 @@ def uids(api: Cluster, job: str) -> set[str]:
     return {pod["metadata"]["uid"] for pod in pods(api, job)}
 
 
-def test_an_installed_operator_works_and_is_the_only_one(release, admin, api, paste, tmp_path):
+def test_an_installed_operator_works_and_refuses_a_second_one_for_all_jobs(
+    release, admin, api, paste, tmp_path
+):
     notes = release("install", CHART, *QUICK, "--set=replicas=2")
     found = wait_for("pods", lambda: _operator_pods(api, release), 30)
     assert {pod["spec"]["serviceAccountName"] for pod in found} == {"finetune-operator"}
@@ -91,13 +93,13 @@ def _operator_pods(api: Cluster, release: Release) -> list[dict]:
 
 
 def _to_paste(notes: str) -> str:
-    """The notes' first job."""
+    """Return the commands of the first job in the notes."""
     (found,) = re.findall(r"^kubectl .*? <<'EOF'$.*?^EOF$", notes, re.MULTILINE | re.DOTALL)
     return str(found)
 
 
 def contains(spec: Any, older: Any) -> bool:
-    """Nothing is lost or changed; a newer definition may have added defaults."""
+    """Return whether nothing is lost or changed. A newer definition may have added defaults."""
     if not isinstance(older, dict):
         return bool(spec == older)
     return all(key in spec and contains(spec[key], value) for key, value in older.items())
@@ -114,7 +116,7 @@ def test_an_upgrade_and_a_rollback_leave_a_running_gang_alone(release, api, tmp_
         release("upgrade", CHART, *QUICK, image)
         assert fields(schema(api)) == NOW
         with release.running(tmp_path / "operator.log"):
-            # Of two jobs it looks first at the older one.
+            # The operator reconciles the older one of two jobs first.
             apply(api, "newer")
             (pod,) = wait_for("its prepare pod", lambda: pods(api, "newer"), 30)
         assert pod["spec"]["containers"][0]["image"].startswith("registry.example/other")
@@ -131,7 +133,7 @@ def test_an_upgrade_and_a_rollback_leave_a_running_gang_alone(release, api, tmp_
         assert left.versions == versions
 
 
-def test_jobs_outlive_the_release_and_the_next_one_goes_on_with_them(release, api, tmp_path):
+def test_jobs_outlive_the_release_and_the_next_release_continues_them(release, api, tmp_path):
     kubelet = Kubelet(api)
     release("install", CHART, *QUICK)
     with release.running(tmp_path / "operator.log"):
@@ -146,23 +148,23 @@ def test_jobs_outlive_the_release_and_the_next_one_goes_on_with_them(release, ap
     assert uids(api, "kept") == before
     release("install", CHART, *QUICK)
     with release.running(tmp_path / "operator.log"):
-        said = result(output=OUTPUT, **progressed(100, saved=100))
-        kubelet.end("kept-1-0", 0, said)
+        message = result(output=OUTPUT, **progressed(100, saved=100))
+        kubelet.end("kept-1-0", 0, message)
         kubelet.end("kept-1-1", 0)
         done = finished(api, "kept")
     assert (done["phase"], done["attempt"], len(done["attempts"])) == ("Succeeded", 1, 1)
     assert uids(api, "kept") == before
 
 
-def test_without_keep_the_release_takes_all_jobs_with_it(release, api):
+def test_without_keep_the_removal_of_the_release_deletes_all_jobs(release, api):
     notes = release("install", CHART, "--set=crds.keep=false")
-    assert "deletes the CustomResourceDefinition, and with it all jobs" in notes
+    assert "deletes the CustomResourceDefinition and with it all jobs" in notes
     apply(api, "unkept")
-    release("uninstall")  # the server still takes the jobs when Helm has come back
+    release("uninstall")  # the API server still deletes the jobs after Helm has returned
     api.kubectl("wait", "--for=delete", "crd/finetunejobs.finetune.dev", "--timeout=60s")
 
 
-def test_a_definition_applied_by_hand_is_taken_over_when_told_to(release, api):
+def test_a_definition_applied_by_hand_is_adopted_on_request(release, api):
     api.kubectl("apply", "-f", str(TREE / "crds"))
     api.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
     apply(api, "hand-made")

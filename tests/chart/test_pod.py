@@ -1,4 +1,4 @@
-"""The operator as its pod says: the image's own user, a read-only root, the token in a file."""
+"""Runs the operator as its pod specifies: user, read-only root, and the token in a file."""
 
 import json
 import os
@@ -17,13 +17,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """With a node, which the control plane of the other tests has not."""
+    """A cluster with a node, which the control plane of the other tests does not have."""
     one = Cluster.up(f"test-pod-{os.getpid()}", tied=True)
     yield one
     one.down()
 
 
-def test_the_operator_runs_as_its_pod_says(helm: Helm, cluster: Cluster):
+def test_the_operator_runs_as_its_pod_specifies(helm: Helm, cluster: Cluster):
     repository, tag = IMAGE.split(":")
     values = (f"--set=image.repository={repository}", f"--set=image.tag={tag}")
     objects = helm.objects(*values, namespace="default")
@@ -54,8 +54,8 @@ def _leading(cluster: Cluster, port: int) -> str:
 
 
 def _leads(port: int) -> str:
-    said = ready(port)
-    return said if "leading as" in said else ""
+    state = ready(port)
+    return state if "leading as" in state else ""
 
 
 def _holder(cluster: Cluster) -> str:
@@ -64,13 +64,13 @@ def _holder(cluster: Cluster) -> str:
 
 
 def _kubelet(cluster: Cluster) -> dict[str, str]:
-    """What the kubelet tells each container; the Service's own address is not routed here."""
+    """Return the variables that a kubelet sets; the address of the Service is not routed here."""
     port = str(cluster.settings.api_port)
     return {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": port}
 
 
 def _pod(deployment: Object, environment: dict[str, str]) -> Object:
-    """Of the Deployment's template what a node of processes offers: it has no probes."""
+    """Return the Deployment's pod without the probes, which a node of processes does not have."""
     template = deployment["spec"]["template"]
     spec = template["spec"] | {"restartPolicy": "Never"}
     (container,) = spec["containers"]

@@ -1,6 +1,7 @@
-"""Every expression of the dashboard and of the alerts, on what a real operator tells Prometheus.
+"""Evaluates every expression of the dashboard and the alerts on the metrics of a real operator.
 
-A job lives on the real API server: prepared, a gang, a crash, a second gang that reports progress.
+A job on the real API server is prepared, gets a gang that crashes, and a second one that reports
+progress.
 """
 
 import json
@@ -45,7 +46,7 @@ EXPRESSIONS = {
 
 
 class Worker:
-    """Worker 0 of a gang as the operator hears it: each time it is asked it has done a step."""
+    """The report server of worker 0, which has finished one more step at each request."""
 
     def __init__(self, uid: str) -> None:
         self._uid, self.attempt, self._step = uid, 1, 20
@@ -98,7 +99,7 @@ def api(control_plane: Cluster) -> Cluster:
 
 @pytest.fixture(scope="module")
 def scraped(api: Cluster, helm, tmp_path_factory) -> Iterator[Prometheus]:
-    """Prometheus on an operator that leads and whose only job runs for the second time."""
+    """Prometheus, which scrapes a leading operator whose only job runs for the second time."""
     folder, port = tmp_path_factory.mktemp("scraped"), free_port()
     lease = {"LEASE_NAMESPACE": "finetune-system", "LEASE_NAME": "finetune-operator"}
     operator = Operator(api, folder / "operator.log", HEALTH_PORT=str(port), **lease)
@@ -131,7 +132,7 @@ def _with_a_job(api: Cluster, prometheus: Prometheus) -> Iterator[Prometheus]:
     finally:
         worker.close()
         api.kubectl("delete", "ftj", NAME, "--ignore-not-found")
-        # No kubelet says that they are gone.
+        # No kubelet reports that they are gone.
         own = ("--selector", f"finetune.dev/job-name={NAME}", "--force", "--grace-period=0")
         api.kubectl("delete", "pods", *own)
         api.kubectl("delete", "node", NODE["metadata"]["name"])
@@ -147,7 +148,7 @@ def _gang(api: Cluster, kubelet: Kubelet, attempt: int) -> None:
 
 
 def _has_data(prometheus: Prometheus, expression: str) -> None:
-    """Within a few scrapes, and numbers."""
+    """Wait until the expression has finite values."""
 
     def numbers() -> bool:
         found = [value for _, value in prometheus.query(expression)]
@@ -171,16 +172,16 @@ def test_the_variables_of_the_dashboard_find_the_job(scraped: Prometheus):
             assert [labels[asked[2]] for labels, _ in scraped.query(expression)]
 
 
-def test_every_alert_has_data_to_judge(scraped: Prometheus, helm):
+def test_every_alert_has_data_to_evaluate(scraped: Prometheus, helm):
     for group in rules(helm)["groups"]:
         for rule in group["rules"]:
-            # Said of every series whether it is beyond the threshold, instead of those that are.
+            # With bool, the comparison returns every series with 0 or 1 instead of filtering them.
             judged = re.sub(r"(>=|>|==) (?=\d)", r"\1 bool ", rule["expr"])
             assert judged != rule["expr"]
             _has_data(scraped, judged)
 
 
-def test_no_alert_is_raised_by_a_job_that_goes_well(scraped: Prometheus):
+def test_a_healthy_job_raises_no_alert(scraped: Prometheus):
     def evaluated() -> dict:
         found = scraped.rules()
         return found if all(rule["health"] == "ok" for rule in found.values()) else {}
@@ -189,7 +190,7 @@ def test_no_alert_is_raised_by_a_job_that_goes_well(scraped: Prometheus):
         assert rule["state"] == "inactive", name
 
 
-def test_what_is_told_is_what_the_status_says(scraped: Prometheus, api: Cluster):
+def test_metrics_agree_with_the_status(scraped: Prometheus, api: Cluster):
     job = f'{{namespace="default", name="{NAME}"}}'
     ((phase, _),) = scraped.query(f"finetune_job_phase{job}")
     assert phase["phase"] == "Running"

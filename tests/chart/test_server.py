@@ -1,4 +1,4 @@
-"""What the real API server says to what the chart renders."""
+"""Applies the rendered chart to the real API server."""
 
 import json
 from collections.abc import Iterator
@@ -32,11 +32,11 @@ def cluster_with_namespaces(api: Cluster) -> Cluster:
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_every_object_is_accepted_as_it_stands(helm, cluster_with_namespaces, name):
+def test_every_object_is_accepted_unchanged(helm, cluster_with_namespaces, name):
     text = helm.template(*VALUES[name])
     strictly = ("--server-side", "--dry-run=server", "--validate=strict", "--force-conflicts")
-    said = cluster_with_namespaces.kubectl("apply", *strictly, "-f", "-", stdin=text)
-    assert said.count("serverside-applied") == len(helm.objects(*VALUES[name]))
+    output = cluster_with_namespaces.kubectl("apply", *strictly, "-f", "-", stdin=text)
+    assert output.count("serverside-applied") == len(helm.objects(*VALUES[name]))
 
 
 # Roles of users
@@ -44,7 +44,7 @@ def test_every_object_is_accepted_as_it_stands(helm, cluster_with_namespaces, na
 
 @pytest.fixture(scope="module")
 def roles(helm: Helm, cluster_with_namespaces: Cluster) -> Iterator[Cluster]:
-    """The user roles, and a user who has each of the cluster's own."""
+    """The user roles, and a user with each of the default roles."""
     cluster = cluster_with_namespaces
     with shared(helm, cluster):
         for role in ("view", "edit", "admin"):
@@ -59,12 +59,12 @@ VIEW |= {("finetunejobs/status", "get")}
 EDIT = VIEW | {
     ("finetunejobs", verb) for verb in ("create", "delete", "deletecollection", "patch", "update")
 }
-# Also what the operator needs, so that an admin of a namespace can install one.
+# The rights of the operator are included, so that an admin of a namespace can install one.
 RIGHTS = {"view": VIEW, "edit": EDIT, "admin": EDIT | {("finetunejobs/status", "patch")}}
 
 
 @pytest.mark.parametrize("role", RIGHTS)
-def test_who_has_view_edit_or_admin_has_it_over_jobs(roles, role):
+def test_view_edit_and_admin_extend_to_jobs(roles, role):
     kind = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview"}
     text = json.dumps(kind | {"spec": {"namespace": "team-a"}})
     asked = ("create", "--validate=false", "-f", "-", "-o", "json", f"--as={role}er")
@@ -78,12 +78,12 @@ def test_who_has_view_edit_or_admin_has_it_over_jobs(roles, role):
     }
 
 
-# Network policies: no network is simulated here; what they select is asked of the API server
+# Network policies. No network is simulated; the API server evaluates their selectors.
 
 
 @pytest.fixture(scope="module")
 def gang(roles: Cluster) -> Iterator[Left]:
-    """A job's pods, and a pod that has nothing to do with it."""
+    """The pods of a job and an unrelated pod."""
     with left_in(roles, "chart-gang") as found:
         other = {"name": "other", "image": "none"}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "other"}}
@@ -93,7 +93,7 @@ def gang(roles: Cluster) -> Iterator[Left]:
 
 
 def selected(gang: Left, selector: dict) -> set[str]:
-    """Pods that a selector of a policy selects."""
+    """Return the pods that a selector of a policy selects."""
     terms = [f"{k}={v}" for k, v in selector.get("matchLabels", {}).items()]
     for term in selector.get("matchExpressions", []):
         assert term["operator"] == "Exists"
@@ -102,7 +102,7 @@ def selected(gang: Left, selector: dict) -> set[str]:
     return set(gang.api.kubectl(*found).split())
 
 
-def test_the_policy_of_jobs_lets_in_the_gang_and_the_operator_alone(helm, gang):
+def test_the_policy_of_jobs_admits_only_the_gang_and_the_operator(helm, gang):
     values = (f"--set=networkPolicy.jobNamespaces={{{gang.namespace}}}",)
     objects = helm.objects(*values)
     policy, deployment = find(objects, "NetworkPolicy"), find(objects, "Deployment")
@@ -123,7 +123,7 @@ def test_the_policy_of_jobs_lets_in_the_gang_and_the_operator_alone(helm, gang):
     assert found == [f"namespace/{deployment['metadata']['namespace']}"]
 
 
-def test_the_policy_of_the_operator_lets_it_out_to_reports_and_the_api_server(helm, gang):
+def test_the_policy_of_the_operator_allows_only_reports_and_the_api_server(helm, gang):
     policy = find(helm.objects("--set", "networkPolicy.enabled=true"), "NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     server, reports = policy["egress"]

@@ -1,4 +1,4 @@
-"""Several releases on one cluster, each with its own jobs and no more rights than it needs."""
+"""Tests several releases on one cluster, each with its own jobs and only the rights it needs."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ TEAMS = ("team-red", "team-blue")
 
 @pytest.fixture(scope="module")
 def definition(admin: Helm, api: Cluster) -> Iterator[Cluster]:
-    """The definition and the roles of users; no operator works anywhere."""
+    """A cluster with the definition and the user roles, on which no operator runs."""
     namespaces = (*TEAMS, "lanes")
     with shared(admin, api):
         for namespace in namespaces:
@@ -32,7 +32,7 @@ def definition(admin: Helm, api: Cluster) -> Iterator[Cluster]:
 
 
 def lead(api: Cluster, home: Path, team: str) -> Helm:
-    """Helm as somebody who is admin of one namespace and nothing in the cluster."""
+    """Return Helm with the rights of an admin of one namespace and no cluster-wide rights."""
     api.kubectl("create", "serviceaccount", "lead", "--namespace", team)
     who = ("--clusterrole=admin", f"--serviceaccount={team}:lead", "--namespace", team)
     api.kubectl("create", "rolebinding", "lead", *who)
@@ -40,7 +40,7 @@ def lead(api: Cluster, home: Path, team: str) -> Helm:
 
 
 def images(api: Cluster, namespace: str) -> dict[str, str]:
-    """Pod of a job -> its image, which tells the operator that made it."""
+    """Return the image of each pod, which shows which operator created it."""
     found = json.loads(api.kubectl("get", "pods", "--namespace", namespace, "-o", "json"))
     return {
         pod["metadata"]["name"]: pod["spec"]["containers"][0]["image"] for pod in found["items"]
@@ -75,7 +75,7 @@ def test_two_teams_each_install_an_operator_for_their_namespace(definition, home
 
 
 def test_an_admin_of_a_namespace_cannot_install_for_another_one(definition, home):
-    nosy = Release(lead(definition, home, "lanes"), definition, "lanes")
+    intruder = Release(lead(definition, home, "lanes"), definition, "lanes")
     with pytest.raises(HelmError, match=r'cannot .* in the namespace "team-red"'):
-        nosy("install", CHART, f"--values={NAMESPACED}", "--set=namespaces={team-red}")
-    nosy("uninstall", "--ignore-not-found")
+        intruder("install", CHART, f"--values={NAMESPACED}", "--set=namespaces={team-red}")
+    intruder("uninstall", "--ignore-not-found")

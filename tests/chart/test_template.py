@@ -1,4 +1,4 @@
-"""What the chart renders, without a cluster."""
+"""Tests what the chart renders, without a cluster."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_api import names
 from finetune_local.cache import TREE
 from finetune_operator.selector import Selector
 from finetune_operator.settings import LeaseSettings, Settings
@@ -24,15 +25,15 @@ def test_lint_finds_nothing(helm, name):
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_rendering_is_the_one_that_was_read(helm, file):
+def test_the_rendering_equals_the_golden_file(helm, file):
     assert render(helm, file) == (GOLDEN / file).read_text(), "run `make golden`"
 
 
-def test_every_rendering_that_was_read_is_still_made():
+def test_every_golden_file_is_still_rendered():
     assert sorted(path.name for path in GOLDEN.iterdir()) == sorted(FILES)
 
 
-# Each value does something
+# Each value has an effect.
 
 
 def leaves(defaults: dict[str, Any], changed: Any, *above: str) -> Iterator[tuple[str, ...]]:
@@ -45,7 +46,7 @@ def leaves(defaults: dict[str, Any], changed: Any, *above: str) -> Iterator[tupl
 
 
 def with_value(values: dict[str, Any], path: tuple[str, ...], other: dict[str, Any]) -> dict:
-    """A copy in which one value is that of the others."""
+    """Return a copy in which one value comes from the other values."""
     values = copy.deepcopy(values)
     place = values
     for key in path[:-1]:
@@ -56,7 +57,7 @@ def with_value(values: dict[str, Any], path: tuple[str, ...], other: dict[str, A
 
 @pytest.fixture(scope="module")
 def rendered(helm, tmp_path_factory) -> Callable[[dict[str, Any]], str]:
-    """What is rendered from all of these values."""
+    """A function that renders the chart with complete values."""
     file = tmp_path_factory.mktemp("values") / "values.yaml"
 
     def render(values: dict[str, Any]) -> str:
@@ -71,8 +72,9 @@ def bases(rendered) -> dict[bool, str]:
     return {True: rendered(CHANGED), False: rendered(DEFAULTS)}
 
 
-# Some do so only beside others: an account's name where none is created, labels of what is enabled.
-BESIDE = {
+# Values that have an effect only with others: the name of an account that is not created, labels of
+# objects that are enabled.
+DEPENDENT = {
     "serviceAccount.create",
     "networkPolicy.apiServerPorts",
     "metrics.serviceMonitor.labels",
@@ -86,13 +88,13 @@ BESIDE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", list(leaves(DEFAULTS, CHANGED)), ids=".".join)
-def test_every_value_changes_what_is_rendered(rendered, bases, path):
-    alone = ".".join(path) not in BESIDE
+def test_every_value_changes_the_rendering(rendered, bases, path):
+    alone = ".".join(path) not in DEPENDENT
     base, other = (DEFAULTS, CHANGED) if alone else (CHANGED, DEFAULTS)
     assert rendered(with_value(base, path, other)) != bases[not alone]
 
 
-def test_the_operator_reads_its_settings_from_what_is_rendered(helm, monkeypatch):
+def test_the_operator_reads_its_settings_from_the_deployment(helm, monkeypatch):
     (container,) = find(helm.objects(*VALUES["everything"]), "Deployment")["spec"]["template"][
         "spec"
     ]["containers"]
@@ -113,7 +115,7 @@ def test_the_operator_reads_its_settings_from_what_is_rendered(helm, monkeypatch
         assert getattr(expected, field.name) != field.default, f"no value sets {field.name}"
 
 
-def test_the_defaults_are_the_operator_s_own(helm, monkeypatch):
+def test_the_defaults_of_the_chart_are_those_of_the_operator(helm, monkeypatch):
     template = find(helm.objects(), "Deployment")["spec"]["template"]
     for name, value in environment(template["spec"]["containers"][0]).items():
         monkeypatch.setenv(f"FINETUNE_{name}", value)
@@ -124,7 +126,7 @@ def test_the_defaults_are_the_operator_s_own(helm, monkeypatch):
     )
 
 
-def test_probes_ask_where_health_is_served(helm):
+def test_probes_use_the_port_and_the_paths_of_health(helm):
     template = find(helm.objects(), "Deployment")["spec"]["template"]
     (container,) = template["spec"]["containers"]
     (port,) = container["ports"]
@@ -135,7 +137,7 @@ def test_probes_ask_where_health_is_served(helm):
         assert f'"{path}"' in served
 
 
-def test_metrics_are_scraped_where_they_are_served(helm):
+def test_metrics_are_scraped_from_the_port_and_the_path_of_health(helm):
     objects = helm.objects(
         "--set", "metrics.serviceMonitor.enabled=true,networkPolicy.enabled=true"
     )
@@ -157,14 +159,25 @@ def test_metrics_are_scraped_where_they_are_served(helm):
     ]
 
 
-def test_only_replicas_have_a_disruption_budget(helm):
+def test_network_policies_allow_the_port_of_reports(helm):
+    values = ("networkPolicy.enabled=true", "networkPolicy.jobNamespaces={team-a}")
+    objects = helm.objects("--set", ",".join(values))
+    jobs, operator = (item["spec"] for item in objects if item["kind"] == "NetworkPolicy")
+    if "egress" in jobs:
+        jobs, operator = operator, jobs
+    report = {"port": names.REPORT_PORT}
+    assert [report] in [rule.get("ports") for rule in jobs["ingress"]]
+    assert [report] in [rule["ports"] for rule in operator["egress"]]
+
+
+def test_a_disruption_budget_exists_only_with_several_replicas(helm):
     def kinds(replicas: int) -> set[str]:
         return {item["kind"] for item in helm.objects("--set", f"replicas={replicas}")}
 
     assert kinds(2) - kinds(1) == {"PodDisruptionBudget"}
 
 
-def test_labels_of_the_user_never_replace_those_that_select(helm):
+def test_labels_of_the_user_never_replace_selector_labels(helm):
     more = ("commonLabels", "podLabels")
     sets = [f"--set={v}.app\\.kubernetes\\.io/{k}=x" for v in more for k in ("name", "instance")]
     for item in helm.objects(*sets, "--set", "replicas=2"):
@@ -179,9 +192,9 @@ def test_labels_of_the_user_never_replace_those_that_select(helm):
 )
 def test_everything_is_named_after_the_release(helm, release, name):
     text = helm("template", release, CHART, "--set", "crds.enabled=false", "--set", "replicas=2")
-    names = {item["metadata"]["name"] for item in yaml.safe_load_all(text) if item}
+    found = {item["metadata"]["name"] for item in yaml.safe_load_all(text) if item}
     roles = {f"{name}-{suffix}" for suffix in ("leader-election", "view", "edit", "admin")}
-    assert names == {name, f"{name}-metrics", *roles}
+    assert found == {name, f"{name}-metrics", *roles}
 
 
 def test_a_name_of_digits_stays_a_name(helm):
@@ -190,7 +203,7 @@ def test_a_name_of_digits_stays_a_name(helm):
     assert found >= {"007", "1", "42"}
 
 
-def test_the_chart_can_be_a_part_of_another_one(helm):
+def test_the_chart_can_be_a_dependency_of_another_chart(helm):
     assert helm.objects("--set", "global.registry=x")
 
 
@@ -200,7 +213,7 @@ REFUSED = {
         "networkPolicy.egress=true",
         "at '/networkPolicy': additional properties 'egress' not allowed",
     ),
-    "a selector of the spread, which the chart adds": (
+    "a label selector, which the chart adds": (
         "topologySpreadConstraints[0].labelSelector.matchLabels.a=b",
         "at '/topologySpreadConstraints/0': additional properties 'labelSelector' not allowed",
     ),
@@ -210,31 +223,40 @@ REFUSED = {
         "leaseDurationSeconds=5",
         "at '/leaseDurationSeconds': minimum: got 5, want 10",
     ),
-    "half a digest": ("image.digest=5f70bf18", "at '/image/digest': '5f70bf18' does not match"),
-    "a policy of pulling": ("image.pullPolicy=Sometimes", "'/image/pullPolicy': value must be one"),
-    "no name of a namespace": ("namespaces={Team_A}", "'/namespaces/0': 'Team_A' does not match"),
+    "an incomplete digest": (
+        "image.digest=5f70bf18",
+        "at '/image/digest': '5f70bf18' does not match",
+    ),
+    "an unknown pull policy": (
+        "image.pullPolicy=Sometimes",
+        "'/image/pullPolicy': value must be one",
+    ),
+    "an invalid name of a namespace": (
+        "namespaces={Team_A}",
+        "'/namespaces/0': 'Team_A' does not match",
+    ),
     "an account without a name": (
         "serviceAccount.create=false",
-        "serviceAccount.create is false and serviceAccount.name is empty; name the service account",
+        "serviceAccount.create is false and serviceAccount.name is empty; set serviceAccount.name",
     ),
     "an address with a fragment, which the chart adds": (
         "metrics.prometheusRule.runbookUrl=https://docs.example/alerts#one",
         "'/metrics/prometheusRule/runbookUrl': 'https://docs.example/alerts#one' does not match",
     ),
-    "a setting behind the chart's back": (
+    "a setting of the operator": (
         "extraEnv[0].name=FINETUNE_NAMESPACES",
-        "extraEnv sets FINETUNE_NAMESPACES; variables that begin with FINETUNE_ are set by the",
+        "extraEnv sets FINETUNE_NAMESPACES; the chart sets variables that begin with FINETUNE_",
     ),
 }
 
 
-@pytest.mark.parametrize(("value", "words"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_wrong_value_is_refused_in_words(helm: Helm, value, words):
+@pytest.mark.parametrize(("value", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_an_invalid_value_is_refused_with_a_message(helm: Helm, value, message):
     with pytest.raises(HelmError) as refused:
         helm.template("--set", value)
-    assert words in str(refused.value)
+    assert message in str(refused.value)
 
 
-def test_an_older_kubernetes_is_refused_in_words(helm):
+def test_an_older_kubernetes_is_refused_with_a_message(helm):
     with pytest.raises(HelmError, match=r"requires kubeVersion: >=1\.30.*incompatible"):
         helm.template("--kube-version", "1.29.0")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
+from hack.crd import structural
 
-from finetune_api.crd import structural
 from finetune_api.spec import FineTuneJobSpec
 from finetune_cli.__main__ import _parser
 from finetune_local.build import binaries

@@ -1,4 +1,4 @@
-"""Images: what is asked of which builder, and what may get into them."""
+"""Tests how images are built, and which files can get into them."""
 
 import subprocess
 import sys
@@ -15,13 +15,13 @@ DOCKERFILES = [TREE / "operator" / "Dockerfile", TREE / "trainer_image" / "Docke
 
 
 def run(path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """With nothing on PATH but what lies in `path`."""
+    """Run the script with only one folder on PATH."""
     command = [sys.executable, str(SCRIPT), *arguments]
     return subprocess.run(command, env={"PATH": str(path)} | env, capture_output=True, text=True)
 
 
 def builder(folder: Path, name: str, code: int = 0) -> None:
-    """A program of that name that notes its arguments."""
+    """Create a program that records its arguments."""
     file = folder / name
     file.write_text(f'#!/bin/sh\necho "$0" "$@" >> {folder}/calls\nexit {code}\n')
     file.chmod(0o755)
@@ -31,7 +31,7 @@ def calls(folder: Path) -> list[str]:
     return (folder / "calls").read_text().replace(f"{folder}/", "").splitlines()
 
 
-def test_without_a_builder_it_says_what_to_install(tmp_path: Path):
+def test_without_a_builder_the_message_names_what_to_install(tmp_path: Path):
     done = run(tmp_path)
     assert done.returncode == 1
     assert "docker, podman, buildah" in done.stderr
@@ -39,7 +39,7 @@ def test_without_a_builder_it_says_what_to_install(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["docker", "podman", "buildah"])
-def test_any_builder_builds_both_stamped_with_the_version(tmp_path: Path, name: str):
+def test_any_builder_builds_both_images_with_the_version(tmp_path: Path, name: str):
     builder(tmp_path, name)
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -54,7 +54,7 @@ def test_any_builder_builds_both_stamped_with_the_version(tmp_path: Path, name: 
         assert call.endswith(" .")
 
 
-def test_registry_tag_and_flags_are_taken_over(tmp_path: Path):
+def test_registry_tag_and_flags_are_passed_on(tmp_path: Path):
     builder(tmp_path, "podman")
     env = {"REGISTRY": "registry.example/team", "TAG": "1.2", "BUILD_FLAGS": "--isolation chroot"}
     assert run(tmp_path, "--only", "operator", "--push", **env).returncode == 0
@@ -64,7 +64,7 @@ def test_registry_tag_and_flags_are_taken_over(tmp_path: Path):
     assert pushed == "podman push registry.example/team/finetune-operator:1.2"
 
 
-def test_a_build_that_fails_is_named_and_ends_it(tmp_path: Path):
+def test_a_failed_build_is_named_and_stops_the_script(tmp_path: Path):
     builder(tmp_path, "buildah", code=125)
     done = run(tmp_path)
     assert done.returncode == 1
@@ -73,7 +73,7 @@ def test_a_build_that_fails_is_named_and_ends_it(tmp_path: Path):
     assert len(calls(tmp_path)) == 1
 
 
-def test_a_tool_that_was_asked_for_is_not_replaced_by_another(tmp_path: Path):
+def test_a_requested_tool_is_not_replaced_by_another_one(tmp_path: Path):
     builder(tmp_path, "podman")
     done = run(tmp_path, TOOL="docker")
     assert done.returncode == 1
@@ -93,7 +93,7 @@ def test_requirements_are_those_of_the_part(part: str):
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.parent.name)
-def test_what_is_copied_is_in_the_context_and_exists(file: Path):
+def test_every_copied_file_exists_in_the_build_context(file: Path):
     allowed = [
         line[1:]
         for line in (TREE / ".dockerignore").read_text().splitlines()
@@ -109,7 +109,7 @@ def test_what_is_copied_is_in_the_context_and_exists(file: Path):
 
 
 def test_the_wheel_can_be_built_from_the_context():
-    """Every folder that pyproject.toml packs is let in."""
+    """The build context contains every folder that pyproject.toml packages."""
     project = tomllib.loads((TREE / "pyproject.toml").read_text())
     packed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     ignored = (TREE / ".dockerignore").read_text().splitlines()
@@ -120,7 +120,7 @@ def test_the_wheel_can_be_built_from_the_context():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["finetune_operator", "finetune_trainer"])
-def test_each_program_tells_its_version(module: str):
+def test_each_program_prints_its_version(module: str):
     command = [sys.executable, "-m", module, "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == version("finetune-operator")

@@ -1,4 +1,4 @@
-"""`make setup` says what a machine lacks before it downloads anything."""
+"""Tests that `make setup` reports what a machine lacks before it downloads anything."""
 
 import ast
 import os
@@ -16,19 +16,20 @@ SCRIPT = TREE / "hack" / "setup.py"
 
 
 def older_pythons() -> list[str]:
-    """Interpreters of this machine that are too old for the project."""
+    """Return the interpreters of this machine that are too old for the project."""
     names = [f"python3.{minor}" for minor in range(6, 11)]
     roots = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
     roots += Path.home().glob(".pyenv/versions/*/bin")
     found = {str(root / name) for root in roots for name in names if (root / name).exists()}
-    probe = "import sys; sys.exit(sys.version_info < (3, 7))"  # 3.6 knows no postponed annotations
+    # Python 3.6 does not have postponed annotations.
+    probe = "import sys; sys.exit(sys.version_info < (3, 7))"
     return sorted(
         p for p in found if subprocess.run([p, "-c", probe], capture_output=True).returncode == 0
     )
 
 
 def setup(*arguments: str, before: str = "true", **env: str) -> str:
-    """What setup says on stderr in a namespace of its own, after a shell command; it must fail."""
+    """Run setup in a new namespace after a shell command; it must fail. Return its stderr."""
     done = run_where(before, sys.executable, str(SCRIPT), *arguments, **env)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -36,52 +37,52 @@ def setup(*arguments: str, before: str = "true", **env: str) -> str:
     return done.stderr
 
 
-def test_an_older_python_could_read_the_script():
+def test_an_older_python_can_parse_the_script():
     tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 7))
     postponed = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
     assert postponed[0] == "__future__", "annotations of today fail when an older Python reads them"
 
 
 @pytest.mark.parametrize("python", older_pythons() or [pytest.param("", marks=pytest.mark.skip)])
-def test_an_older_python_says_that_it_is_too_old(python):
+def test_an_older_python_reports_that_it_is_too_old(python):
     done = subprocess.run([python, str(SCRIPT)], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("setup: Python 3.11 or newer is needed, this is 3.")
 
 
-def test_too_little_disk_is_said_with_every_need_before_anything_is_downloaded(tmp_path):
+def test_too_little_disk_space_is_reported_with_every_need_before_any_download(tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
     small = f"{small_disk(tmp_path)} && mkdir {cache}"
     folders = dict.fromkeys(("FINETUNE_CACHE", "XDG_CACHE_HOME", "GOCACHE"), str(cache))
-    words = setup("--demo", before=small, **folders)
-    assert "0.1 GB of disk are free" in words
+    errors = setup("--demo", before=small, **folders)
+    assert "0.1 GB of disk are free" in errors
     for need in ("Python packages 6.0 GB", "Go build 5.0 GB", "demo's model 1.0 GB"):
-        assert f"{need} in {cache}" in words
+        assert f"{need} in {cache}" in errors
 
 
-def test_setup_alone_asks_for_no_room_for_the_demo(tmp_path):
-    words = setup(before=small_disk(tmp_path), FINETUNE_CACHE=str(tmp_path))
-    assert "Python packages" in words
-    assert "; demo" not in words
+def test_setup_alone_needs_no_disk_space_for_the_demo(tmp_path):
+    errors = setup(before=small_disk(tmp_path), FINETUNE_CACHE=str(tmp_path))
+    assert "Python packages" in errors
+    assert "; demo" not in errors
 
 
-def test_refused_namespaces_are_said_with_the_remedy():
-    words = setup(before=NO_NAMESPACES)
-    assert "the kernel refuses user namespaces" in words
-    assert "sysctl -w user.max_user_namespaces" in words
+def test_refused_namespaces_are_reported_with_the_remedy():
+    errors = setup(before=NO_NAMESPACES)
+    assert "the kernel refuses user namespaces" in errors
+    assert "sysctl -w user.max_user_namespaces" in errors
 
 
-def test_a_cache_folder_that_cannot_be_made_is_said(tmp_path):
+def test_a_cache_folder_that_cannot_be_created_is_reported(tmp_path):
     (tmp_path / "file").touch()
     assert "set FINETUNE_CACHE" in setup(FINETUNE_CACHE=str(tmp_path / "file" / "cache"))
 
 
-def test_a_python_without_venv_is_said(tmp_path):
-    # As Debian ships it: the standard library without ensurepip.
+def test_a_python_without_venv_is_reported(tmp_path):
+    # Debian ships the standard library without ensurepip.
     (tmp_path / "ensurepip.py").write_text("raise ImportError\n")
-    words = setup(PYTHONPATH=str(tmp_path))
-    assert "venv module is missing" in words
+    errors = setup(PYTHONPATH=str(tmp_path))
+    assert "venv module is missing" in errors
 
 
 def test_the_script_finds_unshare_only_on_the_path(tmp_path):
@@ -93,7 +94,7 @@ def test_the_script_finds_unshare_only_on_the_path(tmp_path):
 
 
 @pytest.mark.parametrize(("target", "asked"), [("setup", False), ("demo", True), ("test", False)])
-def test_only_the_demo_asks_for_its_room(target, asked):
+def test_only_the_demo_needs_its_disk_space(target, asked):
     done = subprocess.run(["make", "-n", target], cwd=TREE, capture_output=True, text=True)
     assert "hack/setup.py" in done.stdout
     assert ("hack/setup.py --demo" in done.stdout) == asked

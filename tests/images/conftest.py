@@ -1,4 +1,4 @@
-"""Images that are really built: `make test-images`, as root, with buildah and debootstrap."""
+"""Fixtures that build the images: `make test-images`, as root, with buildah and debootstrap."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ BASE = "localhost/debian:bookworm-slim"
 
 @pytest.fixture(scope="session")
 def base() -> str:
-    """debian:bookworm-slim, as good as."""
+    """An equivalent of debian:bookworm-slim."""
     for tool in ("buildah", "debootstrap"):
         assert shutil.which(tool), f"{tool} is not installed"
     assert os.getuid() == 0, "debootstrap and the mounts of these tests need root"
@@ -31,11 +31,11 @@ def base() -> str:
 
 @pytest.fixture(scope="session")
 def build(base: str) -> Iterator[Callable[[str], Unpacked]]:
-    """Builds an image by `make images` and mounts it."""
+    """A function that builds an image with `make images` and mounts it."""
     containers = []
 
     def one(part: str) -> Unpacked:
-        # chroot: it also works where a container may not make containers.
+        # The isolation chroot works in containers that may not create containers.
         flags = "--isolation chroot --pull-never --layers"
         command = [sys.executable, TREE / "hack" / "images.py", "--only", part]
         env = os.environ | {"TOOL": "buildah", "BASE": base, "TAG": "test", "BUILD_FLAGS": flags}

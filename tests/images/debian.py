@@ -1,4 +1,4 @@
-"""A Debian without Docker: the base image, made by debootstrap and kept in the cache."""
+"""Creates the Debian base image with debootstrap, without Docker, and keeps it in the cache."""
 
 import fcntl
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune_local.cache import cache_folder
 
 RELEASE = "bookworm"
-# As debian:bookworm-slim has it, for packages that are installed later too.
+# The settings of debian:bookworm-slim, which also apply to packages that are installed later.
 _SLIM = """
 path-exclude /usr/share/doc/*
 path-exclude /usr/share/info/*
@@ -22,7 +22,7 @@ _DROPPED = ("usr/share/doc", "usr/share/info", "usr/share/man", "usr/share/local
 
 
 def root_archive() -> Path:
-    """A tar of the root file system; made once, in a minute."""
+    """Return a tar file of the root file system, which is created once within a minute."""
     archive = cache_folder() / f"debian-{RELEASE}-slim.tar"
     with (cache_folder() / "debian.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -41,25 +41,25 @@ def _make(archive: Path) -> None:
         for file in (folder / name).glob("*"):
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     (folder / "etc/dpkg/dpkg.cfg.d/slim").write_text(_SLIM)
-    _trust(folder)
+    _install_authorities(folder)
     _run("tar", "--directory", str(folder), "--numeric-owner", "-cf", str(partial), ".")
     partial.rename(archive)
     shutil.rmtree(folder)
 
 
-def _trust(root: Path) -> None:
-    """The authorities that this machine trusts beyond Debian's, as one behind a proxy does."""
+def _install_authorities(root: Path) -> None:
+    """Copy the additional certificate authorities of this machine, for example of a proxy."""
     own = sorted(_AUTHORITIES.glob("*.crt"))
     place = root / str(_AUTHORITIES).lstrip("/")
     place.mkdir(parents=True, exist_ok=True)
     for file in own:
         shutil.copy(file, place)
-    if own:  # pip brings a list of its own
+    if own:  # pip uses a separate list
         (root / "etc/pip.conf").write_text(f"[global]\ncert = {_BUNDLE}\n")
 
 
 def _mirror() -> str:
-    """The one that this machine takes its packages from."""
+    """Return the mirror that this machine uses."""
     shown = subprocess.run(["apt-cache", "policy"], check=True, capture_output=True, text=True)
     found = re.search(rf"(https?://\S+) {RELEASE}/main", shown.stdout)
     assert found, f"no source of {RELEASE}/main is configured: {shown.stdout}"

@@ -1,4 +1,4 @@
-"""What the images hold, and that it works where nothing may be written and nobody has a name."""
+"""Tests the images as a user without a name and on a read-only root file system."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def test_help_and_version(image: Unpacked, part: str):
     assert image.run(*image.entrypoint, "--version").stdout.strip() == version("finetune-operator")
 
 
-def test_labels_say_what_it_is(image: Unpacked, part: str):
+def test_labels_describe_the_image(image: Unpacked, part: str):
     prefix = "org.opencontainers.image."
     assert image.labels[f"{prefix}title"] == f"finetune-{part}"
     assert image.labels[f"{prefix}version"] == version("finetune-operator")
@@ -52,7 +52,9 @@ def test_labels_say_what_it_is(image: Unpacked, part: str):
     assert image.labels[f"{prefix}revision"].startswith(head.stdout.strip())
 
 
-def test_every_module_of_it_can_be_imported_and_no_other_part_is_there(image: Unpacked, part: str):
+def test_every_module_of_the_part_can_be_imported_and_no_other_part_exists(
+    image: Unpacked, part: str
+):
     done = image.run("python", "-c", IMPORT_ALL, f"finetune_{part}")
     assert done.returncode == 0, done.stderr[-3000:]
     others = {"operator", "trainer", "cli", "local"} - {part}
@@ -92,7 +94,7 @@ def test_the_operators_container_runs_a_job(
     _open_to_all(workspace)
     cluster.kubectl("apply", "-f", "-", stdin=VOLUME.format(path=workspace))
     own = cluster.user_kubeconfig("finetune-system", "finetune-operator")
-    # One that names no other file, for a user who may not enter the home they lie in.
+    # A kubeconfig without references to files, because the user may not read their folder.
     config = tmp_path / "kubeconfig"
     config.write_text(cluster.kubectl("config", "view", "--raw", "--flatten", kubeconfig=own))
     config.chmod(0o644)
@@ -117,9 +119,9 @@ def test_the_trainers_container_trains(trainer_image: Unpacked, tmp_path: Path):
     job = gang.make_job(claim)
     assert job.prepare().wait() == 0, job.log
     _open_to_all(claim)
-    # The command that follows starts this machine's Python: it is left out.
-    words = ["sh", "-ec", 'shift; exec python "$@"', "sh"]
-    job.enter = lambda node: trainer_image.command(*words, places=[claim])
+    # The node appends the command of this machine's Python, which is left out.
+    prefix = ["sh", "-ec", 'shift; exec python "$@"', "sh"]
+    job.enter = lambda node: trainer_image.command(*prefix, places=[claim])
     job.start(gang.make_plan())
     _open_to_all(claim / "pods")
     assert job.wait() == [0, 0], job.log[-3000:]

@@ -1,12 +1,12 @@
-"""An image's root file system, and programs that run in it as in a pod of the restricted level."""
+"""Runs programs in the root file system of an image, like a pod of the restricted level."""
 
 import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-USER = "12345:0"  # any: OpenShift chooses one, without a name or a home
-# As kubelet and runtime do it: the root read-only, /tmp an emptyDir, volumes in their places.
+USER = "12345:0"  # an arbitrary user without a name or a home, as OpenShift chooses one
+# Like kubelet and runtime: a read-only root, an emptyDir at /tmp, and volumes at their paths.
 _ENTER = """
 root=$1 user=$2 places=$3; shift 3
 mount --bind "$root" "$root"
@@ -25,29 +25,31 @@ exec chroot --userspec="$user" "$root" "$@"
 
 @dataclass(frozen=True)
 class Unpacked:
-    """One that is mounted."""
+    """A mounted root file system."""
 
     root: Path
     env: dict[str, str]
     entrypoint: list[str]
     labels: dict[str, str]
 
-    def command(self, *words: str, places: list[Path] | None = None, user: str = USER) -> list[str]:
-        """To be executed as root; `places` of this machine are mounted at their own paths."""
+    def command(
+        self, *program: str, places: list[Path] | None = None, user: str = USER
+    ) -> list[str]:
+        """Return the command to execute as root; `places` are mounted at their own paths."""
         shown = " ".join(map(str, places or []))
         enter = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", _ENTER, "sh"]
         own = [f"{name}={value}" for name, value in self.env.items()]
-        return [*enter, str(self.root), user, shown, "/usr/bin/env", *own, *words]
+        return [*enter, str(self.root), user, shown, "/usr/bin/env", *own, *program]
 
-    def run(self, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """With the environment of the image and nothing else."""
-        command = self.command(*words)
+    def run(self, *program: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a program with only the environment of the image."""
+        command = self.command(*program)
         path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         return subprocess.run(command, env=path, capture_output=True, text=True, timeout=timeout)
 
 
 def mounted(container: str) -> Unpacked:
-    """The root of a working container of buildah, with what its image says."""
+    """Return the root of a working container of buildah, with the settings of its image."""
     shown = json.loads(buildah("inspect", container))["OCIv1"]["config"]
     return Unpacked(
         root=Path(buildah("mount", container)),
@@ -58,7 +60,7 @@ def mounted(container: str) -> Unpacked:
 
 
 def buildah(*arguments: str) -> str:
-    """What it prints; AssertionError with its words when it fails."""
+    """Run buildah and return its output; AssertionError with its errors if it fails."""
     done = subprocess.run(["buildah", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

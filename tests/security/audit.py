@@ -1,4 +1,4 @@
-"""What a service account asked of the API server, from the server's own audit log."""
+"""Reads the requests of a service account from the audit log of the API server."""
 
 import json
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ ALL = "*"
 
 
 class Right(NamedTuple):
-    """What RBAC grants, and what a request needs."""
+    """A right that RBAC grants or that a request needs."""
 
     group: str
-    resource: str  # with subresource
+    resource: str  # including the subresource
     verb: str
 
     def __str__(self) -> str:
@@ -24,17 +24,17 @@ class Request:
     """One request for an object or a collection."""
 
     right: Right
-    namespace: str  # of the object; empty: all namespaces
+    namespace: str  # of the object; empty for all namespaces
     name: str
-    allowed: bool  # by RBAC; admission may have refused it all the same
+    allowed: bool  # by RBAC; admission may still have refused it
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Everything that one account asked."""
+    """All requests of one account."""
 
     requests: list[Request]
-    paths: set[str]  # which belong to no resource: discovery, which everybody may read
+    paths: set[str]  # without a resource: discovery, which every account may read
 
     @property
     def rights(self) -> set[Right]:
@@ -42,17 +42,17 @@ class Asked:
 
     @property
     def refused(self) -> list[Request]:
-        """For want of a right, and not by admission: namespaces that end take no new objects."""
+        """Requests that lacked a right. Those that only admission refused are not included."""
         return [request for request in self.requests if not request.allowed]
 
 
 def user(namespace: str, account: str) -> str:
-    """A service account's name in the log."""
+    """Return the name of a service account in the log."""
     return f"system:serviceaccount:{namespace}:{account}"
 
 
 def read(log: Path, account: str, since: int = 0) -> Asked:
-    """What the account asked since the log had so many bytes."""
+    """Return the requests of the account after an offset in bytes."""
     requests, paths = [], set()
     with log.open("rb") as file:
         file.seek(since)

@@ -1,4 +1,4 @@
-"""Pods that answer the operator's question with anything but a report."""
+"""Pods that respond to the request for a report with something else."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ MIB = 2**20
 
 
 def honest(uid: str, attempt: int = 1, index: int = 0, **changes: Any) -> Object:
-    """What the trainer answers."""
+    """Return the report of a trainer."""
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "jobUid": uid,
@@ -34,7 +34,7 @@ def honest(uid: str, attempt: int = 1, index: int = 0, **changes: Any) -> Object
 
 
 def ok(body: bytes, *headers: str) -> bytes:
-    """An answer with a body of that length."""
+    """Return a response with this body."""
     lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
@@ -45,7 +45,7 @@ def of(report: Object) -> bytes:
 
 @dataclass
 class Worker:
-    """A server at a pod's address; `answer` is bytes, or what writes them."""
+    """A server at the address of a pod. `answer` is the response or a function that writes it."""
 
     address: str
     answer: bytes | Callable[[Writer], Awaitable[None]]
@@ -67,7 +67,8 @@ class Worker:
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        # Not in the task itself: one that is cancelled before it began would leave the socket open.
+        # Not in the task itself, because a task that is cancelled before it starts would leave the
+        # socket open.
         task.add_done_callback(lambda _: writer.close())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: Writer) -> None:
@@ -81,7 +82,7 @@ class Worker:
 
 
 def endless(head: bytes, piece: bytes, pause: float = 0.0) -> Callable[[Writer], Awaitable[None]]:
-    """The head, then the same again and again."""
+    """Return a function that writes the head and then the same piece without end."""
 
     async def answer(writer: Writer) -> None:
         writer.write(head)
@@ -95,7 +96,7 @@ def endless(head: bytes, piece: bytes, pause: float = 0.0) -> Callable[[Writer],
 
 @functools.cache
 def bomb(size: int) -> bytes:
-    """So many spaces in gzip, a thousandth of that on the wire."""
+    """Return a number of spaces in gzip, which takes a thousandth of that number in bytes."""
     return gzip.compress(b" " * size)
 
 
@@ -105,7 +106,7 @@ _ZIPPED = ("Content-Type: application/json", "Content-Encoding: gzip")
 
 
 def wrong(uid: str, trap: str = "127.255.97.250") -> dict[str, Any]:
-    """Answers that are no report of worker 0 in attempt 1 of the job, and must cost nothing."""
+    """Return responses that are not a report of worker 0 in attempt 1 of the job."""
     mine = json.dumps(honest(uid)).encode()
     deep = b"[" * 50_000 + b"]" * 50_000
     return {
@@ -124,23 +125,23 @@ def wrong(uid: str, trap: str = "127.255.97.250") -> dict[str, Any]:
         "header without end": endless(_OPEN + b"X: ", b"x" * 65536),
         "headers without end": endless(_OPEN, b"X: y\r\n" * 8192),
         "informational without end": endless(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 512),
-        "drips": endless(_OPEN + b"Content-Length: 5000\r\n\r\n", b" ", 0.05),
-        "drips its header": endless(b"", b"H", 0.05),
-        "says nothing": endless(b"", b"", 0.05),
+        "sends slowly": endless(_OPEN + b"Content-Length: 5000\r\n\r\n", b" ", 0.05),
+        "sends its header slowly": endless(b"", b"H", 0.05),
+        "sends nothing": endless(b"", b"", 0.05),
         "gzip bomb": ok(bomb(64 * MIB), *_ZIPPED),
         "report in gzip": ok(gzip.compress(mine), *_ZIPPED),
         "too large": ok(mine[:-1] + b" " * 256 * 1024 + b"}"),
         "large text": of(honest(uid, jobUid="x" * 200_000)),
-        "no JSON": ok(b"<html>", "Content-Type: text/html"),
-        "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
+        "not JSON": ok(b"<html>", "Content-Type: text/html"),
+        "not HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
         "empty": ok(b""),
         "cut short": _OPEN + b"Content-Length: 100\r\n\r\n{",
-        "closes": b"",
+        "closes the connection": b"",
         "nested without end": ok(deep),
         "nested in a field": ok(mine[:-1] + b',"x":' + deep + b"}"),
         "not UTF-8": ok(mine.replace(b"Training", b"Train\xff\xfeing")),
-        "half a letter": ok(mine.replace(b"Training", b"\\ud800")),
-        "another job": of(honest("somebody-else")),
+        "half of a surrogate pair": ok(mine.replace(b"Training", b"\\ud800")),
+        "another job": of(honest("another-job")),
         "another attempt": of(honest(uid, attempt=2)),
         "another worker": of(honest(uid, index=1)),
         "a list": ok(b"[]"),

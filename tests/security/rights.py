@@ -1,7 +1,7 @@
-"""The operator's rights beside the calls it makes: `python -m tests.security.rights` prints both.
+"""Compares the operator's rights with its requests: `python -m tests.security.rights`.
 
-The calls are those of a life that reaches every one of them, of the real operator process with its
-service account, taken from the audit log of a real API server.
+The requests are those of the real operator process with its service account, in a life of a job
+that needs every one of them. They come from the audit log of a real API server.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ LEASE = {"LEASE_NAMESPACE": NAMESPACE, "LEASE_NAME": ACCOUNT, "LEASE_DURATION_SE
 
 
 def objects() -> list[Object]:
-    """What operator/rbac grants."""
+    """Return the objects in operator/rbac."""
     return list(yaml.safe_load_all((TREE / "operator" / "rbac" / "role.yaml").read_text()))
 
 
 def granted(roles: Iterable[Object]) -> set[Right]:
-    """The rights in Roles and ClusterRoles."""
+    """Return the rights in Roles and ClusterRoles."""
     return {
         Right(group, resource, verb)
         for role in roles
@@ -47,15 +47,15 @@ def granted(roles: Iterable[Object]) -> set[Right]:
 
 
 @dataclass
-class WholeLife(Life):
-    """A job whose life needs every call; the claim and the namespace may be there already."""
+class CompleteLife(Life):
+    """A job whose life needs every kind of request. Claim and namespace may exist already."""
 
     async def live(self) -> None:
         await super().live()
         await self._until("deleted by its ttl", lambda: not self.status)
 
     async def _begin(self) -> None:
-        """Suspended twice before anything exists, and its name is taken."""
+        """Create the job, suspend it twice before it has objects, and occupy its name."""
         kube, space = self.view.kube, f"/api/v1/namespaces/{self.namespace}"
         with contextlib.suppress(ApiError):
             await kube.create("/api/v1/namespaces", {"metadata": {"name": self.namespace}})
@@ -91,11 +91,11 @@ class WholeLife(Life):
 
 
 def record(api: Cluster, operator: Operator, account: str, namespace: str) -> Asked:
-    """What the operator asks from its start to its end, in a whole life of a job."""
+    """Return the requests of the operator from start to end, during a complete life of a job."""
     since = api.audit_log.stat().st_size if api.audit_log.exists() else 0
     operator.start()
     try:
-        asyncio.run(viewed(api, lambda view: WholeLife(view, namespace).live()))
+        asyncio.run(viewed(api, lambda view: CompleteLife(view, namespace).live()))
         if operator.stop() != 0:
             raise AssertionError(operator.log)
     finally:
@@ -104,7 +104,7 @@ def record(api: Cluster, operator: Operator, account: str, namespace: str) -> As
 
 
 def record_everywhere(api: Cluster, folder: Path) -> Asked:
-    """With the rights of operator/rbac, in all namespaces, electing a leader."""
+    """Return the requests of an operator for all namespaces, with leader election."""
     install(api)
     lease = ("delete", "lease", ACCOUNT, "--namespace", NAMESPACE, "--ignore-not-found")
     api.kubectl(*lease)
@@ -113,7 +113,7 @@ def record_everywhere(api: Cluster, folder: Path) -> Asked:
 
 
 def table(rights: set[Right], asked: Asked) -> str:
-    """One line for each right: how often it was used."""
+    """Return one line for each right with the number of its uses."""
     counts = Counter(request.right for request in asked.requests)
     rows = [
         f"{right!s:40} {'granted' if right in rights else 'MISSING':8} {counts[right]:5} calls"
@@ -123,7 +123,7 @@ def table(rights: set[Right], asked: Asked) -> str:
 
 
 def main() -> int:
-    """Bring up a control plane, record, print; 1 when rights and calls differ."""
+    """Start a control plane, record and print the requests; 1 if rights and requests differ."""
     with tempfile.TemporaryDirectory() as folder:
         api = Cluster.up("test-rights", control_plane_only=True, tied=True, audit=True)
         try:

@@ -1,4 +1,4 @@
-"""Pod templates of users: what the restricted level lets through, and what it refuses."""
+"""Pod templates that the restricted Pod Security level admits, and templates that it refuses."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ LEVEL = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
 def trainer(**fields: Any) -> Object:
-    """A template that says something of the trainer container."""
+    """Return a template with fields of the trainer container."""
     return {"spec": {"containers": [{"name": "trainer", **fields}]}}
 
 
@@ -66,7 +66,7 @@ def _container(**security: Any) -> Object:
 
 
 _PRIVILEGED = {"privileged": True, "allowPrivilegeEscalation": True}
-# Field that is refused, in the words of the admission.
+# A template and the text with which the admission names the refused field.
 REFUSED: dict[str, tuple[Object, str]] = {
     "privileged": (_container(**_PRIVILEGED), "privileged"),
     "escalation": (_container(allowPrivilegeEscalation=True), "allowPrivilegeEscalation"),
@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[Object, str]] = {
         "sysctls",
     ),
 }
-# What the operator would stumble over, and what its message names.
+# A malformed template and the field that the operator's message names.
 BROKEN: dict[str, tuple[Any, str]] = {
     "volumes": ({"spec": {"volumes": "scratch"}}, "spec.volumes"),
     "a volume": ({"spec": {"volumes": [7]}}, "spec.volumes[0]"),

@@ -1,4 +1,4 @@
-"""A job nested without end, which the API server stores, keeps nobody else's job waiting."""
+"""Tests that a very deeply nested job, which the API server stores, does not block other jobs."""
 
 import json
 
@@ -25,7 +25,7 @@ def operator(control_plane: Cluster, tmp_path):
 
 
 def deep(name: str, levels: int) -> str:
-    """A job as text: not every JSON library could write it."""
+    """Return a job as text, because not every JSON library can write it."""
     job = {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
@@ -36,7 +36,9 @@ def deep(name: str, levels: int) -> str:
 
 
 @pytest.mark.parametrize("levels", [100, 300, 1500, 9000])
-def test_it_is_told_and_others_go_on(control_plane: Cluster, operator, tmp_path, levels):
+def test_a_deeply_nested_job_gets_a_message_and_others_continue(
+    control_plane: Cluster, operator, tmp_path, levels
+):
     file, name = tmp_path / "job.json", f"deep-{levels}"
     file.write_text(deep(name, levels))
     control_plane.kubectl("create", "--raw", JOBS, "-f", str(file))
@@ -47,11 +49,11 @@ def test_it_is_told_and_others_go_on(control_plane: Cluster, operator, tmp_path,
         operator.start()
         apply(control_plane, f"again-{levels}")
         wait_for("a prepare pod", lambda: names(control_plane, f"again-{levels}"), 30)
-        wait_for("it is told", lambda: "deeper than 32 levels" in told(control_plane, name), 30)
+        wait_for("its message", lambda: "deeper than 32 levels" in message(control_plane, name), 30)
         assert "Traceback" not in operator.log
     finally:
         control_plane.kubectl("delete", "ftj", name, "--wait=false")
 
 
-def told(api: Cluster, name: str) -> str:
+def message(api: Cluster, name: str) -> str:
     return api.kubectl("get", "ftj", name, "-o", "jsonpath={.status.message}")

@@ -1,7 +1,7 @@
-"""The operator process among hostile pods, on the real API server.
+"""Runs the operator process with hostile pods, on the real API server.
 
-Every job has a gang whose worker 0 answers with something else than the truth, and in the end
-leaves last words of that kind. One job is honest, and must come to its end as if it were alone.
+Worker 0 of every gang responds with a false report and leaves a false result. One job is honest and
+must succeed as if it were alone.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ from finetune_local.cluster import Cluster, ClusterError
 from tests.installed import Operator, install
 from tests.operator import podstatus
 from tests.operator.lives import Life, View
-from tests.operator.worlds import OUTPUT, checkpoint, prepared, progressed, result
+from tests.operator.worlds import OUTPUT, checkpoint, prepared, progressed
+from tests.operator.worlds import result as make_result
 from tests.security import hostile
 from tests.security.hostile import HUGE, TEXTS, Worker, honest
 from tests.security.test_restricted import viewed
@@ -34,8 +35,8 @@ def saved(**changes: Any) -> Object:
     return checkpoint(5).to_dict() | changes
 
 
-# What worker 0 says of itself, beside what an honest one says.
-LIES: dict[str, Object] = {
+# Fields that worker 0 adds to the report of an honest one.
+FALSE_REPORTS: dict[str, Object] = {
     "nan": {"progress": {"step": 5, "totalSteps": 10, "trainLoss": NAN}},
     "infinity": {"ledger": {"productiveSeconds": INFINITY}},
     "huge-ledger": {"ledger": {"productiveSeconds": 1e308, "redoneSeconds": 1e308}},
@@ -50,7 +51,7 @@ LIES: dict[str, Object] = {
     "long": {"checkpoints": [saved(location="x" * 100_000)]},
     "many": {"checkpoints": [saved()] * 500},
 }
-WORDS: dict[str, str] = {
+FALSE_RESULTS: dict[str, str] = {
     "nan": '{"outcome": "Failed", "reason": "Crashed", "failedRank": NaN}',
     "huge": json.dumps({"outcome": "Failed", "reason": "x", "failedRank": HUGE}),
     "controls": json.dumps({"outcome": "Failed", "reason": "X", "message": "".join(TEXTS[1:])}),
@@ -73,17 +74,17 @@ PREPARED: dict[str, Object] = {
 
 @dataclass
 class Gang(Life):
-    """A job up to its running gang; worker 0 has an address of its own."""
+    """A job up to its running gang, whose worker 0 has a separate address."""
 
     address: str = ""
-    said: str = field(default_factory=lambda: result(prepared=prepared()))
+    result: str = field(default_factory=lambda: make_result(prepared=prepared()))
 
     async def begin(self) -> None:
         await self._begin()
         name = f"{self.name}-prepare"
         await self._until(name, lambda: name in self.pods)
         await self._run(name)
-        await self._end(name, 0, self.said)
+        await self._end(name, 0, self.result)
 
     async def run(self) -> None:
         workers = [f"{self.name}-1-{index}" for index in (0, 1)]
@@ -99,9 +100,9 @@ class Gang(Life):
         found: str = self.view.objects["jobs", self.namespace][self.name]["metadata"]["uid"]
         return found
 
-    async def end(self, code: int, words: str) -> None:
+    async def end(self, code: int, message: str) -> None:
         for index in (1, 0):
-            await self._end(f"{self.name}-1-{index}", code, words)
+            await self._end(f"{self.name}-1-{index}", code, message)
 
     async def until(self, what: str, check: Callable[[], Any]) -> Any:
         return await self._until(what, check)
@@ -117,14 +118,14 @@ def operator(control_plane: Cluster, tmp_path):
 
 
 def highest_memory(operator: Operator) -> float:
-    """MiB."""
+    """Return the peak memory of the operator in MiB."""
     assert operator._process is not None
     text = Path(f"/proc/{operator._process.pid}/status").read_text()
     return int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0]) / 1024
 
 
 async def foreign(view: View, victim: Gang) -> None:
-    """Pods of somebody else, in his own namespace, that say that they are of the victim's job."""
+    """Create pods in a foreign namespace with the labels of the victim's job."""
     space = "/api/v1/namespaces/hostile-labels"
     await view.kube.create("/api/v1/namespaces", {"metadata": {"name": "hostile-labels"}})
     other = Gang(view, "hostile-labels")
@@ -139,7 +140,7 @@ async def foreign(view: View, victim: Gang) -> None:
             "spec": {"containers": [container]},
         }
         await view.kube.create(f"{space}/pods", pod)
-    status = podstatus.ended(65, result("Failed", reason="BadData"))
+    status = podstatus.ended(65, make_result("Failed", reason="BadData"))
     await view.kube.patch(f"{space}/pods/p0/status", {"status": status})
     off = {"metadata": {"labels": {"finetune.dev/job-uid": None}}}
     await view.kube.patch(f"{space}/pods/p1", off)
@@ -149,7 +150,7 @@ BROKEN = {"spec": {"containers": [{"name": "trainer", "env": "A=b", "volumeMount
 
 
 async def story(view: View) -> dict[str, Gang]:
-    answers = {**hostile.wrong("u", TRAP), **LIES}
+    answers = {**hostile.wrong("u", TRAP), **FALSE_REPORTS}
     names = [f"hostile-{number}" for number in range(len(answers))]
     jobs = {
         key: Gang(view, name, address=f"127.255.95.{number + 10}")
@@ -157,7 +158,8 @@ async def story(view: View) -> dict[str, Gang]:
     }
     good = Gang(view, "hostile-honest", address="127.255.95.9")
     prepares = {
-        key: Gang(view, f"hostile-{key}", said=_said(said)) for key, said in PREPARED.items()
+        key: Gang(view, f"hostile-{key}", result=_prepared(false))
+        for key, false in PREPARED.items()
     }
     template = {"replicas": 2, "devicesPerWorker": 4, "template": BROKEN}
     broken = Gang(view, "hostile-template", spec={"workers": template})
@@ -177,18 +179,18 @@ async def story(view: View) -> dict[str, Gang]:
         await servers.enter_async_context(served.serving())
         for key, gang in jobs.items():
             wrong = hostile.wrong(gang.uid, TRAP)
-            answer = wrong.get(key) or hostile.of(honest(gang.uid, **LIES.get(key, {})))
+            answer = wrong.get(key) or hostile.of(honest(gang.uid, **FALSE_REPORTS.get(key, {})))
             await servers.enter_async_context(Worker(gang.address, answer).serving())
         await asyncio.gather(*(slowly(gang.run()) for gang in gangs))
-        for step in (2, 3, 4):  # the honest one moves on, and that is seen
+        for step in (2, 3, 4):  # the honest job progresses, and its status shows it
             served.answer = _honest(good, step)
             await good.until(f"step {step}", lambda: _step(good) == step)  # noqa: B023
-        await broken.until("it is told", lambda: broken.status.get("reason") == "InvalidTemplate")
+        await broken.until("its reason", lambda: broken.status.get("reason") == "InvalidTemplate")
         assert trap.heads == []
     for key, gang in jobs.items():
-        await gang.end(1 if key in WORDS else 65, WORDS.get(key, "\x1b[2J" + key))
-    said = result(output=OUTPUT, **progressed(100, saved=100))
-    await good.end(0, said)
+        await gang.end(1 if key in FALSE_RESULTS else 65, FALSE_RESULTS.get(key, "\x1b[2J" + key))
+    message = make_result(output=OUTPUT, **progressed(100, saved=100))
+    await good.end(0, message)
     await good.until("Succeeded", lambda: good.status.get("phase") == "Succeeded")
     for gang in jobs.values():
         await gang.until("it ended", lambda: gang.status["attempts"][0].get("outcome"))  # noqa: B023
@@ -197,9 +199,9 @@ async def story(view: View) -> dict[str, Gang]:
     return {"honest": good, "template": broken, **jobs, **prepares}
 
 
-def _said(said: Object) -> str:
+def _prepared(false: Object) -> str:
     return json.dumps(
-        {"outcome": "Succeeded", "reason": "Completed", "prepared": prepared().to_dict() | said}
+        {"outcome": "Succeeded", "reason": "Completed", "prepared": prepared().to_dict() | false}
     )
 
 
@@ -212,7 +214,7 @@ def _step(gang: Gang) -> int:
 
 
 @pytest.mark.timeout(400)
-def test_the_operator_goes_on_among_hostile_pods(control_plane, operator):
+def test_the_operator_continues_despite_hostile_pods(control_plane, operator):
     jobs = asyncio.run(viewed(control_plane, story))
     assert operator.running
     assert highest_memory(operator) < 250

@@ -1,4 +1,4 @@
-"""The trainer's report server gives away a report and takes nothing."""
+"""Tests that the trainer's report server serves only the report and accepts no input."""
 
 import os
 import socket
@@ -9,15 +9,16 @@ from datetime import UTC, datetime
 
 import pytest
 
+from finetune_api.names import REPORT_PORT
 from finetune_api.run import Report
 from finetune_trainer.pod import report_server
 
-ADDRESS = ("127.255.96.1", 29600)
+ADDRESS = ("127.255.96.1", REPORT_PORT)
 SECRET = "hf_s3cr3t"
 GET = b"GET /v1/report HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-@pytest.fixture(scope="module")  # to stop one takes half a second
+@pytest.fixture(scope="module")  # because stopping one takes half a second
 def server() -> Iterator[None]:
     report = Report(
         job_uid="u",
@@ -42,7 +43,7 @@ def connect() -> socket.socket:
 
 
 def ask(request: bytes) -> bytes:
-    """Everything that is answered."""
+    """Return the complete response."""
     with connect() as connection:
         connection.sendall(request)
         answer = b""
@@ -85,14 +86,14 @@ PATHS = (
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_there_is_nothing_else_and_nothing_is_repeated(server, path):
+def test_other_paths_do_not_exist_and_are_not_echoed(server, path):
     answer = ask(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert code(answer) == 404
     assert answer.endswith(b"\r\n\r\n404 Not Found\n")
     assert SECRET.encode() not in answer
 
 
-def test_the_answer_names_the_job_and_no_more_of_where_it_runs(server):
+def test_the_response_reveals_the_job_and_nothing_about_the_machine(server):
     head, _, body = ask(GET).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.0 200 OK\r\n")
     assert Report.model_validate_json(body).job_uid == "u"
@@ -104,7 +105,7 @@ def test_the_answer_names_the_job_and_no_more_of_where_it_runs(server):
 
 
 BROKEN = {
-    "no HTTP": (b"\x16\x03\x01\x02\r\n\r\n", 400),
+    "not HTTP": (b"\x16\x03\x01\x02\r\n\r\n", 400),
     "a long line": (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
     "a long header": (GET[:-2] + b"X: " + b"x" * 70_000 + b"\r\n\r\n", 431),
     "many headers": (GET[:-2] + b"X: y\r\n" * 200 + b"\r\n", 431),
@@ -113,7 +114,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_no_question_is_refused(server, name):
+def test_malformed_requests_are_refused(server, name):
     request, expected = BROKEN[name]
     answer = ask(request)
     assert f"{expected} ".encode() in answer
@@ -121,7 +122,7 @@ def test_what_is_no_question_is_refused(server, name):
     assert code(ask(GET)) == 200
 
 
-def test_many_who_are_slow_are_served_by_few_threads_and_stop_nobody(server):
+def test_many_slow_clients_use_few_threads_and_block_no_other_client(server):
     before = threading.active_count()
     begin = time.monotonic()
     slow = [connect() for _ in range(64)]
@@ -137,7 +138,7 @@ def test_many_who_are_slow_are_served_by_few_threads_and_stop_nobody(server):
             connection.close()
 
 
-def test_a_reader_that_reads_nothing_holds_nobody_up(server):
+def test_a_client_that_reads_nothing_blocks_no_other_client(server):
     deaf = [connect() for _ in range(4)]
     for connection in deaf:
         connection.sendall(GET)

@@ -1,4 +1,4 @@
-"""The operator asks a pod that is hostile: nothing is given away, and nothing grows."""
+"""Tests that the operator reveals nothing to a hostile pod and uses little memory for it."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def memory() -> Iterator[Any]:
-    """Bytes by which Python's own memory was larger at its highest than before."""
+    """A function that returns the bytes by which the peak of Python's memory exceeds its start."""
     tracemalloc.start(1)
     before = tracemalloc.get_traced_memory()[0]
     yield lambda: tracemalloc.get_traced_memory()[1] - before
@@ -51,24 +51,24 @@ async def ask(address: str) -> Report | str | None:
 
 
 @pytest.mark.parametrize("name", WRONG)
-async def test_what_is_no_report_is_none_soon_and_costs_little(name, memory):
+async def test_an_invalid_response_is_refused_soon_with_little_memory(name, memory):
     async with Worker("127.255.97.1", WRONG[name]).serving() as pod:
         begin = time.monotonic()
         found = await ask(pod.address)
         assert time.monotonic() - begin < SECONDS + 0.5
         assert not isinstance(found, Report)
         assert memory() < 6 * MIB
-        assert len(pod.heads) in (1, 2)  # once more where the connection was closed at once
+        assert len(pod.heads) in (1, 2)  # twice if the connection was closed immediately
 
 
-async def test_an_honest_pod_is_heard():
+async def test_a_valid_report_is_read():
     async with Worker("127.255.97.1", hostile.of(honest(UID))).serving() as pod:
         found = await ask(pod.address)
         assert isinstance(found, Report)
 
 
-async def test_the_question_holds_nothing_but_the_question():
-    """Nor after a pod has asked for more."""
+async def test_a_request_contains_only_standard_headers():
+    """Even after a pod has asked for more."""
     async with (
         Worker("127.255.97.250", hostile.of(honest(UID))).serving() as trap,
         reports.open_session() as session,
@@ -87,18 +87,18 @@ async def test_the_question_holds_nothing_but_the_question():
         assert trap.heads == []
 
 
-async def test_another_worker_is_not_heard_in_place_of_the_first(monkeypatch):
-    """Only worker 0 knows how the run goes; where it has ended, the next one says that it lives."""
+async def test_the_report_of_another_worker_does_not_replace_that_of_worker_0(monkeypatch):
+    """Only worker 0 reports progress. After its end, the next worker proves that the gang lives."""
     monkeypatch.setattr(reports, "SILENT_AFTER", 0.5)
     addresses = ("127.255.97.1", "127.255.97.2")
     first, second = (worker(index, ip=address) for index, address in enumerate(addresses))
     pods = (first, second)
-    told: list[Any] = []
+    received: list[Any] = []
     asked = Reports(
-        0.1, lambda due: [Target(("space", "a"), UID, 1, pods)] if due(UID) else [], told.append
+        0.1, lambda due: [Target(("space", "a"), UID, 1, pods)] if due(UID) else [], received.append
     )
     async with (
-        Worker(addresses[0], hostile.ok(b"no JSON")).serving(),
+        Worker(addresses[0], hostile.ok(b"not JSON")).serving(),
         Worker(addresses[1], hostile.of(honest(UID, index=1))).serving(),
     ):
         task = asyncio.create_task(asked.run())
@@ -116,21 +116,21 @@ def gangs(*addresses: str) -> list[Target]:
 
 
 @pytest.mark.slow
-async def test_others_are_heard_meanwhile_and_the_log_stays_short(caplog):
-    """More hostile gangs than are asked at once, for several rounds."""
+async def test_honest_gangs_are_polled_despite_hostile_ones_and_the_log_stays_short(caplog):
+    """More gangs are hostile than are polled at the same time, for several rounds."""
     caplog.set_level(logging.INFO)
-    lies = [
+    false = [
         hostile.endless(b"", b"", 0.05),
-        hostile.of(honest("somebody-else")),
-        hostile.ok(b"no JSON"),
+        hostile.of(honest("another-job")),
+        hostile.ok(b"not JSON"),
         WRONG["redirect"],
     ]
     addresses = [f"127.255.97.{10 + number}" for number in range(48)]
     found = [*gangs("127.255.97.9"), *[target(a, f"bad-{a}") for a in addresses]]
-    told: list[Any] = []
-    asked = Reports(0.2, lambda due: [t for t in found if due(t.job_uid)], told.append)
+    received: list[Any] = []
+    asked = Reports(0.2, lambda due: [t for t in found if due(t.job_uid)], received.append)
     good = Worker("127.255.97.9", hostile.of(honest("uid-0")))
-    bad = [Worker(a, lies[n % len(lies)]) for n, a in enumerate(addresses)]
+    bad = [Worker(a, false[n % len(false)]) for n, a in enumerate(addresses)]
     async with contextlib.AsyncExitStack() as pods:
         for pod in (good, *bad):
             await pods.enter_async_context(pod.serving())
@@ -142,4 +142,4 @@ async def test_others_are_heard_meanwhile_and_the_log_stays_short(caplog):
     assert asked.newest("uid-0", 1)
     assert [asked.newest(t.job_uid, 1) for t in found[1:]] == [None] * 48
     lines = [record for record in caplog.records if record.name.startswith("finetune")]
-    assert len(lines) == 24  # one for each of those who said something else
+    assert len(lines) == 24  # one for each gang that sent an invalid response

@@ -1,4 +1,4 @@
-"""The restricted Pod Security level, enforced by the real API server."""
+"""Tests pods under the restricted Pod Security level, which the real API server enforces."""
 
 import asyncio
 import json
@@ -43,18 +43,18 @@ def _is_there(api: Cluster, *what: str) -> bool:
 
 
 def rendered(name: str, template: Object) -> list[Object]:
-    """The pods of a job that has the template: prepare and worker."""
+    """Return the prepare pod and a worker of a job with the template."""
     job = committed(workers={"replicas": 2, "template": template})
     job = replace(job, name=name, namespace=SPACE)
     return [pods.prepare_pod(job, "trainer:1", "d"), *pods.worker_pods(job, 0, [0])]
 
 
 def admit(api: Cluster, items: list[Object]) -> list[Object]:
-    """As they would be stored; ClusterError with the words of each refusal."""
+    """Return the pods as they would be stored; ClusterError with the text of each refusal."""
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
     where = ("create", "--dry-run=server", "-n", SPACE, "-o", "json", "-f", "-")
     printed, found = api.kubectl(*where, stdin=text), []
-    while printed.strip():  # one object after the other
+    while printed.strip():  # one object after another
         item, end = json.JSONDecoder().raw_decode(printed)
         printed = printed[end:].lstrip()
         found.append(item)
@@ -72,12 +72,12 @@ def test_pods_of_every_kind_of_template_are_admitted(api):
 
 
 def tokens(pod: Object) -> list[str]:
-    """Volumes through which a service account's token gets into a pod."""
+    """Return the volumes that contain the token of a service account."""
     volumes = pod["spec"].get("volumes", [])
     return [v["name"] for v in volumes if "serviceAccountToken" in json.dumps(v.get("projected"))]
 
 
-def test_another_account_is_used_and_its_token_mounted_only_when_the_template_says_so(api):
+def test_an_account_and_its_token_are_used_only_if_the_template_requests_them(api):
     named = {"spec": {"serviceAccountName": "builder"}}
     asked = {"spec": {"serviceAccountName": "builder", "automountServiceAccountToken": True}}
     items = [*rendered("named", named), *rendered("asked", asked)]
@@ -88,31 +88,31 @@ def test_another_account_is_used_and_its_token_mounted_only_when_the_template_sa
     assert tokens(worker)
 
 
-def test_what_would_lift_a_restriction_is_seen_by_admission_as_on_any_pod(api):
+def test_admission_refuses_templates_that_lift_a_restriction(api):
     items = [pod for name in REFUSED for pod in rendered(name, REFUSED[name][0])]
     with pytest.raises(ClusterError) as refused:
         admit(api, items)
     lines = str(refused.value).splitlines()
     assert len(lines) == len(items), refused.value
-    for name, (_, words) in REFUSED.items():
+    for name, (_, text) in REFUSED.items():
         for pod in (f"{name}-prepare", f"{name}-1-0"):
             (line,) = [line for line in lines if f'pods "{pod}"' in line]
             assert 'violates PodSecurity "restricted:latest"' in line
-            assert words in line
+            assert text in line
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("values", VALUES)
 def test_pods_of_the_operator_are_admitted(api, values, tmp_path):
     template = find(Helm(tmp_path).objects(*VALUES[values]), "Deployment")["spec"]["template"]
-    # Accounts and Secrets are looked up by other admissions.
+    # Other admission plugins look up accounts and Secrets.
     spec = template["spec"] | {"serviceAccountName": "builder"}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "operator"}, "spec": spec}
     (stored,) = admit(api, [pod])
     assert tokens(stored)
 
 
-# The operator itself
+# The operator itself.
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ FULL = {
 
 
 @pytest.mark.slow
-def test_whole_lives_in_a_restricted_namespace(api, operator):
+def test_complete_lives_in_a_restricted_namespace(api, operator):
     async def story(view: View) -> list[Object]:
         workers = {"replicas": 2, "devicesPerWorker": 4}
         lives = [
@@ -155,8 +155,8 @@ def test_whole_lives_in_a_restricted_namespace(api, operator):
 
 
 @pytest.mark.slow
-def test_a_refused_template_is_said_in_admission_s_words_until_it_is_mended(api, operator):
-    template, words = REFUSED["host-path"]
+def test_the_refusal_of_a_template_is_shown_until_the_template_is_fixed(api, operator):
+    template, text = REFUSED["host-path"]
     job = {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
@@ -174,12 +174,12 @@ def test_a_refused_template_is_said_in_admission_s_words_until_it_is_mended(api,
     assert (refused["status"], refused["reason"]) == ("False", "Forbidden")
     status = json.loads(api.kubectl(*where, "ftj", "refused"))["status"]
     assert 'violates PodSecurity "restricted:latest"' in status["message"]
-    assert words in status["message"]
+    assert text in status["message"]
     about = ("--field-selector", "involvedObject.name=refused")
     events = json.loads(api.kubectl(*where, "events", *about))["items"]
     (event,) = [event for event in events if event["type"] == "Warning"]
     assert event["reason"] == "Forbidden"
-    assert words in event["message"]
+    assert text in event["message"]
     assert json.loads(api.kubectl(*where, "pods"))["items"] == []
     assert operator.running
     patch = json.dumps({"spec": {"workers": {"template": None}}})

@@ -1,4 +1,4 @@
-"""The operator may do exactly what it does, and nobody else may do more through it."""
+"""Tests that the operator has exactly the rights that it uses, and no right to get more."""
 
 import json
 
@@ -32,21 +32,21 @@ def test_no_role_has_a_wildcard_a_secret_or_a_way_to_more_rights(helm, source):
     assert rules
     for rule in rules:
         assert not rule.keys() - {"apiGroups", "resources", "resourceNames", "verbs"}
-        words = [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
-        assert not [word for word in words if "*" in word]
-        assert not {"secrets", "configmaps", "serviceaccounts/token", "pods/exec"} & {*words}
-        assert not {"escalate", "bind", "impersonate"} & {*words}
+        names = [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+        assert not [name for name in names if "*" in name]
+        assert not {"secrets", "configmaps", "serviceaccounts/token", "pods/exec"} & {*names}
+        assert not {"escalate", "bind", "impersonate"} & {*names}
 
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_the_operator_has_the_rights_of_its_calls_and_no_other(control_plane, tmp_path):
+def test_the_operator_has_exactly_the_rights_of_its_requests(control_plane, tmp_path):
     asked = rights.record_everywhere(control_plane, tmp_path)
     granted = rights.granted(rights.objects())
     print(rights.table(granted, asked))
     assert asked.rights == granted
     assert asked.refused == []
-    # RBAC's name of the Lease is its own rule, and only `create` cannot be bound to it.
+    # The rule for the Lease names it, except for `create`, which RBAC cannot restrict to a name.
     leases = [r for r in asked.requests if r.right.resource == "leases"]
     assert {(r.namespace, r.name) for r in leases if r.right.verb != "create"} == {
         (rights.NAMESPACE, rights.ACCOUNT)
@@ -56,7 +56,7 @@ def test_the_operator_has_the_rights_of_its_calls_and_no_other(control_plane, tm
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_an_operator_of_a_namespace_has_the_rights_of_its_calls_there(
+def test_a_namespaced_operator_has_exactly_the_rights_of_its_requests(
     helm, control_plane: Cluster, tmp_path
 ):
     install(control_plane)

@@ -1,4 +1,4 @@
-"""A template of any shape ends in pods or in a message; it never ends the operator."""
+"""Tests that every template leads to pods or to a message, and never to a crash."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ def job(template: Any) -> Job:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_template_of_another_shape_is_refused_with_the_name_of_the_field(name):
+def test_a_malformed_template_is_refused_with_the_name_of_the_field(name):
     template, field = BROKEN[name]
     decision = look(job(template))
     assert decision.create == []
@@ -27,15 +27,15 @@ def test_a_template_of_another_shape_is_refused_with_the_name_of_the_field(name)
     assert accepted.message.startswith(f"workers.template.{field} must be ")
 
 
-def test_a_template_nested_without_end_is_refused():
+def test_a_very_deeply_nested_template_is_refused():
     template: Any = {}
     for _ in range(150):
         template = {"spec": template}
     assert "deeper than 32 levels" in (look(job(template)).status.message or "")
 
 
-def test_a_template_broken_while_suspended_waits_to_be_mended():
-    """The gang is gone; the next one cannot be made of what the spec says now."""
+def test_a_job_whose_template_broke_while_suspended_waits_until_it_is_fixed():
+    """The gang is gone, and the next one cannot be created from the current spec."""
     first = committed()
     attempt = first.status.attempts[0].replace(outcome="Suspended", settled=True)
     status = first.status.replace(
@@ -48,14 +48,15 @@ def test_a_template_broken_while_suspended_waits_to_be_mended():
     assert look(suspended(broken)).status.phase == "Suspended"
 
 
-def test_a_field_without_a_value_is_no_field():
+def test_a_null_field_is_treated_as_unset():
     (nulls,), (nothing,) = (look(job(template)).create for template in (ADMITTED["nulls"], {}))
     for pod in (nulls, nothing):
-        del pod["metadata"]["annotations"][ANNOTATION_TEMPLATE]  # of what was written, word by word
+        # This digest is computed from the template as it was written.
+        del pod["metadata"]["annotations"][ANNOTATION_TEMPLATE]
     assert nulls == nothing
 
 
-NASTY = st.recursive(
+ANY_VALUE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=2)
@@ -69,26 +70,26 @@ NASTY = st.recursive(
     ),
     max_leaves=8,
 )
-CONTAINER = NASTY | st.fixed_dictionaries(
+CONTAINER = ANY_VALUE | st.fixed_dictionaries(
     {"name": st.just("trainer")},
     optional={
-        key: NASTY
+        key: ANY_VALUE
         for key in ("env", "envFrom", "volumeMounts", "resources", "securityContext", "ports")
     },
 )
 TEMPLATE = st.fixed_dictionaries(
     {},
     optional={
-        "metadata": NASTY,
-        "spec": NASTY
+        "metadata": ANY_VALUE,
+        "spec": ANY_VALUE
         | st.fixed_dictionaries(
             {},
             optional={
-                "containers": NASTY | st.lists(CONTAINER, max_size=2),
-                "initContainers": NASTY | st.lists(CONTAINER, max_size=2),
-                "volumes": NASTY,
-                "securityContext": NASTY,
-                "tolerations": NASTY,
+                "containers": ANY_VALUE | st.lists(CONTAINER, max_size=2),
+                "initContainers": ANY_VALUE | st.lists(CONTAINER, max_size=2),
+                "volumes": ANY_VALUE,
+                "securityContext": ANY_VALUE,
+                "tolerations": ANY_VALUE,
             },
         ),
     },

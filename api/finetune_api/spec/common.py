@@ -1,4 +1,4 @@
-"""What the parts of the spec share: strictness, addresses, credentials."""
+"""Types and rules that several parts of the spec share: strictness, addresses, credentials."""
 
 from typing import Annotated
 
@@ -16,37 +16,37 @@ _NO_ROOT = "!self.matches('^(pvc|s3|gs)://[^/]+(/[.]?)*$')"
 URI_RULE = Rule(
     f"self.matches('^{_CLAIM}$') && {_NO_PARENT} && {_NO_ROOT}",
     "must be pvc://CLAIM/PATH (a path on a PersistentVolumeClaim of this namespace) without '..'; "
-    "hf://, s3:// and gs:// are for models and data",
+    "hf://, s3:// and gs:// are allowed only for models and data",
 )
 SOURCE_RULE = Rule(
     f"self.matches('^({_CLAIM}|{_HUB}|{_OBJECT})$') && {_NO_PARENT} && {_NO_ROOT} && "
     "!self.startsWith('hf://datasets/')",
     "must be pvc://CLAIM/PATH, hf://ORG/NAME[/PATH], s3://BUCKET/KEY or gs://BUCKET/KEY without "
-    "'..' (no 'datasets/' after hf://; a revision is a field of its own)",
+    "'..' (write hf://ORG/NAME without 'datasets/', and the revision into the field revision)",
 )
 Uri = Annotated[str, Field(min_length=1, max_length=512, json_schema_extra=rules(URI_RULE))]
 SourceUri = Annotated[
     str, Field(min_length=1, max_length=512, json_schema_extra=rules(SOURCE_RULE))
 ]
-# Shorter: it stands in the status of every checkpoint, and a status has 32 kB.
+# Shorter than Uri, because every checkpoint in the status repeats it and a status has 32 kB.
 StorageUri = Annotated[str, Field(min_length=1, max_length=256, json_schema_extra=rules(URI_RULE))]
-# A branch, a tag or a commit; see REVISION_RULE.
+# A branch, a tag or a commit. REVISION_RULE checks its form.
 Revision = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Spec(Message):
-    """Base of the parts of the spec: an unknown field is an error when we write one."""
+    """Base of the parts of the spec. Unknown fields are errors, because this project writes it."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class SecretRef(Spec):
-    """A Secret of the job's namespace."""
+    """A reference to a Secret in the namespace of the job."""
 
     name: str = Field(
         min_length=1,
         max_length=253,
-        description="Name of the Secret.",
+        description="name is the name of the Secret, at most 253 characters.",
         json_schema_extra=rules(
             Rule(
                 "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",
@@ -57,16 +57,16 @@ class SecretRef(Spec):
     )
 
 
-# What a model and an entry of a data set have in common, each on its own object.
+# Rules that models and data sources share. They belong to the object that has both fields.
 REVISION_RULE = Rule(
     "!has(self.revision) || self.source.startsWith('hf://') && !self.revision.contains('..') && "
     "self.revision.matches('^[A-Za-z0-9][-A-Za-z0-9_./]*$')",
-    "must be a branch, a tag or a commit (letters, digits, '-', '_', '.' and '/'), and only of "
-    "hf://; elsewhere remove it",
+    "must be a branch, a tag or a commit (letters, digits, '-', '_', '.' and '/'), and is allowed "
+    "only with an hf:// source; otherwise remove it",
     ".revision",
 )
 CREDENTIALS_RULE = Rule(
     "!has(self.credentialsSecretRef) || !self.source.startsWith('pvc://')",
-    "only hf://, s3:// and gs:// need credentials; remove it",
+    "only hf://, s3:// and gs:// sources use credentials; remove it",
     ".credentialsSecretRef",
 )

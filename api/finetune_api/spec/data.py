@@ -1,4 +1,4 @@
-"""What is trained, and on what."""
+"""The parts of the spec that name the model and the data."""
 
 from typing import Annotated, Literal
 
@@ -14,55 +14,98 @@ from finetune_api.spec.common import (
     Spec,
     Uri,
 )
+from finetune_api.spec.use import Rows
 
 _WHOLE_DATA_SET = "'^hf://[^/]+/[^/]+/*$'"
+_SECRET = (
+    "credentialsSecretRef refers to the Secret whose keys become environment variables of the "
+    "prepare pod: HF_TOKEN, AWS_ACCESS_KEY_ID, ... The operator never reads it. It is allowed only "
+    "with hf://, s3:// and gs:// sources."
+)
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
+Format = Literal["Auto", "Messages", "PromptCompletion", "Text"]
+LossOn = Literal["Assistant", "LastAssistant", "Completion", "All"]
+Overlong = Literal["Auto", "Drop", "Truncate", "Split", "Fail"]
 
 
 class Model(Spec):
-    """The model to start from."""
+    """The model that training starts from."""
 
     model_config = ConfigDict(json_schema_extra=rules(REVISION_RULE, CREDENTIALS_RULE))
 
     source: SourceUri = Field(
-        description="Hugging Face model folder (config.json, safetensors weights, tokenizer): "
-        "pvc://CLAIM/PATH, hf://ORG/NAME[/PATH], s3://BUCKET/KEY or gs://BUCKET/KEY. What is not "
-        "on a claim is downloaded once into the cache."
+        description="source is the address of a Hugging Face model folder (config.json, "
+        "safetensors weights, tokenizer), at most 512 characters: pvc://CLAIM/PATH, "
+        "hf://ORG/NAME[/PATH], s3://BUCKET/KEY or gs://BUCKET/KEY. A model that is not on a claim "
+        "is downloaded into the cache once."
     )
     revision: Revision | None = Field(
         default=None,
-        description="Branch, tag or commit of an hf:// model. Absent: main. The commit it was "
-        "resolved to is in status.resolved.modelRevision.",
+        description="revision is the branch, tag or commit of an hf:// model, at most 128 "
+        "characters. Default: main. status.resolved.modelRevision shows the commit that was "
+        "found.",
     )
-    credentials_secret_ref: SecretRef | None = Field(
-        default=None,
-        description="Secret whose keys become environment variables of the prepare pod: HF_TOKEN, "
-        "AWS_ACCESS_KEY_ID, ... The operator never reads it.",
-    )
+    credentials_secret_ref: SecretRef | None = Field(default=None, description=_SECRET)
 
 
 class Columns(Spec):
-    """Names of columns and message keys where they are not the usual ones."""
+    """Names of columns and of message keys where they differ from the defaults."""
 
-    messages: Column | None = Field(default=None, description="List of messages; usual: messages.")
-    role: Column | None = Field(default=None, description="Who speaks, in a message; usual: role.")
+    messages: Column | None = Field(
+        default=None,
+        description="messages is the name of the column with the list of messages, at most 128 "
+        "characters. Default: messages.",
+    )
+    role: Column | None = Field(
+        default=None,
+        description="role is the key of the author of a message, at most 128 characters. Default: "
+        "role.",
+    )
     content: Column | None = Field(
-        default=None, description="What is said, in a message; usual: content."
+        default=None,
+        description="content is the key of the text of a message, at most 128 characters. "
+        "Default: content.",
     )
-    tools: Column | None = Field(default=None, description="Tools on offer; usual: tools.")
-    prompt: Column | None = Field(default=None, description="Untrained part; usual: prompt.")
-    completion: Column | None = Field(default=None, description="Trained part; usual: completion.")
+    tools: Column | None = Field(
+        default=None,
+        description="tools is the name of the column with the tools that the assistant may call, "
+        "at most 128 characters. Default: tools.",
+    )
+    prompt: Column | None = Field(
+        default=None,
+        description="prompt is the name of the column with the text that is not trained on, at "
+        "most 128 characters. Default: prompt.",
+    )
+    completion: Column | None = Field(
+        default=None,
+        description="completion is the name of the column with the text that is trained on, at "
+        "most 128 characters. Default: completion.",
+    )
     instruction: Column | None = Field(
-        default=None, description="Alpaca's task; usual: instruction."
+        default=None,
+        description="instruction is the name of the column with the instruction in Alpaca's "
+        "format, at most 128 characters. Default: instruction.",
     )
-    input: Column | None = Field(default=None, description="Alpaca's input; usual: input.")
-    output: Column | None = Field(default=None, description="Alpaca's answer; usual: output.")
-    text: Column | None = Field(default=None, description="A document; usual: text.")
+    input: Column | None = Field(
+        default=None,
+        description="input is the name of the column with the input in Alpaca's format, at most "
+        "128 characters. Default: input.",
+    )
+    output: Column | None = Field(
+        default=None,
+        description="output is the name of the column with the answer in Alpaca's format, at most "
+        "128 characters. Default: output.",
+    )
+    text: Column | None = Field(
+        default=None,
+        description="text is the name of the column with the text of a document, at most 128 "
+        "characters. Default: text.",
+    )
 
 
 class DataSource(Spec):
-    """Files of examples."""
+    """Files that contain examples."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -71,59 +114,67 @@ class DataSource(Spec):
             Rule(
                 f"!has(self.split) || self.source.matches({_WHOLE_DATA_SET}) && "
                 "self.split.matches('^[A-Za-z0-9_]+([-.][A-Za-z0-9_]+)*$')",
-                "must be the name of one whole split, for example train, and only of hf://ORG/NAME "
-                "without a path; elsewhere remove it",
+                "must be the name of one complete split, for example train, and is allowed only "
+                "with the source hf://ORG/NAME without a path; otherwise remove it",
                 ".split",
             ),
         )
     )
 
-    source: SourceUri = Field(
-        description="A file, a folder (every data file below it) or a glob (*, **, [ab]): "
-        ".jsonl (one example a line), .json (a list of examples) and .csv, each optionally .gz, "
-        ".parquet, .arrow; UTF-8; one type a source: pvc://CLAIM/PATH, hf://ORG/NAME[/PATH], "
-        "s3://BUCKET/KEY or gs://BUCKET/KEY. hf://ORG/NAME alone is the split of a data set."
+    source: Annotated[SourceUri, Rows.RESOLVED] = Field(
+        description="source is the address of the files, at most 512 characters: "
+        "pvc://CLAIM/PATH, hf://ORG/NAME[/PATH], s3://BUCKET/KEY or gs://BUCKET/KEY. The path "
+        "names a file, a folder (every data file below it) or a glob pattern (*, **, [ab]). Files "
+        "are .jsonl (one example per line), .json (a list of examples) or .csv, each optionally "
+        "with .gz, or .parquet or .arrow, in UTF-8; all files of a source have the same type. "
+        "hf://ORG/NAME alone is a split of that data set."
     )
-    split: str | None = Field(
+    split: Annotated[str | None, Rows.RESOLVED] = Field(
         default=None,
         min_length=1,
         max_length=128,
-        description="Split of the data set hf://ORG/NAME. Absent: train; validation names one.",
+        description="split is the name of the split of the data set hf://ORG/NAME, at most 128 "
+        "characters. Default: train, except in dataset.validation, where such a source must "
+        "set it.",
     )
-    revision: Revision | None = Field(
-        default=None, description="Branch, tag or commit of an hf:// data set. Absent: main."
-    )
-    credentials_secret_ref: SecretRef | None = Field(
+    revision: Annotated[Revision | None, Rows.RESOLVED] = Field(
         default=None,
-        description="Secret whose keys become environment variables of the prepare pod: HF_TOKEN, "
-        "AWS_ACCESS_KEY_ID, ... The operator never reads it.",
+        description="revision is the branch, tag or commit of an hf:// data set, at most 128 "
+        "characters. Default: main.",
     )
-    format: Literal["Auto", "Messages", "PromptCompletion", "Text"] = Field(
+    credentials_secret_ref: Annotated[SecretRef | None, Rows.UNRELATED] = Field(
+        default=None, description=_SECRET
+    )
+    format: Annotated[Format, Rows.RESOLVED] = Field(
         default="Auto",
-        description="Shape of the examples. Messages: {messages: [{role, content}]}, or ShareGPT "
-        "{conversations: [{from, value}]}. PromptCompletion: {prompt, completion}, or Alpaca "
-        "{instruction, input, output}. Text: {text}. Auto (the default) takes the shape of the "
-        "first row; a later row of another shape is an error.",
+        description="format is the format of the examples. Messages is {messages: [{role, "
+        "content}]}, or ShareGPT's {conversations: [{from, value}]}. PromptCompletion is {prompt, "
+        "completion}, or Alpaca's {instruction, input, output}. Text is {text}. Auto takes the "
+        "format of the first example; a later example in another format is an error. Default: "
+        "Auto.",
     )
-    columns: Columns | None = Field(
-        default=None, description="Names of columns where they are not the usual ones."
+    columns: Annotated[Columns | None, Rows.RESOLVED] = Field(
+        default=None,
+        description="columns maps the names of columns and of message keys where they differ from "
+        "the defaults.",
     )
 
 
 class TrainSource(DataSource):
-    """Files of examples to train on."""
+    """Files that contain examples to train on."""
 
-    weight: float | None = Field(
+    weight: Annotated[float | None, Rows.UNRELATED] = Field(
         default=None,
         gt=0,
         le=1000,
-        description="Share of the packed rows, relative to the other weights; all sources have one "
-        "or none has. Absent: every row of every source once an epoch.",
+        description="weight is the share of the packed rows that come from this source, relative "
+        "to the weights of the other sources; greater than 0, at most 1000. Either all sources "
+        "have a weight or none has. Default: every row of every source is used once per epoch.",
     )
 
 
 class ChatTemplate(Spec):
-    """A Jinja chat template, instead of the tokenizer's."""
+    """A Jinja chat template that replaces the tokenizer's."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -132,23 +183,28 @@ class ChatTemplate(Spec):
     )
 
     inline: str | None = Field(
-        default=None, min_length=1, max_length=32768, description="The template itself."
+        default=None,
+        min_length=1,
+        max_length=32768,
+        description="inline is the template itself, at most 32768 characters.",
     )
     path: Uri | None = Field(
-        default=None, description="File with the template, UTF-8: pvc://CLAIM/PATH."
+        default=None,
+        description="path is the address of a UTF-8 file with the template, as pvc://CLAIM/PATH "
+        "of at most 512 characters.",
     )
 
 
 class Dataset(Spec):
-    """What to learn from and what to measure on."""
+    """The data to train on and to validate with."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             Rule(
                 "!has(self.validation) || self.validation.all(v, has(v.split) || "
                 f"!v.source.matches({_WHOLE_DATA_SET}))",
-                "name the split of each hf://ORG/NAME in validation, for example validation or "
-                "test: the default, train, is what is trained on",
+                "set the split of each hf://ORG/NAME in validation, for example validation or "
+                "test: the default, train, is the split that is trained on",
                 ".validation",
             ),
             Rule(
@@ -159,46 +215,52 @@ class Dataset(Spec):
         )
     )
 
-    train: list[TrainSource] = Field(
+    train: Annotated[list[TrainSource], Rows.RESOLVED] = Field(
         min_length=1,
         max_length=16,
-        description="Training examples; without weights, sources are mixed by size.",
+        description="train lists 1 to 16 sources of training examples. Sources without weights "
+        "contribute in proportion to their size.",
         json_schema_extra=rules(
             Rule(
                 "self.all(s, has(s.weight)) || !self.exists(s, has(s.weight))",
-                "give every source a weight, or none",
+                "set the weight of every source, or of none",
             )
         ),
     )
-    validation: list[DataSource] | None = Field(
+    validation: Annotated[list[DataSource] | None, Rows.RESOLVED] = Field(
         default=None,
         min_length=1,
         max_length=16,
-        description="Held-out examples; the loss on them is measured before the first step and "
-        "after the last one. Absent, and validationFraction absent too: no validation loss.",
+        description="validation lists 1 to 16 sources of held-out examples. The loss on them is "
+        "measured before the first step, after the last step and with every checkpoint. Default: "
+        "no validation loss, unless validationFraction is set.",
     )
-    validation_fraction: float | None = Field(
+    validation_fraction: Annotated[float | None, Rows.VALUE] = Field(
         default=None,
         gt=0,
         le=0.5,
-        description="Share of the training examples that is held out instead of trained on, chosen "
-        "by a hash of each example: copies of one example stay on one side.",
+        description="validationFraction is the share of the training examples that is held out "
+        "for validation instead of trained on; greater than 0, at most 0.5. A hash of each example "
+        "decides, so all copies of an example are on the same side. Default: no example is held "
+        "out.",
     )
-    loss_on: Literal["Assistant", "LastAssistant", "Completion", "All"] | None = Field(
+    loss_on: Annotated[LossOn | None, Rows.RESOLVED] = Field(
         default=None,
-        description="Tokens that are trained on. Assistant: every assistant turn. LastAssistant: "
-        "the last one. Completion: the completion. All: everything. Absent: Assistant for "
-        "Messages, Completion for PromptCompletion, All for Text and for the objective "
-        "ContinuedPretraining.",
+        description="lossOn selects the tokens that are trained on. Assistant selects every "
+        "assistant turn, LastAssistant the last assistant turn, Completion the completion, and All "
+        "every token. Default: Assistant for Messages, Completion for PromptCompletion, All for "
+        "Text and for the objective ContinuedPretraining.",
     )
-    chat_template: ChatTemplate | None = Field(
+    chat_template: Annotated[ChatTemplate | None, Rows.RESOLVED] = Field(
         default=None,
-        description="Chat template for Messages; saved with the model. Absent: the tokenizer's.",
+        description="chatTemplate is the chat template for the format Messages; it is saved with "
+        "the model. Default: the template of the tokenizer.",
     )
-    overlong: Literal["Auto", "Drop", "Truncate", "Split", "Fail"] = Field(
+    overlong: Annotated[Overlong, Rows.VALUE] = Field(
         default="Auto",
-        description="What becomes of an example longer than training.sequenceLength. Drop: left "
-        "out and counted; the job fails above 5 %. Truncate: its end is cut off. Split: cut into "
-        "several (Text only). Fail: the job fails. Auto (the default): Split for Text, Drop for "
-        "the others.",
+        description="overlong selects what happens to an example that is longer than "
+        "training.sequenceLength. Drop leaves it out and counts it; the job fails if more than 5 % "
+        "of the examples are dropped. Truncate cuts off its end. Split divides it into several "
+        "documents (Text only). Fail fails the job. Auto splits Text and drops the other formats. "
+        "Default: Auto.",
     )

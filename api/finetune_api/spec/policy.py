@@ -1,148 +1,178 @@
-"""What is kept, how long is waited, when is given up."""
+"""The parts of the spec that control saving, evaluation, deadlines and clean-up."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from finetune_api.names import MAX_CHECKPOINTS
 from finetune_api.spec.common import Spec, StorageUri
+from finetune_api.spec.use import INPUT, OPERATOR_SETTING, TRAINER_SETTING, Change, Pods, Use
+
+# Seconds between checkpoints if a job sets neither intervalSeconds nor intervalSteps.
+_DEFAULT_INTERVAL_SECONDS = 900
+# The prepare pod refuses storage that is in use, so a change of mind must run it again.
+_STORAGE_POLICY = Use(Change.ALWAYS, prepare=True, pods=Pods.ALL)
 
 
 class Checkpoints(Spec):
-    """Where the run lives and how often it is saved."""
+    """Where the run is stored and how often it is saved."""
 
-    storage: StorageUri = Field(
-        description="Folder of this run: checkpoints, the finished model, records of attempts. "
-        "pvc://CLAIM/PATH on a claim that every worker can mount for writing."
+    storage: Annotated[StorageUri, INPUT] = Field(
+        description="storage is the folder of this run, as pvc://CLAIM/PATH of at most 256 "
+        "characters. It holds the checkpoints, the finished model and the records of all attempts. "
+        "Every worker must be able to mount the claim for writing. It cannot change after the "
+        "first attempt was committed."
     )
-    interval_seconds: int | None = Field(
+    interval_seconds: Annotated[int | None, TRAINER_SETTING] = Field(
         default=None,
         ge=10,
         le=604_800,
-        description="Seconds between checkpoints. Absent, and intervalSteps absent too: 900.",
+        description="intervalSeconds is the number of seconds between checkpoints, 10 to 604800. "
+        f"Default: {_DEFAULT_INTERVAL_SECONDS}, unless intervalSteps is set.",
     )
-    interval_steps: int | None = Field(
+    interval_steps: Annotated[int | None, TRAINER_SETTING] = Field(
         default=None,
         ge=1,
         le=10_000_000,
-        description="Optimizer steps between checkpoints; with intervalSeconds, whichever comes "
-        "first.",
+        description="intervalSteps is the number of optimizer steps between checkpoints, 1 to "
+        "10000000. If intervalSeconds is set as well, a checkpoint is saved when either interval "
+        "has passed. Default: unset.",
     )
-    keep_last: int = Field(
+    keep_last: Annotated[int, TRAINER_SETTING] = Field(
         default=2,
         ge=1,
-        le=10,
-        description="Checkpoints kept, default 2; the newest verified one and the one with the "
-        "best validation loss are never deleted.",
+        le=MAX_CHECKPOINTS,
+        description="keepLast is the number of newest checkpoints that are kept, 1 to 10. The "
+        "newest verified checkpoint and the one with the lowest validation loss are never "
+        "deleted. Default: 2.",
     )
-    on_existing: Literal["Refuse", "Resume"] = Field(
+    on_existing: Annotated[Literal["Refuse", "Resume"], _STORAGE_POLICY] = Field(
         default="Refuse",
-        description="When storage holds the run of another job, for example of one that failed. "
-        "Refuse (the default): fail before a device is held. Resume: go on from its newest "
-        "checkpoint, if model, data and training are the same.",
+        description="onExisting selects what happens if storage holds the run of another job, for "
+        "example of one that failed. Refuse fails the job before it requests a device. Resume "
+        "continues from the newest checkpoint of that run, provided that model, data and training "
+        "are the same. Default: Refuse.",
     )
+
+    @property
+    def seconds_between(self) -> int | None:
+        """Seconds between checkpoints; None if only steps decide when to save."""
+        if self.interval_seconds is None and self.interval_steps is None:
+            return _DEFAULT_INTERVAL_SECONDS
+        return self.interval_seconds
 
 
 class Output(Spec):
-    """The finished model."""
+    """Which weights become the finished model."""
 
     weights: Literal["Best", "Last"] | None = Field(
         default=None,
-        description="Which checkpoint becomes the model. Best: that with the lowest validation "
-        "loss. Last: that of the last step. Absent: Best where there is validation data, else "
-        "Last.",
+        description="weights selects the checkpoint that becomes the model. Best selects the one "
+        "with the lowest validation loss, Last the one of the last step. Default: Best if there is "
+        "validation data, otherwise Last.",
     )
 
 
 class EarlyStopping(Spec):
-    """When further training would only overfit."""
+    """When training ends because the validation loss no longer improves."""
 
     patience: int = Field(
         ge=1,
         le=1000,
-        description="Evaluations in a row that may fail to beat the best validation loss; then "
-        "training ends and the job succeeds.",
+        description="patience is the number of consecutive evaluations without an improvement of "
+        "the best validation loss after which training ends and the job succeeds, 1 to 1000.",
     )
     min_delta: float = Field(
         default=0.0,
         ge=0,
         le=100,
-        description="By how much, in nats per token, a loss must beat the best one, default 0.0.",
+        description="minDelta is the smallest decrease of the validation loss that counts as an "
+        "improvement, in nats per token, 0 to 100. Default: 0.0.",
     )
 
 
 class Evaluation(Spec):
-    """When the validation loss is measured: also before the first step, at the end and with every
-    checkpoint."""
+    """When the validation loss is measured between checkpoints."""
 
     interval_steps: int | None = Field(
         default=None,
         ge=1,
         le=10_000_000,
-        description="Optimizer steps between evaluations. Absent: none besides those. One that is "
-        "the best so far is followed by a checkpoint.",
+        description="intervalSteps is the number of optimizer steps between evaluations, 1 to "
+        "10000000. An evaluation with the lowest loss so far is followed by a checkpoint. Default: "
+        "no evaluations besides those before the first step, after the last step and with every "
+        "checkpoint.",
     )
     early_stopping: EarlyStopping | None = Field(
-        default=None, description="Absent: training runs to its end."
+        default=None,
+        description="earlyStopping ends training when the validation loss no longer improves. "
+        "Default: training runs to its end.",
     )
 
 
 class RunPolicy(Spec):
-    """How long to wait, when to give up, and what stays. May change at any time."""
+    """How long the operator waits, when it gives up and what it cleans up."""
 
-    max_restarts: int = Field(
+    max_restarts: Annotated[int, OPERATOR_SETTING] = Field(
         default=3,
         ge=0,
         le=100,
-        description="Restarts after failures, default 3; preemptions that left a checkpoint do "
-        "not count, and a checkpoint beyond the last failure clears the count.",
+        description="maxRestarts is the number of counted restarts after which the next failure "
+        "fails the job, 0 to 100. A preemption that left a checkpoint does not count, and a "
+        "verified checkpoint beyond the last failure resets the count. Default: 3.",
     )
-    active_deadline_seconds: int | None = Field(
+    active_deadline_seconds: Annotated[int | None, OPERATOR_SETTING] = Field(
         default=None,
         ge=1,
         le=31_536_000,
-        description="Seconds the gangs may run in all, counted while every worker runs; waiting "
-        "and suspended time do not count. Then the gang saves a checkpoint and the job is Failed. "
-        "Absent: no limit.",
+        description="activeDeadlineSeconds is the number of seconds that all gangs together may "
+        "run, 1 to 31536000. Only time in which every worker runs counts. After it, the gang saves "
+        "a checkpoint and the job fails. Default: no limit.",
     )
-    start_deadline_seconds: int | None = Field(
+    start_deadline_seconds: Annotated[int | None, OPERATOR_SETTING] = Field(
         default=None,
         ge=1,
         le=31_536_000,
-        description="Seconds from the moment when all pods of an attempt exist and none is held "
-        "by a scheduling gate until all of them run; the same for the prepare pod. Then the job is "
-        "Failed. Absent: no limit.",
+        description="startDeadlineSeconds is the number of seconds within which all pods of an "
+        "attempt must run, 1 to 31536000. It counts from the time when all of them exist and none "
+        "is held by a scheduling gate, and applies to the prepare pod as well. After it, the job "
+        "fails. Default: no limit.",
     )
-    gang_start_timeout_seconds: int = Field(
+    gang_start_timeout_seconds: Annotated[int, OPERATOR_SETTING] = Field(
         default=600,
         ge=10,
         le=604_800,
-        description="Seconds, default 600. When some workers hold a node and others find none for "
-        "that long, the whole gang lets go, waits a little and tries again; not counted as a "
-        "restart.",
+        description="gangStartTimeoutSeconds is the number of seconds for which some workers may "
+        "hold a node while others find none, 10 to 604800. After it, the complete gang is deleted "
+        "and created again after a delay; this does not count as a restart. Default: 600.",
     )
-    progress_deadline_seconds: int = Field(
+    progress_deadline_seconds: Annotated[int, TRAINER_SETTING] = Field(
         default=1800,
         ge=10,
         le=604_800,
-        description="Seconds without any completed work (rows, tensors, steps) after which a gang "
-        "is restarted, default 1800. Judged in the pod; a change counts from the next attempt on.",
+        description="progressDeadlineSeconds is the number of seconds without any completed work "
+        "(rows, tensors, steps) after which the gang is restarted, 10 to 604800. The pods check "
+        "it; a change takes effect with the next attempt. Default: 1800.",
     )
-    termination_grace_period_seconds: int = Field(
+    termination_grace_period_seconds: Annotated[int, TRAINER_SETTING] = Field(
         default=300,
         ge=0,
         le=86_400,
-        description="Seconds a worker has to save a checkpoint when it is asked to stop, default "
-        "300. A change counts from the next attempt on.",
+        description="terminationGracePeriodSeconds is the number of seconds that a worker has to "
+        "save a checkpoint when it is asked to stop, 0 to 86400. A change takes effect with the "
+        "next attempt. Default: 300.",
     )
-    ttl_seconds_after_finished: int | None = Field(
+    ttl_seconds_after_finished: Annotated[int | None, OPERATOR_SETTING] = Field(
         default=None,
         ge=0,
         le=31_536_000,
-        description="Seconds after which a finished job is deleted with its pods; what lies on "
-        "storage stays. Absent: it is kept.",
+        description="ttlSecondsAfterFinished is the number of seconds after which a finished job "
+        "and its pods are deleted, 0 to 31536000. Files on storage are kept. Default: the job is "
+        "not deleted.",
     )
-    clean_pod_policy: Literal["None", "Running", "All"] = Field(
+    clean_pod_policy: Annotated[Literal["None", "Running", "All"], OPERATOR_SETTING] = Field(
         default="Running",
-        description="Pods that are deleted when the job has finished, default Running. None: none. "
-        "Running: those in which a container still runs (a sidecar). All: all, their logs too.",
+        description="cleanPodPolicy selects the pods that are deleted when the job has finished. "
+        "None deletes no pod. Running deletes those with a container that still runs, such as a "
+        "sidecar. All deletes every pod and with it the logs. Default: Running.",
     )

@@ -1,4 +1,4 @@
-"""Where curves are drawn."""
+"""The part of the spec that names experiment trackers."""
 
 from typing import Literal
 
@@ -14,13 +14,13 @@ EACH_ONCE = Rule(
 
 
 class Tracker(Spec):
-    """An experiment tracker that is told every step and every evaluation."""
+    """An experiment tracker that receives the figures of every step and every evaluation."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             Rule(
                 "self.type != 'TensorBoard' || !has(self.project) && !has(self.secretRef)",
-                "TensorBoard writes files to <checkpoints.storage>/tensorboard and has neither "
+                "TensorBoard writes files to <checkpoints.storage>/tensorboard and uses neither "
                 "project nor secretRef; remove them",
                 ".type",
             )
@@ -28,19 +28,21 @@ class Tracker(Spec):
     )
 
     type: Literal["TensorBoard", "WandB", "MLflow"] = Field(
-        description="TensorBoard: event files in <checkpoints.storage>/tensorboard. WandB: Weights "
-        "& Biases, WANDB_API_KEY in its environment. MLflow: a tracking server, "
-        "MLFLOW_TRACKING_URI in its environment."
+        description="type selects the tracker. TensorBoard writes event files to "
+        "<checkpoints.storage>/tensorboard. WandB sends to Weights & Biases and needs the "
+        "environment variable WANDB_API_KEY. MLflow sends to a tracking server and needs the "
+        "environment variable MLFLOW_TRACKING_URI."
     )
     project: str | None = Field(
         default=None,
         min_length=1,
         max_length=128,
-        description="Project of WandB, experiment of MLflow. Absent: the job's namespace.",
+        description="project is the project of WandB or the experiment of MLflow, at most 128 "
+        "characters. Default: the namespace of the job.",
     )
     secret_ref: SecretRef | None = Field(
         default=None,
-        description="Secret of this namespace whose keys become environment variables of the "
-        "workers (WANDB_API_KEY, MLFLOW_TRACKING_URI, MLFLOW_TRACKING_TOKEN, ...). The operator "
+        description="secretRef refers to the Secret whose keys become environment variables of the "
+        "workers: WANDB_API_KEY, MLFLOW_TRACKING_URI, MLFLOW_TRACKING_TOKEN, ... The operator "
         "never reads it.",
     )

@@ -1,153 +1,187 @@
-"""What the mathematics is, and how it is computed."""
+"""The parts of the spec that define what is computed and how it is distributed."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from finetune_api.schema import Rule, rules
 from finetune_api.spec.common import Spec
+from finetune_api.spec.use import Rows
+
+Objective = Literal["SupervisedFineTuning", "ContinuedPretraining"]
 
 
 class Optimizer(Spec):
-    """AdamW with fp32 master weights and fp32 moments."""
+    """AdamW with fp32 master weights."""
 
     beta1: float = Field(
-        default=0.9, ge=0, lt=1, description="Decay of the first moment, default 0.9."
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="beta1 is the decay rate of the first moment, at least 0 and less than 1. "
+        "Default: 0.9.",
     )
     beta2: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description="Decay of the second moment. Absent: 0.999, for ContinuedPretraining 0.95.",
+        description="beta2 is the decay rate of the second moment, at least 0 and less than 1. "
+        "Default: 0.999, or 0.95 for the objective ContinuedPretraining.",
     )
     epsilon: float = Field(
-        default=1.0e-8, gt=0, le=1, description="Added to the denominator, default 1.0e-8."
+        default=1.0e-8,
+        gt=0,
+        le=1,
+        description="epsilon is the constant that is added to the denominator, greater than 0 and "
+        "at most 1. Default: 1.0e-8.",
     )
     weight_decay: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="Decoupled weight decay, default 0.0; never applied to norms, biases and "
-        "embeddings.",
+        description="weightDecay is the decoupled weight decay, 0 to 1. It never applies to norms, "
+        "biases and embeddings. Default: 0.0.",
     )
     moment_precision: Literal["FP32", "BF16"] = Field(
         default="FP32",
-        description="How both moments are kept, default FP32. BF16 saves 4 bytes a parameter; they "
-        "are then rounded stochastically, and the weights stay fp32.",
+        description="momentPrecision is the precision in which both moments are stored. BF16 saves "
+        "4 bytes per parameter; the moments are rounded stochastically and the weights stay in "
+        "fp32. Default: FP32.",
     )
 
     @property
     def state_bytes(self) -> int:
-        """Bytes a parameter in a checkpoint: fp32 master weight and two moments."""
+        """Bytes per parameter in a checkpoint: the fp32 master weight and two moments."""
         return 12 if self.moment_precision == "FP32" else 8
 
 
 class Training(Spec):
-    """What the mathematics is. Frozen once the first attempt was committed."""
+    """What is computed: the objective, its length, the batch and the optimizer."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
             Rule(
                 "!(has(self.epochs) && has(self.maxSteps))",
-                "set at most one of epochs and maxSteps; neither means 3 epochs",
+                "set at most one of epochs and maxSteps; without both, training takes 3 epochs",
                 ".maxSteps",
             ),
             Rule(
                 "!(has(self.warmupRatio) && has(self.warmupSteps))",
-                "set at most one of warmupRatio and warmupSteps; neither means warmupRatio 0.03",
+                "set at most one of warmupRatio and warmupSteps; without both, warmupRatio is 0.03",
                 ".warmupSteps",
             ),
         )
     )
 
-    objective: Literal["SupervisedFineTuning", "ContinuedPretraining"] = Field(
+    objective: Annotated[Objective, Rows.RESOLVED] = Field(
         default="SupervisedFineTuning",
-        description="What the data is for, which decides what absent fields mean. "
-        "ContinuedPretraining trains on every token (dataset.lossOn All), with twice the learning "
-        "rate and optimizer.beta2 0.95. SupervisedFineTuning is the default.",
+        description="objective is the purpose of the training; it decides the defaults of other "
+        "fields. ContinuedPretraining trains on every token (dataset.lossOn All), with twice the "
+        "learning rate and optimizer.beta2 0.95. Default: SupervisedFineTuning.",
     )
-    epochs: float | None = Field(
+    epochs: Annotated[float | None, Rows.UNRELATED] = Field(
         default=None,
         gt=0,
         le=1000,
-        description="Passes over the training data, may be a fraction. Absent, and maxSteps "
-        "absent too: 3.",
+        description="epochs is the number of passes over the training data, greater than 0 and at "
+        "most 1000. It may be a fraction. Default: 3, unless maxSteps is set.",
     )
-    max_steps: int | None = Field(
-        default=None, ge=1, le=10_000_000, description="Optimizer steps, instead of epochs."
+    max_steps: Annotated[int | None, Rows.UNRELATED] = Field(
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="maxSteps is the number of optimizer steps, 1 to 10000000. It is set instead "
+        "of epochs. Default: unset.",
     )
-    global_batch_size: int | None = Field(
+    global_batch_size: Annotated[int | None, Rows.UNRELATED] = Field(
         default=None,
         ge=1,
         le=65536,
-        description="Rows per optimizer step over all devices (a row is sequenceLength tokens of "
-        "packed examples, or one example when packing is off). Absent: the largest of 8 to 64 "
-        "that leaves 200 steps.",
+        description="globalBatchSize is the number of rows per optimizer step over all devices, 1 "
+        "to 65536. A row holds sequenceLength tokens of packed examples, or one example if packing "
+        "is false. Default: the largest of 8 to 64 that leaves 200 steps.",
     )
-    sequence_length: int = Field(
+    sequence_length: Annotated[int, Rows.VALUE] = Field(
         default=4096,
         ge=16,
         le=1_048_576,
-        description="Tokens per row, default 4096; dataset.overlong says what becomes of a longer "
-        "example.",
+        description="sequenceLength is the number of tokens per row, 16 to 1048576. "
+        "dataset.overlong selects what happens to longer examples. Default: 4096.",
     )
-    packing: bool = Field(
+    packing: Annotated[bool, Rows.VALUE] = Field(
         default=True,
-        description="Fill rows with several examples, default true. Examples in one row do not "
-        "see each other.",
+        description="packing fills each row with several examples. Examples in the same row do not "
+        "attend to each other. Default: true.",
     )
-    learning_rate: float | None = Field(
+    learning_rate: Annotated[float | None, Rows.UNRELATED] = Field(
         default=None,
         gt=0,
         le=1,
-        description="Peak learning rate; write it with a dot (1.0e-5). Absent: 2.0e-5 below 2e9 "
-        "parameters, 1.0e-5 up to 15e9, 5.0e-6 above; for ContinuedPretraining twice that.",
+        description="learningRate is the peak learning rate, greater than 0 and at most 1. Write "
+        "it with a dot (1.0e-5), or YAML reads it as a string. Default: 2.0e-5 below 2e9 "
+        "parameters, 1.0e-5 up to 15e9 parameters, 5.0e-6 above; twice that for the objective "
+        "ContinuedPretraining.",
     )
-    schedule: Literal["Cosine", "Linear", "Constant"] = Field(
-        default="Cosine", description="Shape of the learning rate after warm-up, default Cosine."
+    schedule: Annotated[Literal["Cosine", "Linear", "Constant"], Rows.UNRELATED] = Field(
+        default="Cosine",
+        description="schedule is the shape of the learning rate after the warm-up. Default: "
+        "Cosine.",
     )
-    min_learning_rate_ratio: float = Field(
+    min_learning_rate_ratio: Annotated[float, Rows.UNRELATED] = Field(
         default=0.1,
         ge=0,
         le=1,
-        description="Where Cosine and Linear end, as a share of the peak, default 0.1.",
+        description="minLearningRateRatio is the last learning rate of the schedules Cosine and "
+        "Linear as a fraction of the peak, 0 to 1. Default: 0.1.",
     )
-    warmup_ratio: float | None = Field(
+    warmup_ratio: Annotated[float | None, Rows.UNRELATED] = Field(
         default=None,
         ge=0,
         lt=1,
-        description="Share of all steps in which the learning rate rises from 0. Absent, and "
-        "warmupSteps absent too: 0.03.",
+        description="warmupRatio is the fraction of all steps in which the learning rate rises "
+        "from 0 to its peak, at least 0 and less than 1. Default: 0.03, unless warmupSteps is set.",
     )
-    warmup_steps: int | None = Field(
-        default=None, ge=0, le=10_000_000, description="Steps of warm-up, instead of warmupRatio."
+    warmup_steps: Annotated[int | None, Rows.UNRELATED] = Field(
+        default=None,
+        ge=0,
+        le=10_000_000,
+        description="warmupSteps is the number of optimizer steps in which the learning rate rises "
+        "from 0 to its peak, 0 to 10000000. It is set instead of warmupRatio. Default: unset.",
     )
-    optimizer: Optimizer = Field(default_factory=Optimizer, description="AdamW and its constants.")
-    max_grad_norm: float = Field(
+    optimizer: Annotated[Optimizer, Rows.UNRELATED] = Field(
+        default_factory=Optimizer, description="optimizer holds the constants of AdamW."
+    )
+    max_grad_norm: Annotated[float, Rows.UNRELATED] = Field(
         default=1.0,
         gt=0,
         le=1000,
-        description="Gradients are scaled down to this global L2 norm, default 1.0.",
+        description="maxGradNorm is the global L2 norm to which larger gradients are scaled down, "
+        "greater than 0 and at most 1000. Default: 1.0.",
     )
-    precision: Literal["BF16", "FP32"] = Field(
+    precision: Annotated[Literal["BF16", "FP32"], Rows.UNRELATED] = Field(
         default="BF16",
-        description="BF16 (the default): bf16 compute, fp32 master weights, moments and gradient "
-        "accumulation. FP32: everything in fp32.",
+        description="precision is the precision of the computation. BF16 computes in bf16 and "
+        "keeps master weights, moments and accumulated gradients in fp32. FP32 computes everything "
+        "in fp32. Default: BF16.",
     )
-    seed: int = Field(
-        default=42, ge=0, le=2**31 - 1, description="Seed of row order and dropout, default 42."
+    seed: Annotated[int, Rows.UNRELATED] = Field(
+        default=42,
+        ge=0,
+        le=2**31 - 1,
+        description="seed is the seed of the row order and of dropout, 0 to 2147483647. Default: "
+        "42.",
     )
 
     @property
     def beta2(self) -> float:
-        """Decay of the second moment, chosen by the objective where the spec names none."""
+        """Decay rate of the second moment: the spec's, or the default of the objective."""
         if self.optimizer.beta2 is not None:
             return self.optimizer.beta2
         return 0.95 if self.objective == "ContinuedPretraining" else 0.999
 
 
 class DeepSpeed(Spec):
-    """How it is computed; the result is the same mathematics. May change while Suspended."""
+    """How training is distributed over the devices. The computed result stays the same."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
@@ -163,23 +197,26 @@ class DeepSpeed(Spec):
 
     zero_stage: Literal[1, 2, 3] | None = Field(
         default=None,
-        description="ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 weights too. "
-        "Absent: 2.",
+        description="zeroStage is the ZeRO stage. Stage 1 partitions the optimizer states over the "
+        "ranks, stage 2 also the gradients, stage 3 also the weights. Default: 2.",
     )
     micro_batch_size: int | None = Field(
         default=None,
         ge=1,
         le=4096,
-        description="Rows per device and forward pass. Absent: 1.",
+        description="microBatchSize is the number of rows that a device processes in one forward "
+        "pass, 1 to 4096. Default: 1.",
     )
     activation_checkpointing: Literal["Auto", "Never", "Always"] | None = Field(
         default=None,
-        description="Always: activations of a layer are computed again in the backward pass, about "
-        "a third more compute for a fraction of the memory. Absent or Auto: Always from 1e9 "
-        "parameters on.",
+        description="activationCheckpointing selects whether activations are computed again in the "
+        "backward pass instead of stored, which takes about a third more computation and a "
+        "fraction of the memory. Auto means Always for models of at least 1e9 parameters, "
+        "otherwise Never. Default: Auto.",
     )
     offload: Literal["None", "Optimizer", "OptimizerAndParameters"] | None = Field(
         default=None,
-        description="What is kept in host memory instead of on the device. Optimizer: master "
-        "weights and moments, updated by the CPU. Absent: None.",
+        description="offload selects what is kept in host memory instead of on the device. "
+        "Optimizer keeps the master weights and the moments there, and the CPU updates them; "
+        "OptimizerAndParameters keeps the parameters there as well. Default: None.",
     )

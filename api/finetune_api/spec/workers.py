@@ -1,4 +1,4 @@
-"""The gang: its pods, and how they are scheduled."""
+"""The parts of the spec that describe the pods of the gang and their scheduling."""
 
 from typing import Any
 
@@ -44,25 +44,35 @@ TEMPLATE_SCHEMA: dict[str, Any] = opaque(
     Rule(
         "!has(self.spec) || !has(self.spec.containers) || self.spec.containers.all(c, "
         "has(c.name) && (c.name != 'trainer' || !has(c.command) && !has(c.args)))",
-        "every container needs a name, and command and args of the container 'trainer' are set "
-        "by the operator; remove them",
+        "every container needs a name, and the operator sets command and args of the container "
+        "'trainer'; remove them",
         ".spec.containers",
     ),
 )
 
 
 class Workers(Spec):
-    """The gang: pods that train and restart together. May change while Suspended."""
+    """The gang: the pods that start, train and restart together."""
 
-    replicas: int = Field(default=1, ge=1, le=4096, description="Pods, one per node, default 1.")
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        description="replicas is the number of workers in the gang, 1 to 4096. Default: 1.",
+    )
     devices_per_worker: int = Field(
-        default=1, ge=1, le=64, description="Devices, and processes, per pod, default 1."
+        default=1,
+        ge=1,
+        le=64,
+        description="devicesPerWorker is the number of devices, and of training processes, in each "
+        "worker, 1 to 64. Default: 1.",
     )
     device_resource: str = Field(
         default="nvidia.com/gpu",
         min_length=3,
         max_length=253,
-        description="Extended resource that a device is, default nvidia.com/gpu.",
+        description="deviceResource is the name of the extended resource of a device, 3 to 253 "
+        "characters. Default: nvidia.com/gpu.",
         json_schema_extra=rules(
             Rule(
                 "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')",
@@ -74,23 +84,25 @@ class Workers(Spec):
         default=None,
         min_length=1,
         max_length=512,
-        description="Trainer image. Absent: the one the operator was installed with; it is frozen "
-        "in status.resolved with the first attempt.",
+        description="image is the trainer image, at most 512 characters. Default: the trainer "
+        "image that the operator was installed with at the time of the first attempt; see "
+        "status.resolved.image.",
     )
     template: dict[str, Any] | None = Field(
         default=None,
-        description="PodTemplateSpec merged under the operator's own fields: nodeSelector, "
-        "tolerations, resources, volumes, sidecars, ... The trainer container is the one named "
-        "'trainer'.",
+        description="template is a PodTemplateSpec that is merged into the prepare pod and the "
+        "workers: nodeSelector, tolerations, resources, volumes, sidecars, ... Fields that the "
+        "operator sets take precedence. The container named trainer is the trainer's.",
         json_schema_extra=TEMPLATE_SCHEMA,
     )
 
 
 class Scheduling(Spec):
-    """How the pods of the gang are scheduled."""
+    """How the workers are scheduled."""
 
     priority_class_name: str = Field(
         min_length=1,
         max_length=253,
-        description="PriorityClass of the workers: what they may preempt, and what preempts them.",
+        description="priorityClassName is the name of the PriorityClass of the workers, at most "
+        "253 characters. It decides which pods they may preempt and which pods may preempt them.",
     )

@@ -1,4 +1,4 @@
-{{/* Name of the Deployment, and the beginning of all other names. */}}
+{{/* Returns the name of the Deployment, which is the prefix of all other names. */}}
 {{- define "finetune-operator.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride }}
@@ -9,7 +9,7 @@
 {{- end }}
 {{- end }}
 
-{{/* Name of the Service for metrics; an alert names it too. */}}
+{{/* Returns the name of the Service for metrics, which an alert uses as well. */}}
 {{- define "finetune-operator.metricsService" -}}
 {{- printf "%s-metrics" (include "finetune-operator.fullname" . | trunc 55 | trimSuffix "-") }}
 {{- end }}
@@ -18,11 +18,11 @@
 {{- if .Values.serviceAccount.create }}
 {{- .Values.serviceAccount.name | default (include "finetune-operator.fullname" .) }}
 {{- else }}
-{{- required "serviceAccount.create is false and serviceAccount.name is empty; name the service account to use" .Values.serviceAccount.name }}
+{{- required "serviceAccount.create is false and serviceAccount.name is empty; set serviceAccount.name to the name of an existing service account" .Values.serviceAccount.name }}
 {{- end }}
 {{- end }}
 
-{{/* Reference of an image; takes {image, version}. */}}
+{{/* Returns the reference of an image. Takes {image, version}. */}}
 {{- define "finetune-operator.image" -}}
 {{- if .image.digest }}
 {{- printf "%s@%s" .image.repository .image.digest }}
@@ -31,13 +31,13 @@
 {{- end }}
 {{- end }}
 
-{{/* What selects the pods; never changes in the life of a release. */}}
+{{/* Returns the labels that select the pods. They never change during the life of a release. */}}
 {{- define "finetune-operator.selectorLabels" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* Labels and annotations; takes {context, labels, annotations}. The chart's own win. */}}
+{{/* Returns labels and annotations. Takes {context, labels, annotations}. The chart's own take precedence. */}}
 {{- define "finetune-operator.metadata" -}}
 {{- $chart := .context.Chart -}}
 {{- $labels := include "finetune-operator.selectorLabels" .context | fromYaml -}}

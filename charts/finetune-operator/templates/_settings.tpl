@@ -1,4 +1,4 @@
-{{/* Environment of the operator: all of its settings (docs/operator.md). */}}
+{{/* Returns the environment of the operator: all of its settings. */}}
 {{- define "finetune-operator.settings" -}}
 - name: FINETUNE_TRAINER_IMAGE
   value: {{ include "finetune-operator.image" (dict "image" .Values.trainer.image "version" .Chart.AppVersion) | quote }}
@@ -18,7 +18,7 @@
   value: {{ .Values.progressWriteSeconds | quote }}
 - name: FINETUNE_HEALTH_PORT
   value: "8081"
-# Also with one replica: in a rolling update, or when a node is lost, there are two for a while.
+# Needed with one replica as well: a rolling update or a lost node leads to two for a while.
 - name: FINETUNE_LEASE_NAMESPACE
   value: {{ .Release.Namespace | quote }}
 - name: FINETUNE_LEASE_NAME
@@ -27,7 +27,7 @@
   value: {{ .Values.leaseDurationSeconds | quote }}
 {{- range .Values.extraEnv }}
 {{- if hasPrefix "FINETUNE_" .name }}
-{{- fail (printf "extraEnv sets %s; variables that begin with FINETUNE_ are set by the chart's own values (charts/finetune-operator/README.md)" .name) }}
+{{- fail (printf "extraEnv sets %s; the chart sets variables that begin with FINETUNE_ from its own values (charts/finetune-operator/README.md); remove it" .name) }}
 {{- end }}
 {{- end }}
 {{- end }}

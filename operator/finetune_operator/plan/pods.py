@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from finetune_api import names
 from finetune_api.base import API_VERSION, Object
-from finetune_api.run import RunConfig
+from finetune_api.run import Role, RunConfig
 from finetune_api.spec import DataSource
+from finetune_api.spec.use import declared, received, value
 from finetune_api.uri import ClaimPath, is_claim
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.template import UnrenderableError, merged_into
@@ -110,7 +111,6 @@ def worker_pods(job: Job, highest_step: int, indexes: Iterable[int]) -> list[Obj
     assert status.attempt is not None
     assert status.resolved is not None
     config = _config(job, "worker").replace(
-        tracking=job.spec.tracking,
         attempt=status.attempt,
         highest_step=highest_step,
         plan=status.plan,
@@ -166,24 +166,16 @@ def _requests(defaults: Object, resources: Object) -> Object:
     return missing | asked
 
 
-def _config(job: Job, role: str) -> RunConfig:
-    spec = job.spec
+def _config(job: Job, role: Role) -> RunConfig:
+    """Return the part of a RunConfig that follows from the job alone."""
     return RunConfig.model_validate(
-        {
+        received(job.spec, role)
+        | {
             "job_name": job.name,
-            "evaluation": spec.evaluation,
-            "output": spec.output,
             "job_namespace": job.namespace,
             "job_uid": job.uid,
             "role": role,
-            "model": spec.model,
-            "dataset": spec.dataset,
-            "training": spec.training,
-            "checkpoints": spec.checkpoints,
-            "cache": spec.cache,
             "mounts": {claim: f"{names.CLAIMS_PATH}/{claim}" for claim in claims(job)},
-            "termination_grace_period_seconds": spec.run_policy.termination_grace_period_seconds,
-            "progress_deadline_seconds": spec.run_policy.progress_deadline_seconds,
         }
     )
 
@@ -316,19 +308,19 @@ def _owner(job: Job) -> Object:
 
 
 def inputs_digest(job: Job, image: str) -> str:
-    """What a prepare pod's answer is valid for: an edited deadline changes nothing."""
-    spec = job.spec
-    return _digest(
-        *(part.to_dict() for part in (spec.model, spec.dataset, spec.training)),
-        spec.checkpoints.storage,
-        spec.checkpoints.on_existing,
-        spec.cache,
-        image,
-    )
+    """Return a digest of the inputs that the result of a prepare pod is valid for.
+
+    It does not depend on other fields, such as deadlines.
+    """
+    fields = [field for field in declared(type(job.spec)) if field.use.prepare]
+    return _digest(*(value(job.spec, field.path) for field in fields), image)
 
 
 def template_digest(job: Job) -> str:
-    """What decides where a pod may run, and with what: no reason to end one that runs."""
+    """Return a digest of the fields that determine where a pod may run, and with what.
+
+    A change of these replaces only a pod that does not run yet.
+    """
     scheduling = job.spec.scheduling
     return _digest(job.spec.workers.template, scheduling and scheduling.to_dict())
 

@@ -1,62 +1,75 @@
-"""The CustomResourceDefinition, generated from the models: `python -m finetune_api.crd`.
+"""Print the CustomResourceDefinition that the models define: `python -m hack.crd`.
 
-Kubernetes wants a *structural* schema, which no pydantic output is: references inlined, no
-`anyOf: [.., null]` (absent means absent), numeric exclusive bounds as flags, `default: {}` on every
-parent of a default (or nested defaults never apply), no `additionalProperties: false`.
+Kubernetes requires a *structural* schema, which pydantic does not produce. References are inlined,
+`anyOf: [..., null]` becomes an optional property, exclusive bounds become flags, every parent of a
+default gets `default: {}` (the API server applies nested defaults only then), and
+`additionalProperties: false` is removed.
 """
 
-import json
 import re
+import sys
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 from finetune_api.base import API_GROUP, VERSION
 from finetune_api.names import KIND, PLURAL
 from finetune_api.schema import Rule
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.use import Change, Declared, declared
 from finetune_api.status import FineTuneJobStatus
 
 NAME_RULE = Rule(
     "oldSelf.hasValue() || self.metadata.name.size() <= 52 && "
     "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-    "at most 52 characters of a-z, 0-9 and '-', starting with a letter and not ending with '-' "
-    "(it names a Service and pods)",
+    "must have at most 52 characters of a-z, 0-9 and '-', start with a letter and not end with "
+    "'-', because a Service and pods are named after it",
     ".metadata.name",
     optional_old_self=True,
 )
 
 
-def _same(*paths: str, optional: tuple[str, ...] = ()) -> str:
-    """CEL: these parts of the spec did not change."""
-    terms = [f"self.spec.{p} == oldSelf.spec.{p}" for p in paths]
+def _unchanged(change: Change) -> str:
+    """Return the CEL expression that the fields which may change only then did not change."""
+    fields = [field for field in declared(FineTuneJobSpec) if field.use.change is change]
+    terms = [f"{_spec(f)} == {_spec(f, 'oldSelf')}" for f in fields if not f.optional]
     terms += [
-        f"has(self.spec.{p}) == has(oldSelf.spec.{p}) && (!has(self.spec.{p}) || "
-        f"self.spec.{p} == oldSelf.spec.{p})"
-        for p in optional
+        f"has({_spec(f)}) == has({_spec(f, 'oldSelf')}) && (!has({_spec(f)}) || "
+        f"{_spec(f)} == {_spec(f, 'oldSelf')})"
+        for f in fields
+        if f.optional
     ]
     return " && ".join(terms)
 
 
+def _spec(field: Declared, owner: str = "self") -> str:
+    return f"{owner}.spec.{field.wire_path}"
+
+
+def _names(change: Change) -> str:
+    """Return the names of these fields as a list in a sentence."""
+    *names, last = [f.wire_path for f in declared(FineTuneJobSpec) if f.use.change is change]
+    return f"{', '.join(names)} and {last}"
+
+
 _COMMITTED = "has(oldSelf.status) && has(oldSelf.status.attempt)"
 FROZEN_RULE = Rule(
-    f"!({_COMMITTED}) || "
-    + _same("model", "dataset", "training", "checkpoints.storage", optional=("cache",)),
-    "model, dataset, training, cache and checkpoints.storage are frozen once the first attempt was "
-    "committed; make a new job",
+    f"!({_COMMITTED}) || {_unchanged(Change.NEVER)}",
+    f"{_names(Change.NEVER)} are frozen once the first attempt was committed; create a new job",
     ".spec",
 )
-# Also in the very update that ends the suspension, as queueing systems do it.
+# The update that ends the suspension may change them as well: queueing systems do so.
 SUSPENDED_RULE = Rule(
-    f"!({_COMMITTED}) || "
-    + _same("workers", optional=("deepspeed", "scheduling"))
-    + " || oldSelf.spec.suspend && has(oldSelf.status.conditions) && "
+    f"!({_COMMITTED}) || {_unchanged(Change.WHILE_SUSPENDED)} || "
+    "oldSelf.spec.suspend && has(oldSelf.status.conditions) && "
     "oldSelf.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True')",
-    "workers, deepspeed and scheduling change only while condition Suspended is True: set suspend "
+    f"{_names(Change.WHILE_SUSPENDED)} change only while condition Suspended is True: set suspend "
     "to true and wait until every pod is gone",
     ".spec.workers",
 )
 
+_LONG = 72  # characters of a string from which on it is written as a block
 COLUMNS = [
     ("Phase", "string", ".status.phase", 0),
     ("Reason", "string", ".status.reason", 0),
@@ -77,7 +90,7 @@ COLUMNS = [
 
 
 def structural(model: type[BaseModel]) -> dict[str, Any]:
-    """The structural schema of a pydantic model."""
+    """Return the structural schema of a pydantic model."""
     source = model.model_json_schema(by_alias=True, mode="validation")
     definitions = source.pop("$defs", {})
     schema: dict[str, Any] = _walk(source, definitions)
@@ -117,7 +130,7 @@ def _walk(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolve(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Inline a reference and unwrap `X | None`; what stands beside them wins."""
+    """Inline a reference and unwrap `X | None`. Keywords beside them take precedence."""
     while True:
         if "$ref" in node:
             target = definitions[node["$ref"].rsplit("/", 1)[-1]]
@@ -146,20 +159,23 @@ def _one_line(text: str) -> str:
 
 
 def definition() -> dict[str, Any]:
-    """The whole CustomResourceDefinition as a dict."""
+    """Return the CustomResourceDefinition as a dict."""
     spec, status = structural(FineTuneJobSpec), structural(FineTuneJobStatus)
     for part in (spec, status):
         part.pop("default", None)
+    spec["description"] = "spec is the desired fine-tuning of one model on one data set."
+    status["description"] = "status is the observed state of the job. Only the operator writes it."
     _drop_defaults(status)
     schema = {
         "type": "object",
-        "description": "A full fine-tune of a language model: every weight is updated, on a gang "
-        "of pods that survives preemption and crashes from verified checkpoints.",
+        "description": "FineTuneJob is a full fine-tuning of a language model: every weight is "
+        "updated, on a gang of pods that resumes from verified checkpoints after preemptions and "
+        "crashes.",
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
-            # Declared so that the name rule can point at it.
+            # Declared so that the rule about the name can refer to it.
             "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
             "spec": spec,
             "status": status,
@@ -202,7 +218,7 @@ def definition() -> dict[str, Any]:
 
 
 def _drop_defaults(node: dict[str, Any]) -> None:
-    """Status has no defaults: the API server would write what the operator never said."""
+    """Remove the defaults of the status, or the API server would write them itself."""
     node.pop("default", None)
     for child in node.get("properties", {}).values():
         _drop_defaults(child)
@@ -210,36 +226,31 @@ def _drop_defaults(node: dict[str, Any]) -> None:
         _drop_defaults(node["items"])
 
 
-def to_yaml(value: Any, indent: int = 0) -> str:
-    """Block YAML of plain JSON values; scalars are JSON, which is YAML.
+class _Dumper(yaml.SafeDumper):
+    """A dumper that writes long strings as folded blocks, so that CEL rules need no quoting."""
 
-    The package carries no YAML library: pydantic and the standard library are its only needs.
-    """
-    pad = "  " * indent
-    if isinstance(value, dict) and value:
-        lines = []
-        for key, item in value.items():
-            name = key if re.fullmatch(r"[A-Za-z$][-\w.$/]*", key) else json.dumps(key)
-            if isinstance(item, dict | list) and item:
-                lines.append(f"{pad}{name}:\n{to_yaml(item, indent + isinstance(item, dict))}")
-            else:
-                lines.append(f"{pad}{name}: {_scalar(item)}")
-        return "\n".join(lines)
-    if isinstance(value, list) and value:
-        return "\n".join(f"{pad}- {to_yaml(item, indent + 1).lstrip()}" for item in value)
-    return f"{pad}{_scalar(value)}"
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        """Repeat equal objects: some tools that read CRDs do not resolve aliases."""
+        return True
 
 
-def _scalar(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    # YAML 1.1 readers take 1e-08 for a string: a float needs its dot.
-    return re.sub(r"^(-?\d+)(e.*)$", r"\1.0\2", text) if isinstance(value, float) else text
+def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = ">" if len(text) > _LONG or "'" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_str)
+
+
+def to_yaml(value: Any) -> str:
+    """Return a value as block YAML in the order of its keys."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def main() -> None:
     """Print the definition."""
-    print("# Generated by `make crds` from api/finetune_api; do not edit.")
-    print(to_yaml(definition()))
+    sys.stdout.write("# Generated by `make crds` from api/finetune_api; do not edit.\n")
+    sys.stdout.write(to_yaml(definition()))
 
 
 if __name__ == "__main__":
