@@ -19,8 +19,8 @@ setup: ## python environment and control plane, cached outside the tree
 	@$(BIN)/python -m finetune_local build
 
 tools: setup ## programs that only tests need (an S3 server, Helm, Prometheus), cached outside the tree
-	@$(BIN)/python -m finetune_local.go_tool
-	@$(BIN)/python -m finetune_local.debian_tool
+	@$(BIN)/python -m tests.tools.go_tool
+	@$(BIN)/python -m tests.tools.debian_tool
 
 images: ## both images, with docker, podman or buildah (REGISTRY=..., TAG=..., TOOL=..., BUILD_FLAGS=...)
 	@$(PYTHON) hack/images.py

@@ -1,19 +1,19 @@
-"""Memory and time of the export at two sizes: `python benchmarks/export.py`.
+"""Measures memory and time of the export at two sizes: `python benchmarks/export.py`.
 
-Makes a base model and a checkpoint of four ranks (random weights, the trainer's own writer and
-layout), then exports in processes of their own that watch their memory in /proc:
+Makes a base model and a checkpoint of four ranks with random weights, using the trainer's own
+writer and layout. Then exports it in separate processes, which read their memory from /proc:
 
-  weights  the shards alone: slices of the fp32 master, rounded and written
-  export   all of it: the checkpoint read back, shards, texts, loaded back with transformers
+  weights  only the shards: slices of the fp32 master weights, rounded and written
+  export   everything: read the checkpoint, write shards and text files, load with transformers
 
-Anonymous memory is what a process really holds; mapped pages of files (the model that transformers
-loads back) are the page cache, which the kernel takes back when it needs them.
+Anonymous memory belongs to the process. Mapped pages of files, such as the model that transformers
+loads, belong to the page cache, which the kernel can reclaim.
 """
 
 import sys
 
 if sys.path[0].endswith("/benchmarks"):
-    # Started as a file: this folder would hide the standard library's `operator`.
+    # If run as a file, this folder would hide the `operator` module of the standard library.
     sys.path[0] = sys.path[0].removesuffix("/benchmarks")
 
 import argparse
@@ -53,13 +53,13 @@ MIB = 2**20
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[135, 540], choices=SHAPES)
-    parser.add_argument("--folder", type=Path, help="where 14 bytes a parameter can be written")
+    parser.add_argument("--folder", type=Path, help="folder with space for 14 bytes per parameter")
     parser.add_argument("--part", choices=("weights", "export"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        print(json.dumps(measured(options.part, options.folder)))
+        print(json.dumps(measure(options.part, options.folder)))
         return 0
-    print("MiB; anonymous memory at start and at its peak, peak of all resident memory")
+    print("MiB: anonymous memory at the start and at its peak, peak of all resident memory")
     print("| parameters | part | seconds | at start | anonymous | resident | output |")
     print("|---|---|---|---|---|---|---|")
     for size in options.sizes:
@@ -112,7 +112,7 @@ def config(folder: Path) -> RunConfig:
 
 
 def make(folder: Path, size: int) -> int:
-    """Base model, checkpoint and prepared data; number of parameters."""
+    """Make base model, checkpoint and prepared data; return the number of parameters."""
     run = config(folder)
     paths = RunPaths.of(run)
     paths.storage.mkdir(parents=True)
@@ -150,9 +150,9 @@ def make_base(folder: Path, size: int) -> None:
         num_key_value_heads=groups,
         tie_word_embeddings=True,
     ).save_pretrained(folder)
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "Hello": 3}
+    tokens = {"<unk>": 0, "<s>": 1, "</s>": 2, "Hello": 3}
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        tokenizer_object=Tokenizer(models.WordLevel(tokens, unk_token="<unk>")),
         bos_token="<s>",
         eos_token="</s>",
     )
@@ -160,7 +160,7 @@ def make_base(folder: Path, size: int) -> None:
 
 
 def make_checkpoint(paths: RunPaths, entries: list[tensor_file.Entry]) -> None:
-    """Every parameter cut evenly over the ranks, as ZeRO-3 does."""
+    """Write a checkpoint in which every parameter is split evenly over the ranks, as by ZeRO-3."""
     folder = paths.checkpoint(1, 1)
     folder.mkdir(parents=True)
     files = []
@@ -193,14 +193,14 @@ def make_checkpoint(paths: RunPaths, entries: list[tensor_file.Entry]) -> None:
     (folder / store.MANIFEST).write_text(manifest.to_json())
 
 
-def measured(part: str, folder: Path) -> dict[str, float]:
-    """Run one part in this process and watch it."""
-    import transformers  # noqa: F401 - the memory of the libraries is not the export's
+def measure(part: str, folder: Path) -> dict[str, float]:
+    """Run one part in this process; return its seconds and its memory in MiB."""
+    import transformers  # noqa: F401 - memory of the libraries must not count
 
     run = config(folder)
     paths = RunPaths.of(run)
     start = memory()
-    watch = Watch()
+    watch = MemoryWatch()
     began = time.monotonic()
     if part == "export":
         model_export.run(run, paths, SilentReporter(), 1)
@@ -220,20 +220,20 @@ def measured(part: str, folder: Path) -> dict[str, float]:
     return {name: value / MIB for name, value in values.items()} | {"seconds": seconds}
 
 
-class Watch:
-    """Peaks of this process's memory, bytes, looked at every 5 ms."""
+class MemoryWatch:
+    """Peaks of the memory of this process in bytes, sampled every 5 ms."""
 
     def __init__(self) -> None:
         self.anonymous = self.all = 0
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._thread = threading.Thread(target=self._sample)
         self._thread.start()
 
     def stop(self) -> None:
         self._done.set()
         self._thread.join()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._done.wait(0.005):
             found = memory()
             self.anonymous = max(self.anonymous, found["RssAnon"])
@@ -241,7 +241,7 @@ class Watch:
 
 
 def memory() -> dict[str, int]:
-    """Bytes, by the names of /proc/self/status."""
+    """Return bytes by their names in /proc/self/status."""
     return dict(_lines(Path("/proc/self/status").read_text()))
 
 

@@ -1,22 +1,22 @@
-"""How fast and how frugal the operator is, beside Kubeflow's training-operator: prints a table.
+"""Compares the speed and cost of the operator with Kubeflow's training-operator; prints a table.
 
-A real API server, etcd and controller manager; both operators as real processes under their own
-service accounts; pods are bound, run and report by a scripted kubelet in a process of its own. Each
-operator in turn, on the same control plane, cleaned in between:
+API server, etcd and controller manager are real, and both operators are real processes with their
+own service accounts. A scripted kubelet in another process binds pods, runs them and serves their
+reports. The operators run one after the other on the same control plane, which is cleaned between:
 
-  burst     all jobs are applied at once, until every job's status says that all of its pods run
-  rest      nothing changes: what is written, what does it cost
-  training  every job finishes a step every 10 s (ours only: the other one does not know steps)
-  single    a few more jobs, one every 2 s, beside those that run
+  burst     all jobs are created at once, until every job's status shows that all its pods run
+  rest      nothing changes; measures writes and CPU
+  training  every job finishes a step every 10 s (only ours, as the other one does not know steps)
+  single    a few more jobs, one every 2 s, while the others run
 
-Requests and latencies are the API server's own, from its audit log: from the arrival of the job to
-the answer to the last create of a pod.
+Requests and latencies are taken from the API server's audit log. A latency is the time from the
+arrival of the job to the response to the last creation of a pod.
 """
 
 import sys
 
 if sys.path[0].endswith("/benchmarks"):
-    # Started as a file: this folder would hide the standard library's `operator`.
+    # If run as a file, this folder would hide the `operator` module of the standard library.
     sys.path[0] = sys.path[0].removesuffix("/benchmarks")
 
 import argparse
@@ -40,7 +40,7 @@ OUT = TREE / "build" / "benchmarks" / "operator"
 
 
 def main() -> int:
-    """Command line; everything is built outside of the sandbox, measured inside."""
+    """Run the command line: build everything outside of the sandbox, then measure inside."""
     arguments = _parser().parse_args()
     try:
         if sandbox.state() is None:
@@ -63,32 +63,41 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--jobs", type=int, default=1000, help="jobs of the burst (1000)")
-    add("--pods", type=int, default=10, help="pods of a job (10)")
-    add("--one-gang", type=int, metavar="PODS", help="one job of so many pods, no single jobs")
-    add("--ours", action=argparse.BooleanOptionalAction, default=True, help="measure ours")
-    add("--peer", action=argparse.BooleanOptionalAction, default=True, help="measure Kubeflow's")
+    add("--jobs", type=int, default=1000, help="number of jobs in the burst (default: 1000)")
+    add("--pods", type=int, default=10, help="pods per job (default: 10)")
+    add("--one-gang", type=int, metavar="PODS", help="one job with so many pods and no single jobs")
+    add("--ours", action=argparse.BooleanOptionalAction, default=True, help="measure our operator")
+    add(
+        "--peer",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure Kubeflow's operator",
+    )
     add(
         "--released",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Kubeflow's as released: 20 requests a second, 1 worker",
+        help="measure Kubeflow's as released: 20 requests a second, 1 worker",
     )
     add(
         "--lifted",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Kubeflow's with 2000 requests a second and 8 workers",
+        help="measure Kubeflow's with 2000 requests a second and 8 workers",
     )
-    add("--singles", type=int, default=30, help="single jobs (30)")
-    add("--rest", type=int, default=60, help="seconds of rest, and of training (60)")
-    add("--limit", type=int, default=600, help="seconds a burst may take (600)")
-    add("--profile", action="store_true", help="py-spy (on the PATH) on ours, during the burst")
+    add("--singles", type=int, default=30, help="number of single jobs (default: 30)")
+    add("--rest", type=int, default=60, help="seconds of rest and of training (default: 60)")
+    add("--limit", type=int, default=600, help="maximum seconds of a burst (default: 600)")
+    add(
+        "--profile",
+        action="store_true",
+        help="profile ours in the burst with py-spy, from the PATH",
+    )
     return parser
 
 
 def _peers(arguments: argparse.Namespace) -> list[bool]:
-    """Kubeflow's variants to measure, as their `lifted`."""
+    """Return the values of `lifted` of the Kubeflow variants to measure."""
     if not arguments.peer:
         return []
     return [False] * arguments.released + [True] * arguments.lifted
@@ -106,7 +115,7 @@ async def _run(arguments: argparse.Namespace) -> int:
         [(c.collection.split("/")[2], c.plural) for c in contenders],
     )
     console.print("control plane: starting")
-    cluster = ControlPlane.up("bench", control_plane_only=True, tied=True)
+    cluster = ControlPlane.up("bench", nodes=0, tied=True)
     figures = {}
     try:
         cluster.kubectl(

@@ -1,15 +1,15 @@
-"""How fast preparation is and how much memory it needs: prints a table.
+"""Measures the speed and the memory of preparation; prints a table.
 
-Real conversations (those of the demo, drawn again and again) in files of several sizes, prepared by
-the real code, each in a process of its own that may have no more than --memory of private memory
-(RLIMIT_DATA, for each process of the tree). Memory is the proportional set size of the whole tree,
-looked at five times a second: pages that processes share count once.
+The inputs are files of several sizes with real conversations, drawn with repetition from those of
+the demo. The trainer's own code prepares each file in a separate process tree, whose processes may
+each have at most --memory of private memory (RLIMIT_DATA). The memory of a tree is its proportional
+set size, sampled five times a second, in which shared pages count once.
 """
 
 import sys
 
 if sys.path[0].endswith("/benchmarks"):
-    # Started as a file: this folder would hide the standard library's `operator`.
+    # If run as a file, this folder would hide the `operator` module of the standard library.
     sys.path[0] = sys.path[0].removesuffix("/benchmarks")
 
 import argparse
@@ -31,8 +31,8 @@ from finetune_local.cache import TREE, cache_folder
 from finetune_local.demo import inputs
 
 OUT = TREE / "build" / "benchmarks" / "prepare"
-_EVERY = 0.2  # s
-_WANTED = 10e9  # bytes that the table projects to
+_INTERVAL = 0.2  # s
+_PROJECTED_BYTES = 10e9  # input size for which the table projects the time
 _console = Console(highlight=False, stderr=True, soft_wrap=True)
 _CHILD = """
 import json, sys, time
@@ -58,7 +58,7 @@ if __name__ == "__main__":
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line."""
     arguments = _parser().parse_args()
     shutil.rmtree(OUT, ignore_errors=True)
     claim = OUT / "claim"
@@ -71,7 +71,8 @@ def main() -> int:
         for processes in arguments.processes:
             _console.print(f"{megabytes} MB, {processes or 'all'} processes")
             found.append(_measure(claim, path, processes, arguments.memory))
-            _console.print(found[-1])  # a long run that is interrupted has told what it found
+            # So that a long run that is interrupted has printed its figures.
+            _console.print(found[-1])
         path.unlink()
     Console().print(_table(found, arguments.memory))
     shutil.rmtree(OUT)
@@ -80,16 +81,22 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500], help="MB of input")
     parser.add_argument(
-        "--processes", type=int, nargs="+", default=[0], help="0: as many as a job would have"
+        "--sizes", type=int, nargs="+", default=[100, 500], help="MB of input (default: 100 500)"
     )
-    parser.add_argument("--memory", type=int, default=2000, help="MB for each process")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="number of processes; 0 means as many as in a job (default: 0)",
+    )
+    parser.add_argument("--memory", type=int, default=2000, help="MB per process (default: 2000)")
     return parser
 
 
 def _write(claim: Path, size: int) -> Path:
-    """Conversations of one to four of the demo's, joined."""
+    """Write conversations, each joined from one to four of the demo's, up to the size in bytes."""
     lines = (claim / "train.jsonl").read_text().splitlines()
     chats = [json.loads(line)["messages"] for line in lines]
     generator = random.Random(1)
@@ -128,31 +135,31 @@ def _measure(claim: Path, path: Path, processes: int, megabytes: int) -> dict[st
         stdout=subprocess.PIPE,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
     )
-    most = largest = 0
+    peak = largest = 0
     while process.poll() is None:
-        sizes = [_proportional(pid) for pid in tree(process.pid)]
-        most, largest = max(most, sum(sizes)), max(largest, *sizes)
-        time.sleep(_EVERY)
+        sizes = [_pss(pid) for pid in process_tree(process.pid)]
+        peak, largest = max(peak, sum(sizes)), max(largest, *sizes)
+        time.sleep(_INTERVAL)
     if process.returncode:
-        raise SystemExit(f"preparation ended with {process.returncode}")
+        raise SystemExit(f"preparation failed with exit code {process.returncode}")
     assert process.stdout is not None
-    told: dict[str, Any] = json.loads(process.stdout.read())
+    figures: dict[str, Any] = json.loads(process.stdout.read())
     shutil.rmtree(claim / storage)
-    return told | {"size": size, "tree": most, "largest": largest}
+    return figures | {"size": size, "tree": peak, "largest": largest}
 
 
-def tree(pid: int) -> Iterator[int]:
+def process_tree(pid: int) -> Iterator[int]:
     yield pid
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
-        return  # it has just ended
+        return  # the process has just ended
     for child in children:
-        yield from tree(int(child))
+        yield from process_tree(int(child))
 
 
-def _proportional(pid: int) -> int:
-    """Bytes, shared pages divided among those who share them."""
+def _pss(pid: int) -> int:
+    """Return the proportional set size in bytes: shared pages are divided by their users."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
@@ -164,9 +171,17 @@ def _proportional(pid: int) -> int:
 
 def _table(found: list[dict[str, Any]], megabytes: int) -> Table:
     cores = len(os.sched_getaffinity(0))
-    table = Table(title=f"preparation, {cores} cores, {megabytes} MB of memory a process")
+    table = Table(title=f"preparation, {cores} cores, {megabytes} MB of memory per process")
     for name in (
-        *("input", "processes", "examples", "tokens", "seconds", "tokens/s", "tokens/s a process"),
+        *(
+            "input",
+            "processes",
+            "examples",
+            "tokens",
+            "seconds",
+            "tokens/s",
+            "tokens/s per process",
+        ),
         *("MB/s", "10 GB", "peak of the tree", "largest process"),
     ):
         table.add_column(name, justify="right")
@@ -181,7 +196,7 @@ def _table(found: list[dict[str, Any]], megabytes: int) -> Table:
             f"{tokens / seconds:,.0f}",
             f"{tokens / seconds / one['processes']:,.0f}",
             f"{size / seconds / 1e6:.1f}",
-            f"{_WANTED / size * seconds / 3600:.1f} h",
+            f"{_PROJECTED_BYTES / size * seconds / 3600:.1f} h",
             f"{one['tree'] / 1e6:.0f} MB",
             f"{one['largest'] / 1e6:.0f} MB",
         )

@@ -1,13 +1,14 @@
-"""A forward and backward pass with each decoder layer compiled beside the plain one (ADR 19).
+"""Compares passes with each decoder layer compiled to plain passes, forward and backward (ADR 19).
 
-The shapes of SmolLM2-135M with random weights, packed rows as the trainer makes them: their
-documents have other lengths in every row. Needs a C++ compiler, which the trainer's image has not.
+The model has the shapes of SmolLM2-135M and random weights. The rows are packed as in the trainer,
+with documents of different lengths in every row. Needs a C++ compiler, which the trainer's image
+does not contain.
 """
 
 import sys
 
 if sys.path[0].endswith("/benchmarks"):
-    # Started as a file: this folder would hide the standard library's `operator`.
+    # If run as a file, this folder would hide the `operator` module of the standard library.
     sys.path[0] = sys.path[0].removesuffix("/benchmarks")
 
 import argparse
@@ -26,7 +27,7 @@ _CPU = torch.device("cpu")
 
 
 def make_model(dtype: torch.dtype, layers: int) -> LanguageModel:
-    """SmolLM2-135M, or a part of its depth."""
+    """Return a model like SmolLM2-135M with so many layers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     attention.register()
@@ -46,7 +47,7 @@ def make_model(dtype: torch.dtype, layers: int) -> LanguageModel:
 
 
 def make_batches(count: int, tokens: int) -> list[Batch]:
-    """Rows full of documents of 20 to 200 tokens; half of the tokens are trained."""
+    """Return rows with documents of 20 to 200 tokens, half of which are trained."""
     generator = np.random.default_rng(0)
     made = []
     for _ in range(count):
@@ -61,8 +62,8 @@ def make_batches(count: int, tokens: int) -> list[Batch]:
     return made
 
 
-def measured(model: LanguageModel, batches: list[Batch], warm_up: int) -> tuple[float, float]:
-    """Seconds of all warm-up passes together, median seconds of the others."""
+def measure(model: LanguageModel, batches: list[Batch], warm_up: int) -> tuple[float, float]:
+    """Return the sum of the seconds of the warm-up passes and the median of the others."""
     times = []
     for one in batches:
         began = time.perf_counter()
@@ -75,24 +76,29 @@ def measured(model: LanguageModel, batches: list[Batch], warm_up: int) -> tuple[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=512, help="of a row (512)")
-    parser.add_argument("--layers", type=int, default=30, help="of the model (30)")
+    parser.add_argument("--tokens", type=int, default=512, help="tokens per row (default: 512)")
+    parser.add_argument("--layers", type=int, default=30, help="layers of the model (default: 30)")
     parser.add_argument("--precision", choices=["BF16", "FP32"], default="FP32")
-    parser.add_argument("--warm-up", type=int, default=3, help="passes, compilation among them")
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=3,
+        help="passes that are not measured and that include compilation (default: 3)",
+    )
     parser.add_argument("--passes", type=int, default=7)
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    dtype = torch.float32 if chosen.precision == "FP32" else torch.bfloat16
-    batches = make_batches(chosen.warm_up + chosen.passes, chosen.tokens)
-    print(f"{chosen.layers} layers, {chosen.tokens} tokens, {chosen.precision}, CPU", flush=True)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    dtype = torch.float32 if options.precision == "FP32" else torch.bfloat16
+    batches = make_batches(options.warm_up + options.passes, options.tokens)
+    print(f"{options.layers} layers, {options.tokens} tokens, {options.precision}, CPU", flush=True)
     for name in ("plain", "compiled"):
-        model = make_model(dtype, chosen.layers)
+        model = make_model(dtype, options.layers)
         if name == "compiled":
             for layer in model.model.model.layers:
                 layer.compile(dynamic=True)
-        first, then = measured(model, batches, chosen.warm_up)
-        then_ms, speed = 1e3 * then, chosen.tokens / then
-        text = f"warm-up {first:6.1f} s, then {then_ms:6.0f} ms a pass, {speed:.0f} tokens/s"
+        first, then = measure(model, batches, options.warm_up)
+        then_ms, speed = 1e3 * then, options.tokens / then
+        text = f"warm-up {first:6.1f} s, then {then_ms:6.0f} ms per pass, {speed:.0f} tokens/s"
         print(f"{name:9} {text}", flush=True)
 
 

@@ -1,29 +1,28 @@
-"""Our trainer beside Hugging Face Trainer + DeepSpeed, on the same work: prints a table.
+"""Compares our trainer with Hugging Face Trainer and DeepSpeed on the same work; prints a table.
 
-The work: SmolLM2-135M-Instruct and the conversations of PyPI's chitchat-dataset, whole, so that
-their lengths differ a lot (--data exchanges: the short ones of the demo). Our trainer packs them
-into rows. The peer gets the very conversations that lie in the rows which ours trains on, with the
-same tokens and the same labels (assistant turns only), and pads each micro-batch to its longest.
-Equal on both sides: model, tokens, labels, precision (bf16 with an fp32 master, or fp32), ZeRO
-stage, AdamW and its constants, clipping, processes and threads, number of optimizer steps. A step
-of ours is --micro-batch rows x --accumulate on each process; a step of the peer has as many
-conversations as ours has on average, rounded to whole micro-batches. Of a micro-batch of rows and
-one of conversations the same is true, unless --peer-micro-batch says otherwise. Data are tokenised
-beforehand for both.
+The work is SmolLM2-135M-Instruct and the complete conversations of PyPI's chitchat-dataset, whose
+lengths differ a lot, or, with --data exchanges, the short ones of the demo. Our trainer packs them
+into rows. The peer gets exactly the conversations in the rows that ours trains on, with the same
+tokens and the same labels (assistant turns only), and pads each micro-batch to its longest one.
+Both sides have the same model, tokens, labels, precision (bf16 with fp32 master weights, or fp32),
+ZeRO stage, AdamW constants, gradient clipping, processes, threads and number of optimizer steps. A
+step of ours has --micro-batch rows x --accumulate on each process. A step of the peer has the same
+number of conversations as ours on average, rounded to complete micro-batches, and so has one of its
+micro-batches unless --peer-micro-batch is set. The data are tokenized beforehand for both.
 
-The peer is what somebody who knows it would write (benchmarks/trainers/hf_trainer.py): dynamic
-padding, sdpa attention, fused AdamW, and a second time with group_by_length. Ours is the supervisor
-with its ranks, as in a pod. Each runs alone, in processes of its own.
+The peer is written as an experienced user would write it (benchmarks/trainers/hf_trainer.py):
+dynamic padding, sdpa attention, fused AdamW, and a second time with group_by_length. Ours is the
+supervisor with its ranks, as in a pod. Each one runs alone, in its own processes.
 
-Not counted as throughput: the first --warm-up steps, and the save and the steps after it. MFU is
-6 x N x tokens and causal attention (6 x layers x width x length^2) over what a large matmul reaches
-here when all processes run one at the same time; padding is never counted.
+Throughput does not count the first --warm-up steps, the save and the steps after it. MFU is
+6 x N x tokens and causal attention (6 x layers x width x length^2), divided by the rate of a large
+matmul that all processes run at the same time. It never counts padding.
 """
 
 import sys
 
 if sys.path[0].endswith("/benchmarks"):
-    # Started as a file: this folder would hide the standard library's `operator`.
+    # If run as a file, this folder would hide the `operator` module of the standard library.
     sys.path[0] = sys.path[0].removesuffix("/benchmarks")
 
 import argparse
@@ -41,12 +40,12 @@ OUT = TREE / "build" / "benchmarks" / "trainer"
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line."""
     parser = _parser()
     options = parser.parse_args()
-    _choose(parser, options)
+    _complete(parser, options)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # SIGINT is ignored in what a shell starts in the background, until somebody handles it.
+    # A process that a shell starts in the background ignores SIGINT unless it sets a handler.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
@@ -56,11 +55,11 @@ def main() -> int:
         contenders += [peer.grouped] * options.grouped
         peaks, found = [], []
         for run in contenders:
-            os.sync()  # what the one before has written is not the next one's burden
+            os.sync()  # so that writes of the previous contender do not slow down this one
             peaks.append(matmul.measure(options, OUT))
             console.print(f"matmul: {peaks[-1] / 1e9:.0f} GFLOP/s, {options.world} processes")
             found.append(run(options, work, OUT))
-            # A long run that is interrupted has told what it found.
+            # So that a long run that is interrupted has printed its figures.
             text = show.table(options, work, found, max(peaks))
             console.print(text, markup=False)
         print(text)
@@ -81,21 +80,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
     add("--shape", choices=workload.SHAPES, help="random Llama of this size instead of SmolLM2")
-    add("--data", choices=("whole", "exchanges"), default="whole", help="conversations (whole)")
-    add("--precision", choices=("BF16", "FP32"), default="BF16", help="BF16")
-    add("--stage", type=int, choices=(1, 2, 3), default=2, help="ZeRO stage (2)")
-    add("--world", type=int, help="processes (all GPUs; 2 without)")
-    add("--sequence-length", type=int, default=1024, help="tokens a row; longer is cut (1024)")
-    add("--micro-batch", type=int, default=1, help="rows of a forward pass (1)")
-    add("--accumulate", type=int, default=1, help="forward passes of a step (1)")
-    add("--peer-micro-batch", type=int, help="conversations of a forward pass (as many as ours)")
-    add("--recompute", action="store_true", help="recompute activations, on both sides")
-    add("--steps", type=int, default=40, help="optimizer steps (40)")
-    add("--warm-up", type=int, default=5, help="of them first, not counted (5)")
-    add("--after-save", type=int, default=10, help="of them after the one save (10)")
-    add("--ours", action=switch, default=True, help="measure ours")
-    add("--plain", action=switch, default=True, help="measure the peer, random order")
-    add("--grouped", action=switch, default=True, help="measure the peer, group_by_length")
+    add(
+        "--data",
+        choices=("whole", "exchanges"),
+        default="whole",
+        help="conversations (default: whole)",
+    )
+    add("--precision", choices=("BF16", "FP32"), default="BF16", help="precision (default: BF16)")
+    add("--stage", type=int, choices=(1, 2, 3), default=2, help="ZeRO stage (default: 2)")
+    add("--world", type=int, help="processes (default: the number of GPUs, or 2 without GPUs)")
+    add(
+        "--sequence-length",
+        type=int,
+        default=1024,
+        help="tokens per row; longer conversations are truncated (default: 1024)",
+    )
+    add("--micro-batch", type=int, default=1, help="rows per forward pass (default: 1)")
+    add("--accumulate", type=int, default=1, help="forward passes per step (default: 1)")
+    add("--peer-micro-batch", type=int, help="conversations per forward pass (default: as ours)")
+    add("--recompute", action="store_true", help="recompute activations on both sides")
+    add("--steps", type=int, default=40, help="optimizer steps (default: 40)")
+    add("--warm-up", type=int, default=5, help="first steps, which are not counted (default: 5)")
+    add("--after-save", type=int, default=10, help="last steps, after the only save (default: 10)")
+    add("--ours", action=switch, default=True, help="measure our trainer")
+    add("--plain", action=switch, default=True, help="measure the peer with random order")
+    add("--grouped", action=switch, default=True, help="measure the peer with group_by_length")
     add(
         "--peer-malloc",
         action="store_true",
@@ -104,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _choose(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """What depends on the machine, and what cannot be."""
+def _complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Add options that depend on the machine; end with an error if options contradict."""
     import torch
 
     options.cuda = torch.cuda.is_available()
@@ -113,9 +122,11 @@ def _choose(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Non
     options.threads = max(1, len(os.sched_getaffinity(0)) // options.world)
     options.saved = options.steps - options.after_save
     if not (options.ours or options.plain or options.grouped):
-        parser.error("nothing is left to measure")
+        parser.error("nothing to measure: all contenders are disabled")
     if options.after_save < 2 or options.saved <= options.warm_up:
-        parser.error("--steps must be more than --warm-up and --after-save (2 or more)")
+        parser.error(
+            "--steps must be larger than --warm-up plus --after-save, which must be at least 2"
+        )
 
 
 if __name__ == "__main__":

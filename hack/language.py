@@ -4,6 +4,7 @@ The project once had a vocabulary of its own, which newcomers had to learn. This
 of code, messages, tests and documentation; docs/glossary.md has the terms to use instead.
 """
 
+import ast
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parent.parent
 SUFFIXES = {".py", ".md", ".yaml", ".yml", ".tpl", ".txt", ".sh", ".toml", ".go", ""}
 # Generated, a released artifact, or the list itself.
-SKIPPED = ("LICENSE", "hack/language.py", "tests/docs/test_language.py", "tests/chart/older/")
+SKIPPED = ("LICENSE", "hack/language.py", "tests/hack/test_language.py", "tests/chart/older/")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ BANS = (
     Ban(r"\bin vain\b", "without effect"),
 )
 
+PRODUCT = ("api/", "operator/", "trainer_image/", "cli/", "client/", "local/")
+_NO_VERB = re.compile(
+    r"(?:a|above|all|an|any|as|at|below|between|by|each|every|false|for|from|how|in|its|it|most|no"
+    r"|none|of|one|only|some|that|the|these|this|those|to|true|what|when|where|whether|which|who"
+    r"|whose|why|with)",
+    re.IGNORECASE,
+)
+
 
 def tracked() -> list[str]:
     """Every file of the repository that git knows or would add."""
@@ -105,9 +114,35 @@ def findings(paths: list[str]) -> Iterator[str]:
                     yield f"{name}:{number}: {match!r}: write {ban.instead}"
 
 
+def docstrings(paths: list[str]) -> Iterator[str]:
+    """One sentence for each function of the product whose docstring does not begin with a verb.
+
+    Properties are described like attributes, by a noun.
+    """
+    for name in tracked():
+        if not name.startswith(PRODUCT) or not name.endswith(".py") or not (TREE / name).is_file():
+            continue
+        if paths and not any(name == p or name.startswith(p.rstrip("/") + "/") for p in paths):
+            continue
+        for node in ast.walk(ast.parse((TREE / name).read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            text = ast.get_docstring(node) or ""
+            first = re.match(r"[A-Za-z']+", text)
+            if _is_property(node) or not text:
+                continue
+            if first is None or _NO_VERB.fullmatch(first[0]):
+                yield f"{name}:{node.lineno}: {text.splitlines()[0]!r}: begin with a verb"
+
+
+def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    names = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
+    return bool(names & {"property", "cached_property", "fixture"})
+
+
 def main(paths: list[str]) -> int:
     """Print the findings; 1 if there are any."""
-    found = list(findings(paths))
+    found = [*findings(paths), *docstrings(paths)]
     for finding in found:
         print(finding)
     print(f"{len(found)} findings", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What several test packages share: a real control plane, started once a session."""
+"""Shared by all tests: a real control plane, started once per test run, and the order of files."""
 
 import os
 import signal
@@ -7,32 +7,33 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from finetune_local.cluster import Cluster, sweep
+from finetune_local.cluster import Cluster
+from tests.tools import clusters
 
-# What a shell starts in the background ignores SIGINT, and so does all that it starts.
+# A process that a shell starts in the background ignores SIGINT, as do its children.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Less garbage collection in control planes, in kubectl and in Helm, for memory that is there.
+# Less garbage collection in control planes, kubectl and Helm, at the cost of memory.
 os.environ.setdefault("GOGC", "400")
 
-# Images take gigabytes and root: `make test-images`.
+# Tests of images need gigabytes and root: `make test-images`.
 collect_ignore = [] if os.environ.get("FINETUNE_TEST_IMAGES") else ["images"]
 
-# Verdicts must not depend on how busy the machine is.
+# Results must not depend on how busy the machine is.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Cluster]:
-    """kube-apiserver and friends without a node: pods stay Pending unless a test moves them."""
-    sweep("test-")
-    cluster = Cluster.up(f"test-api-{os.getpid()}", control_plane_only=True, tied=True, audit=True)
+    """A control plane without nodes: pods stay Pending unless a test writes their status."""
+    clusters.remove_dead("test-")
+    cluster = clusters.up_with_audit_log(f"test-api-{os.getpid()}", nodes=0)
     yield cluster
     cluster.down()
 
 
-# Files of minutes, the longest first: one that comes last keeps one worker busy alone.
+# Files that take minutes, longest first: as the last file it would keep a single worker busy.
 _LONGEST = [
     f"tests/{name}.py"
     for name in (
@@ -60,9 +61,9 @@ _LONGEST = [
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order the files; inside of one everything stays as it is.
+    """Order the files, not the tests within a file.
 
-    Those that share a control plane come last: one that nobody uses still costs a tenth of a CPU.
+    Files that share a control plane come last, because an idle one uses a tenth of a CPU.
     """
     size = {config.rootpath / name: number for number, name in enumerate(_LONGEST)}
     late = {i.path for i in items if "control_plane" in getattr(i, "fixturenames", ())}

@@ -1,4 +1,4 @@
-"""Puts the operator onto a test cluster: CRD, rights, and the process itself."""
+"""Installs and runs the operator on a test cluster, and reads objects from the cluster."""
 
 import functools
 import json
@@ -24,24 +24,24 @@ from finetune_operator import informer, jobs
 
 
 def install(cluster: Cluster) -> None:
-    """CustomResourceDefinition and RBAC, as an administrator would."""
+    """Install the CustomResourceDefinition and RBAC, as an administrator would."""
     cluster.kubectl("apply", "-f", str(TREE / "crds"))
     cluster.kubectl("apply", "-f", str(TREE / "operator" / "rbac"))
     cluster.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
 
     def served() -> bool:
-        """A moment after it is established."""
+        # The API server serves the resource a moment after it is established.
         try:
             cluster.kubectl("get", "finetunejobs", "--all-namespaces")
         except ClusterError:
             return False
         return True
 
-    wait_for("finetunejobs are served", served, 30)
+    wait_for("finetunejobs to be served", served, 30)
 
 
 class Operator:
-    """The operator process, with the rights of its service account and no more."""
+    """The operator process, with only the rights of its service account."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Operator:
         command: Sequence[str] = (sys.executable, "-m", "finetune_operator"),
         **settings: str,
     ) -> None:
-        """`settings`: more FINETUNE_* variables, without the prefix."""
+        """`settings` are more FINETUNE_* variables, without the prefix."""
         self._log, self._command = log, command
         config = config or cluster.user_kubeconfig("finetune-system", "finetune-operator")
         self._env = os.environ | {
@@ -76,7 +76,7 @@ class Operator:
         self._process.wait()
 
     def stop(self) -> int:
-        """Exit code after SIGTERM."""
+        """Send SIGTERM and return the exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(15)
 
@@ -85,13 +85,13 @@ class Operator:
         self._process.send_signal(number)
 
     def wait(self, seconds: float) -> int:
-        """Exit code, once it has ended by itself."""
+        """Wait until the process has ended and return its exit code."""
         assert self._process is not None
         return self._process.wait(seconds)
 
     @property
     def running(self) -> bool:
-        """Whether the process that was started last is still there."""
+        """Whether the process that was started last still runs."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -100,7 +100,7 @@ class Operator:
 
 
 def ready(port: int) -> str:
-    """What an operator says that is ready; nothing while it is not."""
+    """Return the text of the readiness endpoint; empty while the operator is not ready."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
             text: str = answer.read().decode()
@@ -110,15 +110,15 @@ def ready(port: int) -> str:
 
 
 def ask(cluster: Cluster, path: str, **query: str) -> Object:
-    """The object at a path, as an administrator sees it."""
+    """Return the object at a path, read as an administrator."""
     found: Object = json.loads(read(cluster, path, **query))
     return found
 
 
 def read(cluster: Cluster, path: str, **query: str) -> str:
-    """GET: what waits for something asks often, and kubectl takes 0.2 s of CPU each time.
+    """Return the response to a GET; ClusterError if it fails or the API server is down.
 
-    ClusterError when it is refused, or nobody answers.
+    Tests that wait poll often, and kubectl would take 0.2 s of CPU each time.
     """
     client = _client(cluster.kubeconfig, cluster.kubeconfig.stat().st_mtime_ns)
     url = f"{cluster.settings.server}{path}?{urlencode(query)}"
@@ -133,40 +133,40 @@ def read(cluster: Cluster, path: str, **query: str) -> str:
 
 
 @functools.cache
-def _client(kubeconfig: Path, _made: int) -> PoolManager:
+def _client(kubeconfig: Path, _modified_ns: int) -> PoolManager:
     pool: PoolManager = config.new_client_from_config(str(kubeconfig)).rest_client.pool_manager
     return pool
 
 
 def status(cluster: Cluster, name: str) -> Object:
-    """A job's status."""
+    """Return the status of a job."""
     found: Object = ask(cluster, jobs.path(("default", name))).get("status", {})
     return found
 
 
 def pods(cluster: Cluster, name: str) -> list[Object]:
-    """A job's pods."""
+    """Return the pods of a job."""
     selector = f"finetune.dev/job-name={name}"
     items: list[Object] = ask(cluster, informer.path("default"), labelSelector=selector)["items"]
     return items
 
 
 def wait_for(what: str, check: Callable[[], Any], seconds: float = 90) -> Any:
-    """Until `check` returns something true, which is returned."""
+    """Wait until `check` returns something true, and return that."""
     deadline, pause = time.monotonic() + seconds, 0.1
     while not (found := check()):
-        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}"
+        assert time.monotonic() < deadline, f"timed out after {seconds} s waiting for: {what}"
         time.sleep(pause)
-        pause = min(pause * 1.2, 0.5)  # what is awaited has better use for the CPU
+        pause = min(pause * 1.2, 0.5)  # leave the CPU to what is waited for
     return found
 
 
 def finished(cluster: Cluster, name: str, seconds: float = 120) -> Object:
-    """Status of a job once it has ended."""
+    """Wait until a job has ended and return its status."""
 
-    def look() -> Object | None:
+    def final_status() -> Object | None:
         found = status(cluster, name)
         return found if found.get("phase") in ("Succeeded", "Failed") else None
 
-    ended: Object = wait_for(f"{name} has finished", look, seconds)
+    ended: Object = wait_for(f"{name} to end", final_status, seconds)
     return ended

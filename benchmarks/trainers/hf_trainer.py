@@ -1,17 +1,17 @@
 """Full fine-tuning with transformers.Trainer and DeepSpeed, one process of several.
 
-`python -m benchmarks.trainers.hf_trainer settings.json`, with RANK, LOCAL_RANK, WORLD_SIZE,
-MASTER_ADDR and MASTER_PORT set.
+Run it as `python -m benchmarks.trainers.hf_trainer settings.json`, with RANK, LOCAL_RANK,
+WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
 
-What it takes to run where there is no GPU (transformers 5.23, accelerate 1.15, deepspeed 0.19.8):
+Without a GPU, transformers 5.23, accelerate 1.15 and deepspeed 0.19.8 need some care:
 
-* `bf16=True` is refused without `use_cpu=True`, and with that TrainingArguments no longer starts
-  DeepSpeed's process group: ZeRO-3 would load the model for a world of one, and stop. So
-  `deepspeed.init_distributed()` comes first.
-* `init_distributed` compiles an operator for inference (needs g++, half a minute, and a killed
-  build locks all later ones); it is declared incompatible before.
-* Trainer brings torch's AdamW, which DeepSpeed accepts with `zero_allow_untested_optimizer`.
-* The process leaves by `os._exit` after a barrier: tearing the group down may abort.
+* `bf16=True` requires `use_cpu=True`, but then TrainingArguments does not start the process group
+  of DeepSpeed, and ZeRO-3 would load the model for a world size of 1 and fail. So
+  `deepspeed.init_distributed()` is called first.
+* `init_distributed` compiles an operator for inference, which needs g++ and half a minute, and a
+  killed build blocks all later ones. So the operator is declared incompatible before the call.
+* Trainer uses torch's AdamW, which DeepSpeed accepts with `zero_allow_untested_optimizer`.
+* The process ends with `os._exit` after a barrier, because destroying the group may abort.
 """
 
 import json
@@ -26,7 +26,7 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 
-_BUCKET = 200_000_000  # elements, as ours; "auto" makes it hidden_size^2: tiny collectives
+_BUCKET = 200_000_000  # elements, as in ours; "auto" means hidden_size^2, hence tiny collectives
 
 _RECOMPUTE = {
     "gradient_checkpointing": True,
@@ -45,7 +45,7 @@ def main() -> None:
         DataCollatorForSeq2Seq,
     )
 
-    arguments = _arguments(settings)  # before the model is loaded: ZeRO-3 cuts it while loading
+    arguments = _arguments(settings)  # first, because ZeRO-3 partitions the model while loading
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForCausalLM.from_pretrained(
@@ -93,7 +93,7 @@ def _arguments(settings: dict[str, Any]) -> Any:
         use_cpu=not cuda,
         train_sampling_strategy="group_by_length" if settings["grouped"] else "random",
         **(_RECOMPUTE if settings["recompute"] else {}),
-        # Without a GPU a loader's process would take time from those that compute.
+        # Without a GPU a loader process would slow down the computing ones.
         dataloader_num_workers=2 if cuda else 0,
         dataloader_pin_memory=cuda,
         save_steps=settings["saved"],
@@ -125,7 +125,7 @@ def _deepspeed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _clock(file: Path, settings: dict[str, Any]) -> Any:
-    """A callback that writes a line for every step: what was in it, how long it took."""
+    """Return a callback that writes a line with the counts and the seconds of every step."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -138,14 +138,14 @@ def _clock(file: Path, settings: dict[str, Any]) -> Any:
             self._lap = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-            if torch.cuda.is_available():  # Trainer itself reads every loss: nothing is left to do
+            if torch.cuda.is_available():  # Trainer reads every loss, so all work is already done
                 torch.cuda.synchronize()
             now = time.monotonic()
             counts = {name: int(count) for name, count in self.counts.items()}
             self._write("train", step=state.global_step, seconds=now - self._lap, **counts)
             self._lap = now
             if state.global_step == settings["total"]:
-                control.should_save = False  # one save is enough
+                control.should_save = False  # only the earlier save is measured
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             now = time.monotonic()
@@ -163,7 +163,7 @@ def _clock(file: Path, settings: dict[str, Any]) -> Any:
 
 
 def _trainer(clock: Any) -> type:
-    """Trainer as it is, except that it counts the tokens of a step."""
+    """Return a Trainer that also counts the tokens of a step."""
     from transformers import Trainer
 
     class CountingTrainer(Trainer):

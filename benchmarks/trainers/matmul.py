@@ -1,7 +1,7 @@
-"""What a large matmul reaches when all processes run one: the 100 % of MFU.
+"""Measures a large matmul that all processes run at the same time: 100 % of MFU.
 
-`python -m benchmarks.trainers.matmul DTYPE DEVICE SECONDS`: says "ready", waits for a line, prints
-FLOP/s.
+`python -m benchmarks.trainers.matmul DTYPE DEVICE SECONDS` prints "ready", waits for a line on
+stdin and prints FLOP/s.
 """
 
 import argparse
@@ -19,7 +19,7 @@ _SIZE = {"cpu": 2048, "cuda": 8192}
 
 
 def measure(options: argparse.Namespace, folder: Path) -> float:
-    """FLOP/s of all processes together."""
+    """Return the FLOP/s of all processes together."""
     dtype = "bfloat16" if options.precision == "BF16" else "float32"
     command = [sys.executable, "-m", "benchmarks.trainers.matmul", dtype]
     env = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
@@ -54,8 +54,8 @@ def main() -> None:
     size, seconds = _SIZE[device.type], float(sys.argv[3])
     matrix = torch.randn(size, size, dtype=getattr(torch, sys.argv[1]), device=device)
 
-    def some() -> float:
-        """Seconds of ten."""
+    def run_ten() -> float:
+        """Run ten products and return their seconds."""
         started = time.monotonic()
         for _ in range(10):
             matrix @ matrix
@@ -63,12 +63,12 @@ def main() -> None:
             torch.cuda.synchronize(device)
         return time.monotonic() - started
 
-    some()
+    run_ten()
     print("ready", flush=True)
     sys.stdin.readline()
     spent, done = 0.0, 0
     while spent < seconds:
-        spent += some()
+        spent += run_ten()
         done += 10
     print(2 * size**3 * done / spent)
 

@@ -1,4 +1,4 @@
-"""What is known of a contender's run, and what follows from it."""
+"""The measurements of a contender's run, and figures that are computed from them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, all processes together."""
+    """One optimizer step, summed over all processes."""
 
     seconds: float
     conversations: int
     tokens: int
-    """Of conversations."""
+    """Tokens of conversations, without padding."""
     trained: int
-    """Of them, those that the loss counts."""
+    """Tokens that carry loss."""
     computed: int
-    """What went through the model: tokens and padding."""
+    """Tokens that the model computed, including padding."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Measured:
     steps: list[Step]
     warm_up: int
     saved: int
-    """Steps before the save; those between warm-up and it are counted."""
+    """Number of steps before the save; those after the warm-up are counted."""
     stall: float
-    """Seconds from the end of the step before the save until training went on."""
+    """Seconds from the end of the step before the save until training continued."""
     first_step: float
     """Seconds from the start of the processes to the end of the first step."""
     cpu: float
@@ -40,25 +40,25 @@ class Measured:
     """Resident bytes of all processes together."""
     device_peak: int | None
     others: float
-    """CPU seconds of everything else on the machine, meanwhile."""
+    """CPU seconds of all other processes of the machine during the run."""
 
     @property
     def counted(self) -> list[Step]:
-        """Steps that throughput is computed from."""
+        """Steps from which throughput is computed."""
         return self.steps[self.warm_up : self.saved]
 
     def rate(self, of: Callable[[Step], float]) -> float:
-        """Per second."""
+        """Return the sum of a figure over the counted steps, per second."""
         return sum(map(of, self.counted)) / self.seconds
 
     @property
     def seconds(self) -> float:
-        """Of the counted steps."""
+        """Seconds of the counted steps."""
         return sum(step.seconds for step in self.counted)
 
     @property
     def slowed(self) -> float:
-        """Seconds that the steps after the save took longer than their tokens explain."""
+        """Seconds by which the steps after the save took longer than expected by their tokens."""
         later = self.steps[self.saved :]
         expected = sum(step.computed for step in later) / self.rate(lambda step: step.computed)
         return sum(step.seconds for step in later) - expected

@@ -1,4 +1,4 @@
-"""Our trainer: the supervisor of a pod with a rank for every process."""
+"""Runs our trainer: a supervisor, as in a pod, with a rank per process."""
 
 import argparse
 import re
@@ -16,9 +16,9 @@ _STEP = re.compile(r"^(\S+ \S+) \[rank 0\] step (\d+) of", re.MULTILINE)
 
 
 def run(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
-    """Train; ended by force after the last step: the last save and the export are not measured."""
+    """Train and kill the processes after the last step; the final save and export do not count."""
     config = work.config.replace(role="worker", attempt=1, plan=plan(options))
-    lines = RunPaths.of(config).log(1)
+    step_file = RunPaths.of(config).log(1)
     env = {
         "FINETUNE_RUN": config.to_json(),
         "FINETUNE_POD_IP": ADDRESS,
@@ -32,12 +32,13 @@ def run(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
     }
     with Gang(out, "ours") as gang:
         gang.start([sys.executable, "-m", "finetune_trainer"], env, cuda=options.cuda)
-        gang.follow(lines, options.steps)
-    told = read(lines)
+        gang.follow(step_file, options.steps)
+    logged_lines = read(step_file)
     steps = [
-        _step(work, rows, line["seconds"]) for rows, line in zip(work.rows_of, told, strict=True)
+        _step(work, rows, line["seconds"])
+        for rows, line in zip(work.rows_of, logged_lines, strict=True)
     ]
-    # A step is logged when the next one was taken, and before a save when it was itself.
+    # A step is logged after the next step, or, before a save, after itself.
     logged = _logged(gang.log)
     wait = logged[options.saved + 1] - logged[options.saved]
     after = sum(step.seconds for step in steps[options.saved : options.saved + 2])
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
         first_step=logged[1] - steps[1].seconds - gang.started,
         cpu=gang.cpu(last - 1) - gang.cpu(first),
         cpu_steps=slice(first + 1, last),
-        loss=sum(line["loss"] for line in told) / len(told),
+        loss=sum(line["loss"] for line in logged_lines) / len(logged_lines),
         peak=gang.peak,
         device_peak=gang.device_peak,
         others=gang.others,
@@ -70,7 +71,7 @@ def _step(work: Workload, rows: list[int], seconds: float) -> Step:
 
 
 def _logged(log: Path) -> dict[int, float]:
-    """Step -> when it was logged, seconds since the epoch."""
+    """Return when each step was logged, in seconds since the epoch."""
     found = {}
     for moment, step in _STEP.findall(log.read_text(errors="replace")):
         found[int(step)] = datetime.strptime(moment, "%Y-%m-%d %H:%M:%S,%f").timestamp()

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer + DeepSpeed: hf_trainer.py in a process for each rank."""
+"""Runs Hugging Face Trainer with DeepSpeed: hf_trainer.py in a process per rank."""
 
 import argparse
 import json
@@ -12,24 +12,24 @@ from benchmarks.trainers.workload import LEARNING_RATE, Workload
 
 from finetune_local.ports import free_port
 
-# What our supervisor sets on CPU: large tensors are not mapped and unmapped again and again.
+# What our supervisor sets on CPU, so that large tensors are not repeatedly mapped and unmapped.
 _MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 _LOGGED = 10  # steps
 
 
 def plain(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
-    """Conversations in random order."""
+    """Train on conversations in random order."""
     return _run(options, work, out, "HF Trainer", grouped=False)
 
 
 def grouped(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
-    """Conversations of similar length together."""
+    """Train on micro-batches of conversations of similar length."""
     return _run(options, work, out, "HF Trainer, group_by_length", grouped=True)
 
 
 def batch(options: argparse.Namespace, work: Workload) -> tuple[int, int]:
-    """Conversations of a forward pass and forward passes of a step, as near to ours as can be."""
-    share = work.conversations / options.steps / options.world  # of a process, in a step
+    """Return conversations per forward pass and passes per step, as close to ours as possible."""
+    share = work.conversations / options.steps / options.world  # conversations per process and step
     micro = options.peer_micro_batch or max(1, round(share / options.accumulate))
     return micro, max(1, round(share / micro))
 
@@ -51,7 +51,7 @@ def _run(
         "accumulate": accumulate,
         "total": options.steps,
         "saved": options.saved,
-        "logged": min(_LOGGED, options.steps),  # a shorter run is told of, too
+        "logged": min(_LOGGED, options.steps),  # so that a shorter run is logged, too
         "stage": options.stage,
         "bf16": options.precision == "BF16",
         "recompute": options.recompute,
@@ -96,7 +96,7 @@ def _run(
 
 
 def _environments(options: argparse.Namespace) -> list[dict[str, str]]:
-    """What torchrun would set, and as many threads as ours have."""
+    """Return the environment of each rank: what torchrun would set, and as many threads as ours."""
     shared = {
         "WORLD_SIZE": str(options.world),
         "LOCAL_WORLD_SIZE": str(options.world),
@@ -115,7 +115,7 @@ def _environments(options: argparse.Namespace) -> list[dict[str, str]]:
 
 
 def _step(ranks: tuple[dict[str, float], ...]) -> Step:
-    """Seconds are rank 0's: all wait for each other in every step."""
+    """Return one step. The seconds are those of rank 0, because ranks wait for each other."""
 
     def total(name: str) -> int:
         return int(sum(rank[name] for rank in ranks))

@@ -1,4 +1,4 @@
-"""The table in the end, in Markdown: a column for each contender, and what ours is to each."""
+"""Renders the table in Markdown, with a column per contender and ratios of ours to the others."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ _MIB = 2**20
 
 
 def table(options: argparse.Namespace, work: Workload, found: list[Measured], peak: float) -> str:
-    """`peak`: FLOP/s that are 100 % of MFU."""
+    """Return the table; `peak` is the FLOP/s that count as 100 % of MFU."""
     peers = found[1:] if options.ours else []
     columns = [one.name for one in found] + [f"ours to {one.name}" for one in peers]
     lines = [
@@ -44,7 +44,7 @@ def _cell(value: float | None, shown: str) -> str:
 def _rows(
     work: Workload, peak: float
 ) -> Iterable[tuple[str, Callable[[Measured], float | None], str, bool]]:
-    """Name, figure, how it is shown, whether a ratio means something."""
+    """Return rows: name, figure, format, and whether a ratio is meaningful."""
 
     def computed(step: Step) -> float:
         return step.tokens * (work.body + work.head)
@@ -68,19 +68,19 @@ def _rows(
         ("CPU seconds per 1,000 trained tokens", cpu, "{:.2f}", True),
         ("MFU, %", lambda one: 100 * one.rate(computed) / peak, "{:.1f}", True),
         (
-            "MFU, head counted for trained tokens only, %",
+            "MFU, head counted only for trained tokens, %",
             lambda one: 100 * one.rate(needed) / peak,
             "{:.1f}",
             True,
         ),
-        ("padding, % of what is computed", padding, "{:.1f}", False),
+        ("padding, % of computed tokens", padding, "{:.1f}", False),
         ("peak resident memory, MiB", lambda one: one.peak / _MIB, "{:,.0f}", True),
-        ("torch's peak on a GPU, MiB", device, "{:,.0f}", True),
-        ("checkpoint: training waits, s", lambda one: one.stall, "{:.2f}", True),
+        ("peak of torch on a GPU, MiB", device, "{:,.0f}", True),
+        ("checkpoint: training stops for, s", lambda one: one.stall, "{:.2f}", True),
         ("checkpoint: later steps are slower by, s", lambda one: one.slowed, "{:.1f}", False),
         ("time to the first step, s", lambda one: one.first_step, "{:.1f}", True),
         (
-            "conversations a step",
+            "conversations per step",
             lambda one: sum(s.conversations for s in one.counted) / len(one.counted),
             "{:.1f}",
             False,
@@ -88,5 +88,5 @@ def _rows(
         ("counted steps", lambda one: len(one.counted), "{:.0f}", False),
         ("counted seconds", lambda one: one.seconds, "{:.0f}", False),
         ("mean training loss", lambda one: one.loss, "{:.3f}", False),
-        ("CPU of all else on the machine, s", lambda one: one.others, "{:.0f}", False),
+        ("CPU of other processes of the machine, s", lambda one: one.others, "{:.0f}", False),
     )

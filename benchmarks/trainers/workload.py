@@ -1,4 +1,4 @@
-"""What all contenders do: a model, and conversations packed for ours, unpacked for the peer."""
+"""The work of all contenders: a model and conversations, which are packed only for ours."""
 
 import argparse
 import json
@@ -22,10 +22,10 @@ from finetune_trainer.data.rows import Row, Rows
 from finetune_trainer.run_dir.paths import RunPaths
 
 LEARNING_RATE = 1e-5
-ADDRESS = f"127.249.{os.getpid() % 250}.1"  # of our pod: a store and a report are served there
+ADDRESS = f"127.249.{os.getpid() % 250}.1"  # of our pod, which serves a store and a report there
 # Layers, hidden size, MLP size, heads, key-value heads, tied embeddings (Llama 3.1 and 3.2).
 SHAPES = {
-    "tiny": (2, 64, 128, 4, 2, True),  # to try the benchmark out
+    "tiny": (2, 64, 128, 4, 2, True),  # to try out the benchmark
     "1b": (16, 2048, 8192, 32, 8, True),
     "3b": (28, 3072, 8192, 24, 8, True),
     "8b": (32, 4096, 14336, 32, 8, False),
@@ -35,26 +35,26 @@ _VOCABULARY = 128256
 
 @dataclass(frozen=True)
 class Workload:
-    """What there is to do, and what it costs."""
+    """The work and its cost."""
 
     config: RunConfig
     model: Path
     rows: Rows
     rows_of: list[list[int]]
-    """The rows of every step of ours."""
+    """The rows of each of our steps."""
     unpacked: Path
-    """The conversations in them, JSON lines of input_ids and labels."""
+    """JSON lines with the input_ids and labels of the conversations in these rows."""
     conversations: int
     tokens: int
     longest: int
     body: float
-    """FLOP a token, forward and backward, without the head; attention is causal."""
+    """FLOP per token, forward and backward, without the head, with causal attention."""
     head: float
-    """FLOP a token of the output layer."""
+    """FLOP per token of the output layer."""
 
 
 def make(options: argparse.Namespace, out: Path) -> Workload:
-    """Everything that is not measured."""
+    """Make the work, none of which is measured."""
     claim = out / "claim"
     claim.mkdir()
     model = _model(options, claim)
@@ -98,7 +98,7 @@ def plan(options: argparse.Namespace) -> Plan:
 
 
 def _model(options: argparse.Namespace, claim: Path) -> Path:
-    """SmolLM2, or random weights of another shape with its tokenizer."""
+    """Return SmolLM2, or a model of another shape with random weights and the same tokenizer."""
     folder = claim / "model"
     shutil.copytree(inputs.model(cache_folder(), console.print), folder)
     if options.shape is None:
@@ -137,18 +137,21 @@ def _conversations(options: argparse.Namespace, claim: Path) -> None:
     source = cache_folder() / "inputs" / "chitchat_dataset" / "dataset.json"
     with (claim / "train.jsonl").open("w") as file:
         for conversation in json.loads(source.read_text()).values():
-            said = ["\n".join(m["text"] for m in turn).strip() for turn in conversation["messages"]]
-            said = [text for text in said if text]
+            texts = [
+                "\n".join(message["text"] for message in messages).strip()
+                for messages in conversation["messages"]
+            ]
+            texts = [text for text in texts if text]
             messages = [
                 {"role": ("user", "assistant")[number % 2], "content": text}
-                for number, text in enumerate(said[: len(said) // 2 * 2])
+                for number, text in enumerate(texts[: len(texts) // 2 * 2])
             ]
             if messages:
                 file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
 
 def _prepared(options: argparse.Namespace, claim: Path, out: Path) -> RunConfig:
-    """The configuration of a worker, once the prepare pod has ended."""
+    """Prepare the data as a prepare pod would, and return the configuration of a worker."""
     values: dict[str, Any] = {
         "jobName": "benchmark",
         "jobNamespace": "default",
@@ -186,17 +189,18 @@ def _prepared(options: argparse.Namespace, claim: Path, out: Path) -> RunConfig:
 
 
 def _documents(row: Row) -> list[dict[str, list[int]]]:
-    """The conversations of a row as Trainer wants them: -100 where no loss is."""
+    """Return the conversations of a row in the format of Trainer, where -100 means untrained."""
     labels = np.where(row.trained, row.tokens.astype(np.int64), -100)
     cuts = np.cumsum(row.segments)[:-1]
     parts = zip(np.split(row.tokens, cuts), np.split(labels, cuts), strict=True)
-    return [{"input_ids": t.tolist(), "labels": wanted.tolist()} for t, wanted in parts]
+    return [{"input_ids": ids.tolist(), "labels": targets.tolist()} for ids, targets in parts]
 
 
 def _cost(folder: Path, length: float) -> tuple[float, float]:
-    """FLOP a token, forward and backward: 6 a weight, and 6 x layers x width x length.
+    """Return FLOP per token, forward and backward: of the body with attention, and of the head.
 
-    `length`: mean length of the conversation that a token is in. Each token attends half of it.
+    That is 6 per weight and 6 x layers x width x length. `length` is the mean length of the
+    conversation of a token, which attends to half of it.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""`kubectl finetune`: kubectl finds this as `kubectl-finetune` on the PATH."""
+"""`kubectl finetune`: kubectl runs this program, which is `kubectl-finetune` on the PATH."""
 
 import argparse
 import os
@@ -12,18 +12,19 @@ if TYPE_CHECKING:
     from finetune_cli.cluster import Cluster
 
 _EXAMPLES = """examples:
-  kubectl finetune watch smollm2-chat             live until the job has finished
-  kubectl finetune logs smollm2-chat -f           worker 0 of the newest attempt, and of the next
+  kubectl finetune watch smollm2-chat             show the job live until it has finished
+  kubectl finetune logs smollm2-chat -f           follow worker 0, also in later attempts
   kubectl finetune logs smollm2-chat --worker 1 --attempt 2
-  kubectl finetune logs smollm2-chat --prepare    what became of the data
+  kubectl finetune logs smollm2-chat --prepare    show how the data was prepared
 """
 
 
 def main() -> int:
-    """Run one command; 0 done, 1 failed in words, 130 interrupted."""
+    """Run one command; return 0 on success, 1 after printing an error, 130 if interrupted."""
     try:
         arguments = _parser().parse_args()
-        # Most of a second, so not above: an interrupt meanwhile must not show a traceback.
+        # These imports take most of a second and are here so that an interrupt meanwhile shows no
+        # traceback.
         from finetune_cli.cluster import Cluster
         from finetune_cli.kubeconfig import Place
 
@@ -36,7 +37,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # `| head` has seen enough; stdout must not be flushed again at exit.
+        # The reader, such as `head`, has closed the pipe; avoid another flush of stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -60,24 +61,43 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.add_argument("name", metavar="NAME", help="name of the FineTuneJob")
-        added.add_argument("-n", "--namespace", help="namespace (the context's, or default)")
-        added.add_argument("--context", help="context of the kubeconfig (the current one)")
-        added.add_argument("--kubeconfig", help="kubeconfig file ($KUBECONFIG or ~/.kube/config)")
+        added.add_argument("-n", "--namespace", help="namespace (default: the one of the context)")
+        added.add_argument("--context", help="context of the kubeconfig (default: the current one)")
+        added.add_argument(
+            "--kubeconfig", help="kubeconfig file (default: $KUBECONFIG or ~/.kube/config)"
+        )
         added.set_defaults(run=run)
         return added
 
-    command("watch", "show a job live until it has finished; plain lines off a terminal", _watch)
+    command(
+        "watch",
+        "show a job live until it has finished; if stdout is not a terminal, print plain lines",
+        _watch,
+    )
     log = command("logs", "print the log of one worker", _logs)
-    log.add_argument("-f", "--follow", action="store_true", help="go on until the job has finished")
-    log.add_argument("--worker", type=_count, default=0, help="index of the worker (0)")
-    log.add_argument("--attempt", type=_positive, help="number of the attempt (the newest)")
-    log.add_argument("--prepare", action="store_true", help="the prepare pod instead of a worker")
-    log.add_argument("--tail", type=_count, help="only the last lines")
-    log.add_argument("--timestamps", action="store_true", help="with the time of each line")
+    log.add_argument(
+        "-f",
+        "--follow",
+        action="store_true",
+        help="follow the log, also of later attempts, until the job has finished",
+    )
+    log.add_argument(
+        "--worker", type=_non_negative, default=0, help="index of the worker (default: 0)"
+    )
+    log.add_argument(
+        "--attempt", type=_positive, help="number of the attempt (default: the newest)"
+    )
+    log.add_argument(
+        "--prepare",
+        action="store_true",
+        help="print the log of the prepare pod instead of a worker",
+    )
+    log.add_argument("--tail", type=_non_negative, help="print only so many lines from the end")
+    log.add_argument("--timestamps", action="store_true", help="print the time of each line")
     return parser
 
 
-def _count(text: str) -> int:
+def _non_negative(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
@@ -99,11 +119,11 @@ def _watch(cluster: "Cluster", arguments: argparse.Namespace) -> int:
 
 def _logs(cluster: "Cluster", arguments: argparse.Namespace) -> int:
     from finetune_cli import logs
-    from finetune_cli.select import Wanted
+    from finetune_cli.select import Selection
 
-    wanted = Wanted(arguments.worker, arguments.attempt, arguments.prepare)
+    selection = Selection(arguments.worker, arguments.attempt, arguments.prepare)
     options = logs.Options(arguments.follow, arguments.tail, arguments.timestamps)
-    return logs.run(cluster, arguments.name, wanted, options)
+    return logs.run(cluster, arguments.name, selection, options)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""Errors in words for a person; the command line never shows a traceback."""
+"""Errors with messages for users; the command line never shows a traceback."""
 
 
 class CliError(Exception):
-    """What went wrong and what to do; printed to stderr, exit code 1."""
+    """The command failed. The message explains what to do; it goes to stderr, with exit code 1."""
 
 
 class AwayError(CliError):
-    """The API server does not answer; trying again may help."""
+    """The API server does not respond; a retry may succeed."""
 
 
 class MissingError(CliError):
-    """404."""
+    """The object does not exist (404)."""
 
 
 class NoSuchJobError(CliError):
-    """The FineTuneJob does not exist; the message says which ones do."""
+    """The FineTuneJob does not exist; the message lists existing ones."""
 
 
 class ForbiddenError(CliError):
-    """403: these credentials may not do it."""
+    """The credentials do not permit the request (403)."""

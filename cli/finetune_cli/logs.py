@@ -1,4 +1,4 @@
-"""`kubectl finetune logs`: one worker's log, followed through restarts of the gang."""
+"""`kubectl finetune logs`: prints the log of one worker and follows it through restarts."""
 
 import sys
 import time
@@ -7,43 +7,43 @@ from dataclasses import dataclass, replace
 from finetune_api.base import Object
 from finetune_cli.cluster import Cluster
 from finetune_cli.errors import AwayError, MissingError
-from finetune_cli.select import Wanted, pick, state
+from finetune_cli.select import Selection, pick_pod, state
 
 _INTERVAL = 1.0  # s
-_END = 4096  # bytes
+_END = 4096  # bytes at the end of what was printed that are remembered
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to print."""
+    """How the log is printed."""
 
     follow: bool = False
     tail: int | None = None
     timestamps: bool = False
 
 
-def run(cluster: Cluster, name: str, wanted: Wanted, options: Options) -> int:
-    """Print to stdout; what this command itself has to say goes to stderr."""
+def run(cluster: Cluster, name: str, selection: Selection, options: Options) -> int:
+    """Print the log to stdout and notes about waiting to stderr; return the exit code."""
     job = cluster.job(name)
-    shown: str | None = None
+    printed: str | None = None  # uid of the pod whose log was printed last
     while True:
-        pod = _wait(cluster, name, wanted, options.follow, job["metadata"]["uid"], shown)
+        pod = _wait(cluster, name, selection, options.follow, job["metadata"]["uid"], printed)
         if pod is None:
             return 0
-        if shown is not None:
-            _say(f"--- {pod['metadata']['name']}")
+        if printed is not None:
+            _note(f"--- {pod['metadata']['name']}")
         _print(cluster, pod, options)
-        shown = pod["metadata"]["uid"]
-        if not options.follow or wanted.attempt is not None or wanted.prepare:
+        printed = pod["metadata"]["uid"]
+        if not options.follow or selection.attempt is not None or selection.prepare:
             return 0
         options = replace(options, tail=None)
 
 
 def _wait(
-    cluster: Cluster, name: str, wanted: Wanted, follow: bool, uid: str, shown: str | None
+    cluster: Cluster, name: str, selection: Selection, follow: bool, uid: str, printed: str | None
 ) -> Object | None:
-    """The pod as soon as its container has started; None when nothing more will come."""
-    said = ""
+    """Return the next pod to print once its container has started, or None if there is no more."""
+    noted = ""
     while True:
         try:
             status = cluster.job(name).get("status") or {}
@@ -51,57 +51,57 @@ def _wait(
         except AwayError as error:
             if not follow:
                 raise
-            if said != "away":
-                _say(f"{error}; trying again")
-            said = "away"
+            if noted != "away":
+                _note(f"{error}; retrying")
+            noted = "away"
             time.sleep(_INTERVAL)
             continue
-        if shown is not None and status.get("phase") in ("Succeeded", "Failed"):
+        if printed is not None and status.get("phase") in ("Succeeded", "Failed"):
             return None
-        pod = pick(pods, wanted, status, name)
-        waits = "its pod does not exist yet" if pod is None else state(pod)
-        if pod is not None and not waits.startswith("waiting"):
-            if pod["metadata"]["uid"] != shown:
+        pod = pick_pod(pods, selection, status, name)
+        cause = "its pod does not exist yet" if pod is None else state(pod)
+        if pod is not None and not cause.startswith("waiting"):
+            if pod["metadata"]["uid"] != printed:
                 return pod
-            waits = "the next pod does not exist yet"
+            cause = "the next pod does not exist yet"
         if not follow:
-            _say(f"no log yet ({waits}); -f waits for it")
+            _note(f"no log yet ({cause}); use -f to wait for it")
             return None
-        if waits != said and shown is None:
-            _say(f"waiting ({waits})")
-            said = waits
+        if cause != noted and printed is None:
+            _note(f"waiting ({cause})")
+            noted = cause
         time.sleep(_INTERVAL)
 
 
 def _print(cluster: Cluster, pod: Object, options: Options) -> None:
-    """Everything once, also when the stream is cut."""
+    """Print the log without gaps or repetitions, even if the connection is interrupted."""
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     query: Object = {"timestamps": True} if options.timestamps else {}
 
-    def whole() -> bytes:
+    def complete_log() -> bytes:
         return b"".join(cluster.log(name, **query))
 
-    shown, cut = Shown(), False
+    printed, interrupted = Printed(), False
     if options.tail is not None:
-        # Taken here and not by the node, so that it is known where the rest begins.
-        text = whole()
+        # The tail is taken here and not by the node, so that it is known where the rest begins.
+        text = complete_log()
         _write(b"".join(text.splitlines(keepends=True)[-options.tail or len(text) :]))
         if not options.follow:
             return
-        shown.add(text)
+        printed.add(text)
     while True:
         try:
-            if cut:
-                text = whole()
-                _write(shown.rest(text))
-                shown = Shown()
-                shown.add(text)
-            skip = shown.size
+            if interrupted:
+                text = complete_log()
+                _write(printed.rest(text))
+                printed = Printed()
+                printed.add(text)
+            skip = printed.size
             for chunk in cluster.log(name, follow=options.follow, **query):
                 new = chunk[skip:]
                 skip = max(0, skip - len(chunk))
                 _write(new)
-                shown.add(new)
+                printed.add(new)
             if not options.follow or _ended(cluster, name, uid):
                 return
         except MissingError:
@@ -109,27 +109,27 @@ def _print(cluster: Cluster, pod: Object, options: Options) -> None:
         except AwayError as error:
             if not options.follow:
                 raise
-            _say(f"{error}; trying again")
-        cut = True
+            _note(f"{error}; retrying")
+        interrupted = True
         time.sleep(_INTERVAL)
 
 
 @dataclass
-class Shown:
-    """What was printed of a log: how much, and the end of it, to find the place again."""
+class Printed:
+    """How much of a log was printed, and the end of that, by which the position is found again."""
 
     size: int = 0
     end: bytes = b""
 
     def add(self, text: bytes) -> None:
-        """More was printed."""
+        """Record that more was printed."""
         self.size += len(text)
         self.end = (self.end + text)[-_END:]
 
     def rest(self, text: bytes) -> bytes:
-        """What of the log as it is now was not printed.
+        """Return the part of the current log that was not printed.
 
-        Nodes rotate logs: they then know a part of it only, which may begin anywhere.
+        After a rotation the node has only a part of the log, which may begin anywhere.
         """
         if text[: self.size].endswith(self.end) and len(text) >= self.size:
             return text[self.size :]
@@ -153,5 +153,5 @@ def _ended(cluster: Cluster, name: str, uid: str) -> bool:
     return True
 
 
-def _say(text: str) -> None:
+def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

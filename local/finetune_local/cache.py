@@ -1,4 +1,4 @@
-"""Folders outside the tree: the cache of builds, and where running clusters live."""
+"""Folders outside the tree: the cache of builds, and the state of running clusters."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ TREE = Path(__file__).resolve().parents[2]
 
 
 def cache_folder() -> Path:
-    """Where builds and downloads are kept: $FINETUNE_CACHE, or the user's cache folder."""
+    """Return the folder of builds and downloads: $FINETUNE_CACHE, or one in the user's cache."""
     named = os.environ.get("FINETUNE_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(named).expanduser() if named else base / "finetune-operator"
@@ -16,7 +16,10 @@ def cache_folder() -> Path:
 
 
 def clusters_folder() -> Path:
-    """Where clusters keep state; owner only, short enough for the paths of sockets (108 bytes)."""
+    """Return the folder in which clusters keep their state, accessible only by its owner.
+
+    It is short, because the path of a socket has at most 108 bytes.
+    """
     base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     folder = base / "finetune-local"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""Bring a local cluster up, say how it is, take it down."""
+"""Brings a local cluster up, reports its state and takes it down."""
 
 import fcntl
 import os
@@ -8,55 +8,50 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_local.build import binaries
 from finetune_local.cache import clusters_folder
-from finetune_local.components import Components
-from finetune_local.layout import AUDIT_LOG, SOCKETS, Settings
+from finetune_local.cluster_files import IMAGE, write_files, write_kubeconfig
+from finetune_local.layout import SOCKETS, Settings
 from finetune_local.machine import ClusterError, check_machine, die_with_parent
+from finetune_local.manifests import MANIFESTS
 from finetune_local.ports import free_port
-from finetune_local.prepare import IMAGE, write_files, write_kubeconfig
 from finetune_local.processes import command_of, wait_gone
-from finetune_local.roles import MANIFESTS
 
-__all__ = ["IMAGE", "Cluster", "ClusterError", "check_machine", "die_with_parent", "sweep"]
+__all__ = ["IMAGE", "Cluster", "ClusterError", "check_machine", "die_with_parent", "lock_clusters"]
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,29}[a-z0-9])?")  # a part of node names, and a folder
-_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the end
+# Names are parts of node names and names of folders.
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,29}[a-z0-9])?")
+_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 bytes with the terminator
 _READY_SECONDS = 90.0
 
 
 class Cluster:
-    """One local cluster, known by its name."""
+    """A local cluster, identified by its name."""
 
     def __init__(self, name: str) -> None:
-        """ClusterError for what is no name: folders are made and deleted by it."""
+        """Raise ClusterError if the name is not valid: folders are created and deleted by it."""
         if not _NAME.fullmatch(name):
             raise ClusterError(
-                f"{name!r} is no name of a cluster; allowed are 1 to 31 of a-z, 0-9 and -, "
-                "the first and the last one not -"
+                f"{name!r} is not a valid cluster name; use 1 to 31 characters of a-z, 0-9 and -, "
+                "and begin and end with a letter or a digit"
             )
         self.name = name
         self.directory = clusters_folder() / name
-        self._is_ours = False  # this object brings it up, or did
+        self._is_ours = False  # whether this object brought the cluster up or is doing so
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def kubeconfig(self) -> Path:
-        """Administrator's kubeconfig."""
+        """The administrator's kubeconfig."""
         return self.directory / "admin.conf"
 
     @property
-    def audit_log(self) -> Path:
-        """What the API server was asked, if it was brought up to note that."""
-        return self.directory / AUDIT_LOG
-
-    @property
     def settings(self) -> Settings:
-        """What was chosen when it came up; ClusterError when it is not there."""
+        """The settings that the cluster was brought up with; ClusterError if it does not exist."""
         try:
             return Settings.load(self.directory / "cluster.json")
         except FileNotFoundError:
@@ -71,24 +66,26 @@ class Cluster:
         *,
         devices: int = 2,
         nodes: int = 1,
-        control_plane_only: bool = False,
         tied: bool = False,
-        audit: bool = False,
+        api_server_flags: Sequence[str] = (),
     ) -> "Cluster":
-        """A running cluster with Ready nodes; one of that name that runs already is an error.
+        """Bring a cluster up and return it when all its nodes are Ready.
 
-        `tied`: it ends with the process that brought it up, however that ends. `audit`: the API
-        server notes what service accounts ask of it (`audit_log`).
+        With no nodes only the control plane runs. A `tied` cluster ends with the process that
+        brought it up, however that process ends. Raises ClusterError if a cluster of that name
+        already runs.
         """
         cluster = cls(name)
         check_machine()
         cluster._check_sockets()
         binary = binaries() / "controlplane"
         try:
-            # The lock is held until the supervisor is there: only then others see what is taken.
-            with _choices() as taken:
-                count = 0 if control_plane_only else nodes
-                cluster._begin(binary, devices, count, taken, tied=tied, audit=audit)
+            # The lock is held until the supervisor runs: only then can other processes see which
+            # network the cluster uses.
+            with lock_clusters() as running:
+                network = _free_network(running)
+                settings = Settings(name, free_port(), network, devices, nodes)
+                cluster._begin(binary, settings, api_server_flags, tied=tied)
             cluster._wait_until_ready()
         except ClusterError:
             if cluster._is_ours:
@@ -101,7 +98,10 @@ class Cluster:
         return cluster
 
     def down(self, *, keep_logs: bool = False) -> None:
-        """End every process and remove every file (but the logs); fine when nothing runs."""
+        """End every process and remove every file, except for the logs if `keep_logs` is set.
+
+        Does nothing if the cluster does not exist.
+        """
         pid = self.supervisor()
         if pid is not None:
             os.kill(pid, signal.SIGKILL)  # its child, process 1 of the namespace, dies with it
@@ -117,38 +117,17 @@ class Cluster:
             self._remove()
 
     def supervisor(self) -> int | None:
-        """Process id of what holds the cluster, None when it is down."""
+        """Return the process id of the cluster's supervisor, or None while the cluster is down."""
         try:
             pid = int((self.directory / "supervisor.pid").read_text())
         except (FileNotFoundError, ValueError):
             return None
         return pid if str(self.directory) in command_of(pid) else None
 
-    def component(self, name: str) -> int | None:
-        """Process id of etcd, kube-apiserver, NAME-node-1, ...; None while it is down."""
-        return self._components().pid(name)
-
-    def kill_component(self, name: str, *, stay_down: bool = False) -> None:
-        """kill -9 one component; it is started again soon, or when `start_component` says so.
-
-        A node's agent takes the processes of its pods along: it is as if the machine were lost.
-        """
-        self._components().kill(name, stay_down=stay_down)
-
-    def start_component(self, name: str) -> None:
-        """Start what was killed; returns when the process is there, not when it is ready."""
-        self._components().start(name)
-
-    def _components(self) -> Components:
-        pid = self.supervisor()
-        if pid is None:
-            raise ClusterError(f"cluster {self.name!r} is down")
-        return Components(self.directory, pid)
-
     def kubectl(
         self, *arguments: str, stdin: str | None = None, kubeconfig: Path | None = None
     ) -> str:
-        """Output of kubectl; ClusterError with its words when it fails."""
+        """Run kubectl and return its output; ClusterError with its message if it fails."""
         command = [str(binaries() / "kubectl"), "--kubeconfig", str(kubeconfig or self.kubeconfig)]
         done = subprocess.run(
             [*command, *arguments], input=stdin, check=False, capture_output=True, text=True
@@ -158,7 +137,7 @@ class Cluster:
         return done.stdout
 
     def user_kubeconfig(self, namespace: str, service_account: str) -> Path:
-        """A kubeconfig that is the service account and nothing more; its token lives a day."""
+        """Write a kubeconfig with the rights of a service account; its token is valid for a day."""
         token = self.kubectl(
             "create", "token", service_account, "--namespace", namespace, "--duration", "24h"
         ).strip()
@@ -169,29 +148,21 @@ class Cluster:
         longest = max((str(self.directory / name) for name in SOCKETS), key=len)
         if len(os.fsencode(longest)) > _SOCKET_PATH_BYTES:
             raise ClusterError(
-                f"{longest} is too long for a socket ({_SOCKET_PATH_BYTES} bytes); "
-                "choose a shorter name, or another folder by XDG_STATE_HOME"
+                f"the path {longest} is too long for a socket (at most {_SOCKET_PATH_BYTES} "
+                "bytes); choose a shorter cluster name, or set XDG_STATE_HOME to another folder"
             )
 
     def _begin(
-        self,
-        binary: Path,
-        devices: int,
-        nodes: int,
-        taken: list[Settings],
-        *,
-        tied: bool,
-        audit: bool,
+        self, binary: Path, settings: Settings, api_server_flags: Sequence[str], *, tied: bool
     ) -> None:
         if self.supervisor() is not None:
             raise ClusterError(
-                f"cluster {self.name!r} runs already; "
+                f"cluster {self.name!r} already runs; "
                 f"take it down: finetune-local down --name {self.name}"
             )
         self._remove()
         self._is_ours = True
-        settings = Settings(self.name, free_port(), _free_network(taken), devices, nodes, audit)
-        write_files(self.directory, settings, binary)
+        write_files(self.directory, settings, binary, api_server_flags)
         self._start(tied=tied)
 
     def _remove_all_but(self, *names: str) -> None:
@@ -202,7 +173,7 @@ class Cluster:
                 entry.unlink()
 
     def _remove(self) -> None:
-        """Delete the folder, if it is a cluster's: one that holds cluster.json."""
+        """Delete the cluster's folder; ClusterError if it contains files but no cluster.json."""
         if not self.directory.exists():
             return
         if not (self.directory / "cluster.json").is_file() and any(self.directory.iterdir()):
@@ -219,13 +190,14 @@ class Cluster:
         command = ["unshare", *namespace, "--mount-proc", sys.executable]
         with (self.directory / "logs" / "supervisor.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "-m", "finetune_local.supervise", str(self.directory)],
+                [*command, "-m", "finetune_local.supervisor", str(self.directory)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 cwd="/",
-                # Only the main thread of a test run or of the demo brings up a tied cluster.
+                # The hook is safe: only the main thread of a test run or of the demo brings up a
+                # tied cluster.
                 preexec_fn=die_with_parent if tied else None,
             )
         (self.directory / "supervisor.pid").write_text(str(self._process.pid))
@@ -253,30 +225,19 @@ class Cluster:
             time.sleep(0.25)
 
 
-def sweep(prefix: str) -> None:
-    """Remove the files of clusters that died with the test run that had brought them up."""
-    with _choices():  # nobody is between writing files and starting
-        for cluster in _clusters():
-            if cluster.name.startswith(prefix) and cluster.supervisor() is None:
-                cluster._remove()
-
-
 @contextmanager
-def _choices() -> Iterator[list[Settings]]:
-    """What other clusters have taken; nobody else chooses meanwhile."""
+def lock_clusters() -> Iterator[list[Cluster]]:
+    """Yield the running clusters; meanwhile no other process can begin to bring one up."""
     with (clusters_folder() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield [c.settings for c in _clusters() if c.supervisor() is not None]
+        names = [file.parent.name for file in clusters_folder().glob("*/cluster.json")]
+        clusters = [Cluster(name) for name in names if _NAME.fullmatch(name)]
+        yield [cluster for cluster in clusters if cluster.supervisor() is not None]
 
 
-def _clusters() -> list[Cluster]:
-    names = [file.parent.name for file in clusters_folder().glob("*/cluster.json")]
-    return [Cluster(name) for name in names if _NAME.fullmatch(name)]
-
-
-def _free_network(taken: list[Settings]) -> str:
-    used = {settings.pod_network for settings in taken}
+def _free_network(running: list[Cluster]) -> str:
+    used = {cluster.settings.pod_network for cluster in running}
     for second in range(16, 251):
         if (network := f"127.{second}.0.0/16") not in used:
             return network
-    raise ClusterError("235 local clusters run already; take some down")
+    raise ClusterError("235 local clusters already run; take some down")

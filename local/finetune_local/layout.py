@@ -1,7 +1,8 @@
-"""Files and numbers of one cluster, and the command lines of its components (pure)."""
+"""Settings of a cluster and the command lines of its components (pure functions)."""
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -12,32 +13,31 @@ SOCKETS = ("etcd.sock:0", "etcd-peer.sock:0")
 
 @dataclass(frozen=True)
 class Settings:
-    """What was chosen for a cluster when it came up; `cluster.json` in its folder."""
+    """What a cluster was brought up with, stored as `cluster.json` in its folder."""
 
     name: str
     api_port: int
     pod_network: str
     devices: int
     nodes: int
-    audit: bool = False  # the API server notes what service accounts ask of it
 
     @property
     def server(self) -> str:
-        """Address of the API server."""
+        """URL of the API server."""
         return f"https://127.0.0.1:{self.api_port}"
 
     @property
     def node_names(self) -> list[str]:
-        """Node 1 to n."""
+        """Names of the nodes, numbered from 1."""
         return [f"{self.name}-node-{number + 1}" for number in range(self.nodes)]
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
+        """Write the settings as JSON."""
         path.write_text(json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> "Settings":
-        """Read what `save` wrote, also in another version: what is not known here is left out."""
+        """Read what `save` wrote, also in another version: unknown fields are ignored."""
         known = {field.name for field in fields(cls)}
         found = json.loads(path.read_text())
         return cls(**{name: value for name, value in found.items() if name in known})
@@ -53,7 +53,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Identities:
-    """Who signs and who speaks."""
+    """The certificate authority, and the certificates of the components that need one."""
 
     ca: Path
     api_server: Identity
@@ -62,10 +62,15 @@ class Identities:
 
 
 def control_plane(
-    folder: Path, binary: Path, settings: Settings, identities: Identities
+    folder: Path,
+    binary: Path,
+    settings: Settings,
+    identities: Identities,
+    api_server_flags: Sequence[str] = (),
 ) -> list[Component]:
-    """etcd (on a socket that only the owner can reach), API server, controllers, scheduler."""
-    # etcd wants a port even of a socket; the files lie in a folder with mode 0700.
+    """Return etcd, the API server, the controller manager and the scheduler."""
+    # etcd listens on sockets in a folder with mode 0700, so only the owner can connect. It requires
+    # a port even for a socket.
     etcd, peer = (f"unix://{folder}/{name}" for name in SOCKETS)
     api_server, accounts = identities.api_server, identities.service_accounts
     manager, scheduler = folder / "controller-manager.conf", folder / "scheduler.conf"
@@ -77,7 +82,7 @@ def control_plane(
             f"--listen-peer-urls={peer}",
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=default={peer}",
-            "--unsafe-no-fsync",  # a cluster that `down` deletes needs no durability
+            "--unsafe-no-fsync",  # `down` deletes the data, so it need not survive a crash
             "--log-level=warn",
         ],
         "kube-apiserver": [
@@ -97,9 +102,9 @@ def control_plane(
             "--service-cluster-ip-range=10.96.0.0/16",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
-            "--allow-privileged",  # as everywhere: Pod Security is what forbids it
-            "--endpoint-reconciler-type=none",  # EndpointSlices refuse addresses of 127/8
-            *(_audit(folder) if settings.audit else []),
+            "--allow-privileged",  # as on other clusters, where Pod Security forbids it
+            "--endpoint-reconciler-type=none",  # EndpointSlices do not accept addresses in 127/8
+            *api_server_flags,
         ],
         "kube-controller-manager": [
             f"--kubeconfig={manager}",
@@ -108,7 +113,7 @@ def control_plane(
             "--use-service-account-credentials",
             "--leader-elect=false",
             "--secure-port=0",
-            # Its default of 20 a second makes a new cluster wait five seconds for discovery.
+            # With the default of 20 requests a second discovery in a new cluster takes 5 s.
             "--kube-api-qps=500",
             "--kube-api-burst=500",
             "--node-monitor-period=2s",
@@ -125,34 +130,8 @@ def control_plane(
     return [Component(name, [str(binary), name, *flags]) for name, flags in commands.items()]
 
 
-AUDIT_LOG = Path("logs") / "audit.log"  # in the cluster's folder, a JSON object a line
-# Nothing of the bodies. The controllers' own accounts would be most of it.
-AUDIT_POLICY = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived", "ResponseStarted"],
-    "rules": [
-        {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},
-        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
-        {"level": "None"},
-    ],
-}
-
-
-def audit_policy(folder: Path) -> Path:
-    """File that holds AUDIT_POLICY."""
-    return folder / "audit-policy.json"
-
-
-def _audit(folder: Path) -> list[str]:
-    log = folder / AUDIT_LOG
-    # Blocking: what was answered stands in the log.
-    mode = "--audit-log-mode=blocking"
-    return [f"--audit-policy-file={audit_policy(folder)}", f"--audit-log-path={log}", mode]
-
-
 def node(folder: Path, settings: Settings, name: str) -> Component:
-    """The agent of one node."""
+    """Return the agent of one node."""
     number = settings.node_names.index(name)
     first, second, *_ = settings.pod_network.split(".")
     return Component(
@@ -175,7 +154,7 @@ def node(folder: Path, settings: Settings, name: str) -> Component:
 
 
 def kubeconfig(server: str, ca: Path, user: dict[str, str]) -> str:
-    """A kubeconfig with one cluster, one user, one context (JSON is YAML)."""
+    """Return a kubeconfig with one cluster, one user and one context, as JSON, which is YAML."""
     return json.dumps(
         {
             "apiVersion": "v1",

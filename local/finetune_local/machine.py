@@ -1,6 +1,6 @@
-"""What a machine must have before anything is downloaded or started, said in words.
+"""Checks what a machine must have before anything is downloaded or started.
 
-Standard library only: `make setup` asks here before it has installed a single package.
+Uses only the standard library, because `make setup` runs these checks before it installs packages.
 """
 
 import ctypes
@@ -20,22 +20,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 class ClusterError(Exception):
-    """A cluster did not do what was asked; the message says what to do."""
+    """An operation on a cluster failed. The message explains what to do."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that will be written below a folder, and what they are for."""
+    """Bytes that will be written below a folder, and their purpose."""
 
     what: str
     size: int
-    folder: Path  # it need not exist yet
+    folder: Path  # need not exist yet
 
 
 def no_namespaces() -> str | None:
-    """Why pods cannot run here and what to do; None when they can."""
+    """Return why pods cannot run on this machine and what to do, or None if they can."""
     if not sys.platform.startswith("linux"):
-        return f"the local cluster runs on Linux only, this is {sys.platform}"
+        return f"the local cluster runs only on Linux; this is {sys.platform}"
     if shutil.which("unshare") is None:
         return "the program unshare (package util-linux) is not on the PATH"
     probe = ["unshare", "--user", "--map-root-user", "--pid", "--mount", "--fork", "--mount-proc"]
@@ -50,12 +50,12 @@ def no_namespaces() -> str | None:
 
 
 def cluster_needs() -> list[Need]:
-    """Room for one cluster: etcd, logs, and what pods write outside their claims."""
+    """Return the disk space of one cluster: etcd, logs and what pods write outside of claims."""
     return [Need("cluster", 1 * GB, clusters_folder())]
 
 
 def no_room(needs: Iterable[Need]) -> str | None:
-    """Which file system is too small for its needs together; None when all fit."""
+    """Return which file system has too little space for its needs, or None if all fit."""
     file_systems: dict[int, list[Need]] = {}
     for need in needs:
         file_systems.setdefault(os.stat(_existing(need.folder)).st_dev, []).append(need)
@@ -66,25 +66,25 @@ def no_room(needs: Iterable[Need]) -> str | None:
             parts = "; ".join(f"{n.what} {n.size / GB:.1f} GB in {n.folder}" for n in together)
             return (
                 f"{free / GB:.1f} GB of disk are free, {wanted / GB:.1f} GB are needed: {parts}. "
-                "Make room, or name folders on another disk (FINETUNE_CACHE for packages and "
-                "control plane)"
+                "Free some space, or use folders on another disk (FINETUNE_CACHE is the folder of "
+                "packages and of the control plane)"
             )
     return None
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists: the file system it will be on."""
+    """Return the folder or its nearest existing parent, which is on the same file system."""
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
 def check_machine() -> None:
-    """ClusterError in words when this machine cannot run a local cluster."""
+    """Raise ClusterError if this machine cannot run a local cluster."""
     if refused := no_namespaces() or no_room(cluster_needs()):
         raise ClusterError(refused)
 
 
 def die_with_parent() -> None:
-    """To be run between fork and exec: the kernel kills us when the parent is gone."""
+    """Have the kernel kill this process when its parent ends; call it between fork and exec."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

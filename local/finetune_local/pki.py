@@ -1,4 +1,4 @@
-"""Certificates and keys of one cluster: an own authority, a certificate for each who speaks."""
+"""Certificates and keys of one cluster: its own authority, and a certificate per component."""
 
 import datetime
 import ipaddress
@@ -11,19 +11,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-_LIFE = datetime.timedelta(days=365)
+_VALIDITY = datetime.timedelta(days=365)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A certificate and its key, as files."""
+    """The files of a certificate and of its key."""
 
     certificate: Path
     key: Path
 
 
 class Authority:
-    """The certificate authority of one cluster; every file is readable by its owner only."""
+    """The certificate authority of one cluster. Only the owner can read its files."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -39,7 +39,7 @@ class Authority:
     def issue(
         self, file: str, user: str, groups: tuple[str, ...] = (), names: tuple[str, ...] = ()
     ) -> Identity:
-        """Certificate for a client (user, groups), and for a server when it has names."""
+        """Issue a certificate for a client, and also for a server if `names` are given."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
         subject.append(x509.NameAttribute(NameOID.COMMON_NAME, user))
@@ -57,7 +57,7 @@ class Authority:
         return identity
 
     def signing_key(self, file: str) -> Identity:
-        """A bare key pair, for service account tokens."""
+        """Create a key pair without a certificate, which signs service account tokens."""
         key = ec.generate_private_key(ec.SECP256R1())
         identity = Identity(self._folder / f"{file}.pub", self._folder / f"{file}.key")
         public = key.public_key().public_bytes(
@@ -79,7 +79,7 @@ def _builder(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + _LIFE)
+        .not_valid_after(now + _VALIDITY)
     )
 
 

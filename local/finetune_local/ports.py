@@ -1,16 +1,16 @@
-"""Ports to listen on."""
+"""Chooses ports to listen on."""
 
 import random
 import socket
 
-# Below what Linux gives to outgoing connections, 32768 at the least: a port of those may be
-# taken between the choice and the listening. Above what well-known programs use.
+# Below the range that Linux uses for outgoing connections, which begins at 32768 or above: such a
+# port may be taken between the choice and the listening. Above the ports of well-known programs.
 _PORTS = range(15000, 29000)
 _TRIES = 100
 
 
 def free_port() -> int:
-    """A port of this machine on which nobody listens; OSError when none is found."""
+    """Return a port of this machine that is free; OSError if none is found."""
     for port in random.SystemRandom().sample(_PORTS, _TRIES):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -19,4 +19,6 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise OSError(f"no port of {_TRIES} between {_PORTS.start} and {_PORTS.stop - 1} is free")
+    raise OSError(
+        f"none of {_TRIES} ports tried between {_PORTS.start} and {_PORTS.stop - 1} is free"
+    )

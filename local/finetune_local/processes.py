@@ -1,4 +1,4 @@
-"""Processes of this machine, as /proc shows them."""
+"""Reads the processes of this machine from /proc."""
 
 import os
 import time
@@ -9,25 +9,16 @@ from finetune_local.machine import ClusterError
 
 
 def command_of(pid: int) -> list[str]:
-    """Command line; empty when the process is gone, or a zombie."""
+    """Return the command line; empty if the process is gone or a zombie."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return [os.fsdecode(word) for word in words[:-1]]
-
-
-def children_of(pid: int) -> list[int]:
-    """Children of a process with one thread, in its parent's order."""
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return [int(child) for child in text.split()]
+    return [os.fsdecode(argument) for argument in arguments[:-1]]
 
 
 def is_alive(pid: int) -> bool:
-    """Whether it can still do something: a zombie cannot, whoever should have waited for it."""
+    """Return whether the process still runs. A zombie does not, even if it was not waited for."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -36,22 +27,22 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_gone(pid: int, directory: Path, seconds: float = 15.0) -> None:
-    """Until neither the process nor anything that names the folder is left."""
+    """Wait until neither the process nor any process with the folder in its arguments is left."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        if not is_alive(pid) and not _any_process_names(str(directory)):
+        if not is_alive(pid) and not _is_in_any_command(str(directory)):
             return
         time.sleep(0.05)
-    raise ClusterError(f"processes of {directory} are still there after {seconds:.0f} s")
+    raise ClusterError(f"processes of {directory} still run after {seconds:.0f} s")
 
 
-def _any_process_names(folder: str) -> bool:
+def _is_in_any_command(folder: str) -> bool:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with suppress(PermissionError):
-                words = command_of(int(entry.name))
-                if any(w == folder or folder + "/" in w for w in words):
+                command = command_of(int(entry.name))
+                if any(part == folder or folder + "/" in part for part in command):
                     return True
     return False

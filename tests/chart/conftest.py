@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local import go_tool
 from finetune_local.build import binaries
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from tests.chart.helm import Helm
+from tests.tools import go_tool
 
 Paste = Callable[..., str]  # (commands, folder, **environment)
 

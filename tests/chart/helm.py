@@ -10,11 +10,11 @@ from pathlib import Path
 import yaml
 
 from finetune_api.base import Object
-from finetune_local import go_tool
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from finetune_local.ports import free_port
 from tests.installed import Operator, wait_for
+from tests.tools import go_tool
 
 CHART = TREE / "charts" / "finetune-operator"
 VERSION: str = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]

@@ -12,10 +12,10 @@ from pathlib import Path
 import yaml
 
 from finetune_api.base import Object
-from finetune_local import debian_tool
 from finetune_local.cluster import die_with_parent
 from finetune_local.ports import free_port
 from tests.installed import wait_for
+from tests.tools import debian_tool
 
 
 class Prometheus:

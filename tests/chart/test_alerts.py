@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from finetune_api.base import Object
-from finetune_local import debian_tool
 from finetune_local.cache import TREE
 from tests.chart.helm import Helm, find
+from tests.tools import debian_tool
 
 CASES = Path(__file__).parent / "alerts" / "cases.yaml"
 PAGE = (TREE / "docs" / "alerts.md").read_text()

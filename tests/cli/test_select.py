@@ -1,9 +1,9 @@
-"""Which pod's log is meant."""
+"""The choice of the pod whose log is printed."""
 
 import pytest
 
 from finetune_cli.errors import CliError
-from finetune_cli.select import Wanted, pick, state
+from finetune_cli.select import Selection, pick_pod, state
 
 
 def pod(name: str, **labels):
@@ -26,34 +26,34 @@ STATUS = {"attempt": 2, "workers": {"desired": 2}, "phase": "Running"}
 
 
 @pytest.mark.parametrize(
-    ("wanted", "status", "name"),
+    ("selection", "status", "name"),
     [
-        (Wanted(), STATUS, "a-2-0"),
-        (Wanted(worker=1), STATUS, "a-2-1"),
-        (Wanted(attempt=1), STATUS, "a-1-0"),
-        (Wanted(prepare=True), STATUS, "a-prepare"),
-        (Wanted(), {}, "a-prepare"),
+        (Selection(), STATUS, "a-2-0"),
+        (Selection(worker=1), STATUS, "a-2-1"),
+        (Selection(attempt=1), STATUS, "a-1-0"),
+        (Selection(prepare=True), STATUS, "a-prepare"),
+        (Selection(), {}, "a-prepare"),
     ],
 )
-def test_the_newest_attempt_and_worker_0_are_meant_by_default(wanted, status, name):
-    assert pick(PODS, wanted, status, "a")["metadata"]["name"] == name
+def test_the_default_is_worker_0_of_the_newest_attempt(selection, status, name):
+    assert pick_pod(PODS, selection, status, "a")["metadata"]["name"] == name
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("selection", "message"),
     [
-        (Wanted(worker=2), "allowed are 0 to 1"),
-        (Wanted(attempt=3), "no attempt 3; the newest is 2"),
-        (Wanted(attempt=1, worker=1), "is gone; attempts with pods: 1, 2"),
+        (Selection(worker=2), "allowed are 0 to 1"),
+        (Selection(attempt=3), "no attempt 3; the newest is 2"),
+        (Selection(attempt=1, worker=1), "is gone; attempts with pods: 1, 2"),
     ],
 )
-def test_what_cannot_be_shown_is_said_in_words(wanted, words):
-    with pytest.raises(CliError, match=words):
-        pick(PODS, wanted, STATUS, "a")
+def test_a_pod_that_cannot_exist_is_an_error(selection, message):
+    with pytest.raises(CliError, match=message):
+        pick_pod(PODS, selection, STATUS, "a")
 
 
-def test_a_pod_that_will_come_is_waited_for():
-    assert pick(PODS[:2], Wanted(), STATUS, "a") is None
+def test_a_pod_that_does_not_exist_yet_is_not_an_error():
+    assert pick_pod(PODS[:2], Selection(), STATUS, "a") is None
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,6 @@ def test_a_pod_that_will_come_is_waited_for():
         ({"waiting": {"reason": "ImagePullBackOff"}}, "waiting: ImagePullBackOff"),
     ],
 )
-def test_states(container, text):
+def test_state_of_the_trainer_container(container, text):
     found = {"status": {"containerStatuses": [{"name": "trainer", "state": container}]}}
     assert state(found) == text

@@ -1,4 +1,4 @@
-"""What people see, as text."""
+"""The text of the panel, of the plain lines and of the result."""
 
 import io
 from datetime import UTC, datetime, timedelta
@@ -33,7 +33,7 @@ RUNNING = {
         "lostDeviceSeconds": 360,
         "overheadDeviceSeconds": 1440,
     },
-    "newThingOfANewerOperator": {"a": 1},
+    "fieldOfANewerOperator": {"a": 1},
 }
 
 
@@ -49,7 +49,7 @@ def event(reason: str, uid: str = "1", kind: str = "Normal"):
         "metadata": {"uid": uid},
         "type": kind,
         "reason": reason,
-        "message": "words",
+        "message": "text",
         "lastTimestamp": "2026-01-01T00:00:30Z",
     }
 
@@ -60,31 +60,31 @@ def rendered(shot: Snapshot, width: int = 80) -> str:
     return console.file.getvalue()
 
 
-def test_the_panel_shows_what_a_person_asks_for():
+def test_the_panel_shows_progress_loss_usage_and_events():
     text = rendered(snapshot(3600, [event("CheckpointVerified")], **RUNNING))
-    for words in (
+    for expected in (
         "default/a  Running / Training  1h0m",
         "124 of 354  loss 1.7310  lr 9.10e-06",
         "15,800 tokens/s  MFU 47 %  about 1h7m left",
         "2.4130 before training, 1.8020 at step 120",
         "2.000 device hours (75% productive, 5% lost, 20% overhead)",
         "2 of 2 running  attempt 2  restarts 1",
-        "00:00:30 CheckpointVerified: words",
+        "00:00:30 CheckpointVerified: text",
     ):
-        assert words in text
+        assert expected in text
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-def test_without_a_status_it_says_what_it_waits_for():
+def test_without_a_status_the_panel_waits_for_the_operator():
     assert "waiting for the operator" in rendered(snapshot(5))
     assert "is finetune-operator running?" not in rendered(snapshot(5))
     assert "is finetune-operator running?" in rendered(snapshot(40))
 
 
-def test_plain_lines_come_once_and_only_for_changes():
+def test_plain_lines_appear_once_and_only_for_changes():
     before = snapshot(60, [event("Preparing")], phase="Preparing", message="preparing")
     assert view.plain(None, before) == [
-        "00:00:30 Preparing: words",
+        "00:00:30 Preparing: text",
         "00:01:00 Preparing: preparing",
     ]
     assert view.plain(before, snapshot(61, [event("Preparing")], phase="Preparing")) == []
@@ -93,14 +93,14 @@ def test_plain_lines_come_once_and_only_for_changes():
 
 
 @pytest.mark.parametrize("phase", ["Queued", "Suspending", "Suspended", "Hibernating"])
-def test_a_phase_is_shown_as_the_operator_says_it(phase):
-    shot = snapshot(phase=phase, stage="Dreaming", reason="Newer", message="words", attempt=3)
+def test_an_unknown_phase_is_shown_as_the_operator_wrote_it(phase):
+    shot = snapshot(phase=phase, stage="Dreaming", reason="Newer", message="text", attempt=3)
     assert f"default/a  {phase} / Dreaming (Newer)" in rendered(shot)
-    assert view.plain(None, shot) == [f"00:01:00 {phase} / Dreaming (Newer): words"]
+    assert view.plain(None, shot) == [f"00:01:00 {phase} / Dreaming (Newer): text"]
     assert not shot.status.finished
 
 
-def test_what_a_newer_operator_writes_differently_is_left_out_and_the_rest_shown():
+def test_fields_that_cannot_be_parsed_are_left_out():
     newer = RUNNING | {
         "evaluation": {"baseline": {"loss": 2.4}},
         "conditions": [{"type": "New"}],
@@ -125,7 +125,7 @@ def test_what_a_newer_operator_writes_differently_is_left_out_and_the_rest_shown
         ({"lastTimestamp": None, "eventTime": None}, "00:00:40"),
     ],
 )
-def test_an_event_has_a_time_whoever_wrote_it(times, shown):
+def test_the_time_of_events_by_different_clients(times, shown):
     metadata = {"uid": "1", "creationTimestamp": "2026-01-01T00:00:40Z"}
     found = {"metadata": metadata, "reason": "Odd", "message": None, **times}
     assert view.event_line(found) == f"{shown} Odd: "
@@ -149,7 +149,7 @@ def test_a_finished_job_shows_its_result():
     assert lines[-1] == "  model       pvc://w/final (2 MB, verified)"
 
 
-def test_a_failed_job_shows_why():
+def test_a_failed_job_shows_its_reason_and_message():
     lines = view.result(
         snapshot(60, phase="Failed", reason="BadData", message="train.jsonl line 17: not JSON")
     )
@@ -160,5 +160,5 @@ def test_a_failed_job_shows_why():
     ("seconds", "text"),
     [(0, "0s"), (89, "89s"), (90, "1m"), (3600, "1h0m"), (90_000, "1d1h"), (-5, "0s")],
 )
-def test_durations_are_short(seconds, text):
+def test_durations_are_rounded(seconds, text):
     assert view.duration(seconds) == text

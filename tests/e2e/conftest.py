@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.cluster import Cluster
+from finetune_local.cluster import IMAGE, Cluster
+from finetune_local.node.registration import DEVICE
 from tests.installed import Operator, install
 from tests.security import audit, rights
+from tests.tools import clusters
 from tests.trainer import tiny
 
 VOLUME = """
@@ -34,24 +36,23 @@ spec:
 
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes of two devices each: a gang of two has a worker on each."""
-    two = Cluster.up(f"test-e2e-{os.getpid()}", devices=2, nodes=2, tied=True, audit=True)
+    """Two nodes with two devices each, so that a gang of two has a worker on each."""
+    two = clusters.up_with_audit_log(f"test-e2e-{os.getpid()}", devices=2, nodes=2)
     yield two
-    asked = audit.read(two.audit_log, audit.user(rights.NAMESPACE, rights.ACCOUNT))
+    asked = audit.read(clusters.audit_log(two), audit.user(rights.NAMESPACE, rights.ACCOUNT))
     two.down()
-    # Jobs that really run ask for nothing else than those of tests/security/test_rights.py.
-    # What was refused does not matter here: an API server that has just started does not know its
-    # roles yet.
+    # Jobs that really run need no other rights than those in tests/security/test_rights.py. Refused
+    # requests do not matter here: an API server that has just started does not know its roles yet.
     assert asked.rights <= rights.granted(rights.objects())
 
 
 @pytest.fixture(scope="package")
 def workspace(cluster: Cluster, tmp_path_factory) -> Path:
-    """The volume behind the claim `w`: a tiny model, data, and room for runs."""
+    """The volume behind the claim `w`, with a tiny model and data."""
     install(cluster)
     folder = tmp_path_factory.mktemp("workspace")
     for parent in (folder, *folder.parents):
-        # pytest makes its folders for the owner only; pods run as another user.
+        # Only the owner can read folders of pytest, but pods run as another user.
         if parent.name.startswith("pytest") or parent == folder:
             parent.chmod(0o755)
     tiny.make_model(folder / "model")
@@ -70,7 +71,7 @@ def operator(cluster: Cluster, workspace: Path, tmp_path: Path) -> Iterator[Oper
 
 
 def manifest(name: str, **changes):
-    """A job on the tiny model, by the cluster's own devices."""
+    """Return a job that trains the tiny model on devices of the cluster."""
     spec = {
         "model": {"source": "pvc://w/model"},
         "dataset": {
@@ -80,8 +81,8 @@ def manifest(name: str, **changes):
         "training": {"maxSteps": 120, "globalBatchSize": 4, "sequenceLength": 128},
         "workers": {
             "replicas": 2,
-            "deviceResource": "finetune.dev/cpu-device",
-            "image": "finetune-trainer:local",
+            "deviceResource": DEVICE,
+            "image": IMAGE,
         },
         "checkpoints": {"storage": f"pvc://w/runs/{name}", "intervalSteps": 40},
         **changes,
@@ -96,7 +97,7 @@ def manifest(name: str, **changes):
 
 @pytest.fixture
 def submit(cluster: Cluster, workspace: Path) -> Callable[..., None]:
-    """Create a job on the tiny model."""
+    """Return a function that creates a job on the tiny model."""
 
     def create(name: str, **changes) -> None:
         cluster.kubectl("create", "-f", "-", stdin=json.dumps(manifest(name, **changes)))

@@ -1,4 +1,4 @@
-"""Finding and following the processes of a job's pods."""
+"""Waits for steps of a job and finds the processes of its ranks."""
 
 from pathlib import Path
 
@@ -14,19 +14,23 @@ def wait_for_step(cluster, pod: str, step: int) -> None:
         except ClusterError:
             return False
 
-    wait_for(f"{pod} finished step {step}", logged, 240)
+    wait_for(f"{pod} to finish step {step}", logged, 240)
 
 
 def rank_process(job: str, rank: int) -> int:
-    """Process id of a rank, by its environment: pods have process ids of their own."""
+    """Return the process id of a rank, found by its environment, as this machine counts.
+
+    Inside a pod the process has another id.
+    """
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                words = (entry / "environ").read_bytes().split(b"\0")
+                variables = (entry / "environ").read_bytes().split(b"\0")
                 command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            ours = any(w.startswith(b"FINETUNE_RUN") and job.encode() in w for w in words)
-            if ours and b"finetune_trainer.rank" in command and f"RANK={rank}".encode() in words:
+            is_of_job = any(v.startswith(b"FINETUNE_RUN") and job.encode() in v for v in variables)
+            is_rank = b"finetune_trainer.rank" in command and f"RANK={rank}".encode() in variables
+            if is_of_job and is_rank:
                 return int(entry.name)
     raise AssertionError(f"no rank {rank} of {job}")

@@ -1,4 +1,4 @@
-"""What clusters do to jobs: each disaster is real, and the job ends well."""
+"""Jobs succeed despite preemption, lost nodes, restarts and hangs, each of which really happens."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import pytest
 from finetune_local.cluster import ClusterError
 from tests.e2e.processes import rank_process, wait_for_step
 from tests.installed import finished, pods, status, wait_for
+from tests.tools import components
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -18,7 +19,7 @@ kind: PriorityClass
 metadata: {name: urgent}
 value: 1000
 """
-_INTRUDER = """
+_URGENT_POD = """
 apiVersion: v1
 kind: Pod
 metadata: {{name: {name}}}
@@ -38,20 +39,20 @@ def node_of(cluster, pod: str) -> str:
     return cluster.kubectl("get", "pod", pod, "-o", "jsonpath={.spec.nodeName}")
 
 
-def test_a_preempted_gang_saves_waits_for_room_and_loses_nothing(cluster, operator, submit):
+def test_a_preempted_gang_saves_waits_for_devices_and_loses_no_step(cluster, operator, submit):
     submit("preempted")
     wait_for_step(cluster, "preempted-1-0", 50)
     cluster.kubectl("apply", "-f", "-", stdin=_CLASS)
-    for name in ("intruder-1", "intruder-2"):  # both nodes
-        cluster.kubectl("create", "-f", "-", stdin=_INTRUDER.format(name=name))
+    for name in ("urgent-1", "urgent-2"):  # both nodes
+        cluster.kubectl("create", "-f", "-", stdin=_URGENT_POD.format(name=name))
     queued = wait_for(
-        "the second attempt to wait for room",
+        "the second attempt to wait for devices",
         lambda: (now := status(cluster, "preempted")).get("reason") == "Unschedulable" and now,
     )
     assert queued["attempt"] == 2
     assert "Insufficient finetune.dev/cpu-device" in queued["message"]
     done = finished(cluster, "preempted", 240)
-    cluster.kubectl("delete", "pod", "intruder-1", "intruder-2")
+    cluster.kubectl("delete", "pod", "urgent-1", "urgent-2")
     assert done["phase"] == "Succeeded", done["message"]
     assert (done["restarts"], done.get("countedRestarts", 0)) == (1, 0)
     first, second = done["attempts"]
@@ -62,37 +63,41 @@ def test_a_preempted_gang_saves_waits_for_room_and_loses_nothing(cluster, operat
 
 
 def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(cluster, operator, submit):
-    # The quickest of what a cluster may be told to do with pods of a node that does not answer.
-    gone = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 0}
+    # The shortest toleration with which a cluster evicts the pods of a node that does not respond.
+    unreachable = {
+        "key": "node.kubernetes.io/unreachable",
+        "operator": "Exists",
+        "tolerationSeconds": 0,
+    }
     workers = {
         "replicas": 2,
         "deviceResource": "finetune.dev/cpu-device",
-        "template": {"spec": {"tolerations": [gone | {"effect": "NoExecute"}]}},
+        "template": {"spec": {"tolerations": [unreachable | {"effect": "NoExecute"}]}},
     }
     submit("nodeless", workers=workers, runPolicy={"terminationGracePeriodSeconds": 5})
     wait_for_step(cluster, "nodeless-1-0", 60)
     node = node_of(cluster, "nodeless-1-1")
     assert node != node_of(cluster, "nodeless-1-0")
-    cluster.kill_component(node, stay_down=True)
+    components.kill(cluster, node, stay_down=True)
     try:
         done = finished(cluster, "nodeless", 400)
     finally:
-        cluster.start_component(node)
+        components.start(cluster, node)
     assert done["phase"] == "Succeeded", done["message"]
     first, second = done["attempts"]
     assert (first["outcome"], first["counted"]) == ("Failed", True)
     assert first["reason"] in ("PeerLost", "WorkerLost")
-    assert first["estimated"]  # nobody saw the end of what ran there
+    assert first["estimated"]  # the end of the pod on that node was not observed
     assert second["firstStep"] == 40
     cluster.kubectl("wait", "--for=condition=Ready", f"node/{node}", "--timeout=90s")
 
 
-def test_a_control_plane_that_restarts_does_not_touch_the_gang(cluster, operator, submit):
+def test_a_restart_of_the_control_plane_does_not_affect_the_gang(cluster, operator, submit):
     submit("steady")
     wait_for_step(cluster, "steady-1-0", 20)
-    cluster.kill_component("kube-apiserver")
+    components.kill(cluster, "kube-apiserver")
     wait_for("progress after the API server is back", lambda: has_step(cluster, 60), 240)
-    cluster.kill_component("etcd")
+    components.kill(cluster, "etcd")
     done = wait_for("the job to succeed", lambda: ended(cluster, "steady"), 240)
     assert done["phase"] == "Succeeded", done["message"]
     assert (done.get("restarts", 0), done["attempt"]) == (0, 1)
@@ -100,7 +105,7 @@ def test_a_control_plane_that_restarts_does_not_touch_the_gang(cluster, operator
 
 
 def has_step(cluster, step: int) -> bool:
-    """Whether the status tells of a step; false while the API server is away."""
+    """Return whether the status shows the step; False while the API server is down."""
     try:
         return status(cluster, "steady").get("progress", {}).get("step", 0) >= step
     except ClusterError:
@@ -108,7 +113,7 @@ def has_step(cluster, step: int) -> bool:
 
 
 def ended(cluster, name: str):
-    """The status once it has ended; an API server that does not answer has not said so."""
+    """Return the status if the job has ended; None otherwise or while the API server is down."""
     try:
         found = status(cluster, name)
     except ClusterError:
@@ -116,7 +121,7 @@ def ended(cluster, name: str):
     return found if found.get("phase") in ("Succeeded", "Failed") else None
 
 
-def test_a_frozen_rank_is_a_hang_and_the_gang_starts_again(cluster, operator, submit):
+def test_a_frozen_rank_is_reported_as_a_hang_and_the_gang_restarts(cluster, operator, submit):
     submit("frozen", runPolicy={"progressDeadlineSeconds": 15})
     wait_for_step(cluster, "frozen-1-0", 60)
     os.kill(rank_process("frozen", 1), signal.SIGSTOP)
@@ -128,7 +133,7 @@ def test_a_frozen_rank_is_a_hang_and_the_gang_starts_again(cluster, operator, su
     assert second["firstStep"] == 40
 
 
-def test_a_suspended_job_holds_nothing_and_goes_on_with_another_gang(cluster, operator, submit):
+def test_a_suspended_job_has_no_pods_and_resumes_with_a_different_gang(cluster, operator, submit):
     submit("resting")
     wait_for_step(cluster, "resting-1-0", 50)
     patch(cluster, suspend=True)

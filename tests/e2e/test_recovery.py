@@ -1,4 +1,4 @@
-"""Real training on the local cluster: it ends well, also when it is disturbed."""
+"""Real training on the local cluster, undisturbed and with killed ranks, pods and operators."""
 
 import os
 import signal
@@ -16,8 +16,8 @@ from tests.installed import Operator, finished, pods, status
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def spent(pod) -> float:
-    """Seconds from bound to a node until the trainer container ended."""
+def device_seconds(pod) -> float:
+    """Return the seconds from the binding of a pod until its trainer container ended."""
     conditions = {c["type"]: c for c in pod["status"]["conditions"]}
     begin = conditions["PodScheduled"]["lastTransitionTime"]
     (container,) = pod["status"]["containerStatuses"]
@@ -27,7 +27,10 @@ def spent(pod) -> float:
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster, workspace, tmp_path_factory):
-    """Exported weights of a run that nothing happened to, by parameter name."""
+    """Return the exported weights of an undisturbed run, by parameter name.
+
+    The first test fills them in.
+    """
     return {}
 
 
@@ -35,13 +38,13 @@ def weights(workspace: Path, job: str):
     return load_file(workspace / "runs" / job / "final" / "model.safetensors")
 
 
-def test_a_job_ends_with_a_model_that_loads(cluster, workspace, operator, submit, undisturbed):
+def test_a_job_succeeds_with_a_model_that_loads(cluster, workspace, operator, submit, undisturbed):
     submit("calm")
     done = finished(cluster, "calm", 180)
     assert done["phase"] == "Succeeded", done["message"]
     assert done["evaluation"]["last"] < done["evaluation"]["baseline"]
     gang = [p for p in pods(cluster, "calm") if p["metadata"]["name"] != "calm-prepare"]
-    assert abs(done["usage"]["deviceSeconds"] - sum(spent(p) for p in gang)) <= len(gang)
+    assert abs(done["usage"]["deviceSeconds"] - sum(device_seconds(p) for p in gang)) <= len(gang)
     assert not done["usage"]["estimated"]
     assert len(done["checkpoints"]) == 2
     for record in done["checkpoints"]:
@@ -59,49 +62,49 @@ def test_a_job_ends_with_a_model_that_loads(cluster, workspace, operator, submit
     undisturbed.update(weights(workspace, "calm"))
 
 
-@pytest.mark.parametrize("operator_too", [False, True], ids=["operator-up", "operator-killed"])
-def test_a_rank_is_killed_and_later_a_pod_deleted(
-    cluster, workspace, operator, submit, undisturbed, operator_too
+@pytest.mark.parametrize("kill_operator", [False, True], ids=["operator-up", "operator-killed"])
+def test_a_killed_rank_and_a_deleted_pod_do_not_change_the_weights(
+    cluster, workspace, operator, submit, undisturbed, kill_operator
 ):
-    name = f"hurt{int(operator_too)}"
+    name = f"disturbed{int(kill_operator)}"
     submit(name)
     wait_for_step(cluster, f"{name}-1-0", 55)
     os.kill(rank_process(name, 1), signal.SIGKILL)
-    if operator_too:
-        away(operator)
+    if kill_operator:
+        restart_later(operator)
     wait_for_step(cluster, f"{name}-2-0", 90)
     cluster.kubectl("delete", "pod", f"{name}-2-1", "--wait=false")
-    if operator_too:
-        away(operator)
+    if kill_operator:
+        restart_later(operator)
     done = finished(cluster, name, 180)
     assert done["phase"] == "Succeeded", done["message"]
     assert (done["restarts"], done["attempt"]) == (2, 3)
     killed, deleted, last = done["attempts"]
     assert (killed["counted"], deleted["counted"]) == (True, False)
-    assert done.get("countedRestarts", 0) == 0  # a checkpoint beyond it made up for the crash
-    # The gang restarts from the newest checkpoint, and does again what came after it.
+    assert done.get("countedRestarts", 0) == 0  # progress beyond the crash resets the count
+    # The gang restarts from the newest checkpoint and repeats the steps after it.
     assert (killed["outcome"], killed["reason"], killed["exitCode"]) == ("Failed", "Crashed", 137)
     assert killed["worker"] == 1
     assert deleted["firstStep"] == 40
     assert done["usage"]["lostDeviceSeconds"] == deleted["lostDeviceSeconds"] > 0
-    # The gang saved on SIGTERM: no step is lost, and no restart counted.
+    # The gang saved on SIGTERM: no step is lost and the restart does not count.
     assert deleted["outcome"] == "Preempted"
     assert last["firstStep"] == deleted["lastStep"] > 90
     assert all(torch.equal(w, undisturbed[n]) for n, w in weights(workspace, name).items())
 
 
-def away(operator: Operator) -> None:
-    """Killed, and started again after a while."""
+def restart_later(operator: Operator) -> None:
+    """Kill the operator and start it again after 20 s."""
     operator.kill()
     time.sleep(20)
     operator.start()
 
 
-def test_bad_inputs_fail_before_a_device_is_held(cluster, workspace, operator, submit):
+def test_invalid_inputs_fail_without_using_a_device(cluster, workspace, operator, submit):
     data = workspace / "data"
     good = (data / "train.jsonl").read_text().splitlines()[:30]
     (data / "broken.jsonl").write_text("\n".join([*good[:16], "{oops", *good[16:]]) + "\n")
-    (data / "no-messages.jsonl").write_text('{"words": "x"}\n')
+    (data / "no-messages.jsonl").write_text('{"text": "x"}\n')
     (data / "no-assistant.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "hello"}]}\n' * 5
     )
@@ -137,11 +140,11 @@ def test_bad_inputs_fail_before_a_device_is_held(cluster, workspace, operator, s
     }
     for name, (changes, _, _) in cases.items():
         submit(f"bad-{name}", **changes)
-    for name, (_, reason, words) in cases.items():
+    for name, (_, reason, parts) in cases.items():
         done = finished(cluster, f"bad-{name}", 180)
         assert (done["phase"], done["reason"]) == ("Failed", reason), (name, done["message"])
-        for word in words:
-            assert word in done["message"], name
-        held = [p["metadata"]["name"] for p in pods(cluster, f"bad-{name}")]
-        assert held == [f"bad-{name}-prepare"]
+        for part in parts:
+            assert part in done["message"], name
+        names = [p["metadata"]["name"] for p in pods(cluster, f"bad-{name}")]
+        assert names == [f"bad-{name}-prepare"]
         assert status(cluster, f"bad-{name}").get("usage", {}).get("deviceSeconds", 0) == 0

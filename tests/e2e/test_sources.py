@@ -1,4 +1,4 @@
-"""A job whose model and data lie on a hub, from the manifest to the finished model."""
+"""A job whose model and data are on a hub, from the manifest to the finished model."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def secret(name: str, values: dict[str, str]) -> str:
     )
 
 
-def test_a_private_model_and_data_are_fetched_with_a_secret_that_comes_late(
+def test_a_private_model_and_data_are_fetched_once_the_secret_exists(
     cluster: Cluster, workspace: Path, operator: Operator, submit
 ) -> None:
     ref = {"credentialsSecretRef": {"name": "hf-token"}}
@@ -39,7 +39,7 @@ def test_a_private_model_and_data_are_fetched_with_a_secret_that_comes_late(
             runPolicy={"cleanPodPolicy": "None"},
         )
         wait_for(
-            "the missing Secret to be named",
+            "the status to name the missing Secret",
             lambda: status(cluster, "from-hub").get("reason") == "CreateContainerConfigError",
         )
         assert "hf-token" in status(cluster, "from-hub")["message"]
@@ -51,8 +51,8 @@ def test_a_private_model_and_data_are_fetched_with_a_secret_that_comes_late(
         assert (workspace / "runs/from-hub/cache/models" / commit).is_dir()
     for pod in pods(cluster, "from-hub"):
         name = pod["metadata"]["name"]
-        given = "envFrom" in pod["spec"]["containers"][0]
-        assert given == (pod["metadata"]["labels"]["finetune.dev/role"] == "prepare"), name
+        has_secret = "envFrom" in pod["spec"]["containers"][0]
+        assert has_secret == (pod["metadata"]["labels"]["finetune.dev/role"] == "prepare"), name
         assert TOKEN not in cluster.kubectl("logs", name)
     assert TOKEN not in json.dumps(ended)
     assert TOKEN not in operator.log

@@ -1,4 +1,4 @@
-"""Unhappy surroundings: what a tired person reads in `kubectl get` and `describe` at 3 a.m."""
+"""Jobs that cannot start: what `kubectl get` and `kubectl describe` show."""
 
 import json
 import time
@@ -6,18 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.cluster import Cluster
+from finetune_local.cluster import IMAGE, Cluster
+from finetune_local.node.registration import DEVICE
 from tests.e2e.conftest import manifest
 from tests.installed import Operator, pods, status, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
-_DEVICE = "finetune.dev/cpu-device"
-_IMAGE = "finetune-trainer:local"
-
 
 def workers(**changes):
-    base = {"replicas": 2, "deviceResource": _DEVICE, "image": _IMAGE}
+    base = {"replicas": 2, "deviceResource": DEVICE, "image": IMAGE}
     return {"workers": base | changes}
 
 
@@ -29,7 +27,7 @@ def secret(name: str):
     return {"name": "trainer", "envFrom": [{"secretRef": {"name": name}}]}
 
 
-# Name -> what the job asks for, the reason in `kubectl get`, words of the message.
+# Name -> the job's changes, the reason in `kubectl get`, parts of the message.
 WAITING = {
     "no-claim": (
         {"model": {"source": "pvc://nowhere/model"}},
@@ -37,9 +35,9 @@ WAITING = {
         ["PersistentVolumeClaim nowhere does not exist", "create it"],
     ),
     "no-secret": (
-        template(containers=[secret("absent")]),
+        template(containers=[secret("missing")]),
         "CreateContainerConfigError",
-        ["absent"],
+        ["missing"],
     ),
     "no-priority-class": (
         {"scheduling": {"priorityClassName": "urgent"}},
@@ -47,11 +45,11 @@ WAITING = {
         ["PriorityClass", "urgent"],
     ),
     "no-account": (template(serviceAccountName="robot"), "Forbidden", ["robot", "not found"]),
-    "no-image": (workers(image="registry.example/absent:1"), "ImagePullBackOff", ["absent:1"]),
-    "no-room": (
+    "no-image": (workers(image="registry.example/missing:1"), "ImagePullBackOff", ["missing:1"]),
+    "no-devices": (
         workers(devicesPerWorker=16) | {"training": {"maxSteps": 5, "sequenceLength": 128}},
         "Unschedulable",
-        ["Insufficient", _DEVICE],
+        ["Insufficient", DEVICE],
     ),
     "no-node": (template(nodeSelector={"pool": "gpu"}), "Unschedulable", ["affinity/selector"]),
     "typo": (template(tolerationz=[]), "InvalidTemplate", ["tolerationz"]),
@@ -66,7 +64,7 @@ WAITING = {
 
 @pytest.fixture(scope="module")
 def submitted(cluster: Cluster, workspace: Path, tmp_path_factory):
-    """All of them at once, and one operator that must stand it."""
+    """Create all jobs at once and run one operator for them."""
     cluster.kubectl("create", "service", "clusterip", "name-taken", "--tcp=80")
     running = Operator(cluster, tmp_path_factory.mktemp("unhappy") / "operator.log")
     running.start()
@@ -81,30 +79,30 @@ def submitted(cluster: Cluster, workspace: Path, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", WAITING)
-def test_what_waits_says_what_it_waits_for(cluster: Cluster, submitted, name: str):
-    _, reason, words = WAITING[name]
+def test_the_status_shows_what_a_job_waits_for(cluster: Cluster, submitted, name: str):
+    _, reason, parts = WAITING[name]
     found = wait_for(
-        f"{name} to say {reason}",
+        f"{name} to have the reason {reason}",
         lambda: (now := status(cluster, name)).get("reason") == reason and now,
         240,
     )
-    for word in words:
-        assert word in found["message"]
+    for part in parts:
+        assert part in found["message"]
     assert reason in cluster.kubectl("get", "ftj", name)
     text = cluster.kubectl("describe", "ftj", name)
     events = text[text.index("Events:") :]
     assert reason in events
-    assert words[0] in events
+    assert parts[0] in events
     assert found.get("usage", {}).get("deviceSeconds", 0) == 0
 
 
-def test_the_operator_stands_it_without_a_crash_loop(cluster: Cluster, submitted):
+def test_the_operator_neither_crashes_nor_writes_while_jobs_wait(cluster: Cluster, submitted):
     assert submitted.running
     assert "Traceback" not in submitted.log
     before = {name: version(cluster, name) for name in WAITING}
-    time.sleep(15)  # longer than the interval in which what was refused is tried again
+    time.sleep(15)  # longer than the interval between retries of refused requests
     assert {name: version(cluster, name) for name in WAITING} == before, (
-        "nothing is written at rest"
+        "a status was written although nothing changed"
     )
 
 
@@ -112,8 +110,8 @@ def version(cluster: Cluster, name: str) -> str:
     return cluster.kubectl("get", "ftj", name, "-o", "jsonpath={.metadata.resourceVersion}")
 
 
-def test_what_is_mended_goes_on(cluster: Cluster, submitted):
-    secret = ["secret", "generic", "absent", "--from-literal=TOKEN=x"]
+def test_a_job_continues_once_the_missing_secret_exists(cluster: Cluster, submitted):
+    secret = ["secret", "generic", "missing", "--from-literal=TOKEN=x"]
     cluster.kubectl("create", *secret)
     wait_for(
         "the prepare pod to run",
@@ -122,4 +120,4 @@ def test_what_is_mended_goes_on(cluster: Cluster, submitted):
             and status(cluster, "no-secret").get("reason") != "CreateContainerConfigError"
         ),
     )
-    cluster.kubectl("delete", "secret", "absent")
+    cluster.kubectl("delete", "secret", "missing")

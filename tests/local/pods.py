@@ -1,4 +1,4 @@
-"""Pods for tests of the node, and what to ask about them."""
+"""Creates pods for tests of the node and reads their state."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.installed import ask, wait_for
 
 
 def container(script: str, name: str = "main", **changes: Any) -> Object:
-    """A container that runs a shell script."""
+    """Return a container that runs a shell script."""
     return {"name": name, "image": IMAGE, "command": ["sh", "-c", script]} | changes
 
 
@@ -40,18 +40,18 @@ def get(cluster: Cluster, name: str) -> Object:
 
 
 def ended(cluster: Cluster, name: str, seconds: float = 30) -> Object:
-    """The pod's status once it has ended."""
+    """Wait until a pod has ended and return its status."""
 
-    def look() -> Object | None:
+    def final_status() -> Object | None:
         status: Object = get(cluster, name)["status"]
         return status if status["phase"] in ("Succeeded", "Failed") else None
 
-    status: Object = wait_for(f"{name} has ended", look, seconds)
+    status: Object = wait_for(f"{name} to end", final_status, seconds)
     return status
 
 
 def run(cluster: Cluster, item: Object) -> str:
-    """Create a pod and wait for its end; what its first container said."""
+    """Create a pod, wait until it has ended and return the log of its first container."""
     create(cluster, item)
     name = item["metadata"]["name"]
     status = ended(cluster, name)
@@ -61,12 +61,12 @@ def run(cluster: Cluster, item: Object) -> str:
 
 
 def exits(status: Object, kind: str = "containerStatuses") -> dict[str, Object]:
-    """Container -> its terminated state."""
+    """Return the terminated state of each container, by name."""
     return {s["name"]: s["state"].get("terminated") for s in status[kind]}
 
 
 def logs(cluster: Cluster, name: str, *options: str) -> str:
-    """Empty while there is none."""
+    """Return the log of a pod; empty while it has none."""
     try:
         return cluster.kubectl("logs", name, *options)
     except ClusterError:
@@ -74,7 +74,7 @@ def logs(cluster: Cluster, name: str, *options: str) -> str:
 
 
 def waiting(cluster: Cluster, name: str) -> tuple[str, str]:
-    """Reason and message of the first container that waits."""
+    """Return the reason and message of the first container that waits."""
     for status in get(cluster, name)["status"].get("containerStatuses", []):
         if state := status["state"].get("waiting"):
             return state["reason"], state.get("message", "")
@@ -83,10 +83,10 @@ def waiting(cluster: Cluster, name: str) -> tuple[str, str]:
 
 @contextmanager
 def followed(cluster: Cluster, name: str, first: str) -> Iterator[Callable[[], str]]:
-    """`kubectl logs -f`, once it has said its first line; the rest is returned when it ends."""
+    """Run `kubectl logs -f` and read its first line; yield a function that returns the rest."""
     program = [str(binaries() / "kubectl"), "--kubeconfig", str(cluster.kubeconfig)]
     command = [*program, "logs", "-f", name]
-    # Without a buffer: what is read ahead of the first line would be lost.
+    # Without a buffer, because data buffered with the first line would be lost.
     with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdout is not None
         try:
@@ -96,19 +96,19 @@ def followed(cluster: Cluster, name: str, first: str) -> Iterator[Callable[[], s
             process.kill()
 
 
-def keep(item: Object) -> Object:
-    """The object stays when it is deleted, so that its last status can be read."""
+def with_finalizer(item: Object) -> Object:
+    """Add a finalizer, so that the last status of a deleted pod can be read."""
     item["metadata"]["finalizers"] = ["finetune.dev/test"]
     return item
 
 
-def let_go(cluster: Cluster, name: str) -> None:
+def remove_finalizer(cluster: Cluster, name: str) -> None:
     patch = '{"metadata":{"finalizers":null}}'
     cluster.kubectl("patch", "pod", name, "--type=merge", "-p", patch)
 
 
 def processes_with(marker: str) -> list[int]:
-    """Processes of this machine that have the word in their environment."""
+    """Return the processes of this machine whose environment contains the marker."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

@@ -1,17 +1,16 @@
-"""What this node does not offer is refused in words; nothing is silently left out."""
+"""Pods that need what the node does not offer are refused with a message."""
 
 import pytest
 
-from finetune_local.node.admission import refusal
+from finetune_local.node.admission import RefusedError, check_devices, check_supported
 from finetune_local.node.environment import UnresolvedError
-from finetune_local.node.images import Image, RefusedError, check, identity
+from finetune_local.node.images import Image, identity
+from finetune_local.node.registration import DEVICE
 from tests.installed import wait_for
 from tests.local.pods import container, create, ended, pod, waiting
 
-DEVICE = "finetune.dev/cpu-device"
 
-
-def holding(name: str, *counts: int, init: int = 0):
+def pod_with_devices(name: str, *counts: int, init: int = 0):
     def limited(label: str, count: int):
         return container("sleep 1000", label, resources={"limits": {DEVICE: str(count)}})
 
@@ -36,28 +35,32 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("words", REFUSED)
-def test_what_is_not_offered_is_refused(words):
-    with pytest.raises(RefusedError, match=words):
-        check(REFUSED[words])
+@pytest.mark.parametrize("message", REFUSED)
+def test_unsupported_fields_are_refused(message):
+    with pytest.raises(RefusedError, match=message):
+        check_supported(REFUSED[message])
 
 
-def test_what_the_operator_asks_for_is_offered():
+def test_the_security_context_of_operator_pods_is_supported():
     security = {"runAsNonRoot": True, "fsGroup": 65532, "supplementalGroups": [65532]}
-    check(pod("a", container("true"), securityContext=security))
+    check_supported(pod("a", container("true"), securityContext=security))
 
 
 IDENTITIES = {
-    "of the image": ({}, {}, (65532, 65532)),
-    "of the pod": ({"runAsUser": 5, "runAsGroup": 6}, {}, (5, 6)),
-    "of the container": ({"runAsUser": 5}, {"runAsUser": 7, "runAsNonRoot": True}, (7, 7)),
-    "group of the files": ({"runAsUser": 5, "fsGroup": 8}, {}, (5, 8)),
-    "root by number": ({"runAsNonRoot": True}, {"runAsUser": 0}, "breaks non-root policy"),
+    "user of the image": ({}, {}, (65532, 65532)),
+    "user and group of the pod": ({"runAsUser": 5, "runAsGroup": 6}, {}, (5, 6)),
+    "user of the container": ({"runAsUser": 5}, {"runAsUser": 7, "runAsNonRoot": True}, (7, 7)),
+    "fsGroup of the pod": ({"runAsUser": 5, "fsGroup": 8}, {}, (5, 8)),
+    "root in spite of runAsNonRoot": (
+        {"runAsNonRoot": True},
+        {"runAsUser": 0},
+        "breaks non-root policy",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", IDENTITIES)
-def test_who_a_container_runs_as(case):
+def test_user_and_group_of_a_container(case):
     of_pod, own, expected = IDENTITIES[case]
     item = pod("a", container("true", securityContext=own), securityContext=of_pod)
     if isinstance(expected, str):
@@ -67,17 +70,26 @@ def test_who_a_container_runs_as(case):
         assert identity(item, item["spec"]["containers"][0], Image()) == expected
 
 
-def test_devices_are_summed_over_the_pods_that_live():
-    assert refusal(holding("a", 1, 1), [holding("b", 1), holding("c", 0, init=1)], 4) is None
-    error = refusal(holding("a", 1, 1), [holding("b", 2), holding("c", 1)], 4)
+def test_devices_are_summed_over_the_pods_of_the_node():
+    assert (
+        check_devices(
+            pod_with_devices("a", 1, 1),
+            [pod_with_devices("b", 1), pod_with_devices("c", 0, init=1)],
+            4,
+        )
+        is None
+    )
+    error = check_devices(
+        pod_with_devices("a", 1, 1), [pod_with_devices("b", 2), pod_with_devices("c", 1)], 4
+    )
     assert error.reason == "UnexpectedAdmissionError"
     assert "Requested: 2, Available: 1" in str(error)
 
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_a_pod_that_bypasses_the_scheduler_is_not_admitted_without_devices(cluster):
-    item = holding("greedy-bypass", 5)
+def test_a_pod_that_bypasses_the_scheduler_fails_without_devices(cluster):
+    item = pod_with_devices("greedy-bypass", 5)
     item["spec"]["nodeName"] = f"{cluster.name}-node-1"
     create(cluster, item)
     status = ended(cluster, "greedy-bypass")
@@ -87,10 +99,10 @@ def test_a_pod_that_bypasses_the_scheduler_is_not_admitted_without_devices(clust
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_a_root_user_against_the_pods_word_waits_and_says_so(cluster):
+def test_a_root_user_in_spite_of_run_as_non_root_waits_with_a_message(cluster):
     security = {"runAsNonRoot": True, "runAsUser": 0}
     create(cluster, pod("rooted", container("id", securityContext=security)))
-    wait_for("it says so", lambda: waiting(cluster, "rooted")[1])
+    wait_for("the message", lambda: waiting(cluster, "rooted")[1])
     reason, message = waiting(cluster, "rooted")
     assert reason == "CreateContainerConfigError"
     assert "breaks non-root policy" in message

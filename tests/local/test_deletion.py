@@ -1,4 +1,4 @@
-"""How pods go: in time, by force, and in the middle of starting."""
+"""Pods are deleted with a grace period, by force and while they start."""
 
 import time
 
@@ -12,47 +12,47 @@ from tests.local.pods import (
     exits,
     followed,
     get,
-    keep,
-    let_go,
     logs,
     pod,
     processes_with,
+    remove_finalizer,
     run,
+    with_finalizer,
 )
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 STUBBORN = "trap 'echo no' TERM; echo up; while true; do sleep 0.1; done"
 
 
-def test_a_later_deletion_shortens_the_grace(cluster):
+def test_a_later_deletion_shortens_the_grace_period(cluster):
     item = pod("impatient", container(STUBBORN), terminationGracePeriodSeconds=600)
-    create(cluster, keep(item))
-    wait_for("it runs", lambda: "up" in logs(cluster, "impatient"))
+    create(cluster, with_finalizer(item))
+    wait_for("the pod to run", lambda: "up" in logs(cluster, "impatient"))
     cluster.kubectl("delete", "pod", "impatient", "--wait=false")
-    wait_for("it was asked", lambda: "no" in logs(cluster, "impatient"))
+    wait_for("SIGTERM to arrive", lambda: "no" in logs(cluster, "impatient"))
     cluster.kubectl("delete", "pod", "impatient", "--wait=false", "--grace-period=1")
     assert exits(ended(cluster, "impatient", 15))["main"]["exitCode"] == 137
-    let_go(cluster, "impatient")
+    remove_finalizer(cluster, "impatient")
 
 
-def test_a_pod_deleted_by_force_leaves_no_process_and_ends_its_followers(cluster):
+def test_a_forced_deletion_ends_the_processes_and_followed_logs(cluster):
     env = [{"name": "MARKER", "value": "by-force"}]
     create(cluster, pod("forced", container(STUBBORN, env=env)))
-    wait_for("it runs", lambda: "up" in logs(cluster, "forced"))
+    wait_for("the pod to run", lambda: "up" in logs(cluster, "forced"))
     with followed(cluster, "forced", "up") as rest:
         cluster.kubectl("delete", "pod", "forced", "--force", "--grace-period=0")
         assert rest() == ""
-    wait_for("no process is left", lambda: not processes_with("MARKER=by-force"), 10)
+    wait_for("all its processes to end", lambda: not processes_with("MARKER=by-force"), 10)
 
 
-def test_a_pod_deleted_while_it_starts_is_gone_soon(cluster):
-    """SIGTERM must reach a container whose process is not there yet."""
+def test_a_pod_deleted_while_it_starts_ends_within_its_grace_period(cluster):
+    """SIGTERM must also reach a container whose process does not exist yet."""
     for number in range(3):
         name = f"hasty-{number}"
         create(cluster, pod(name, container("sleep 1000"), terminationGracePeriodSeconds=60))
         time.sleep(0.15 * number)
         started = time.monotonic()
-        wait_for(f"{name} is bound", lambda name=name: "nodeName" in get(cluster, name)["spec"])
+        wait_for(f"{name} to be bound", lambda name=name: "nodeName" in get(cluster, name)["spec"])
         cluster.kubectl("delete", "pod", name, "--grace-period=2", "--timeout=15s")
         assert time.monotonic() - started < 15
 
@@ -63,19 +63,19 @@ def test_a_deletion_between_two_containers_waits_for_the_first(cluster):
     reference = {"secretKeyRef": {"name": "nowhere", "key": "k"}}
     second = container("echo never", "second", env=[{"name": "K", "valueFrom": reference}])
     script = "trap 'sleep 1; echo bye; exit 7' TERM; echo up; while true; do sleep 0.1; done"
-    create(cluster, keep(pod("two", container(script, env=env), second)))
-    wait_for("the first runs", lambda: "up" in logs(cluster, "two", "-c", "main"))
+    create(cluster, with_finalizer(pod("two", container(script, env=env), second)))
+    wait_for("the first container to run", lambda: "up" in logs(cluster, "two", "-c", "main"))
     cluster.kubectl("delete", "pod", "two", "--wait=false")
 
-    def told() -> dict:
+    def terminated() -> dict:
         return exits(get(cluster, "two")["status"])["main"]
 
-    assert wait_for("the first has ended", told)["exitCode"] == 7
+    assert wait_for("the first container to end", terminated)["exitCode"] == 7
     assert not processes_with("MARKER=first-of-two")
-    let_go(cluster, "two")
+    remove_finalizer(cluster, "two")
 
 
-def test_two_containers_end_by_themselves_and_both_count(cluster):
+def test_a_pod_fails_if_one_of_its_two_containers_fails(cluster):
     create(cluster, pod("pair", container("exit 4"), container("sleep 1; echo b", "second")))
     status = ended(cluster, "pair")
     assert status["phase"] == "Failed"
@@ -86,7 +86,7 @@ def test_two_containers_end_by_themselves_and_both_count(cluster):
     assert logs(cluster, "pair", "-c", "second") == "b\n"
 
 
-def test_a_name_can_be_used_again_at_once(cluster):
+def test_the_name_of_a_deleted_pod_can_be_reused_at_once(cluster):
     assert run(cluster, pod("again", container("echo 1"))) == "1\n"
     cluster.kubectl("delete", "pod", "again")
     assert run(cluster, pod("again", container("echo 2"))) == "2\n"

@@ -1,4 +1,4 @@
-"""What the demo says when it cannot go on, and what it leaves; the whole of it is `make demo`."""
+"""The demo's errors, its background processes and its summary. `make demo` runs all of it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from finetune_local.cache import TREE
 from finetune_local.cluster import IMAGE
 from finetune_local.demo import background, result
-from finetune_local.demo.teller import DemoError
+from finetune_local.demo.output import DemoError
 from tests.installed import wait_for
 from tests.namespace import NO_NAMESPACES, run_where, small_disk
 
@@ -19,33 +19,33 @@ DEMO = [sys.executable, "-m", "finetune_local", "demo"]
 
 
 def refused(before: str) -> str:
-    """What the demo says in a namespace of its own, after a shell command."""
+    """Run the demo after a shell command in a namespace; return its error message."""
     done = run_where(before, *DEMO)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    assert "PyPI" not in done.stdout, "it had begun"
+    assert "PyPI" not in done.stdout, "the demo began its work"
     return done.stderr
 
 
-def test_too_little_disk_is_said_before_anything_is_made(tmp_path):
+def test_a_full_disk_is_reported_before_anything_is_created(tmp_path):
     # build/ itself is left alone: another demo may be running there.
     build = TREE / "build"
     build.mkdir(exist_ok=True)
-    words = refused(small_disk(build))
-    assert words.startswith("demo: 0.1 GB of disk are free, 6.0 GB are needed: demo 6.0 GB in")
+    message = refused(small_disk(build))
+    assert message.startswith("demo: 0.1 GB of disk are free, 6.0 GB are needed: demo 6.0 GB in")
 
 
-def test_refused_namespaces_are_said_before_anything_is_made():
-    words = refused(NO_NAMESPACES)
-    assert words.startswith("demo: the kernel refuses user namespaces")
-    assert "sysctl -w" in words
+def test_missing_namespaces_are_reported_before_anything_is_created():
+    message = refused(NO_NAMESPACES)
+    assert message.startswith("demo: the kernel refuses user namespaces")
+    assert "sysctl -w" in message
 
 
 def start(script: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(["sh", "-c", script])
 
 
-def test_an_operator_that_dies_ends_the_watch_with_the_end_of_its_log(tmp_path):
+def test_when_the_operator_ends_the_watch_fails_with_the_end_of_its_log(tmp_path):
     log = tmp_path / "operator.log"
     log.write_text("an old line\n" * 50 + "forbidden: cannot list finetunejobs\n")
     watching = tmp_path / "watching"
@@ -58,13 +58,13 @@ def test_an_operator_that_dies_ends_the_watch_with_the_end_of_its_log(tmp_path):
             lambda: None,
         )
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"the operator ended with 3; {log} says:"
+    assert lines[0] == f"the operator ended with exit code 3; the end of {log}:"
     assert lines[-1] == "forbidden: cannot list finetunejobs"
     assert len(lines) < 20
 
 
 @pytest.mark.slow
-def test_a_watch_that_ends_is_the_end_whatever_the_operator_does(tmp_path):
+def test_the_exit_code_of_the_watch_is_returned_while_the_operator_runs(tmp_path):
     with start("sleep 100") as operator:
         code = background.watch(
             ["sh", "-c", "exit 7"], dict(os.environ), operator, tmp_path / "log", lambda: None
@@ -73,14 +73,14 @@ def test_a_watch_that_ends_is_the_end_whatever_the_operator_does(tmp_path):
     assert code == 7
 
 
-def test_an_interrupted_demo_leaves_no_watch_behind(tmp_path):
+def test_an_interrupted_demo_leaves_no_watch_process(tmp_path):
     def interrupt() -> None:
         raise KeyboardInterrupt
 
     pid = tmp_path / "pid"
 
     def once_it_runs() -> None:
-        wait_for("the watch runs", lambda: pid.exists() and pid.read_text().strip(), 10)
+        wait_for("the watch to run", lambda: pid.exists() and pid.read_text().strip(), 10)
         os.kill(int(pid.read_text()), signal.SIGINT)  # as the terminal does to the whole group
         interrupt()
 
@@ -111,18 +111,18 @@ def make_pod(cluster, name: str, script: str) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_the_log_of_a_pod_that_is_deleted_is_kept(cluster, tmp_path):
+def test_the_log_of_a_deleted_pod_is_kept(cluster, tmp_path):
     folder = tmp_path / "logs"
-    with background.pod_logs(cluster, "logs-kept", folder) as look:
+    with background.pod_logs(cluster, "logs-kept", folder) as follow_new_pods:
         make_pod(cluster, "logs-kept-first", "echo one; exec sleep 100")
         make_pod(cluster, "logs-kept-second", "echo two")
         kept = folder / "logs-kept-first.log"
 
-        def seen() -> bool:
-            look()
+        def is_followed() -> bool:
+            follow_new_pods()
             return kept.exists() and kept.read_text() == "one\n"
 
-        wait_for("the log is read", seen, 30)
+        wait_for("the log to be read", is_followed, 30)
         cluster.kubectl("delete", "pod", "logs-kept-first", "--grace-period=1")
         cluster.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/logs-kept-second")
     assert kept.read_text().startswith("one\n")
@@ -153,16 +153,16 @@ def test_the_summary_names_losses_device_hours_and_every_checkpoint():
     ]
 
 
-class Listener:
-    """Hears what a teller would say."""
+class RecordedOutput:
+    """Keeps what `Output` would print."""
 
     def __init__(self) -> None:
         self.text = ""
 
-    def step(self, title: str) -> None:
+    def heading(self, title: str) -> None:
         self.text += f"# {title}\n"
 
-    def say(self, text: str) -> None:
+    def line(self, text: str) -> None:
         self.text += f"{text}\n"
 
 
@@ -171,15 +171,15 @@ class Listener:
 @pytest.mark.parametrize(
     ("keep", "first", "last"),
     [
-        (False, "bring the cluster up again", "change what is trained"),
-        (True, "the cluster is still up", "end it"),
+        (False, "run the demo again", "change the model"),
+        (True, "the cluster and the operator are still up", "take the cluster down"),
     ],
 )
-def test_there_is_something_to_try_next(cluster, tmp_path, keep, first, last):
-    heard = Listener()
-    result.next_steps(cluster, "smollm2-chat", tmp_path, heard, keep=keep)
-    lines = heard.text.splitlines()
+def test_next_steps_match_whether_the_cluster_is_kept(cluster, tmp_path, keep, first, last):
+    output = RecordedOutput()
+    result.next_steps(cluster, "smollm2-chat", tmp_path, output, keep=keep)
+    lines = output.text.splitlines()
     assert lines[0] == "# What to try next"
     assert lines[1].startswith(first)
     assert [line for line in lines if not line.startswith(" ")][-1].startswith(last)
-    assert ("finetune-local down" in heard.text) == keep
+    assert ("finetune-local down" in output.text) == keep

@@ -1,4 +1,4 @@
-"""Room on disk, counted by file system."""
+"""The checks of the machine: disk space per file system, and namespaces."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from finetune_local.machine import GB, Need, no_namespaces, no_room
 from tests.namespace import run_where, small_disk
 
 
-def test_what_fits_is_fine(tmp_path):
+def test_a_suitable_machine_is_accepted(tmp_path):
     assert no_namespaces() is None
     assert no_room([]) is None
     assert no_room([Need("a file", 1, tmp_path / "not" / "there" / "yet")]) is None
@@ -17,13 +17,13 @@ def test_needs_on_one_file_system_add_up(tmp_path):
     free = os.statvfs(tmp_path)
     half = int(free.f_bavail * free.f_frsize * 0.6)
     assert no_room([Need("one", half, tmp_path)]) is None
-    words = no_room([Need("one", half, tmp_path), Need("two", half, tmp_path / "b")])
-    assert words is not None
-    assert "GB of disk are free" in words
-    assert f"one {half / GB:.1f} GB in {tmp_path}; two" in words
+    message = no_room([Need("one", half, tmp_path), Need("two", half, tmp_path / "b")])
+    assert message is not None
+    assert "GB of disk are free" in message
+    assert f"one {half / GB:.1f} GB in {tmp_path}; two" in message
 
 
-def test_a_cluster_says_that_its_disk_is_too_small(tmp_path):
+def test_a_cluster_is_refused_if_its_disk_is_too_small(tmp_path):
     up = [sys.executable, "-m", "finetune_local", "up", "--name", "test-small"]
     done = run_where(small_disk(tmp_path), *up, XDG_STATE_HOME=str(tmp_path))
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Components of the cluster are killed: what the pods and the API show afterwards."""
+"""Pods and their statuses after components of the cluster were killed."""
 
 import os
 import signal
@@ -7,22 +7,23 @@ import time
 import pytest
 
 from finetune_local.cluster import ClusterError
-from finetune_local.processes import children_of, command_of
+from finetune_local.processes import command_of
 from tests.installed import wait_for
 from tests.local.pods import container, create, ended, exits, get, logs, pod, processes_with, run
+from tests.tools import components
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 def agent_of(cluster, node: str) -> int:
-    return cluster.component(f"{cluster.name}-{node}")
+    return components.pid(cluster, f"{cluster.name}-{node}")
 
 
 def on(cluster, node: str) -> dict[str, str]:
     return {"kubernetes.io/hostname": f"{cluster.name}-{node}"}
 
 
-def test_a_killed_agent_takes_its_pods_along_and_says_so(cluster):
+def test_pods_of_a_killed_agent_are_killed_and_reported_as_ended(cluster):
     env = [{"name": "MARKER", "value": "agent-victim"}]
     loop = "trap 'echo never' TERM; echo up; sleep 1000 & while true; do sleep 0.1; done"
     init = container("echo prepared", "prepare")
@@ -32,12 +33,12 @@ def test_a_killed_agent_takes_its_pods_along_and_says_so(cluster):
         "restart-victim", container(loop, env=env), initContainers=[init], nodeSelector=node
     )
     create(cluster, victim)
-    wait_for("it runs", lambda: "up" in logs(cluster, "restart-victim"))
+    wait_for("the pod to run", lambda: "up" in logs(cluster, "restart-victim"))
     before = get(cluster, "restart-victim")["status"]
     assert len(processes_with("MARKER=agent-victim")) >= 2
     agent = agent_of(cluster, "node-1")
     os.kill(agent, signal.SIGKILL)
-    wait_for("no process is left", lambda: not processes_with("MARKER=agent-victim"), 5)
+    wait_for("all its processes to end", lambda: not processes_with("MARKER=agent-victim"), 5)
 
     status = ended(cluster, "restart-victim")
     assert agent_of(cluster, "node-1") != agent
@@ -58,49 +59,53 @@ def test_a_killed_agent_takes_its_pods_along_and_says_so(cluster):
     cluster.kubectl("delete", "pod", "restart-done", "restart-victim", "restart-after")
 
 
-def test_what_a_stuck_shim_holds_is_ended_by_the_next_agent(cluster):
-    """The shim cannot notice that its agent is gone; nobody notes how the container ended."""
+def test_the_next_agent_ends_the_container_of_a_stuck_shim(cluster):
+    """The shim neither notices that its agent has ended nor records how the container ended."""
     env = [{"name": "MARKER", "value": "shim-victim"}]
     node = on(cluster, "node-1")
     create(cluster, pod("stuck", container("echo up; sleep 1000", env=env), nodeSelector=node))
-    wait_for("it runs", lambda: "up" in logs(cluster, "stuck"))
+    wait_for("the pod to run", lambda: "up" in logs(cluster, "stuck"))
     agent = agent_of(cluster, "node-1")
-    (shim,) = (pid for pid in children_of(agent) if "shim.py" in " ".join(command_of(pid)))
+    (shim,) = (
+        pid for pid in components.children_of(agent) if "shim.py" in " ".join(command_of(pid))
+    )
     os.kill(shim, signal.SIGSTOP)
-    cluster.kill_component(f"{cluster.name}-node-1")
+    components.kill(cluster, f"{cluster.name}-node-1")
     assert processes_with("MARKER=shim-victim")
     assert exits(ended(cluster, "stuck"))["main"]["exitCode"] == 137
     assert not processes_with("MARKER=shim-victim")
 
 
-def test_a_component_that_is_held_down_stays_down_until_it_is_started(cluster):
-    cluster.kill_component("kube-scheduler", stay_down=True)
+def test_a_killed_component_can_stay_down_until_it_is_started(cluster):
+    components.kill(cluster, "kube-scheduler", stay_down=True)
     create(cluster, pod("unscheduled", container("true")))
-    time.sleep(2)  # the supervisor starts others again after one second
-    assert cluster.component("kube-scheduler") is None
+    time.sleep(2)  # by default the supervisor starts a component again after one second
+    assert components.pid(cluster, "kube-scheduler") is None
     assert "nodeName" not in get(cluster, "unscheduled")["spec"]
-    cluster.start_component("kube-scheduler")
+    components.start(cluster, "kube-scheduler")
     assert ended(cluster, "unscheduled")["phase"] == "Succeeded"
     with pytest.raises(ClusterError, match="there are etcd"):
-        cluster.kill_component("kube-proxy")
+        components.kill(cluster, "kube-proxy")
 
 
 @pytest.mark.parametrize("name", ["kube-apiserver", "etcd"])
-def test_pods_outlive_the_control_plane(cluster, name):
-    """A pod ends while nobody can be told; it is told later."""
+def test_a_pod_that_ends_while_the_control_plane_is_down_is_reported_later(cluster, name):
     victim = f"outlives-{name}"
     create(cluster, pod(victim, container("echo up; sleep 2; exit 3")))
-    wait_for("it runs", lambda: "up" in logs(cluster, victim))
-    before = cluster.component(name)
-    cluster.kill_component(name)
-    wait_for("it is back", lambda: logs(cluster, victim) and cluster.component(name) != before)
+    wait_for("the pod to run", lambda: "up" in logs(cluster, victim))
+    before = components.pid(cluster, name)
+    components.kill(cluster, name)
+    wait_for(
+        "the component to restart",
+        lambda: logs(cluster, victim) and components.pid(cluster, name) != before,
+    )
     end = exits(ended(cluster, victim))["main"]
     assert end["exitCode"] == 3
 
 
-def test_a_lost_node_is_not_ready_and_comes_back(cluster):
+def test_a_lost_node_becomes_not_ready_and_recovers(cluster):
     node = f"{cluster.name}-node-2"
-    cluster.kill_component(node, stay_down=True)
+    components.kill(cluster, node, stay_down=True)
     cluster.kubectl("wait", "--for=condition=Ready=Unknown", f"node/{node}", "--timeout=60s")
-    cluster.start_component(node)
+    components.start(cluster, node)
     cluster.kubectl("wait", "--for=condition=Ready", f"node/{node}", "--timeout=30s")

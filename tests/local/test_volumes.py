@@ -1,4 +1,4 @@
-"""What a container finds at its mount paths and in its environment."""
+"""Volumes, mounts and variables of containers."""
 
 import base64
 import json
@@ -64,7 +64,7 @@ def test_config_maps_and_secrets_as_files_and_variables(cluster):
     assert lines == ["1 2", "deep", "2", "ff 00 fe 0a 80", "400", "0", "78 ff 79"]
 
 
-def test_what_is_missing_is_told_and_waited_for_and_starts_once(cluster):
+def test_a_pod_waits_for_a_missing_secret_key_and_then_starts_once(cluster):
     create(cluster, object_of("Secret", "partial", data=encoded(other=b"1")))
     items = [{"key": "wanted", "path": "w"}]
     volumes = [{"name": "s", "secret": {"secretName": "partial", "items": items}}]
@@ -72,7 +72,7 @@ def test_what_is_missing_is_told_and_waited_for_and_starts_once(cluster):
         cluster,
         pod("patient", container("cat /s/w", volumeMounts=[mount("s", "/s")]), volumes=volumes),
     )
-    reason, message = wait_for("it says what lacks", lambda: told(cluster, "patient"))
+    reason, message = wait_for("the message", lambda: waiting_message(cluster, "patient"))
     assert (reason, message) == (
         "ContainerCreating",
         "secret partial references non-existent key: wanted",
@@ -87,7 +87,7 @@ def test_what_is_missing_is_told_and_waited_for_and_starts_once(cluster):
     assert events.count("Started container") == 1
 
 
-def told(cluster, name: str) -> tuple[str, str] | None:
+def waiting_message(cluster, name: str) -> tuple[str, str] | None:
     found = waiting(cluster, name)
     return found if found[1] else None
 
@@ -111,7 +111,7 @@ NOT_OFFERED = {
 }
 
 
-def test_volumes_that_cannot_be_made_are_told(cluster):
+def test_unsupported_volumes_are_reported(cluster):
     create(
         cluster,
         *(
@@ -123,13 +123,13 @@ def test_volumes_that_cannot_be_made_are_told(cluster):
             for name, (volume, _) in NOT_OFFERED.items()
         ),
     )
-    for name, (_, words) in NOT_OFFERED.items():
-        _, message = wait_for(name, lambda name=name: told(cluster, f"no-{name}"))
-        assert words in message
+    for name, (_, expected) in NOT_OFFERED.items():
+        _, message = wait_for(name, lambda name=name: waiting_message(cluster, f"no-{name}"))
+        assert expected in message
         cluster.kubectl("delete", "pod", f"no-{name}")
 
 
-def test_folders_of_the_machine_memory_and_the_pods_own(cluster, tmp_path):
+def test_host_paths_sub_paths_and_empty_dirs(cluster, tmp_path):
     for parent in (tmp_path, *tmp_path.parents[:2]):
         parent.chmod(0o755)
     (tmp_path / "file").write_text("of the machine")
@@ -150,20 +150,19 @@ def test_folders_of_the_machine_memory_and_the_pods_own(cluster, tmp_path):
         "cat /empty/a /memory/b; stat -f -c %T /memory /dev/shm; touch /dev/shm/x && echo shm"
     )
     item = pod(
-        "places",
+        "local-volumes",
         container(script, volumeMounts=mounts),
         initContainers=[first],
         volumes=volumes,
     )
-    said = run(cluster, item).splitlines()
-    assert said == [
+    lines = run(cluster, item).splitlines()
+    assert lines == [
         *("of the machine", "of the machine", "refused"),
         *("kept", "kept", "tmpfs", "tmpfs", "shm"),
     ]
 
 
-def test_a_claim_can_be_written_by_the_pods_group(cluster):
-    """fsGroup, as a storage driver would apply it."""
+def test_fs_group_makes_a_claim_writable(cluster):
     claim = object_of("PersistentVolumeClaim", "shared")
     claim["spec"] = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1"}}}
     create(cluster, claim)
@@ -183,9 +182,9 @@ def test_a_claim_can_be_written_by_the_pods_group(cluster):
     assert top.split()[1] == "drwxrwsr-x"
 
 
-def test_a_read_only_root_can_be_written_in_volumes_only(cluster):
+def test_with_a_read_only_root_only_volumes_are_writable(cluster):
     volumes = [{"name": "v", "emptyDir": {}}]
-    tries = " || ".join(f"touch {place}/new-file" for place in ("/tmp", "", "/usr", "/v"))
+    tries = " || ".join(f"touch {folder}/new-file" for folder in ("/tmp", "", "/usr", "/v"))
     script = f"{tries} && echo volume; id -u"
     item = pod(
         "read-only-root",
@@ -196,13 +195,13 @@ def test_a_read_only_root_can_be_written_in_volumes_only(cluster):
         ),
         volumes=volumes,
     )
-    said = run(cluster, item)
-    assert said.count("Read-only file system") == 3
-    assert said.endswith("volume\n65532\n")
+    output = run(cluster, item)
+    assert output.count("Read-only file system") == 3
+    assert output.endswith("volume\n65532\n")
 
 
-def test_a_volume_above_the_image_does_not_hide_it(cluster):
-    """As one at /tmp would where the tree lies in /tmp."""
+def test_a_volume_above_the_image_does_not_hide_the_image(cluster):
+    """As a volume at /tmp would if the tree were in /tmp."""
     above = str(TREE.parent)
     item = pod(
         "above",
@@ -230,8 +229,8 @@ except OSError as error:
 """
 
 
-def test_a_read_only_mount_keeps_the_flags_that_are_locked(tmp_path):
-    """A team's NFS is mounted nosuid, nodev; a user namespace may not take that away."""
+def test_a_read_only_mount_keeps_locked_flags(tmp_path):
+    """NFS is often mounted with nosuid and nodev, which a user namespace may not remove."""
     (tmp_path / "source").mkdir()
     (tmp_path / "root").mkdir()
     tree = str(Path(sandbox.__file__).parents[2])
@@ -249,7 +248,7 @@ def test_a_read_only_mount_keeps_the_flags_that_are_locked(tmp_path):
     assert (done.stdout, done.stderr) == ("Read-only file system\n", "")
 
 
-def test_links_are_followed_inside_the_root(tmp_path):
+def test_symbolic_links_are_resolved_inside_the_root(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "var").mkdir()
     (tmp_path / "var" / "run").symlink_to("/run")
@@ -262,8 +261,8 @@ def test_links_are_followed_inside_the_root(tmp_path):
         sandbox.inside(tmp_path, "/loop/x")
 
 
-def test_hosts_of_a_pod(cluster):
-    said = run(cluster, pod("own-hosts", container("cat /etc/hosts; hostname")))
+def test_hosts_of_a_pod_without_a_service(cluster):
+    output = run(cluster, pod("own-hosts", container("cat /etc/hosts; hostname")))
     ip = get(cluster, "own-hosts")["status"]["podIP"]
-    assert f"{ip} own-hosts\n" in said
-    assert said.endswith("\nown-hosts\n")
+    assert f"{ip} own-hosts\n" in output
+    assert output.endswith("\nown-hosts\n")

@@ -23,6 +23,7 @@ from tests.installed import Operator, install
 from tests.operator.lives import Life, viewed
 from tests.operator.worlds import make_spec
 from tests.security.audit import Asked, Right, read, user
+from tests.tools import clusters
 
 NAMESPACE, ACCOUNT = "finetune-system", "finetune-operator"
 LEASE = {"LEASE_NAMESPACE": NAMESPACE, "LEASE_NAME": ACCOUNT, "LEASE_DURATION_SECONDS": "10"}
@@ -92,7 +93,8 @@ class CompleteLife(Life):
 
 def record(api: Cluster, operator: Operator, account: str, namespace: str) -> Asked:
     """Return the requests of the operator from start to end, during a complete life of a job."""
-    since = api.audit_log.stat().st_size if api.audit_log.exists() else 0
+    log = clusters.audit_log(api)
+    since = log.stat().st_size if log.exists() else 0
     operator.start()
     try:
         asyncio.run(viewed(api, lambda view: CompleteLife(view, namespace).live()))
@@ -100,7 +102,7 @@ def record(api: Cluster, operator: Operator, account: str, namespace: str) -> As
             raise AssertionError(operator.log)
     finally:
         operator.kill()
-    return read(api.audit_log, account, since)
+    return read(log, account, since)
 
 
 def record_everywhere(api: Cluster, folder: Path) -> Asked:
@@ -125,7 +127,7 @@ def table(rights: set[Right], asked: Asked) -> str:
 def main() -> int:
     """Start a control plane, record and print the requests; 1 if rights and requests differ."""
     with tempfile.TemporaryDirectory() as folder:
-        api = Cluster.up("test-rights", control_plane_only=True, tied=True, audit=True)
+        api = clusters.up_with_audit_log("test-rights", nodes=0)
         try:
             asked = record_everywhere(api, Path(folder))
         finally:

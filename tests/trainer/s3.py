@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import obstore
 from obstore.store import S3Store
 
-from finetune_local import go_tool
 from finetune_local.cluster import die_with_parent
 from finetune_local.ports import free_port
+from tests.tools import go_tool
 
 KEY, SECRET = "test-access-key", "the-secret-access-key"
 

@@ -1,4 +1,4 @@
-"""Imported by every Python process of a contender on a GPU: keeps torch's peak in a file."""
+"""Writes torch's peak of GPU memory to a file, in every Python process of a contender."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ def _watch(file: Path) -> None:
         time.sleep(0.5)
         torch = sys.modules.get("torch")
         if torch is None or not hasattr(torch, "cuda") or not hasattr(torch, "nn"):
-            continue  # not imported, or in the middle of it
+            continue  # torch is not imported yet, or not completely
         if torch.cuda.is_initialized():
             devices = range(torch.cuda.device_count())
             file.write_text(str(max(torch.cuda.max_memory_allocated(d) for d in devices)))

@@ -1,4 +1,4 @@
-"""The processes beside the demo: the operator, the live view, the logs of pods as they run."""
+"""Processes that run beside the demo: the operator, the live view and the followers of logs."""
 
 import json
 import os
@@ -13,25 +13,25 @@ from pathlib import Path
 from finetune_api import names
 from finetune_local.build import binaries
 from finetune_local.cluster import IMAGE, Cluster, ClusterError, die_with_parent
-from finetune_local.demo.teller import DemoError
+from finetune_local.demo.output import DemoError
 
-_INTERVAL = 2.0  # s, between looks
-_PATIENCE = 5.0  # s, for a process that was asked to end
+_INTERVAL = 2.0  # s between two checks
+_STOP_TIMEOUT = 5.0  # s for a process to end after a signal
 _TAIL = 15  # lines of a log that are shown
 
 
 def environment(cluster: Cluster) -> dict[str, str]:
-    """For a command that speaks to the cluster as its administrator."""
+    """Return the environment of a command that uses the cluster as its administrator."""
     path = f"{Path(sys.executable).parent}:{binaries()}:{os.environ.get('PATH', os.defpath)}"
     return os.environ | {"KUBECONFIG": str(cluster.kubeconfig), "PATH": path}
 
 
 @contextmanager
 def operator(cluster: Cluster, log: Path, *, keep: bool) -> "Iterator[subprocess.Popen[bytes]]":
-    """The operator as its own service account, never as administrator."""
+    """Run the operator with its own service account, never as administrator."""
     config = cluster.user_kubeconfig("finetune-system", "finetune-operator")
     env = environment(cluster) | {"KUBECONFIG": str(config), "FINETUNE_TRAINER_IMAGE": IMAGE}
-    command = [sys.executable, "-m", "finetune_local.demo.tethered", cluster.name]
+    command = [sys.executable, "-m", "finetune_local.demo.run_with_cluster", cluster.name]
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*command, sys.executable, "-m", "finetune_operator"],
@@ -56,49 +56,54 @@ def watch(
     env: dict[str, str],
     operator: "subprocess.Popen[bytes]",
     log: Path,
-    look: Callable[[], None],
+    while_running: Callable[[], None],
 ) -> int:
-    """Exit code of the live view; DemoError with the end of `log` when the operator ends first.
+    """Run the live view and return its exit code, calling `while_running` every 2 seconds.
 
-    `look` is called every other second meanwhile.
+    Raises DemoError with the end of `log` if the operator ends first.
     """
-    # Only the main thread of the demo starts processes, so the hook is safe.
+    # The hook is safe, because only the main thread of the demo starts processes.
     process = subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
     try:
         while (code := process.poll()) is None:
             if (ended := operator.poll()) is not None:
-                process.send_signal(signal.SIGINT)  # it gives the terminal back
+                process.send_signal(signal.SIGINT)  # so that it restores the terminal
                 tail = log.read_text(errors="replace").splitlines()[-_TAIL:]
-                raise DemoError("\n".join([f"the operator ended with {ended}; {log} says:", *tail]))
-            look()
+                raise DemoError(
+                    "\n".join(
+                        [f"the operator ended with exit code {ended}; the end of {log}:", *tail]
+                    )
+                )
+            while_running()
             time.sleep(_INTERVAL)
         return code
     finally:
-        _end(process)
+        _wait_or_kill(process)
 
 
 @contextmanager
 def pod_logs(cluster: Cluster, job: str, folder: Path) -> Iterator[Callable[[], None]]:
-    """Keep the logs of all pods of a job, also of those that are deleted before its end.
+    """Keep the logs of all pods of a job, including pods that are deleted before the job ends.
 
-    Yields what looks for new pods; at the end those that are left are read once more, whole.
+    Yields a function that begins to follow the logs of new pods. At the end the complete logs of
+    the remaining pods are read once more.
     """
     folder.mkdir()
     followers: dict[str, subprocess.Popen[bytes]] = {}
 
-    def look() -> None:
+    def follow_new_pods() -> None:
         for name in _started_pods(cluster, job):
             if name not in followers:
                 followers[name] = _follow(cluster, name, folder / f"{name}.log")
 
     try:
-        yield look
+        yield follow_new_pods
         for name in _started_pods(cluster, job):
             (folder / f"{name}.log").write_text(cluster.kubectl("logs", name))
     finally:
         for process in followers.values():
             process.terminate()
-            _end(process)
+            _wait_or_kill(process)
 
 
 def _started_pods(cluster: Cluster, job: str) -> list[str]:
@@ -106,7 +111,7 @@ def _started_pods(cluster: Cluster, job: str) -> list[str]:
     try:
         pods = json.loads(cluster.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
     except ClusterError:
-        return []  # the live view beside us says that the API server is away
+        return []  # the live view reports that the API server is down
     return [
         pod["metadata"]["name"]
         for pod in pods
@@ -123,9 +128,9 @@ def _follow(cluster: Cluster, pod: str, path: Path) -> "subprocess.Popen[bytes]"
         )
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _wait_or_kill(process: "subprocess.Popen[bytes]") -> None:
     try:
-        process.wait(_PATIENCE)
+        process.wait(_STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

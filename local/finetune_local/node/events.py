@@ -1,4 +1,4 @@
-"""Events about pods, as a kubelet records them."""
+"""Records events about pods as the kubelet does."""
 
 import logging
 from datetime import UTC, datetime
@@ -12,17 +12,17 @@ _log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Writes events; one that cannot be written is logged, nothing waits for it."""
+    """Writes events. If one cannot be written, that is only logged."""
 
     def __init__(self, api: Api, node: str) -> None:
         self._api, self._node = api, node
 
-    async def note(self, pod: Object, reason: str, message: str) -> None:
-        """Something went as it should."""
+    async def normal(self, pod: Object, reason: str, message: str) -> None:
+        """Record a Normal event."""
         await self._write(pod, "Normal", reason, message)
 
-    async def warn(self, pod: Object, reason: str, message: str) -> None:
-        """Something somebody should look at."""
+    async def warning(self, pod: Object, reason: str, message: str) -> None:
+        """Record a Warning event."""
         await self._write(pod, "Warning", reason, message)
 
     async def _write(self, pod: Object, kind: str, reason: str, message: str) -> None:
@@ -48,4 +48,4 @@ class Recorder:
         try:
             await self._api.create(f"/api/v1/namespaces/{namespace}/events", body)
         except (ApiError, *TRANSIENT) as error:
-            _log.warning("event %s of %s not written: %s", reason, metadata["name"], error)
+            _log.warning("event %s of %s was not written: %s", reason, metadata["name"], error)

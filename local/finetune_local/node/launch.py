@@ -1,4 +1,4 @@
-"""What a container is started with, from the pod's specification."""
+"""Computes what a container is started with from the pod's specification."""
 
 from pathlib import Path
 
@@ -10,29 +10,29 @@ from finetune_local.node.images import Image
 from finetune_local.node.volumes import Volume
 
 
-async def launch(
+async def make_launch(
     pod: Object,
     spec: Object,
     *,
     image: Image,
-    places: dict[str, Volume],
+    pod_volumes: dict[str, Volume],
     lookup: Lookup,
     hosts: Path,
 ) -> Launch:
-    """For one container of a pod whose address is known; UnresolvedError when something lacks."""
+    """Return the launch of one container; the pod has an address. Raises UnresolvedError."""
     metadata, security = pod["metadata"], spec.get("securityContext", {})
     user, group = images.identity(pod, spec, image)
     env = await environment(pod, spec, lookup)
-    words = [*spec["command"], *spec.get("args", [])]
+    arguments = [*spec["command"], *spec.get("args", [])]
     return Launch(
-        command=[expand(word, env) for word in words],
+        command=[expand(argument, env) for argument in arguments],
         env={"HOSTNAME": metadata["name"]} | image.env | env,
         cwd=spec.get("workingDir", "/"),
         user=user,
         group=group,
         hostname=pod["spec"].get("hostname", metadata["name"])[:63],
         hosts=str(hosts),
-        mounts=volumes.mounts(spec, places),
+        mounts=volumes.mounts(spec, pod_volumes),
         read_only_root=bool(security.get("readOnlyRootFilesystem")),
         termination_path=spec.get("terminationMessagePath", "/dev/termination-log"),
         fall_back_to_logs=spec.get("terminationMessagePolicy") == "FallbackToLogsOnError",

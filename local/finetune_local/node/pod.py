@@ -1,4 +1,4 @@
-"""The life of one pod on this node, from its binding to its deletion."""
+"""Runs one pod on this node, from its binding to its deletion."""
 
 import asyncio
 import logging
@@ -8,23 +8,24 @@ from contextlib import suppress
 from pathlib import Path
 
 from finetune_api.base import Object
-from finetune_local.node import images, restore, volumes
+from finetune_local.node import admission, images, restore, volumes
+from finetune_local.node.admission import RefusedError
 from finetune_local.node.api import TRANSIENT, Api, ApiError
 from finetune_local.node.container import Container
 from finetune_local.node.environment import Lookup, UnresolvedError
 from finetune_local.node.events import Recorder
-from finetune_local.node.images import Image, RefusedError
-from finetune_local.node.launch import launch
-from finetune_local.node.reporter import Reporter
+from finetune_local.node.images import Image
+from finetune_local.node.launch import make_launch
 from finetune_local.node.status import PodState, State, phase
+from finetune_local.node.status_writer import StatusWriter
 
-_RETRY = 1.0  # s between looks for what is missing
-_IMAGE_RETRY = 3.0
+_RETRY = 1.0  # s between checks for missing objects
+_IMAGE_RETRY = 3.0  # s
 _log = logging.getLogger(__name__)
 
 
 class Pod:
-    """Runs one pod; `update` is called with each new version of the object."""
+    """A pod on this node; `update` is called with each new version of the object."""
 
     def __init__(
         self,
@@ -45,55 +46,55 @@ class Pod:
             init=dict(restore.states(pod, folder, "initContainers")),
             main=dict(restore.states(pod, folder, "containers")),
         )
-        # Ended before this agent came: its status is written, its processes are gone.
+        # It ended under an earlier agent: its status is written and its processes are gone.
         self.finished = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
         self.containers: dict[str, Container] = {}
         self._api, self._lookup, self._recorder = api, lookup, recorder
         self._known, self._hosts = known, hosts
-        self._reporter = Reporter(api, lambda: self.object, self.state)
+        self._writer = StatusWriter(api, lambda: self.object, self.state)
         self._volumes: dict[str, volumes.Volume] = {}
-        self._news = asyncio.Event()  # the object has changed
-        self._deleted = asyncio.Event()  # the object is being deleted, or gone
-        self.gone = False  # no object any more
+        self._changed = asyncio.Event()  # the object has changed
+        self._deleted = asyncio.Event()  # the object is being deleted or is gone
+        self.gone = False  # the object no longer exists
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of it runs or will run."""
+        """Whether no container runs or will run."""
         return self.finished or self.gone or phase(self.state) in ("Succeeded", "Failed")
 
     @property
     def is_restored(self) -> bool:
-        """Whether an earlier agent had it."""
+        """Whether an earlier agent ran it."""
         states = (*self.state.init.values(), *self.state.main.values())
         return self.finished or any(state.started for state in states)
 
     def has_ended(self, container: str) -> bool:
-        """Whether a container says nothing more."""
+        """Return whether a container has ended or will never run."""
         return self._state(container).ended is not None or self.ended
 
     def update(self, pod: Object) -> None:
-        """A newer version of the object."""
+        """Process a new version of the object."""
         self.object = pod
-        self._news.set()
+        self._changed.set()
         if pod["metadata"].get("deletionTimestamp"):
             self._deleted.set()
 
-    def forget(self) -> None:
-        """The object is gone: nothing may go on running, and nobody is told."""
+    def mark_gone(self) -> None:
+        """End the pod because its object no longer exists; its status is not written."""
         self.gone = True
-        self._news.set()
+        self._changed.set()
         self._deleted.set()
 
     def refuse(self, error: RefusedError) -> None:
-        """It will not run."""
+        """Fail the pod without running it."""
         self.state.failed = (error.reason, str(error))
 
     async def run(self) -> None:
-        """Until the object is gone."""
+        """Run until the object is gone."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        life = asyncio.create_task(self._live())
+        life = asyncio.create_task(self._run_containers())
         try:
-            await _first(life, self._deleted)
+            await _wait_for_either(life, self._deleted)
             if not life.done():
                 await self._stop(life)
             if not self.gone:
@@ -101,16 +102,16 @@ class Pod:
             await self._deleted.wait()
             if not self.gone:
                 if not self.finished:
-                    await self._reporter.report()
-                await self._reporter.remove()
+                    await self._writer.write()
+                await self._writer.remove()
         finally:
-            await self._end(life)
+            await self._clean_up(life)
 
-    async def _live(self) -> None:
+    async def _run_containers(self) -> None:
         if self.finished:
             return
         try:
-            images.check(self.object)
+            admission.check_supported(self.object)
             if self.state.failed is None and await self._prepare():
                 await self._init_containers()
                 if phase(self.state) != "Failed":
@@ -122,23 +123,23 @@ class Pod:
             self.refuse(RefusedError("NodeError", f"{type(error).__name__}: {error}"))
             await self._kill()
         if self.state.failed is not None:
-            await self._recorder.warn(self.object, *self.state.failed)
-        await self._reporter.report()
+            await self._recorder.warning(self.object, *self.state.failed)
+        await self._writer.write()
 
     async def _prepare(self) -> bool:
-        """Wait for images and volumes; False when the pod was deleted meanwhile."""
-        await self._reporter.report()
-        maker = volumes.Volumes(self._api, self.folder, self._lookup)
+        """Wait for images and create the volumes; return False if the pod is deleted first."""
+        await self._writer.write()
+        pod_volumes = volumes.Volumes(self._api, self.folder, self._lookup)
         while not self._deleted.is_set():
             missing = images.missing(self.object, self._known)
             if missing is not None:
                 await self._wait_for("ImagePullBackOff", missing, "Failed", _IMAGE_RETRY)
                 continue
             try:
-                self._volumes = await maker.make(self.object)
+                self._volumes = await pod_volumes.make(self.object)
                 return True
             except (UnresolvedError, ApiError, *TRANSIENT) as error:
-                await self._wait_for("ContainerCreating", _words(error), "FailedMount")
+                await self._wait_for("ContainerCreating", _message(error), "FailedMount")
         return False
 
     async def _wait_for(self, reason: str, message: str, event: str, wait: float = _RETRY) -> None:
@@ -148,8 +149,8 @@ class Pod:
                 state.waiting, state.message = reason, message
                 changed = True
         if changed:
-            await self._recorder.warn(self.object, event, message)
-            await self._reporter.report()
+            await self._recorder.warning(self.object, event, message)
+            await self._writer.write()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._deleted.wait(), wait)
 
@@ -159,7 +160,7 @@ class Pod:
             if state.ended is None:
                 if not await self._start(spec):
                     return
-                await self._reporter.report()
+                await self._writer.write()
                 state.ended = await self.containers[spec["name"]].wait()
             if state.ended.exit_code:
                 return
@@ -173,45 +174,45 @@ class Pod:
                     continue
                 if not await self._start(spec):
                     break
-                waits.append(asyncio.create_task(self._finish(spec["name"])))
-            await self._reporter.report()
-            # Deleted before all were started: those that were are waited for.
+                waits.append(asyncio.create_task(self._wait_for_end(spec["name"])))
+            await self._writer.write()
+            # If the pod is deleted before all are started, wait for those that were.
             await asyncio.gather(*waits)
         finally:
             for wait in waits:
                 wait.cancel()
 
-    async def _finish(self, name: str) -> None:
+    async def _wait_for_end(self, name: str) -> None:
         self.state.main[name].ended = await self.containers[name].wait()
-        await self._reporter.report()
+        await self._writer.write()
 
     async def _start(self, spec: Object) -> bool:
-        """Start one container as soon as its environment is complete; False when deleted first."""
+        """Start one container when its environment is complete; return False if deleted first."""
         name = spec["name"]
         while not self._deleted.is_set():
             try:
-                wanted = await launch(
+                launch = await make_launch(
                     self._with_address(),
                     spec,
                     image=self._known[spec["image"]],
-                    places=self._volumes,
+                    pod_volumes=self._volumes,
                     lookup=self._lookup,
                     hosts=self._hosts(self.object),
                 )
             except (UnresolvedError, ApiError, *TRANSIENT) as error:
-                await self._wait_for("CreateContainerConfigError", _words(error), "Failed")
+                await self._wait_for("CreateContainerConfigError", _message(error), "Failed")
                 continue
             if self._deleted.is_set():
                 return False
-            container = Container(wanted, self.folder / "containers" / name)
+            container = Container(launch, self.folder / "containers" / name)
             self.containers[name] = container
             try:
                 await container.start()
             except OSError as error:
-                await self._wait_for("CreateContainerError", _words(error), "Failed")
+                await self._wait_for("CreateContainerError", _message(error), "Failed")
                 continue
             self._state(name).started = container.started
-            await self._recorder.note(self.object, "Started", f"Started container {name}")
+            await self._recorder.normal(self.object, "Started", f"Started container {name}")
             return True
         return False
 
@@ -219,31 +220,30 @@ class Pod:
         return self.state.main.get(container) or self.state.init[container]
 
     def _with_address(self) -> Object:
-        told = self.object.get("status", {})
-        own = {"podIP": self.state.ip, "hostIP": self.state.host_ip}
-        return self.object | {"status": told | own}
+        addresses = {"podIP": self.state.ip, "hostIP": self.state.host_ip}
+        return self.object | {"status": self.object.get("status", {}) | addresses}
 
     async def _stop(self, life: asyncio.Task[None]) -> None:
-        """SIGTERM, the grace that the deletion gives, SIGKILL; the object may go earlier."""
+        """Send SIGTERM, wait for the grace period or until the object is gone, send SIGKILL."""
         if self.containers and not self.gone:
-            await self._recorder.note(self.object, "Killing", "Stopping the pod's containers")
+            await self._recorder.normal(self.object, "Killing", "Stopping the pod's containers")
         for container in self.containers.values():
             container.terminate()
         clock = asyncio.get_running_loop().time
         grace, deadline = -1, math.inf
         while not life.done() and not self.gone:
-            told = self.object["metadata"].get("deletionGracePeriodSeconds", 30)
-            if told != grace:  # a later deletion can only shorten it
-                grace, deadline = told, min(deadline, clock() + told)
+            newest = self.object["metadata"].get("deletionGracePeriodSeconds", 30)
+            if newest != grace:  # a later deletion can only shorten the grace period
+                grace, deadline = newest, min(deadline, clock() + newest)
             if clock() >= deadline:
                 break
-            self._news.clear()
-            await _first(life, self._news, seconds=deadline - clock())
+            self._changed.clear()
+            await _wait_for_either(life, self._changed, seconds=deadline - clock())
         for container in self.containers.values():
             container.kill()
 
-    async def _end(self, life: asyncio.Task[None]) -> None:
-        """Nothing of the pod may be left when its folder and address are given back."""
+    async def _clean_up(self, life: asyncio.Task[None]) -> None:
+        """End all processes before the folder and the address of the pod are reused."""
         life.cancel()
         await asyncio.wait({life})
         await self._kill()
@@ -256,16 +256,16 @@ class Pod:
                 state.ended = await container.wait()
 
 
-async def _first(
+async def _wait_for_either(
     task: asyncio.Task[None], event: asyncio.Event, seconds: float | None = None
 ) -> None:
-    """Until the task has ended, the event is set, or so many seconds have gone."""
-    happens = asyncio.create_task(event.wait())
+    """Wait until the task has ended, the event is set or so many seconds have passed."""
+    is_set = asyncio.create_task(event.wait())
     try:
-        await asyncio.wait({task, happens}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, is_set}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        happens.cancel()
+        is_set.cancel()
 
 
-def _words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Volumes for claims of the storage class `local`: a folder each, deleted with the claim."""
+"""Provisions claims of the storage class `local` with folders that are deleted with the claim."""
 
 import asyncio
 import logging
@@ -13,13 +13,16 @@ _log = logging.getLogger(__name__)
 
 
 async def run(api: Api, folder: Path) -> None:
-    """Look every second: few claims, and the controller manager does the binding."""
+    """Check all claims every second and create or delete their volumes in `folder`.
+
+    There are few claims, so they are polled. The controller manager binds them.
+    """
     while True:
         try:
             claims = await api.get("/api/v1/persistentvolumeclaims")
             for claim in claims["items"]:
-                if _is_ours(claim) and not claim["spec"].get("volumeName"):
-                    await _provide(api, claim, folder)
+                if _is_local(claim) and not claim["spec"].get("volumeName"):
+                    await _provision(api, claim, folder)
             volumes = await api.get("/api/v1/persistentvolumes")
             for volume in volumes["items"]:
                 if _is_released(volume):
@@ -29,7 +32,7 @@ async def run(api: Api, folder: Path) -> None:
         await asyncio.sleep(1)
 
 
-def _is_ours(claim: Object) -> bool:
+def _is_local(claim: Object) -> bool:
     return bool(claim["spec"].get("storageClassName") == "local")
 
 
@@ -39,7 +42,7 @@ def _is_released(volume: Object) -> bool:
     return bool(ours and volume["status"].get("phase") == "Released")
 
 
-async def _provide(api: Api, claim: Object, folder: Path) -> None:
+async def _provision(api: Api, claim: Object, folder: Path) -> None:
     metadata, spec = claim["metadata"], claim["spec"]
     name = f"pvc-{metadata['uid']}"
     path = folder / name

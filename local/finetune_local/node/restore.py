@@ -1,45 +1,44 @@
-"""Where the containers of a pod stand that an earlier agent has started."""
+"""Restores the states of containers that an earlier agent started."""
 
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 from finetune_api.base import Object
-from finetune_local.node import record
-from finetune_local.node.record import Ended
+from finetune_local.node import container_record
+from finetune_local.node.container_record import KILLED, Termination
 from finetune_local.node.status import State
-
-_KILLED = 137
 
 
 def states(pod: Object, folder: Path, kind: str) -> Iterator[tuple[str, State]]:
-    """Of `initContainers` or `containers`. What was started has ended with that agent.
+    """Yield the name and state of each of the pod's `initContainers` or `containers`.
 
-    The folder knows more than the status: the agent may have been killed between the two.
+    Containers that were started ended with their agent. Their folder is newer than the status,
+    because the agent may have been killed before it wrote the status.
     """
     key = {"containers": "containerStatuses", "initContainers": "initContainerStatuses"}[kind]
-    told = {s["name"]: s.get("state", {}) for s in pod.get("status", {}).get(key, [])}
+    statuses = {s["name"]: s.get("state", {}) for s in pod.get("status", {}).get(key, [])}
     for spec in pod["spec"].get(kind, []):
-        place = folder / "containers" / spec["name"]
-        began = record.started(place)
-        if began is None:
-            yield spec["name"], _as_told(told.get(spec["name"], {}))
+        record = folder / "containers" / spec["name"]
+        started = container_record.start_time(record)
+        if started is None:
+            yield spec["name"], _from_status(statuses.get(spec["name"], {}))
             continue
         policy = spec.get("terminationMessagePolicy") == "FallbackToLogsOnError"
-        end = record.ended(place, began, fall_back_to_logs=policy)
-        yield spec["name"], State(started=began, ended=end)
+        end = container_record.termination(record, started, fall_back_to_logs=policy)
+        yield spec["name"], State(started=started, ended=end)
 
 
-def _as_told(state: Object) -> State:
-    """The folder is lost: the status is all there is."""
+def _from_status(state: Object) -> State:
+    """Return the state by `containerStatuses[].state`, for a container without a folder."""
     if "terminated" in state:
         end = state["terminated"]
-        began, finished = _time(end["startedAt"]), _time(end["finishedAt"])
-        ended = Ended(end["exitCode"], began, finished, end.get("message", ""))
-        return State(started=began, ended=ended)
+        started, finished = _time(end["startedAt"]), _time(end["finishedAt"])
+        ended = Termination(end["exitCode"], started, finished, end.get("message", ""))
+        return State(started=started, ended=ended)
     if "running" in state:
-        began = _time(state["running"]["startedAt"])
-        return State(started=began, ended=Ended(_KILLED, began, began, ""))
+        started = _time(state["running"]["startedAt"])
+        return State(started=started, ended=Termination(KILLED, started, started, ""))
     return State()
 
 

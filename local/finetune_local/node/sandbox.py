@@ -1,8 +1,8 @@
-"""What a container sees of the machine: a root folder of its own, built from bind mounts.
+"""Builds the root folder of a container from bind mounts and executes the container's command.
 
-Runs as mapped root in a fresh process. Builds a root that shows the machine's own files plus the
-pod's mounts, moves into it, drops to the pod's user in one more user namespace and executes the
-command. Standard library only, and nothing of ours: it must start fast.
+It runs as mapped root in a new process. The root shows the files of the machine and the mounts of
+the pod. The process makes it its own root, changes to the pod's user in another user namespace and
+executes the command. Imports only the standard library, because it must start quickly.
 """
 
 import ctypes
@@ -19,13 +19,14 @@ _DETACH = 2
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _NO_NEW_PRIVILEGES, _PARENT_DEATH_SIGNAL = 38, 1
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-# statvfs and mount agree on nosuid, nodev, noexec, noatime and nodiratime, not on relatime.
+# The numbers of nosuid, nodev, noexec, noatime and nodiratime are the same in statvfs and mount.
+# The number of relatime is not.
 _SAME_FLAGS, _STATVFS_RELATIME, _RELATIME = 0x2 | 0x4 | 0x8 | 0x400 | 0x800, 0x1000, 0x200000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def become(config: dict[str, Any]) -> None:
-    """Never returns: ends as the container's command, or raises what was in the way."""
+def execute(config: dict[str, Any]) -> None:
+    """Replace this process with the container's command; raise an error if that fails."""
     die_with_parent()
     unshare(_NEW_MOUNTS | _NEW_NAMES)
     _mount(None, Path("/"), None, _REC | _PRIVATE)
@@ -35,18 +36,18 @@ def become(config: dict[str, Any]) -> None:
     _enter(root)
     os.chdir(config["cwd"])
     _libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    _drop_to(config["user"], config["group"])
-    die_with_parent()  # again: the kernel forgets it when a process changes its user
+    _change_user(config["user"], config["group"])
+    die_with_parent()  # again, because the kernel resets it when the user changes
     os.execvpe(config["command"][0], config["command"], config["env"])
 
 
 def die_with_parent() -> None:
-    """The kernel kills us when our parent is gone, however it went."""
+    """Have the kernel kill this process when its parent ends."""
     _libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
 
 
 def unshare(flags: int) -> None:
-    """Leave namespaces for new ones (`os.unshare` came with Python 3.12)."""
+    """Move this process into new namespaces (`os.unshare` exists since Python 3.12)."""
     _check(_libc.unshare(flags), "unshare")
 
 
@@ -56,20 +57,20 @@ def _build(root: Path, config: dict[str, Any]) -> None:
         _place("/etc/hosts", config["hosts"]),
         _place(config["termination_path"], config["termination_log"]),
     ]
-    # Outer ones first: a volume at /tmp does not hide an image that lies below it, nor an image a
-    # volume.
+    # Outer mounts come first, so that a volume at /tmp does not hide an image folder below it, nor
+    # an image folder a volume.
     mounts = sorted([*image, *config["mounts"]], key=lambda mount: Path(mount["target"]).parts)
     mounts += own
     _mount("tmpfs", root, "tmpfs", 0)
-    # Where a mount point really lies: /var/run is a link to /run on most machines.
-    places = [Path(mount["target"]).resolve() for mount in mounts]
-    missing = [path for path in places if not path.exists()]
+    # Resolve links in mount points: /var/run is a link to /run on most machines.
+    targets = [Path(mount["target"]).resolve() for mount in mounts]
+    missing = [path for path in targets if not path.exists()]
     _graft(Path("/"), root, missing, hidden=("dev", "proc", "tmp"))
     _special_folders(root)
     if config["read_only_root"]:
         for mount in mounts:
             _mount_point(root, mount["source"], mount["target"])
-        read_only(root, but=root / "proc")  # as container runtimes leave it
+        read_only(root, except_for=root / "proc")  # container runtimes leave /proc writable
     _mount("tmpfs", root / "dev" / "shm", "tmpfs", _NOSUID | _NODEV)
     for mount in mounts:
         bind_at(root, mount["source"], mount["target"], mount["read_only"])
@@ -80,10 +81,10 @@ def _place(target: str, source: str, *, read_only: bool = False) -> dict[str, An
 
 
 def _graft(source: Path, target: Path, missing: list[Path], hidden: tuple[str, ...] = ()) -> None:
-    """Show `source` at `target`; where a mount point is missing below it, child by child.
+    """Bind `source` to `target`, child by child if a mount point below it is missing.
 
-    A mount needs a folder to sit on. The machine's own folders must not be touched, so the folder
-    above a missing one is made anew and its children are bound into it.
+    A mount needs an existing folder, and the folders of the machine must not be changed. So the
+    parent of a missing mount point becomes a new folder into which its children are bound.
     """
     below = [path for path in missing if path.is_relative_to(source)]
     if not below and source != Path("/"):
@@ -91,17 +92,17 @@ def _graft(source: Path, target: Path, missing: list[Path], hidden: tuple[str, .
         return
     target.mkdir(exist_ok=True)
     for child in source.iterdir():
-        place = target / child.name
+        point = target / child.name
         if child.name in hidden:
             continue
         if child.is_symlink():
-            place.symlink_to(child.readlink())
+            point.symlink_to(child.readlink())
         elif child.is_dir():
-            place.mkdir()
-            _graft(child, place, missing)
+            point.mkdir()
+            _graft(child, point, missing)
         else:
-            place.touch()
-            _bind(child, place)
+            point.touch()
+            _bind(child, point)
 
 
 def _special_folders(root: Path) -> None:
@@ -118,7 +119,7 @@ def _special_folders(root: Path) -> None:
 
 
 def bind_at(root: Path, source: str, target: str, only_read: bool) -> None:
-    """Show `source` at the path `target` of the container whose root is `root`."""
+    """Bind `source` to the path `target` of the container whose root is `root`."""
     place = _mount_point(root, source, target)
     _bind(Path(source), place)
     if only_read:
@@ -136,10 +137,10 @@ def _mount_point(root: Path, source: str, target: str) -> Path:
 
 
 def inside(root: Path, target: str) -> Path:
-    """Where a path of the container lies while its root is still a folder of the machine.
+    """Return a path of the container as a path below `root`, which is not yet the root folder.
 
-    Symbolic links are followed as the container would: one to /run means its own /run. Followed by
-    the kernel they would lead out of `root`, and folders would be made on the machine.
+    Symbolic links are resolved as in the container: a link to /run means the container's /run. The
+    kernel would resolve them outside of `root`, and folders would be created on the machine.
     """
     place, rest, links = root, list(reversed(Path(target).parts)), 0
     while rest:
@@ -158,24 +159,23 @@ def inside(root: Path, target: str) -> Path:
     return place
 
 
-def read_only(place: Path, but: Path | None = None) -> None:
-    """Nothing below can be written, mounts below it neither, but for one.
+def read_only(place: Path, except_for: Path | None = None) -> None:
+    """Make a folder and the mounts below it read-only, except for one mount.
 
-    In a user namespace the flags that came with a mount from outside are locked: a remount that
-    does not repeat them is refused.
+    In a user namespace the flags of a mount from outside are locked: a remount must repeat them.
     """
     for point in _mounts_below(place):
-        if but is not None and point == but.resolve():
+        if except_for is not None and point == except_for.resolve():
             continue
-        told = os.statvfs(point).f_flag
-        flags = told & _SAME_FLAGS | (_RELATIME if told & _STATVFS_RELATIME else 0)
+        current = os.statvfs(point).f_flag
+        flags = current & _SAME_FLAGS | (_RELATIME if current & _STATVFS_RELATIME else 0)
         _mount(None, point, None, _REMOUNT | _BIND | _READ_ONLY | flags)
 
 
 def _mounts_below(place: Path) -> list[Path]:
-    place, points = place.resolve(), []  # as the kernel tells it: without links above the root
+    place, points = place.resolve(), []  # mountinfo contains resolved paths
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        # Spaces and the like are written as \040.
+        # mountinfo escapes spaces and similar characters: \040.
         name = line.split()[4].decode("unicode_escape").encode("latin-1")
         point = Path(os.fsdecode(name))
         if point.is_relative_to(place):
@@ -184,7 +184,7 @@ def _mounts_below(place: Path) -> list[Path]:
 
 
 def _enter(root: Path) -> None:
-    """pivot_root, not chroot: no user namespace can be made inside a chroot."""
+    """Make `root` the root folder, by pivot_root: a chroot would forbid new user namespaces."""
     os.chdir(root)
     number = _PIVOT_ROOT[os.uname().machine]
     _check(_libc.syscall(number, b".", b"."), f"pivot_root to {root}")
@@ -192,8 +192,8 @@ def _enter(root: Path) -> None:
     os.chdir("/")
 
 
-def _drop_to(user: int, group: int) -> None:
-    """Appear as this user: one id is all that an unprivileged user can map."""
+def _change_user(user: int, group: int) -> None:
+    """Become this user and group in a user namespace, which can map only one id of each."""
     unshare(_NEW_USER)
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} 0 1")

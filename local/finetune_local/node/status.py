@@ -1,25 +1,25 @@
-"""Status of a pod from the states of its containers (pure)."""
+"""Computes the status of a pod from the states of its containers (pure functions)."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from finetune_api.base import Object
-from finetune_local.node.record import Ended
+from finetune_local.node.container_record import Termination
 
-_OURS = ("Initialized", "ContainersReady", "Ready")
+_WRITTEN_HERE = ("Initialized", "ContainersReady", "Ready")
 
 
 @dataclass
 class State:
-    """Where one container stands."""
+    """The state of one container."""
 
     waiting: str = "ContainerCreating"
     message: str = ""
     started: datetime | None = None
-    ended: Ended | None = None
+    ended: Termination | None = None
 
     def to_dict(self) -> Object:
-        """As `containerStatuses[].state`."""
+        """Return the state as `containerStatuses[].state`."""
         if self.ended:
             end = self.ended
             entry = {
@@ -39,17 +39,17 @@ class State:
 
 @dataclass
 class PodState:
-    """Where a pod stands."""
+    """The state of a pod."""
 
     ip: str
     host_ip: str
     init: dict[str, State] = field(default_factory=dict)
     main: dict[str, State] = field(default_factory=dict)
-    failed: tuple[str, str] | None = None  # reason, message: failed as a whole
+    failed: tuple[str, str] | None = None  # reason and message, if the pod itself failed
 
 
 def phase(state: PodState) -> str:
-    """Phase of a pod that is never restarted."""
+    """Return the phase of a pod with restartPolicy Never."""
     if state.failed:
         return "Failed"
     if any(s.ended and s.ended.exit_code for s in state.init.values()):
@@ -61,18 +61,18 @@ def phase(state: PodState) -> str:
 
 
 def status(pod: Object, state: PodState, now: datetime) -> Object:
-    """The `status` to write; conditions that others set stay."""
+    """Return the `status` to write, which keeps the conditions that other components set."""
     current = phase(state)
     running = all(s.started and not s.ended for s in state.main.values())
     initialized = all(s.ended and s.ended.exit_code == 0 for s in state.init.values())
-    truth = {"Initialized": initialized, "ContainersReady": running, "Ready": running}
+    conditions = {"Initialized": initialized, "ContainersReady": running, "Ready": running}
     result: Object = {
         "phase": current,
         "hostIP": state.host_ip,
         "podIP": state.ip,
         "podIPs": [{"ip": state.ip}],
         "startTime": pod.get("status", {}).get("startTime") or stamp(now),
-        "conditions": _conditions(pod, truth, now),
+        "conditions": _conditions(pod, conditions, now),
         "containerStatuses": _containers(pod["spec"]["containers"], state.main),
     }
     if state.init:
@@ -83,10 +83,10 @@ def status(pod: Object, state: PodState, now: datetime) -> Object:
     return result
 
 
-def _conditions(pod: Object, truth: dict[str, bool], now: datetime) -> list[Object]:
+def _conditions(pod: Object, values: dict[str, bool], now: datetime) -> list[Object]:
     old = {c["type"]: c for c in pod.get("status", {}).get("conditions", [])}
-    kept = [c for kind, c in old.items() if kind not in _OURS]
-    for kind, value in truth.items():
+    kept = [c for kind, c in old.items() if kind not in _WRITTEN_HERE]
+    for kind, value in values.items():
         text = "True" if value else "False"
         before = old.get(kind, {})
         moment = before.get("lastTransitionTime") if before.get("status") == text else stamp(now)
@@ -110,5 +110,5 @@ def _containers(specs: list[Object], states: dict[str, State]) -> list[Object]:
 
 
 def stamp(moment: datetime) -> str:
-    """As Kubernetes writes times."""
+    """Format a time as Kubernetes does."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

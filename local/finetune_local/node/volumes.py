@@ -1,4 +1,4 @@
-"""What a container sees at its mount paths, as bind mounts of local files."""
+"""Provides the volumes of a pod as local folders, and the bind mounts of its containers."""
 
 import shutil
 import subprocess
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.base import Object
-from finetune_local.node import files, ownership
+from finetune_local.node import fs_group, volume_files
 from finetune_local.node.api import Api, ApiError
 from finetune_local.node.environment import Lookup, UnresolvedError
-from finetune_local.node.files import Files
+from finetune_local.node.volume_files import VolumeFiles
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A local file or folder at a path of the container."""
+    """A bind mount of a local file or folder at a path of the container."""
 
     target: str
     source: str
@@ -24,23 +24,24 @@ class Mount:
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume of a pod on this node."""
+    """The local file or folder of a pod's volume."""
 
     path: Path
     read_only: bool = False
 
 
 class Volumes:
-    """Makes and removes the volumes of one pod below its own folder."""
+    """Creates the volumes of one pod, in the pod's folder unless they exist elsewhere."""
 
     def __init__(self, api: Api, folder: Path, lookup: Lookup) -> None:
-        self._api, self._folder, self._files = api, folder / "volumes", Files(api, lookup)
+        self._api, self._folder = api, folder / "volumes"
+        self._files = VolumeFiles(api, lookup)
 
     async def make(self, pod: Object) -> dict[str, Volume]:
-        """All volumes by name; UnresolvedError names the one that is not ready."""
-        return {v["name"]: await self._one(pod, v) for v in pod["spec"].get("volumes", [])}
+        """Create all volumes and return them by name; UnresolvedError names one that is missing."""
+        return {v["name"]: await self._make_one(pod, v) for v in pod["spec"].get("volumes", [])}
 
-    async def _one(self, pod: Object, volume: Object) -> Volume:
+    async def _make_one(self, pod: Object, volume: Object) -> Volume:
         kinds = set(volume) - {"name"}
         if "persistentVolumeClaim" in volume:
             return await self._claim(pod, volume["persistentVolumeClaim"])
@@ -55,7 +56,7 @@ class Volumes:
                 _system("mount", "-t", "tmpfs", "tmpfs", str(folder))
             folder.chmod(0o777)
             return Volume(folder)
-        files.write(folder, await self._files.of(pod, volume))
+        volume_files.write(folder, await self._files.read(pod, volume))
         return Volume(folder, read_only=True)
 
     async def _claim(self, pod: Object, source: Object) -> Volume:
@@ -70,20 +71,20 @@ class Volumes:
         except ApiError as error:
             raise UnresolvedError(f'persistentvolumeclaim "{name}": {error}') from error
         spec = volume["spec"]
-        place = spec.get("hostPath") or spec.get("local")
-        if place is None:
+        local = spec.get("hostPath") or spec.get("local")
+        if local is None:
             raise UnresolvedError(f'the volume of claim "{name}" is neither hostPath nor local')
-        path = Path(place["path"])
+        path = Path(local["path"])
         if not path.is_dir():
             raise UnresolvedError(f'claim "{name}": {path} does not exist on this machine')
-        only_read = set(spec["accessModes"]) == {"ReadOnlyMany"} or bool(source.get("readOnly"))
-        if not only_read and _has_ownership(volume):
-            ownership.give_to_group(path, pod["spec"].get("securityContext", {}))
-        return Volume(path, only_read)
+        read_only = set(spec["accessModes"]) == {"ReadOnlyMany"} or bool(source.get("readOnly"))
+        if not read_only and _uses_fs_group(volume):
+            fs_group.give_to_group(path, pod["spec"].get("securityContext", {}))
+        return Volume(path, read_only)
 
 
-def _has_ownership(volume: Object) -> bool:
-    """Kinds of volumes whose files belong to the pod: not a folder of the machine."""
+def _uses_fs_group(volume: Object) -> bool:
+    """Return whether fsGroup applies: not to a hostPath, which is a folder of the machine."""
     provisioned = "pv.kubernetes.io/provisioned-by" in volume["metadata"].get("annotations", {})
     return provisioned or "local" in volume["spec"]
 
@@ -98,7 +99,7 @@ def _host_path(source: Object) -> Path:
 
 
 def mounts(container: Object, volumes: dict[str, Volume]) -> list[Mount]:
-    """Mounts of one container, outer paths first."""
+    """Return the mounts of one container, outer paths first."""
     result = []
     for entry in container.get("volumeMounts", []):
         volume = volumes[entry["name"]]
@@ -115,16 +116,16 @@ def mounts(container: Object, volumes: dict[str, Volume]) -> list[Mount]:
 
 
 def remove(folder: Path) -> None:
-    """Delete what a pod left in its own folder; claims lie elsewhere."""
+    """Delete the folder of a pod. Claims are stored elsewhere and stay."""
     for volume in (folder / "volumes").glob("*"):
         if volume.is_mount():
-            with suppress(UnresolvedError):  # it ends with the cluster
+            with suppress(UnresolvedError):  # the mount ends with the cluster at the latest
                 _system("umount", "--lazy", str(volume))
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _system(*command: str) -> None:
-    """The agent has a mount namespace of its own: what it mounts ends with it."""
+    # The agent has its own mount namespace, so its mounts end with it.
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise UnresolvedError(f"{' '.join(command)}: {done.stderr.strip()}")

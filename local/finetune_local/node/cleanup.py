@@ -1,4 +1,4 @@
-"""What an agent that was killed has left behind: nothing of it may run on."""
+"""Cleans up after an earlier agent of this node: its containers and folders of deleted pods."""
 
 import os
 import signal
@@ -10,15 +10,16 @@ from finetune_local.node import volumes
 from finetune_local.node.container import SHIM
 from finetune_local.processes import command_of, is_alive
 
-_SECONDS = 2.0  # shims notice by themselves that the agent is gone, and write it down
+# A shim notices that its agent has ended, kills its container and records how it ended.
+_TIMEOUT = 2.0  # s
 
 
 def end_processes(state: Path) -> None:
-    """Return when no container runs that an agent with this state folder has started."""
-    deadline = time.monotonic() + _SECONDS
+    """Wait until no container of an earlier agent with this state folder runs; kill late ones."""
+    deadline = time.monotonic() + _TIMEOUT
     while shims := _shims(state):
         if time.monotonic() > deadline:
-            for pid in shims:  # its container dies with it
+            for pid in shims:  # the container of a shim ends with it
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
@@ -34,7 +35,7 @@ def _is_shim(command: list[str], state: Path) -> bool:
 
 
 def remove_folders(pods: Path, keep: set[str]) -> None:
-    """Delete the folders of pods that were deleted while no agent looked."""
+    """Delete the folders of pods that were deleted while no agent ran."""
     for folder in pods.glob("*"):
         if folder.name not in keep:
             volumes.remove(folder)

@@ -1,8 +1,8 @@
-"""Peers find each other as on a cluster with DNS, and only then."""
+"""Pods resolve the names of their peers exactly when DNS of a cluster would."""
 
 import pytest
 
-from finetune_local.node import hosts
+from finetune_local.node import etc_hosts
 from tests.installed import wait_for
 from tests.local.pods import container, create, get, logs, pod
 
@@ -52,16 +52,16 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_peer_has_a_name(case):
-    found, peer, named = CASES[case]
-    text = hosts.render(member("a"), "127.1.1.1", [peer], [found] if found else [])
+def test_when_a_peer_has_a_name(case):
+    headless, peer, named = CASES[case]
+    text = etc_hosts.render(member("a"), "127.1.1.1", [peer], [headless] if headless else [])
     assert ("b.gang.default.svc" in text.split()) == named
     assert "127.1.1.1 a.gang.default.svc.cluster.local a\n" in text
 
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_a_gang_on_two_nodes_meets_once_its_service_selects_it(cluster):
+def test_pods_on_two_nodes_find_each_other_once_their_service_selects_them(cluster):
     script = "until getent hosts gang-{peer}.gang.default.svc; do sleep 0.1; done; sleep 2"
     items = []
     for own, peer in ((0, 1), (1, 0)):
@@ -77,6 +77,6 @@ def test_a_gang_on_two_nodes_meets_once_its_service_selects_it(cluster):
     patch = '{"spec": {"selector": {"gang": "g"}}}'
     cluster.kubectl("patch", "service", "gang", "-p", patch)
     for own, peer in ((0, 1), (1, 0)):
-        said = wait_for("it found its peer", lambda own=own: logs(cluster, f"gang-{own}"))
+        found = wait_for("the address of its peer", lambda own=own: logs(cluster, f"gang-{own}"))
         address = get(cluster, f"gang-{peer}")["status"]["podIP"]
-        assert said.split()[:2] == [address, f"gang-{peer}.gang.default.svc.cluster.local"]
+        assert found.split()[:2] == [address, f"gang-{peer}.gang.default.svc.cluster.local"]

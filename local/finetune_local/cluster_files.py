@@ -1,7 +1,8 @@
-"""Writes the files of a new cluster: choices, certificates, kubeconfigs, command lines."""
+"""Writes the files of a new cluster: settings, certificates, kubeconfigs, command lines."""
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,19 +12,22 @@ from finetune_local.layout import Identities, Settings
 from finetune_local.pki import Authority, Identity
 
 IMAGE = "finetune-trainer:local"
-_IMAGE_USER = 65532  # "nonroot", as the real image has
+_IMAGE_USER = 65532  # "nonroot", as in the real image
 
 
-def write_files(folder: Path, settings: Settings, binary: Path) -> None:
-    """Everything the supervisor needs to start; cluster.json first, it marks the folder as ours."""
+def write_files(
+    folder: Path, settings: Settings, binary: Path, api_server_flags: Sequence[str]
+) -> None:
+    """Write everything that the supervisor needs to start the cluster.
+
+    cluster.json comes first, because it marks the folder as one that a cluster may delete.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.save(folder / "cluster.json")
     for part in ("logs", "etcd"):
         (folder / part).mkdir(mode=0o700, exist_ok=True)
-    if settings.audit:
-        layout.audit_policy(folder).write_text(json.dumps(layout.AUDIT_POLICY))
     identities = _identities(folder, settings)
-    components = layout.control_plane(folder, binary, settings, identities)
+    components = layout.control_plane(folder, binary, settings, identities, api_server_flags)
     components += [layout.node(folder, settings, name) for name in settings.node_names]
     entries = json.dumps([asdict(component) for component in components])
     (folder / "components.json").write_text(entries)
@@ -31,18 +35,18 @@ def write_files(folder: Path, settings: Settings, binary: Path) -> None:
 
 
 def _image(settings: Settings) -> dict[str, object]:
-    """What the local image brings (node.images.Image)."""
+    """Return the environment and the user of the local image, as `node.images.Image` has them."""
     path = os.pathsep.join([str(TREE / ".venv" / "bin"), os.environ.get("PATH", os.defpath)])
     devices = settings.devices * settings.nodes or 1
-    # A device's share of the cores. Ranks that all take every core spin in each other's way:
-    # two of them on two cores did nothing else two thirds of the time.
+    # Each rank gets its device's share of the cores. Ranks that all use every core spend their time
+    # waiting for each other: two thirds of it, measured with two ranks on two cores.
     threads = max(1, (os.cpu_count() or 1) // devices)
     env = {"PATH": path, "HOME": "/tmp", "OMP_NUM_THREADS": str(threads)}
     return {"env": env, "user": _IMAGE_USER}
 
 
 def write_kubeconfig(folder: Path, file: str, settings: Settings, user: dict[str, str]) -> Path:
-    """A kubeconfig in the cluster's folder, for its owner's eyes only."""
+    """Write a kubeconfig into the cluster's folder, readable only by its owner; return its path."""
     path = folder / f"{file}.conf"
     text = layout.kubeconfig(settings.server, folder / "pki" / "ca.crt", user)
     path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Clusters come and go, side by side, and leave nothing."""
+"""Clusters start, run side by side and end without leaving processes or files."""
 
 import fcntl
 import os
@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from finetune_local.cache import clusters_folder
-from finetune_local.cluster import Cluster, ClusterError, die_with_parent, sweep
+from finetune_local.cluster import Cluster, ClusterError, die_with_parent
 from finetune_local.processes import is_alive, wait_gone
 from tests.installed import wait_for
 from tests.local.pods import container, create, logs, pod, processes_with
+from tests.tools import clusters
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -31,7 +32,7 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def twins() -> Iterator[list[Cluster]]:
-    """Two clusters that two processes bring up at the same time; the first has a node."""
+    """Return two clusters that two processes bring up at the same time; the first has a node."""
     names = [f"test-twin{number}-{os.getpid()}" for number in range(2)]
     processes = [
         subprocess.Popen(
@@ -50,7 +51,7 @@ def twins() -> Iterator[list[Cluster]]:
         Cluster(name).down()
 
 
-def test_two_that_come_up_at_once_share_nothing(twins):
+def test_two_clusters_that_start_at_once_share_nothing(twins):
     first, second = (twin.settings for twin in twins)
     assert first.api_port != second.api_port
     assert first.pod_network != second.pod_network
@@ -59,8 +60,8 @@ def test_two_that_come_up_at_once_share_nothing(twins):
         twins[0].kubectl("get", "namespace", "only-here")
 
 
-def test_nobody_chooses_until_the_choice_can_be_seen(monkeypatch):
-    """The race of two that come up at once: a cluster that is not there yet takes no network."""
+def test_the_lock_is_held_until_the_chosen_network_is_visible(monkeypatch):
+    """Two clusters that start at once must not choose the same network."""
     tried = []
 
     def start(cluster, **_):
@@ -68,36 +69,36 @@ def test_nobody_chooses_until_the_choice_can_be_seen(monkeypatch):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                tried.append("others wait")
-        raise ClusterError("enough")
+                tried.append("blocked")
+        raise ClusterError("not started")
 
     monkeypatch.setattr(Cluster, "_start", start)
-    with pytest.raises(ClusterError, match="enough"):
-        Cluster.up(f"test-choice-{os.getpid()}")
-    assert tried == ["others wait"]
-    Cluster(f"test-choice-{os.getpid()}").down()
+    with pytest.raises(ClusterError, match="not started"):
+        Cluster.up(f"test-network-{os.getpid()}")
+    assert tried == ["blocked"]
+    Cluster(f"test-network-{os.getpid()}").down()
 
 
-def test_only_this_machine_can_connect(twins):
+def test_all_listeners_are_on_the_loopback_address(twins):
     listening = listeners_of(twins[0])
-    assert len(listening) >= 2, "API server and the node's log endpoint"
+    assert len(listening) >= 2, "the API server and the log endpoint of the node"
     assert {address for address, _ in listening} == {"127.0.0.1"}
 
 
-def test_nothing_is_left_of_a_killed_cluster_with_a_pod(twins):
+def test_a_killed_cluster_with_a_pod_leaves_nothing(twins):
     twin = twins[0]
     env = [{"name": "MARKER", "value": "left-behind"}]
     script = "trap '' TERM; echo up; sleep 1000 & sleep 1000"
     memory = [{"name": "m", "emptyDir": {"medium": "Memory"}}]
     mount = [{"name": "m", "mountPath": "/memory"}]
     create(twin, pod("orphan", container(script, env=env, volumeMounts=mount), volumes=memory))
-    wait_for("it runs", lambda: "up" in logs(twin, "orphan"))
-    everyone = members_of(twin)
-    assert set(processes_with("MARKER=left-behind")) <= everyone
-    assert len(everyone) > 8
+    wait_for("the pod to run", lambda: "up" in logs(twin, "orphan"))
+    members = members_of(twin)
+    assert set(processes_with("MARKER=left-behind")) <= members
+    assert len(members) > 8
     ports = {port for _, port in listeners_of(twin)}
     os.kill(twin.supervisor(), signal.SIGKILL)
-    wait_for("every process has ended", lambda: not any(map(is_alive, everyone)), 15)
+    wait_for("every process to end", lambda: not any(map(is_alive, members)), 15)
     assert not processes_with("MARKER=left-behind")
     assert not ports & {port for _, port, _ in listeners()}
     assert str(twin.directory) not in Path("/proc/self/mountinfo").read_text()
@@ -112,7 +113,7 @@ def test_an_interrupted_start_leaves_nothing():
         preexec_fn=die_with_parent,
         stderr=subprocess.PIPE,
     )
-    wait_for("it started", lambda: Cluster(name).supervisor())
+    wait_for("the cluster to start", lambda: Cluster(name).supervisor())
     holder = Cluster(name).supervisor()
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
@@ -121,18 +122,18 @@ def test_an_interrupted_start_leaves_nothing():
     assert not Cluster(name).directory.exists()
 
 
-def test_a_start_that_fails_keeps_its_logs_and_nothing_else(monkeypatch):
+def test_a_failed_start_leaves_only_its_logs_and_settings(monkeypatch):
     name = f"test-failing-{os.getpid()}"
     monkeypatch.setattr("finetune_local.cluster._READY_SECONDS", 0.0)
     with pytest.raises(ClusterError, match="did not become ready"):
-        Cluster.up(name, control_plane_only=True, tied=True)
+        Cluster.up(name, nodes=0, tied=True)
     left = {path.name for path in Cluster(name).directory.iterdir()}
     assert left == {"logs", "cluster.json"}
     Cluster(name).down()
 
 
-def test_files_of_dead_clusters_are_swept_and_no_others():
-    prefix = f"test-swept-{os.getpid()}"
+def test_only_files_of_dead_clusters_are_removed():
+    prefix = f"test-dead-{os.getpid()}"
     running = Cluster(f"{prefix}-a")
     dead = Cluster(f"{prefix}-b")
     settings = '{"name": "x", "api_port": 1, "pod_network": "", "devices": 1, "nodes": 0}'
@@ -140,20 +141,20 @@ def test_files_of_dead_clusters_are_swept_and_no_others():
         cluster.directory.mkdir()
     with subprocess.Popen(["sh", "-c", "sleep 100; :", "sh", str(running.directory)]) as holder:
         try:
-            # First of all, for other test processes sweep as well, at any moment.
+            # This comes first, because other test processes may remove dead clusters at any moment.
             (running.directory / "supervisor.pid").write_text(str(holder.pid))
             for cluster in (running, dead):
                 (cluster.directory / "cluster.json").write_text(settings)
-            sweep(prefix)
+            clusters.remove_dead(prefix)
             assert (running.directory.exists(), dead.directory.exists()) == (True, False)
         finally:
             holder.kill()
-    sweep(prefix)
+    clusters.remove_dead(prefix)
     assert not running.directory.exists()
 
 
-def test_a_zombie_is_gone(tmp_path):
-    """Whoever takes a cluster down need not be the one who has to wait for its processes."""
+def test_a_zombie_counts_as_gone(tmp_path):
+    """The process that takes a cluster down need not be the parent of its processes."""
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert Path(f"/proc/{child.pid}").exists()
@@ -163,22 +164,22 @@ def test_a_zombie_is_gone(tmp_path):
         child.wait()
 
 
-def test_what_is_tethered_ends_when_another_cluster_takes_the_name(monkeypatch):
-    """The old cluster's operator must not go on with the new one's files."""
-    from finetune_local.demo import tethered
+def test_run_with_cluster_ends_when_another_cluster_takes_the_name(monkeypatch):
+    """The operator of the old cluster must not continue with the files of the new one."""
+    from finetune_local.demo import run_with_cluster
 
     holders = iter([100, 100, 200, 200, 200, 200])
     monkeypatch.setattr(Cluster, "supervisor", lambda _: next(holders))
-    monkeypatch.setattr(sys, "argv", ["tethered", "demo", "sleep", "100"])
+    monkeypatch.setattr(sys, "argv", ["run_with_cluster", "demo", "sleep", "100"])
     before = signal.getsignal(signal.SIGTERM)
     try:
-        assert tethered.main() == 0
+        assert run_with_cluster.main() == 0
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def members_of(cluster: Cluster) -> set[int]:
-    """Every process in the cluster's PID namespace, and below it."""
+    """Return every process in the cluster's PID namespace and in those below it."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -202,12 +203,12 @@ def listeners_of(cluster: Cluster) -> set[tuple[str, int]]:
 
 
 def listeners() -> Iterator[tuple[str, int, str]]:
-    """Address, port and inode of every listening socket of this machine."""
+    """Yield address, port and inode of every listening socket of this machine."""
     for family in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == "0A":
-                address, port = words[1].split(":")
+            fields = line.split()
+            if fields[3] == "0A":
+                address, port = fields[1].split(":")
                 if family == "tcp":
                     address = ".".join(str(b) for b in reversed(bytes.fromhex(address)))
-                yield address, int(port, 16), words[9]
+                yield address, int(port, 16), fields[9]

@@ -1,4 +1,4 @@
-"""The files of Secret, ConfigMap, downwardAPI, token and projected volumes."""
+"""The files of Secret, ConfigMap, downward API, token and projected volumes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from finetune_api.base import Object
 from finetune_local.node.api import Api
 from finetune_local.node.environment import Lookup, UnresolvedError, field
 
-_MODE = 0o644  # of the kubelet
+_DEFAULT_MODE = 0o644  # as in the kubelet
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,16 @@ class File:
     mode: int
 
 
-class Files:
-    """Reads what the API server holds for a volume."""
+class VolumeFiles:
+    """Reads the contents of volumes from the API server."""
 
     def __init__(self, api: Api, lookup: Lookup) -> None:
         self._api, self._lookup = api, lookup
 
-    async def of(self, pod: Object, volume: Object) -> dict[str, File]:
-        """Path in the volume -> file; UnresolvedError names what is not there."""
+    async def read(self, pod: Object, volume: Object) -> dict[str, File]:
+        """Return the files of a volume by path; UnresolvedError names what does not exist."""
         kind = next(k for k in ("projected", "secret", "configMap", "downwardAPI") if k in volume)
-        mode = volume[kind].get("defaultMode", _MODE)
+        mode = volume[kind].get("defaultMode", _DEFAULT_MODE)
         files: dict[str, File] = {}
         for source in volume[kind]["sources"] if kind == "projected" else [volume]:
             files |= await self._source(pod, source, mode)
@@ -69,8 +69,8 @@ class Files:
         if source.get("audience"):
             spec["audiences"] = [source["audience"]]
         base = f"/api/v1/namespaces/{metadata['namespace']}/serviceaccounts"
-        answer = await self._api.create(f"{base}/{account}/token", {"spec": spec})
-        token: str = answer["status"]["token"]
+        created = await self._api.create(f"{base}/{account}/token", {"spec": spec})
+        token: str = created["status"]["token"]
         return token
 
 
@@ -81,10 +81,10 @@ def _field(pod: Object, item: Object) -> str:
 
 
 def write(folder: Path, files: dict[str, File]) -> None:
-    """Put the files there; a second time changes nothing."""
+    """Write the files below a folder, replacing existing ones."""
     for path, file in files.items():
-        place = folder / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        place.write_bytes(file.content)
-        place.chmod(file.mode)
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        target.write_bytes(file.content)
+        target.chmod(file.mode)

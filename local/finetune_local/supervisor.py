@@ -1,9 +1,9 @@
-"""The process that holds a cluster: `python -m finetune_local.supervise FOLDER`.
+"""The supervisor of a cluster: `python -m finetune_local.supervisor FOLDER`.
 
-It is process 1 of a PID namespace, so its death, however it comes, ends every process of the
-cluster, and the last one takes the mounts of the namespace with it. A component that ends is
-started again, later each time, as a machine's service manager would; not one that is held down
-(`Cluster.kill_component`).
+It is process 1 of a PID namespace, so every process of the cluster ends with it, however it ends,
+and the mounts of the namespace go with the last process. It starts a component that has ended
+again, with a growing delay, as the service manager of a machine would. A component that has a file
+in the folder `held` is not started until the file is removed.
 """
 
 import json
@@ -15,10 +15,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune_local.components import HELD, PERIOD
 from finetune_local.layout import Component
 
-_LONGEST_WAIT = 20.0  # s
+PERIOD = 0.1  # s between two checks of the components
+HELD = "held"  # name of the folder
+_LONGEST_DELAY = 20.0  # s
 
 
 @dataclass
@@ -31,7 +32,7 @@ class _Child:
 
 
 def main() -> int:
-    """Start the components, keep them running, end on SIGTERM."""
+    """Start the components and keep them running until SIGTERM."""
     folder = Path(sys.argv[1])
     components = [
         Component(**entry) for entry in json.loads((folder / "components.json").read_text())
@@ -50,9 +51,9 @@ def _step(child: _Child, folder: Path) -> None:
     if child.process is not None and (code := child.process.poll()) is not None:
         child.process = None
         child.failures = 0 if now - child.started > 60 else child.failures + 1
-        wait = min(0.5 * 2**child.failures, _LONGEST_WAIT)
-        child.start_at = now + wait
-        _say(f"{child.component.name} ended with {code}; again in {wait:.1f} s")
+        delay = min(0.5 * 2**child.failures, _LONGEST_DELAY)
+        child.start_at = now + delay
+        _log(f"{child.component.name} ended with {code}; starting it again in {delay:.1f} s")
     if child.process is None and (folder / HELD / child.component.name).exists():
         child.failures, child.start_at = 0, now
     elif child.process is None and now >= child.start_at:
@@ -64,7 +65,7 @@ def _step(child: _Child, folder: Path) -> None:
 
 
 def _reap_orphans(children: list[_Child]) -> None:
-    """Process 1 inherits what its descendants leave behind."""
+    """Wait for ended processes that lost their parents: process 1 becomes their parent."""
     ours = {child.process.pid for child in children if child.process}
     try:
         while True:
@@ -76,7 +77,7 @@ def _reap_orphans(children: list[_Child]) -> None:
         return
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 

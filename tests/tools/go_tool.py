@@ -1,4 +1,4 @@
-"""Programs that tests start and Go builds: installed once at a fixed version, into the cache."""
+"""Programs that tests start and that Go builds, once and at a fixed version, into the cache."""
 
 import fcntl
 import os
@@ -13,25 +13,28 @@ from finetune_local.machine import GB, no_room
 
 @dataclass(frozen=True)
 class GoTool:
-    """A main package at a version; the program has the package's last name."""
+    """A main package at a version. The program is named after the last part of the package."""
 
     package: str
     version: str
 
     @property
     def name(self) -> str:
-        """The program's name."""
+        """Name of the program."""
         return self.package.rsplit("/", 1)[-1]
 
 
-# An S3 server on a folder, Apache-2.0.
+# An S3 server that stores objects in a folder. Apache-2.0.
 VERSITYGW = GoTool("github.com/versity/versitygw/cmd/versitygw", "v1.8.0")
 # Installs, upgrades and removes the chart, as an administrator does. Apache-2.0.
 HELM = GoTool("helm.sh/helm/v4/cmd/helm", "v4.3.1")
 
 
 def program(tool: GoTool) -> Path:
-    """The program; BuildError when it cannot be built. Two callers at once build it once."""
+    """Return the path of the program, building it if needed.
+
+    Raises BuildError if it cannot be built. Concurrent callers build it only once.
+    """
     folder = cache_folder() / f"{tool.name}-{tool.version}"
     with (cache_folder() / f"{tool.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

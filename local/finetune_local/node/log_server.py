@@ -1,4 +1,4 @@
-"""The kubelet's log endpoint: what `kubectl logs` reads."""
+"""The node's log endpoint, which `kubectl logs` reads."""
 
 import asyncio
 import ssl
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from aiohttp import web
 
-from finetune_local.node import record
-from finetune_local.node.logfile import Reader, tail_offset
+from finetune_local.node import container_record
+from finetune_local.node.log_reader import Reader, tail_offset
 from finetune_local.node.pod import Pod
 
 _CHUNK = 65536
 
 
 class LogServer:
-    """HTTPS on the node's address; only the cluster's own authority is believed."""
+    """Serves logs over HTTPS to clients with a certificate of the cluster's authority."""
 
     def __init__(self, pods: Callable[[], list[Pod]], cert: Path, key: Path, ca: Path) -> None:
         self._pods = pods
@@ -29,7 +29,7 @@ class LogServer:
         app = web.Application()
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._logs)
         app.router.add_get("/healthz", _healthz)
-        # Log followers hang on for as long as a pod lives: nothing to wait for at the end.
+        # Connections that follow a log last as long as the pod, so do not wait for them at the end.
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, address, 0, ssl_context=self._context)
@@ -42,25 +42,27 @@ class LogServer:
         pod = next((p for p in reversed(self._pods()) if _is(p, namespace, name)), None)
         if pod is None:
             return _refuse(404, f"pod {namespace}/{name} is not on this node")
-        wanted = request.match_info["container"]
-        if wanted not in {**pod.state.main, **pod.state.init}:
-            return _refuse(404, f"pod {name} has no container {wanted}")
+        container = request.match_info["container"]
+        if container not in {**pod.state.main, **pod.state.init}:
+            return _refuse(404, f"pod {name} has no container {container}")
         if request.query.get("previous") == "true":
-            return _refuse(400, f"container {wanted} has no previous run: nothing restarts here")
-        path = record.log_file(pod.folder / "containers" / wanted)
+            return _refuse(
+                400, f"container {container} has no previous run: containers never restart here"
+            )
+        path = container_record.log_file(pod.folder / "containers" / container)
         if not path.exists():
-            return _refuse(400, f"container {wanted} in pod {name} has not started")
+            return _refuse(400, f"container {container} in pod {name} has not started")
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await response.prepare(request)
         try:
-            await _stream(response, path, lambda: pod.has_ended(wanted), request)
+            await _stream(response, path, lambda: pod.has_ended(container), request)
         except (ConnectionError, FileNotFoundError):
-            return response  # the reader left, or the pod did
+            return response  # the client disconnected, or the pod was removed
         return response
 
 
 async def _stream(
-    response: web.StreamResponse, path: Path, over: Callable[[], bool], request: web.Request
+    response: web.StreamResponse, path: Path, has_ended: Callable[[], bool], request: web.Request
 ) -> None:
     query = request.query
     follow, left = query.get("follow") == "true", int(query.get("limitBytes", 2**62))
@@ -70,7 +72,8 @@ async def _stream(
             file.seek(tail_offset(path, int(query["tailLines"])))
         rest = b""
         while left > 0:
-            ended = over()  # before the read: what came before the end is read
+            # Checked before the read, so that everything written before the end is read.
+            ended = has_ended()
             chunk = file.read(_CHUNK)
             *entries, rest = (rest + chunk).split(b"\n")
             if text := b"".join(reader.text(entry + b"\n") for entry in entries)[:left]:
@@ -90,8 +93,8 @@ def _since(query: Mapping[str, str]) -> datetime | None:
     return None
 
 
-def _refuse(code: int, words: str) -> web.Response:
-    return web.Response(status=code, text=words)
+def _refuse(code: int, message: str) -> web.Response:
+    return web.Response(status=code, text=message)
 
 
 def _is(pod: Pod, namespace: str, name: str) -> bool:

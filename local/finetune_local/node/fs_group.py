@@ -1,7 +1,7 @@
-"""fsGroup: a volume's files can be written by the pod's group.
+"""Applies fsGroup: makes the files of a volume writable for the pod's group.
 
-Every process and every new file of the local cluster belongs to one user and one group of the
-machine, which each container sees as its own; so the group need not be changed, only its rights.
+All processes and new files of the local cluster belong to one user and one group of the machine,
+which each container sees as its own. So only the permissions change, never the group.
 """
 
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 from finetune_api.base import Object
 from finetune_local.node.environment import UnresolvedError
 
-_FILE, _FOLDER = 0o660, 0o2770  # what the kubelet adds
+_FILE, _FOLDER = 0o660, 0o2770  # permissions that the kubelet adds
 
 
 def give_to_group(path: Path, security: Object) -> None:
-    """Add the rights that fsGroup promises; UnresolvedError when the files are someone else's."""
+    """Add the permissions of fsGroup; UnresolvedError if another user owns the files."""
     if "fsGroup" not in security:
         return
     lazy = security.get("fsGroupChangePolicy") == "OnRootMismatch"
@@ -26,17 +26,17 @@ def give_to_group(path: Path, security: Object) -> None:
                 file = Path(folder, name)
                 if not file.is_symlink():
                     _add(file, _FILE)
-            # The top comes last: it says that all below is done.
+        # The top folder comes last: its permissions show that all others are set.
         for folder, _, _ in os.walk(path, topdown=False):
             _add(Path(folder), _FOLDER)
     except PermissionError as error:
         raise UnresolvedError(
             f"fsGroup {security['fsGroup']}: {error.filename} belongs to another user of this "
-            f"machine than the cluster's ({os.getuid()} in it)"
+            f"machine, not to the one that runs the cluster (uid {os.getuid()} inside of it)"
         ) from error
 
 
-def _add(path: Path, rights: int) -> None:
+def _add(path: Path, permissions: int) -> None:
     mode = path.stat().st_mode
-    if mode & rights != rights:
-        path.chmod(mode | rights)
+    if mode & permissions != permissions:
+        path.chmod(mode | permissions)

@@ -1,4 +1,4 @@
-"""Rights inside the cluster of what is not part of Kubernetes itself."""
+"""RBAC rules of this project's own components of a local cluster, and its storage class."""
 
 MANIFESTS = """
 apiVersion: rbac.authorization.k8s.io/v1

@@ -1,17 +1,17 @@
-"""Secrets and ConfigMaps that the node's pods name."""
+"""Reads the Secrets and ConfigMaps that the node's pods refer to."""
 
 import base64
 
 from finetune_local.node.api import Api, ApiError
 
 
-async def look_up(api: Api, namespace: str, kind: str, name: str) -> dict[str, bytes] | None:
-    """Data of a `secret` or `configmap`; None when it does not exist."""
+async def read_data(api: Api, namespace: str, kind: str, name: str) -> dict[str, bytes] | None:
+    """Return the decoded data of a `secret` or `configmap`, or None if it does not exist."""
     try:
         found = await api.get(f"/api/v1/namespaces/{namespace}/{kind}s/{name}")
     except ApiError as error:
-        # A node may read only what its pods name; before the API server has noticed that a pod
-        # names it, and when it does not exist, the answer is 403.
+        # A node may read only what its pods refer to. The API server responds with 403 if the
+        # object does not exist, and also until it has noticed that a pod refers to it.
         if error.code in (403, 404):
             return None
         raise

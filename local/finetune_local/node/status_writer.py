@@ -1,4 +1,4 @@
-"""Writes what a pod's containers do into the pod's status, and removes its object."""
+"""Writes the status of a pod and removes its object."""
 
 import asyncio
 import logging
@@ -13,18 +13,18 @@ _RETRY = 1.0  # s
 _log = logging.getLogger(__name__)
 
 
-class Reporter:
-    """Speaks to the API server for one pod; one that is away is waited for."""
+class StatusWriter:
+    """Writes to the API server for one pod, retrying while the server is down."""
 
     def __init__(self, api: Api, pod: Callable[[], Object], state: PodState) -> None:
         self._api, self._pod, self._state = api, pod, state
-        self._lock = asyncio.Lock()  # a newer status is never overwritten by a slower, older one
+        self._lock = asyncio.Lock()  # so that a delayed write cannot overwrite a newer status
         metadata = pod()["metadata"]
         self._uid = metadata["uid"]
         self._path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
 
-    async def report(self) -> None:
-        """Write the status as it is now."""
+    async def write(self) -> None:
+        """Write the current status."""
         async with self._lock:
             while True:
                 body = {"metadata": {"uid": self._uid}}
@@ -34,16 +34,16 @@ class Reporter:
                     return
                 except ApiError as error:
                     if error.code in (404, 409):
-                        return  # gone, or another pod of that name
+                        return  # the pod is gone, or another pod has its name
                     _log.warning("status of %s: %s", self._path, error)
                     if error.code == 422:
-                        return  # will be refused again
+                        return  # a retry would be refused too
                 except TRANSIENT as error:
                     _log.warning("status of %s: %r", self._path, error)
                 await asyncio.sleep(_RETRY)
 
     async def remove(self) -> None:
-        """Confirm to the API server that nothing of the pod is left."""
+        """Remove the object of the pod, which confirms that nothing of it still runs."""
         body = {"gracePeriodSeconds": 0, "preconditions": {"uid": self._uid}}
         while True:
             try:

@@ -1,4 +1,4 @@
-"""A cluster's name is a folder that gets deleted: nothing but a name is taken for one."""
+"""Cluster names are validated, because `down` deletes the folder of that name."""
 
 import sys
 from collections.abc import Callable
@@ -15,7 +15,7 @@ PRECIOUS = "precious"
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch) -> Path:
-    """An own place for clusters, with something beside them that must stay."""
+    """Return a state folder for clusters, with a file beside them that must not be deleted."""
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / PRECIOUS).write_text("keep me")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -24,7 +24,7 @@ def state(tmp_path: Path, monkeypatch) -> Path:
 
 @pytest.fixture
 def finetune_local(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
-    """Run a command line; exit code and stderr."""
+    """Return a function that runs a command line and returns the exit code and stderr."""
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["finetune-local", *arguments])
@@ -36,23 +36,21 @@ def finetune_local(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "My_Cluster", "a\n", "-a", "a-", "x" * 32])
 @pytest.mark.parametrize("command", ["down", "up", "status", "kubeconfig"])
-def test_what_is_no_name_is_refused_before_anything_is_touched(
-    state, finetune_local, command, name
-):
-    code, words = finetune_local(command, f"--name={name}")
+def test_an_invalid_name_is_refused_before_anything_changes(state, finetune_local, command, name):
+    code, error = finetune_local(command, f"--name={name}")
     assert code == 1
-    assert "is no name of a cluster" in words
+    assert "is not a valid cluster name" in error
     assert [p.name for p in state.iterdir()] == [PRECIOUS]
 
 
-def test_a_path_is_no_name(state, finetune_local, tmp_path):
+def test_a_path_is_not_a_valid_name(state, finetune_local, tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
     assert finetune_local("down", "--name", str(victim))[0] == 1
     assert victim.exists()
 
 
-def test_a_folder_that_is_no_clusters_is_not_deleted(state):
+def test_a_folder_without_cluster_json_is_not_deleted(state):
     folder = state / "finetune-local" / "photos"
     folder.mkdir(parents=True)
     (folder / "1.jpg").touch()
@@ -61,18 +59,18 @@ def test_a_folder_that_is_no_clusters_is_not_deleted(state):
     assert (folder / "1.jpg").exists()
 
 
-def test_a_folder_too_deep_for_sockets_is_refused_in_words(tmp_path, monkeypatch):
+def test_a_path_too_long_for_sockets_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / ("d" * 100)))
     with pytest.raises(ClusterError, match="too long for a socket"):
         Cluster.up("a")
 
 
 @pytest.mark.parametrize("name", ["a", "default", "0", "test-api-12345", "x" * 31])
-def test_names(name):
+def test_valid_names(name):
     assert Cluster(name).name == name
 
 
-def test_a_cluster_of_a_newer_version_is_still_known(tmp_path):
+def test_unknown_fields_in_cluster_json_are_ignored(tmp_path):
     mine = Settings("a", 20000, "127.16.0.0/16", 1, 1)
     mine.save(tmp_path / "cluster.json")
     text = (tmp_path / "cluster.json").read_text()

@@ -1,6 +1,6 @@
-"""Run a command for as long as a cluster is up: `python -m finetune_local.demo.tethered NAME CMD`.
+"""Runs a command while a cluster is up: `python -m finetune_local.demo.run_with_cluster NAME CMD`.
 
-The demo's operator is started this way, so that taking the cluster down ends it too.
+The demo starts its operator this way, so that the operator ends when the cluster is taken down.
 """
 
 import signal
@@ -12,17 +12,17 @@ from finetune_local.cluster import Cluster, die_with_parent
 
 
 def main() -> int:
-    """Exit code of the command, 0 when the cluster ended first."""
+    """Return the exit code of the command, or 0 if the cluster ended first."""
     cluster, command = Cluster(sys.argv[1]), sys.argv[2:]
-    holder = cluster.supervisor()
-    if holder is None:
+    supervisor = cluster.supervisor()
+    if supervisor is None:
         return 0
-    # The one thread that will fork is the main thread, so the hook is safe.
+    # The hook is safe, because only the main thread starts processes.
     child = subprocess.Popen(command, preexec_fn=die_with_parent)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     while child.poll() is None:
-        # Another one of that name may be up already: it is not the one we belong to.
-        if cluster.supervisor() != holder:
+        # A new cluster of the same name may be up already; the command belongs to the old one.
+        if cluster.supervisor() != supervisor:
             child.terminate()
             child.wait()
             return 0

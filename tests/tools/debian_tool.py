@@ -1,6 +1,7 @@
-"""Programs that tests start and Debian packages: unpacked into the cache, nothing is installed.
+"""Programs that tests start and that Debian packages.
 
-The version is that of the machine's Debian release; a program on the PATH is taken as it is.
+A package is unpacked into the cache; nothing is installed. Its version is that of the machine's
+Debian release. A program that is on the PATH is used instead.
 """
 
 import fcntl
@@ -16,7 +17,7 @@ from finetune_local.machine import GB, Need, no_room
 
 @dataclass(frozen=True)
 class DebianTool:
-    """A program and the package that has it."""
+    """A program and the package that contains it."""
 
     package: str
     name: str
@@ -28,7 +29,10 @@ PROMTOOL = DebianTool("prometheus", "promtool")
 
 
 def program(tool: DebianTool) -> Path:
-    """The program; BuildError when it cannot be had. Two callers at once unpack it once."""
+    """Return the path of the program, downloading its package if needed.
+
+    Raises BuildError if the program cannot be obtained. Concurrent callers unpack it only once.
+    """
     if found := shutil.which(tool.name):
         return Path(found)
     with (cache_folder() / f"{tool.package}.lock").open("w") as lock:
@@ -38,11 +42,11 @@ def program(tool: DebianTool) -> Path:
 
 
 def _unpack(tool: DebianTool) -> Path:
-    """The folder of the package, whose name ends with its version."""
+    """Download and unpack the package; return its folder, whose name ends with the version."""
     package = tool.package
     if not shutil.which("apt-get"):
         raise BuildError(
-            f"{tool.name} is not on the PATH, and there is no apt-get to take it from Debian's "
+            f"{tool.name} is not on the PATH, and without apt-get it cannot be taken from Debian's "
             f"package {package}; install {package} by other means"
         )
     if refused := no_room([Need(package, GB // 2, cache_folder())]):
@@ -50,14 +54,15 @@ def _unpack(tool: DebianTool) -> Path:
     partial = cache_folder() / f"{package}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "lists" / "partial").mkdir(parents=True)
-    print(f"{package}: taking Debian's package (19 MB, once)", flush=True)
-    # The machine's own lists may be empty or older than the mirror; they are not ours to change.
+    print(f"{package}: downloading Debian's package (19 MB, once)", flush=True)
+    # The machine's own package lists may be empty or older than the mirror, and tests must not
+    # change them.
     own_lists = ["-o", f"Dir::State::Lists={partial / 'lists'}"]
     if not _apt(partial, "download", package):
         if not _apt(partial, *own_lists, "update"):
-            raise BuildError("apt-get update failed; its words are above")
+            raise BuildError("apt-get update failed; its output is above")
         if not _apt(partial, *own_lists, "download", package):
-            raise BuildError(f"apt-get cannot download {package}; its words are above")
+            raise BuildError(f"apt-get cannot download {package}; its output is above")
     (archive,) = partial.glob("*.deb")
     version = archive.name.split("_")[1]
     subprocess.run(["dpkg-deb", "-x", archive, partial / "root"], check=True)
@@ -69,7 +74,8 @@ def _unpack(tool: DebianTool) -> Path:
 
 
 def _apt(folder: Path, *arguments: str) -> bool:
-    """Whether it worked. Its own user may not write into our folder: it stays who we are."""
+    """Run apt-get with its cache in `folder` and return whether it succeeded."""
+    # apt's own user may not write into our folder, so apt keeps running as the current user.
     options = ["-qq", "-o", "APT::Sandbox::User=root", "-o", f"Dir::Cache={folder}"]
     return (
         subprocess.run(["apt-get", *options, *arguments], cwd=folder, check=False).returncode == 0

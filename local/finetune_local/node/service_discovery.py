@@ -1,4 +1,4 @@
-"""What a cluster's DNS would know: all pods and Services, whatever node they are on."""
+"""Watches all pods and Services of the cluster, from which DNS names of pods are derived."""
 
 import asyncio
 import logging
@@ -10,8 +10,12 @@ from finetune_local.node.api import TRANSIENT, Api, ApiError
 _log = logging.getLogger(__name__)
 
 
-class Names:
-    """Follows pods and Services with an identity of its own: a node may see its own pods only."""
+class ServiceDiscovery:
+    """Keeps all pods and Services of the cluster.
+
+    It has its own identity, because a node may read only its own pods. `changed` is called after
+    each change.
+    """
 
     def __init__(self, api: Api) -> None:
         self.changed: Callable[[], None] = lambda: None
@@ -21,21 +25,21 @@ class Names:
 
     @property
     def pods(self) -> list[Object]:
-        """Every pod of the cluster."""
+        """All pods of the cluster."""
         return list(self._pods.values())
 
     @property
     def services(self) -> list[Object]:
-        """Every Service of the cluster."""
+        """All Services of the cluster."""
         return list(self._services.values())
 
     async def run(self) -> None:
-        """Follow both for ever."""
+        """Watch both without end."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow("/api/v1/pods", self._pods))
-            group.create_task(self._follow("/api/v1/services", self._services))
+            group.create_task(self._watch("/api/v1/pods", self._pods))
+            group.create_task(self._watch("/api/v1/services", self._services))
 
-    async def _follow(self, path: str, store: dict[str, Object]) -> None:
+    async def _watch(self, path: str, store: dict[str, Object]) -> None:
         while True:
             try:
                 listed = await self._api.get(path)
@@ -43,14 +47,14 @@ class Names:
                 store |= {item["metadata"]["uid"]: item for item in listed["items"]}
                 self.changed()
                 async for event in self._api.watch(path, listed["metadata"]["resourceVersion"]):
-                    _keep(store, event)
+                    _apply(store, event)
                     self.changed()
             except (ApiError, *TRANSIENT) as error:
                 _log.warning("watch of %s: %s", path, error)
                 await asyncio.sleep(0.5)
 
 
-def _keep(store: dict[str, Object], event: Object) -> None:
+def _apply(store: dict[str, Object], event: Object) -> None:
     item = event["object"]
     if event["type"] == "DELETED":
         store.pop(item["metadata"]["uid"], None)

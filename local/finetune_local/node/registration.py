@@ -1,4 +1,4 @@
-"""The Node object and its lease."""
+"""Keeps the Node object and its lease up to date."""
 
 import asyncio
 import logging
@@ -12,18 +12,19 @@ from finetune_local.node.status import stamp
 
 DEVICE = "finetune.dev/cpu-device"
 _LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # as Kubernetes names them
 _log = logging.getLogger(__name__)
 
 
 class Registration:
-    """Keeps one node known and alive."""
+    """Registers one node and renews its lease."""
 
     def __init__(self, api: Api, name: str, address: str, devices: int, port: int) -> None:
         self._api, self._name, self._address = api, name, address
         self._devices, self._port = devices, port
 
     async def run(self) -> None:
-        """Register, then renew for ever; an API server that is away is waited for."""
+        """Register the node, then renew its lease and status without end, despite API errors."""
         registered = False
         while True:
             try:
@@ -45,7 +46,7 @@ class Registration:
         labels = {
             "kubernetes.io/hostname": self._name,
             "kubernetes.io/os": "linux",
-            "kubernetes.io/arch": {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()],
+            "kubernetes.io/arch": _ARCHITECTURES[platform.machine()],
         }
         body = {
             "kind": "Node",
@@ -104,6 +105,6 @@ class Registration:
                 "kubeletVersion": "v1.37.2",
                 "kubeProxyVersion": "",
                 "operatingSystem": "linux",
-                "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()],
+                "architecture": _ARCHITECTURES[platform.machine()],
             },
         }

