@@ -6,6 +6,7 @@ deleted. Deletes carry the uid: a new object of the same name is never hit.
 
 import asyncio
 
+from finetune_api import reasons
 from finetune_api.base import Object
 from finetune_operator import jobs
 from finetune_operator.kube import ApiError, Requests
@@ -36,7 +37,7 @@ async def _find_claim(kube: Requests, job: Job, claim: str) -> Refusal | None:
         if error.code != 404:
             raise
         text = f"PersistentVolumeClaim {claim} does not exist in namespace {job.namespace}"
-        return Refusal("ClaimMissing", f"{text}; create it, or correct the pvc:// address")
+        return Refusal(reasons.CLAIM_MISSING, f"{text}; create it, or correct the pvc:// address")
     return None
 
 
@@ -45,9 +46,9 @@ async def _dry_run(kube: Requests, pod: Object) -> Refusal | None:
         await kube.create(_collection(pod), pod, dryRun="All", fieldValidation="Strict")
     except ApiError as error:
         if error.code == 403:
-            return Refusal("Forbidden", error.message[:1024])
+            return Refusal(reasons.FORBIDDEN, error.message[:1024])
         if error.code in (400, 422):
-            return Refusal("InvalidTemplate", f"workers.template: {error.message}"[:1024])
+            return Refusal(reasons.INVALID_TEMPLATE, f"workers.template: {error.message}"[:1024])
         if error.code != 409:  # the pod itself exists: nothing is wrong with it
             raise
     return None
@@ -75,9 +76,9 @@ async def _create(kube: Requests, job: Job, item: Object) -> Refusal | None:
         await kube.create(_collection(item), item, fieldValidation="Strict")
     except ApiError as error:
         if error.code == 403:
-            return Refusal("Forbidden", error.message[:1024])
+            return Refusal(reasons.FORBIDDEN, error.message[:1024])
         if error.code in (400, 422):
-            return Refusal("InvalidTemplate", f"workers.template: {error.message}"[:1024])
+            return Refusal(reasons.INVALID_TEMPLATE, f"workers.template: {error.message}"[:1024])
         if error.code != 409:
             raise
         return await _taken(kube, job, item)
@@ -92,9 +93,9 @@ async def _taken(kube: Requests, job: Job, item: Object) -> Refusal | None:
         return None
     if "deletionTimestamp" in live["metadata"]:
         text = f"{kind} {name} of an earlier job is still there; waiting for it to go"
-        return Refusal("WaitingForOldPods", text)
+        return Refusal(reasons.WAITING_FOR_OLD_PODS, text)
     text = f"{kind} {name} exists in namespace {job.namespace} and is not this job's"
-    return Refusal("NameTaken", f"{text}; delete it or give the job another name")
+    return Refusal(reasons.NAME_TAKEN, f"{text}; delete it or give the job another name")
 
 
 async def delete_job(kube: Requests, job: Job) -> None:

@@ -112,7 +112,7 @@ class Pods:
 
 def _only_starts(pod: Pod) -> bool:
     """A worker on its way to running; its gang gives such news by the dozen."""
-    bad = pod.ended or pod.trouble or pod.told_to_stop
+    bad = pod.ended or pod.failure or pod.asked_to_stop
     return pod.role == "worker" and not bad
 
 

@@ -12,19 +12,16 @@ from datetime import datetime
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from finetune_api.exit_codes import MEANINGS
-from finetune_operator.plan import stops
+from finetune_api.reasons import REASONS
 from finetune_operator.plan.observe import Job
+from finetune_operator.plan.outcomes import RESTARTED
 
 Sample = tuple[tuple[str, ...], float | None]  # values of its own labels; None: there is none
 _CHECKPOINT_INTERVAL = 900  # s, where the spec says neither seconds nor steps
-_RESTARTED = ("Failed", "Preempted")  # outcomes that a restart follows
 CAUSES = {
-    *(meaning.reason for meaning in MEANINGS.values()),
-    *stops.CONSEQUENCES,
-    # Of plan/failure.py and of kubelets.
-    *("Crashed", "Evicted", "NodeLost", "NodeShutdown", "PodFailed", "Preempted", "Preempting"),
-    *("Terminated", "WorkerLost"),
+    *(reason.name for reason in REASONS.values() if reason.ends_attempt),
+    # Reasons that a kubelet or the node controller gives a pod that failed.
+    *("NodeLost", "NodeShutdown", "Preempting", "Terminated"),
 }
 OTHER, EARLIER = "Other", "Earlier"
 
@@ -117,7 +114,7 @@ def _restarts_by_cause(job: Job) -> Iterator[Sample]:
     """The status lists ten attempts; what came before them is known by its number only."""
     counts: dict[str, int] = {}
     for attempt in job.status.attempts[:-1]:
-        if attempt.outcome in _RESTARTED:
+        if attempt.outcome in RESTARTED:
             cause = attempt.reason if attempt.reason in CAUSES else OTHER
             counts[cause or OTHER] = counts.get(cause or OTHER, 0) + 1
     earlier = job.status.restarts - sum(counts.values())

@@ -1,10 +1,9 @@
 """What docs/alerts.md says of causes of restarts is what the operator decides."""
 
-import ast
 import re
 
-from finetune_local.cache import TREE
 from finetune_operator.job_metrics import CAUSES
+from finetune_operator.plan.outcomes import ENDINGS
 from tests.docs.pages import page, sections
 
 BULLETS = re.findall(
@@ -18,15 +17,9 @@ NAMED = {
 
 
 def uncounted() -> set[str]:
-    """Reasons of ends that plan/failure.py does not count."""
-    source = (TREE / "operator" / "finetune_operator" / "plan" / "failure.py").read_text()
-    return {
-        ast.literal_eval(call.args[1])
-        for call in ast.walk(ast.parse(source))
-        if isinstance(call, ast.Call)
-        and ast.unparse(call.func) == "Verdict"
-        and any(ast.unparse(keyword) == "counted=False" for keyword in call.keywords)
-    }
+    """Return the reasons of endings that are neither counted nor permanent."""
+    rows = ENDINGS.values()
+    return {row.reason for row in rows if row.reason and not (row.counted or row.permanent)}
 
 
 def test_the_causes_that_are_named_exist():

@@ -10,9 +10,10 @@ import pytest
 
 from finetune_api.exit_codes import MEANINGS, ExitCode, meaning
 from finetune_api.progress import Stage
+from finetune_api.reasons import REASONS
 from finetune_api.status import Phase
 from finetune_local.cache import TREE
-from finetune_operator.plan.failure import Outcome
+from finetune_operator.plan.outcomes import Outcome
 from tests.docs.pages import page, rows, sections
 
 SECTIONS = sections(page("failures"))
@@ -48,7 +49,7 @@ def words(file: Path) -> set[str]:
 
 
 def of_operator() -> set[str]:
-    found = set().union(*(words(file) for file in OPERATOR))
+    found = set(REASONS).union(*(words(file) for file in OPERATOR))
     return found - NO_REASONS - {*get_args(Stage), *get_args(Phase), *get_args(Outcome)}
 
 

@@ -1,4 +1,4 @@
-"""The real API server behind a proxy that can misbehave."""
+"""Fixtures: the real API server behind a proxy that can inject faults."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from kubernetes import client, config
 from finetune_local.cluster import Cluster
 from tests.operator.faults import Proxy
 
-# The administrator is known by a certificate, which a plain connection to the proxy cannot show.
+# The administrator authenticates by a certificate, which the plain connection to the proxy lacks.
 _TESTER = """
 apiVersion: v1
 kind: ServiceAccount
@@ -30,7 +30,7 @@ def proxy(control_plane: Cluster) -> Iterator[Proxy]:
 
 @pytest.fixture
 def configuration(control_plane: Cluster, proxy: Proxy) -> client.Configuration:
-    """An administrator's, through the proxy."""
+    """Return an administrator's configuration, which connects through the proxy."""
     control_plane.kubectl("apply", "-f", "-", stdin=_TESTER)
     through = proxy.kubeconfig(control_plane.user_kubeconfig("default", "tester"))
     found = client.Configuration()

@@ -1,4 +1,4 @@
-"""A scripted kubelet: moves pods of the API server through their lives, as a test says."""
+"""A scripted kubelet, which changes the status of pods on the API server as a test requests."""
 
 import json
 
@@ -9,24 +9,24 @@ from tests.operator import podstatus
 
 
 class Kubelet:
-    """Writes pod statuses as administrator."""
+    """A kubelet that writes pod statuses as an administrator."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
     def bind(self, name: str, node: str) -> None:
-        """To a node, which must exist: devices cost from here on. The scheduler finds none here."""
+        """Bind a pod to an existing node; the pod is charged for its devices from now on."""
         target = {"apiVersion": "v1", "kind": "Node", "name": node}
         binding = json.dumps({"metadata": {"name": name}, "target": target})
         path = f"/api/v1/namespaces/default/pods/{name}/binding"
         self._cluster.kubectl("create", "--raw", path, "-f", "-", stdin=binding)
 
     def run(self, name: str, address: str = "127.0.0.1") -> None:
-        """Scheduled, and its container runs."""
+        """Report that the pod is scheduled and its container runs."""
         self._write(name, podstatus.running(address))
 
     def end(self, name: str, code: int, message: str = "") -> None:
-        """Its container has ended."""
+        """Report that its container has ended."""
         self._write(name, podstatus.ended(code, message))
 
     def _write(self, name: str, status: Object) -> None:
@@ -37,6 +37,6 @@ class Kubelet:
 
 
 def names(cluster: Cluster, job: str) -> set[str]:
-    """Pods of a job that are not being deleted."""
+    """Return the names of the pods of a job that are not being deleted."""
     found = pods(cluster, job)
     return {p["metadata"]["name"] for p in found if "deletionTimestamp" not in p["metadata"]}

@@ -1,7 +1,7 @@
-"""Lives of jobs on a real API server, many at once, each in a namespace of its own.
+"""Lives of jobs on a real API server, many at once, each in its own namespace.
 
-A scripted kubelet and a user bring each job through the same life: prepare, a gang, a crash, a
-restart, suspension, resumption, success. Whatever happens to its operator, it must end alike.
+A scripted kubelet and a user bring each job through the same life: preparation, a gang, a crash, a
+restart, suspension, resumption, success. The end must be the same whatever happens to the operator.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from tests.operator import podstatus
 from tests.operator.worlds import OUTPUT, make_spec, prepared, progressed, result
 
 NODE = "scripted-node"
-PATIENCE = 120.0  # s until a step of a life must have been seen
+TIMEOUT = 120.0  # s for each step of a life
 _JOBS = "/apis/finetune.dev/v1alpha1"
 
 
 @dataclass
 class View:
-    """All jobs and pods as an administrator sees them: two watches for all lives together."""
+    """All jobs and pods as an administrator sees them, from two watches that all lives share."""
 
     kube: Kube
     objects: dict[tuple[str, str], dict[str, Object]] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class View:
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         paths = {"pods": "/api/v1/pods", "jobs": f"{_JOBS}/finetunejobs"}
-        # Listed first: what cannot be seen must fail here, not wait for what never comes.
+        # List first, so that a missing right or definition fails here and not by a timeout.
         versions = {kind: (await self.kube.list(path))[1] for kind, path in paths.items()}
         tasks = [
             asyncio.create_task(self._watch(kind, path, versions[kind]))
@@ -63,24 +63,24 @@ class View:
                     self.changed.notify_all()
 
     async def until(self, what: str, check: Callable[[], Any]) -> Any:
-        """What `check` returns once that is true."""
+        """Wait until `check` returns a true value, and return it."""
         try:
-            async with asyncio.timeout(PATIENCE), self.changed:
+            async with asyncio.timeout(TIMEOUT), self.changed:
                 while not (found := check()):
                     await self.changed.wait()
         except TimeoutError:
-            raise AssertionError(f"after {PATIENCE:.0f} s still not: {what}") from None
+            raise AssertionError(f"not observed within {TIMEOUT:.0f} s: {what}") from None
         return found
 
 
 async def add_node(kube: Kube) -> None:
-    """Pods bound to a node that does not exist would be collected."""
+    """Create the node; pods on a node that does not exist would be garbage-collected."""
     with contextlib.suppress(ApiError):
         await kube.create("/api/v1/nodes", {"metadata": {"name": NODE}})
 
 
 async def viewed(api: Cluster, story: Callable[[View], Awaitable[Any]]) -> Any:
-    """What the story returns, told with an administrator's eyes."""
+    """Run a story with a view of the cluster; return its result."""
     configuration = client.Configuration()
     config.load_kube_config(str(api.kubeconfig), client_configuration=configuration)
     kube = Kube(configuration)
@@ -95,40 +95,42 @@ async def viewed(api: Cluster, story: Callable[[View], Awaitable[Any]]) -> Any:
 
 def _shown(pod: Object) -> str:
     metadata, phase = pod["metadata"], pod.get("status", {}).get("phase")
-    going = f", to go by {metadata['deletionTimestamp']}" if "deletionTimestamp" in metadata else ""
-    return f"{metadata['name']} ({phase}{going})"
+    due = (
+        f", deletion due {metadata['deletionTimestamp']}" if "deletionTimestamp" in metadata else ""
+    )
+    return f"{metadata['name']} ({phase}{due})"
 
 
 @dataclass
 class Life:
-    """One job, its kubelet and its user."""
+    """The life of one job, with its kubelet and its user."""
 
     view: View
     namespace: str
     name: str = "a"
-    spec: Object = field(default_factory=dict)  # instead of what every life's job has
+    spec: Object = field(default_factory=dict)  # changes to the default spec
     labels: dict[str, str] = field(default_factory=dict)  # of its namespace
 
     async def live(self) -> None:
-        """From creation to success."""
+        """Bring the job from its creation to its success."""
         await self._begin()
         await self._prepare()
         await self._gang(1)
         lost = result("Failed", reason="PeerLost", **progressed(20, saved=10))
-        # The consequence is told first. After the cause the operator would end the other worker,
-        # and one that is away then never learns what that worker had to say.
+        # The consequence is reported first. After the cause the operator deletes the other worker,
+        # and an operator that restarts then would not get that worker's result.
         await self._end(f"{self.name}-1-0", 88, lost)
         await self._end(f"{self.name}-1-1", 137)
         await self._gang(2)
         await self._suspend()
         await self._patch_job({"spec": {"suspend": False}})
         await self._gang(3)
-        said = result(output=OUTPUT, **progressed(100, redone=10, saved=100))
+        succeeded = result(output=OUTPUT, **progressed(100, redone=10, saved=100))
         await self._end(f"{self.name}-3-1", 0)
-        await self._end(f"{self.name}-3-0", 0, said)
+        await self._end(f"{self.name}-3-0", 0, succeeded)
         await self._until("Succeeded", lambda: self.status.get("phase") == "Succeeded")
 
-    # Its parts
+    # The parts of a life
 
     async def _begin(self) -> None:
         kube, spaces = self.view.kube, "/api/v1/namespaces"
@@ -152,7 +154,7 @@ class Life:
         await kube.create(f"{_JOBS}/namespaces/{self.namespace}/finetunejobs", job)
 
     async def _account(self) -> None:
-        """Pods are refused before the controller manager has made the namespace's account."""
+        """Wait for the default service account, without which pods are refused."""
         for _ in range(600):
             with contextlib.suppress(ApiError):
                 await self.view.kube.get(
@@ -160,7 +162,7 @@ class Life:
                 )
                 return
             await asyncio.sleep(0.1)
-        raise AssertionError("no service account was made")
+        raise AssertionError("no service account was created within 60 s")
 
     async def _prepare(self) -> None:
         name = f"{self.name}-prepare"
@@ -169,7 +171,7 @@ class Life:
         await self._end(name, 0, result(prepared=prepared()))
 
     async def _gang(self, attempt: int) -> None:
-        """Both workers start, and the operator has seen it."""
+        """Start both workers and wait until the operator has observed it."""
         workers = [f"{self.name}-{attempt}-{index}" for index in (0, 1)]
         await self._until(f"gang {attempt}", lambda: set(workers) <= set(self.pods))
         for worker in workers:
@@ -180,14 +182,14 @@ class Life:
         )
 
     async def _suspend(self) -> None:
-        """Asked to go, the workers save and end; they disappear once their end is accounted for.
+        """Suspend the job; the workers save, end, and are removed once their end is accounted for.
 
-        A kubelet may be quicker, and an operator that is away then has to estimate: the simulator
-        has that. Here every life ends alike.
+        A real kubelet may remove them earlier, so that an operator that restarts has to estimate.
+        The simulator covers this; here every life must have the same end.
         """
         await self._patch_job({"spec": {"suspend": True}})
         workers = [f"{self.name}-2-{index}" for index in (0, 1)]
-        await self._until("deletion", lambda: all(map(self._asked_to_go, workers)))
+        await self._until("deletion", lambda: all(map(self._is_terminating, workers)))
         stopped = result("Stopped", reason="Stopped", **progressed(40, saved=40))
         await self._end(workers[1], 75)
         await self._end(workers[0], 75, stopped)
@@ -197,7 +199,7 @@ class Life:
                 await self.view.kube.delete(self._pod(worker), {"gracePeriodSeconds": 0})
         await self._until("Suspended", lambda: self.conditions.get("Suspended") == "True")
 
-    # What it sees
+    # What the view has of this job
 
     @property
     def pods(self) -> dict[str, Object]:
@@ -217,11 +219,11 @@ class Life:
         found = [a for a in self.status.get("attempts", []) if a["number"] == number]
         return found[0] if found else {}
 
-    def _asked_to_go(self, name: str) -> bool:
+    def _is_terminating(self, name: str) -> bool:
         return "deletionTimestamp" in self.pods.get(name, {"metadata": {}})["metadata"]
 
     def end_state(self) -> Object:
-        """What must be the same in every life."""
+        """Return what must be the same at the end of every life."""
         status = self.status
         usage = status.get("usage", {})
         attempts = [
@@ -247,15 +249,15 @@ class Life:
             ),
         }
 
-    # What it does
+    # Actions of the user and the kubelet
 
     async def _until(self, what: str, check: Callable[[], Any]) -> Any:
         try:
             return await self.view.until(what, check)
         except AssertionError as error:
-            told = f"{self.status.get('phase')} {self.status.get('reason')}: "
-            told += f"{self.status.get('message')}; pods {sorted(map(_shown, self.pods.values()))}"
-            raise AssertionError(f"{self.namespace}: {error}; {told}") from None
+            state = f"{self.status.get('phase')} {self.status.get('reason')}: "
+            state += f"{self.status.get('message')}; pods {sorted(map(_shown, self.pods.values()))}"
+            raise AssertionError(f"{self.namespace}: {error}; {state}") from None
 
     def _pod(self, name: str) -> str:
         return f"/api/v1/namespaces/{self.namespace}/pods/{name}"

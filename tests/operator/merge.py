@@ -4,7 +4,7 @@ from typing import Any
 
 
 def merged(target: Any, patch: Any) -> Any:
-    """RFC 7386: null removes a key, objects merge, everything else replaces."""
+    """Return the target with a patch of RFC 7386 applied."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}

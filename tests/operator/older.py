@@ -1,8 +1,8 @@
-"""A running job as an older operator left it on an API server.
+"""A running job as an earlier operator left it on an API server.
 
-`older_operator.json` is of the operator of commit 8ac3db3: the status of a running job, its pods
-and its Service. That version knew less about an attempt, ordered the environment of its pods in
-another way, and had other defaults. Only uids and times were replaced.
+`older_operator.json` was written by the operator of commit 8ac3db3: the status of a running job,
+its pods and its Service. That version recorded less about an attempt, ordered the environment of
+its pods in another way and had other defaults. Only uids and times were replaced.
 """
 
 import json
@@ -17,18 +17,18 @@ from tests.installed import wait_for
 from tests.operator.lives import NODE
 
 OLDER = json.loads((Path(__file__).parent / "older_operator.json").read_text())
-# What a look may bring up to date: the gang costs more with every second.
+# Fields that change with every second that the gang runs.
 _ACCOUNTS = ("deviceSeconds", "accountedUntil")
 
 
 def facts(status: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is known of the attempts, without what time alone changes."""
+    """Return the attempts without the fields that change with the time alone."""
     return [{k: v for k, v in a.items() if k not in _ACCOUNTS} for a in status["attempts"]]
 
 
 @dataclass
 class Left:
-    """What the older operator left, in a namespace of its own."""
+    """What the earlier operator left, in a namespace."""
 
     api: Cluster
     namespace: str
@@ -41,7 +41,7 @@ class Left:
 
     @property
     def versions(self) -> dict[str, str]:
-        """uid -> resourceVersion of the pods."""
+        """The pods' resourceVersions by uid."""
         pods = [pod["metadata"] for pod in self.get("pods")]
         return {pod["uid"]: pod["resourceVersion"] for pod in pods}
 
@@ -66,7 +66,7 @@ class Left:
                 self._status("pod", mine["metadata"]["name"], status)
 
     def _create(self, item: dict[str, Any]) -> None:
-        # Not strictly: what lies in etcd is not asked whether its fields are still known.
+        # Objects in etcd may have fields that the CRD no longer has.
         where = ("create", "--validate=ignore", "-n", self.namespace, "-f", "-")
         self.api.kubectl(*where, stdin=json.dumps(item))
 
@@ -78,11 +78,11 @@ class Left:
 
 @contextmanager
 def left_in(api: Cluster, namespace: str) -> Iterator[Left]:
-    """While the block runs; the CustomResourceDefinition is there already."""
+    """Create the objects for the time of the block. The CustomResourceDefinition must exist."""
     api.kubectl("create", "namespace", namespace)
     account = ("get", "serviceaccounts", "-n", namespace, "-o", "name")
     wait_for("the account", lambda: "default" in api.kubectl(*account))
-    # Pods that are bound to a node that does not exist would be collected.
+    # Pods that are bound to a node that does not exist would be garbage-collected.
     node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
     api.kubectl("apply", "-f", "-", stdin=json.dumps(node))
     found = Left(api, namespace)

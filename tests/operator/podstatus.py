@@ -1,4 +1,4 @@
-"""Statuses of pods as a kubelet writes them."""
+"""Pod statuses as a kubelet writes them."""
 
 from datetime import UTC, datetime
 
@@ -6,7 +6,7 @@ from finetune_api.base import Object, format_time
 
 
 def running(address: str = "127.0.0.1") -> Object:
-    """Bound to a node, and its container runs since now."""
+    """Return the status of a pod that is bound to a node and whose container starts now."""
     now = format_time(datetime.now(UTC))
     return {
         "phase": "Running",
@@ -18,7 +18,7 @@ def running(address: str = "127.0.0.1") -> Object:
 
 
 def ended(code: int, message: str = "") -> Object:
-    """Its container has ended just now; `message` is the termination message."""
+    """Return the status of a pod whose container ends now with this termination message."""
     now = format_time(datetime.now(UTC))
     end = {
         "exitCode": code,

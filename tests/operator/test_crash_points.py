@@ -1,7 +1,7 @@
-"""The operator dies before and after each API call it makes; every life ends as if it had not.
+"""The operator dies before and after each of its API calls, and every job ends as if it had not.
 
-On the real API server; the pods are scripted. `tests/operator/simulator` has the same in thousands
-of histories, against a model of the server.
+The API server is real and the pods are scripted. `tests/operator/simulator` checks the same in
+thousands of histories, against a model of the server.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ def api(control_plane: Cluster) -> Cluster:
 
 
 async def _live(view: View, namespace: str, stop_at: int = 0, *, after: bool = False):
-    """One life with an operator of its own; its end, and the calls that were made."""
+    """Run one life with its own operator; return the end state and the operator's client."""
     kube = StoppingKube(view.kube, stop_at, after)
     life = Life(view, namespace)
     operator = asyncio.create_task(operate(view.kube, kube, namespace))
@@ -45,7 +45,7 @@ async def _live(view: View, namespace: str, stop_at: int = 0, *, after: bool = F
 
 
 async def _at_rest(kube: StoppingKube) -> None:
-    """No call for a while."""
+    """Wait until the operator makes no call for half a second."""
     seen = -1
     while seen != len(kube.calls):
         seen = len(kube.calls)
@@ -54,34 +54,34 @@ async def _at_rest(kube: StoppingKube) -> None:
 
 async def _all_points(view: View) -> None:
     expected, undisturbed = await _live(view, "undisturbed")
-    _is_a_whole_life(expected)
+    _check_complete(expected)
     slots = asyncio.Semaphore(_AT_ONCE)
     wrong: list[str] = []
     stopped = 0
 
     async def one(call: int, after: bool) -> None:
         nonlocal stopped
-        word = "after" if after else "before"
+        when = "after" if after else "before"
         async with slots:
             try:
-                found, kube = await _live(view, f"{word}-{call}", call, after=after)
+                found, kube = await _live(view, f"{when}-{call}", call, after=after)
             except AssertionError as error:
-                wrong.append(f"stopped {word} call {call}: {error}")
+                wrong.append(f"stopped {when} call {call}: {error}")
                 return
         stopped += kube.stopped
         if found != expected:
             wrong.append(
-                f"stopped {word} call {call}, {kube.calls[call - 1]}: {_diff(expected, found)}"
+                f"stopped {when} call {call}, {kube.calls[call - 1]}: {_diff(expected, found)}"
             )
 
-    # A life makes a few calls more or less, as events come together or apart.
+    # The number of calls varies, because events may be batched or not.
     calls = range(1, len(undisturbed.calls) + 1)
     await asyncio.gather(*(one(call, after) for call in calls for after in (False, True)))
     assert not wrong, f"{len(wrong)} of {2 * len(calls)} lives:\n" + "\n".join(sorted(wrong))
     assert stopped > 1.8 * len(calls)
 
 
-def _is_a_whole_life(end: Object) -> None:
+def _check_complete(end: Object) -> None:
     assert end["phase"] == "Succeeded"
     assert [a["outcome"] for a in end["attempts"]] == ["Failed", "Suspended", "Succeeded"]
     assert (end["restarts"], end["estimated"], end["addsUp"]) == (1, False, True)
@@ -99,7 +99,7 @@ def test_an_operator_that_dies_at_any_call_leaves_no_trace(api):
 
 @pytest.mark.timeout(600)
 def test_an_operator_that_is_killed_at_random_moments_leaves_no_trace(api, tmp_path):
-    """The real process, `kill -9`, with the rights of its service account."""
+    """Kill the real process with SIGKILL; it has the rights of its service account."""
     chance = random.Random(1)
     operator = Operator(api, tmp_path / "operator.log")
 
@@ -109,13 +109,13 @@ def test_an_operator_that_is_killed_at_random_moments_leaves_no_trace(api, tmp_p
         kills = 0
         while not living.done():
             operator.start()
-            # It needs a second to begin, and is to be met at work.
+            # The operator needs a second to start, and should be killed while it works.
             await asyncio.wait({living}, timeout=chance.uniform(1.2, 2.5) if kills < 8 else 200)
             operator.kill()
             kills += 1
         await living
         assert kills > 3
         for life in lives:
-            _is_a_whole_life(life.end_state())
+            _check_complete(life.end_state())
 
     asyncio.run(viewed(api, story))

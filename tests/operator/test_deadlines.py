@@ -1,4 +1,4 @@
-"""Deadlines and half gangs: when they strike, and what follows."""
+"""Deadlines and incomplete gangs: when a gang is stopped, and what follows."""
 
 from dataclasses import replace
 
@@ -25,10 +25,11 @@ from tests.operator.worlds import (
 
 
 def with_pods(job, now=10):
+    """Return the job once all its pods were created."""
     return job.with_status(look(job, pending(0), pending(1), now=now).status)
 
 
-def test_the_start_deadline_counts_from_the_moment_all_pods_exist():
+def test_the_start_deadline_counts_from_when_all_pods_exist():
     job = policy(with_pods(committed(), now=10), start_deadline_seconds=60)
     stuck = [pending(i, unschedulable="0/3 nodes are available") for i in (0, 1)]
     early = look(job, *stuck, now=69)
@@ -44,7 +45,7 @@ def test_the_start_deadline_counts_from_the_moment_all_pods_exist():
     assert not job.status.usage.estimated
 
 
-def test_a_gang_that_is_held_by_a_gate_is_queued_and_no_deadline_runs():
+def test_a_gated_gang_is_queued_and_has_no_deadline():
     job = policy(committed(), start_deadline_seconds=60)
     gated = [pending(i, gates=("kueue.x-k8s.io/admission",)) for i in (0, 1)]
     job = job.with_status(look(job, *gated, now=10).status)
@@ -54,30 +55,30 @@ def test_a_gang_that_is_held_by_a_gate_is_queued_and_no_deadline_runs():
     assert not later.commits
 
 
-def test_a_prepare_pod_that_never_runs_ends_the_job_by_the_start_deadline():
+def test_a_prepare_pod_that_does_not_run_within_the_start_deadline_fails_the_job():
     job = policy(make_job(), start_deadline_seconds=60)
     stuck = prepare_pod(job, created=at(0), waiting=("ImagePullBackOff", "no such image"))
     assert look(job, stuck, now=59).requeue_after == 1
     late = look(job, stuck, now=61)
     assert (late.status.phase, late.status.reason) == ("Failed", "StartDeadlineExceeded")
     assert "no such image" in late.status.message
-    (doomed,) = look(job.with_status(late.status), stuck, now=62).delete
-    assert doomed.name == "a-prepare"
+    (delete,) = look(job.with_status(late.status), stuck, now=62).delete
+    assert delete.name == "a-prepare"
 
 
-def test_the_active_deadline_saves_first_and_counts_running_time_only():
+def test_a_gang_saves_at_the_active_deadline_which_counts_running_time_only():
     job = policy(running(now=1000), active_deadline_seconds=100)
     assert not look(job, worker(0), worker(1), now=1099).commits
     decision, job = follow(job, worker(0), worker(1), now=1100)
     assert [d.grace for d in decision.delete] == [None, None]
-    said = result("Stopped", reason="Stopped", **progressed(30, saved=30))
-    gang = [ended(worker(i, deletion=at(1400)), 75, 1105, said) for i in (0, 1)]
+    stopped = result("Stopped", reason="Stopped", **progressed(30, saved=30))
+    gang = [ended(worker(i, deletion=at(1400)), 75, 1105, stopped) for i in (0, 1)]
     _, job = follow(job, *gang, now=1106)
     assert (job.status.phase, job.status.reason) == ("Failed", "ActiveDeadlineExceeded")
     assert job.status.attempts[0].active_seconds == 105
 
 
-def test_the_active_deadline_adds_up_over_attempts():
+def test_the_active_deadline_counts_all_attempts():
     job = policy(running(now=20), active_deadline_seconds=100)
     crash = [ended(worker(0), 1, 80, result("Failed", reason="Crashed")), ended(worker(1), 88, 80)]
     job = job.with_status(look(job, *crash, now=81).status)
@@ -89,44 +90,44 @@ def test_the_active_deadline_adds_up_over_attempts():
     assert look(job, *second, now=340).commits
 
 
-def test_an_export_is_not_cut_off_by_the_active_deadline():
+def test_the_active_deadline_does_not_stop_an_export():
     job = policy(running(now=20), active_deadline_seconds=100)
     exporting = [worker(0), ended(worker(1), 0, 100)]
     assert not look(job, *exporting, now=500).commits
 
 
-@pytest.mark.parametrize("told", ["by its report", "by the status, to a new operator"])
-def test_an_export_of_a_worker_that_is_alone_is_not_cut_off_either(told):
+@pytest.mark.parametrize("source", ["the report", "the status, after a restart of the operator"])
+def test_the_active_deadline_does_not_stop_an_export_of_a_single_worker(source):
     job = committed(workers={"replicas": 1, "devicesPerWorker": 4})
     job = policy(job.with_status(look(job, worker(0), now=20).status), active_deadline_seconds=100)
     exports = report(stage="Exporting", **progressed(100, saved=100))
     job = job.with_status(look(job, worker(0), now=110, report=exports).status)
-    again = exports if told == "by its report" else None
+    again = exports if source == "the report" else None
     assert not look(job, worker(0), now=500, report=again).commits
     trains = report(stage="Training", **progressed(50))
     assert look(job, worker(0), now=500, report=trains).commits
 
 
-def test_a_prepare_pod_that_was_held_by_a_gate_has_its_time_from_then_on():
+def test_the_start_deadline_of_a_prepare_pod_counts_from_the_removal_of_its_gates():
     job = policy(make_job(), start_deadline_seconds=600)
     gated = prepare_pod(job, created=at(0), gates=("kueue.x-k8s.io/admission",))
     job = job.with_status(look(job, gated, now=4000).status)
     assert job.status.reason == "SchedulingGated"
     free = replace(gated, gates=(), unschedulable="0/3 nodes are available")
-    let_in = look(job, free, now=5000)
-    assert (let_in.status.phase, let_in.requeue_after) == ("Preparing", 600)
-    job = job.with_status(let_in.status)
+    admitted = look(job, free, now=5000)
+    assert (admitted.status.phase, admitted.requeue_after) == ("Preparing", 600)
+    job = job.with_status(admitted.status)
     assert look(job, free, now=5599).status.phase == "Preparing"
     late = look(job, free, now=5601).status
     assert (late.phase, late.reason) == ("Failed", "StartDeadlineExceeded")
 
 
 @pytest.mark.parametrize(
-    ("age", "silent", "strikes"),
+    ("age", "silent", "stopped"),
     [(1800, False, False), (1860, False, False), (1861, False, True), (9999, True, False)],
-    ids=["in time", "the pod judges first", "the pod is stuck too", "an old report is no report"],
+    ids=["in time", "left to the supervisor", "supervisor does not act", "an old report"],
 )
-def test_the_operator_acts_on_a_hang_only_by_a_report_it_received(age, silent, strikes):
+def test_the_operator_stops_a_hang_only_by_a_recent_report(age, silent, stopped):
     decision = look(
         running(),
         worker(0),
@@ -135,11 +136,11 @@ def test_the_operator_acts_on_a_hang_only_by_a_report_it_received(age, silent, s
         report=report(activity_age_seconds=age),
         silent=silent,
     )
-    assert (decision.status.attempts[-1].stop_reason == "Hang") is strikes
+    assert (decision.status.attempts[-1].stop_reason == "Hang") is stopped
 
 
-def test_a_gang_that_stands_still_is_looked_at_when_its_deadline_strikes():
-    """Reports that only grow older are no reason to look."""
+def test_a_gang_without_activity_is_planned_again_at_its_deadline():
+    """A report that only gets older triggers no reconciliation."""
     job = policy(running(), progress_deadline_seconds=100)
     pods = (worker(0), worker(1))
     assert look(job, *pods, now=40, report=report(activity_age_seconds=30.0)).requeue_after == 131
@@ -156,27 +157,27 @@ def test_a_hang_is_a_counted_restart():
     _, job = follow(running(), worker(0), worker(1), now=40, most=1)
     asked = look(job, worker(0), worker(1), now=41, report=report(activity_age_seconds=5000))
     job = job.with_status(asked.status)
-    doomed = look(job, worker(0), worker(1), now=42).delete
-    assert [d.grace for d in doomed] == [10, 10]
+    deletions = look(job, worker(0), worker(1), now=42).delete
+    assert [d.grace for d in deletions] == [10, 10]
     gang = [ended(worker(i, deletion=at(52)), 137, 45) for i in (0, 1)]
     _, job = follow(job, *gang, now=46)
     assert (job.status.phase, job.status.reason) == ("Restarting", "Hang")
     assert job.status.counted_restarts == 1
 
 
-def half(now):
+def incomplete_gang():
     return [worker(0, running=False, phase="Pending"), pending(1, unschedulable="no room")]
 
 
-def test_half_a_gang_lets_go_after_a_while_and_tries_again_uncounted():
+def test_an_incomplete_gang_is_released_and_starts_again_uncounted():
     job = committed()
-    job = job.with_status(look(job, *half(0), now=20).status)
+    job = job.with_status(look(job, *incomplete_gang(), now=20).status)
     assert job.status.phase == "Starting"
     assert "1 of 2 workers have a node" in job.status.message
-    assert look(job, *half(0), now=609).requeue_after == 1
-    decision, job = follow(job, *half(0), now=610)
+    assert look(job, *incomplete_gang(), now=609).requeue_after == 1
+    decision, job = follow(job, *incomplete_gang(), now=610)
     assert {d.name for d in decision.delete} == {"a-1-0", "a-1-1"}
-    gone = [replace(pod, gone=True, gone_at=at(612)) for pod in half(0)]
+    gone = [replace(pod, gone=True, gone_at=at(612)) for pod in incomplete_gang()]
     _, job = follow(job, *gone, now=613)
     attempt = job.status.attempts[-1]
     assert (attempt.outcome, attempt.reason, attempt.counted) == (
@@ -186,21 +187,21 @@ def test_half_a_gang_lets_go_after_a_while_and_tries_again_uncounted():
     )
     assert job.status.phase == "Restarting"
     assert 5 <= (job.status.next_attempt_time - at(613)).total_seconds() <= 15
-    assert attempt.device_seconds == 4 * 602  # the half that held a node was not free of charge
+    assert attempt.device_seconds == 4 * 602  # the worker that held a node is charged
     _, job = follow(job, *gone, now=700)
     assert (job.status.attempt, job.status.restarts, job.status.counted_restarts) == (2, 0, 0)
 
 
-def test_half_a_gang_whose_other_half_a_quota_refuses_lets_go_too():
-    job, said = committed(), 'pods "a-1-1" is forbidden: exceeded quota: gpus'
+def test_a_gang_that_a_quota_keeps_incomplete_is_released():
+    job, text = committed(), 'pods "a-1-1" is forbidden: exceeded quota: gpus'
     one = worker(0, running=False, phase="Pending")
-    refusal = Refusal("Forbidden", said)
+    refusal = Refusal("Forbidden", text)
     job = job.with_status(look(job, one, now=20, refusal=refusal).status)
     assert (job.status.phase, job.status.reason) == ("Starting", "Forbidden")
-    assert look(job, one, now=609).create  # until then it is tried again
+    assert look(job, one, now=609).create  # it is tried again until then
     decision, job = follow(job, one, now=610)
     assert [d.name for d in decision.delete] == ["a-1-0"]
-    assert said in job.status.message
+    assert text in job.status.message
     assert "1 of 2 workers held a node" in job.status.message
     _, job = follow(job, replace(one, gone=True, gone_at=at(612)), now=613)
     attempt = job.status.attempts[-1]
@@ -208,7 +209,7 @@ def test_half_a_gang_whose_other_half_a_quota_refuses_lets_go_too():
     assert attempt.device_seconds == 4 * 602
 
 
-def test_gangs_that_let_go_again_and_again_wait_longer_but_never_fail():
+def test_gangs_that_are_released_repeatedly_wait_longer_and_never_fail():
     job, waits = committed(), []
     for number in range(1, 120):
         start = number * 10_000
@@ -229,7 +230,7 @@ def test_gangs_that_let_go_again_and_again_wait_longer_but_never_fail():
     assert max(waits) <= 300 * 1.5
 
 
-def test_a_volume_that_is_not_bound_has_a_reason_of_its_own():
+def test_a_volume_that_is_not_bound_has_its_own_reason():
     text = "pod has unbound immediate PersistentVolumeClaims. preemption: 0/1 nodes"
     stuck = [pending(i, unschedulable=text) for i in (0, 1)]
     status = look(with_pods(committed()), *stuck, now=30).status

@@ -1,4 +1,4 @@
-"""What docs/defaults.md promises for fields that are left open."""
+"""The defaults that the documentation gives for fields that are not set."""
 
 import pytest
 
@@ -14,8 +14,8 @@ RATES = {
     "70B": (70e9, {}, 5.0e-6),
     "135M, continued": (135e6, CONTINUED, 4.0e-5),
     "70B, continued": (70e9, CONTINUED, 1.0e-5),
-    "named": (70e9, {"learningRate": 3.0e-4}, 3.0e-4),
-    "named, continued": (70e9, {"learningRate": 3.0e-4, **CONTINUED}, 3.0e-4),
+    "set": (70e9, {"learningRate": 3.0e-4}, 3.0e-4),
+    "set, continued": (70e9, {"learningRate": 3.0e-4, **CONTINUED}, 3.0e-4),
 }
 
 
@@ -27,10 +27,10 @@ def test_learning_rates(parameters: float, training: dict, rate: float) -> None:
 
 
 BETAS = {
-    "absent": ({}, 0.999),
+    "not set": ({}, 0.999),
     "continued": (CONTINUED, 0.95),
-    "named": ({"optimizer": {"beta2": 0.98}}, 0.98),
-    "named, continued": ({"optimizer": {"beta2": 0.98}, **CONTINUED}, 0.98),
+    "set": ({"optimizer": {"beta2": 0.98}}, 0.98),
+    "set, continued": ({"optimizer": {"beta2": 0.98}, **CONTINUED}, 0.98),
 }
 
 

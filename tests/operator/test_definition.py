@@ -1,4 +1,4 @@
-"""The CustomResourceDefinition is deleted under a running operator, as docs/operations.md tells."""
+"""The CustomResourceDefinition is deleted while an operator runs; see the operations guide."""
 
 import pytest
 
@@ -18,17 +18,17 @@ def test_an_operator_waits_for_a_definition_that_was_deleted(control_plane: Clus
     operator = Operator(api, tmp_path / "operator.log", HEALTH_PORT=str(port))
     operator.start()
     try:
-        # The garbage collector must know the definition before it can miss it.
+        # The garbage collector must have discovered the definition before it is deleted.
         apply(api, "known")
         wait_for("a prepare pod", lambda: names(api, "known"), 30)
         api.kubectl("delete", "ftj", "known")
-        wait_for("it to go with its job", lambda: not pods(api, "known"), 90)
+        wait_for("it to be deleted with its job", lambda: not pods(api, "known"), 90)
         apply(api, "swept")
         prepare(api, kubelet, "swept")
         old = {pod["metadata"]["uid"] for pod in pods(api, "swept")}
         api.kubectl("delete", "crd", "finetunejobs.finetune.dev")
-        wait_for("its pods to go", lambda: not names(api, "swept"), 120)
-        wait_for("it is said", lambda: "finetunejobs" in operator.log, 30)
+        wait_for("its pods to be deleted", lambda: not names(api, "swept"), 120)
+        wait_for("a message in the log", lambda: "finetunejobs" in operator.log, 30)
         assert "HTTP 404" in operator.log
         assert ready(port)
         install(api)

@@ -1,4 +1,4 @@
-"""Sources with weights: the rows of an epoch in the plan, and a warning about small sources."""
+"""Weighted sources: the plan has the rows of an epoch, and small sources cause a warning."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def test_without_weights_an_epoch_is_every_row_once() -> None:
     assert [source.passes for source in found.sources] == [3.0, 3.0]
 
 
-def test_with_weights_an_epoch_is_longer_and_small_sources_repeat() -> None:
+def test_with_weights_an_epoch_is_longer_and_repeats_small_sources() -> None:
     plan, found = resolved(1000, 0.9, 0.1)
     assert (found.steps_per_epoch, plan.total_steps) == (125, 375)
     assert [source.passes for source in found.sources] == [3.0, 6.0]
@@ -60,22 +60,22 @@ def test_sources_that_did_not_fit_into_the_message_have_no_passes() -> None:
     assert (found.steps_per_epoch, found.sources) == (125, [])
 
 
-def test_rows_that_come_too_often_are_a_warning() -> None:
+def test_a_source_that_is_repeated_too_often_causes_a_warning() -> None:
     _, found = resolved(1000, 0.9, 0.1)
-    told = events.between(FineTuneJobStatus(), FineTuneJobStatus(attempt=1, data=found))
-    (warning,) = [event for event in told if event.kind == "Warning"]
+    found_events = events.between(FineTuneJobStatus(), FineTuneJobStatus(attempt=1, data=found))
+    (warning,) = [event for event in found_events if event.kind == "Warning"]
     assert (warning.reason, warning.message) == (
         "SourceRepeats",
         "rows are seen more than 4 times: pvc://w/1.jsonl 6 times; lower the source's weight or "
         "training.epochs, or add data",
     )
     _, usual = resolved(950, None, None)
-    told = events.between(FineTuneJobStatus(), FineTuneJobStatus(attempt=1, data=usual))
-    assert [event.kind for event in told if event.reason == "Prepared"] == ["Normal"]
-    assert not [event for event in told if event.kind == "Warning"]
+    found_events = events.between(FineTuneJobStatus(), FineTuneJobStatus(attempt=1, data=usual))
+    assert [event.kind for event in found_events if event.reason == "Prepared"] == ["Normal"]
+    assert not [event for event in found_events if event.kind == "Warning"]
 
 
 def test_the_claim_of_a_chat_template_is_mounted() -> None:
     chosen = dataset(None) | {"chatTemplate": {"path": "pvc://templates/a.jinja"}}
     found = claims(worlds.make_job(dataset=chosen))
-    assert found["templates"] is True  # only read
+    assert found["templates"] is True  # read-only

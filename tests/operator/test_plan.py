@@ -1,4 +1,4 @@
-"""What the planner decides, one situation at a time."""
+"""The decisions of the planner, one situation at a time."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import StepLedger
-from finetune_operator.plan import failure
+from finetune_operator.plan import restart
 from finetune_operator.plan.observe import Pod, Refusal
 from tests.operator.worlds import (
     OUTPUT,
@@ -30,7 +30,7 @@ from tests.operator.worlds import (
 )
 
 
-def test_a_new_job_gets_a_prepare_pod_that_holds_no_device():
+def test_a_new_job_gets_a_prepare_pod_that_requests_no_device():
     decision = look(make_job())
     (pod,) = decision.create
     assert pod["metadata"]["name"] == "a-prepare"
@@ -48,21 +48,23 @@ def test_a_refused_prepare_pod_is_not_created_and_the_reason_is_shown():
     assert decision.requeue_after
 
 
-def test_a_name_that_is_taken_is_said_once_and_not_written_again_and_again():
-    """A refusal of the creation is known only after the plan: the next plan must not unsay it."""
+def test_a_name_that_is_taken_stays_in_the_status_while_the_creation_is_repeated():
+    """The refusal is known only after the decision; the next decision must not remove it."""
     refused = look(make_job(), refusal=Refusal("NameTaken", "pod a-prepare exists")).status
     again = look(make_job(refused))
     assert again.create
     assert again.status == refused
 
 
-def test_an_old_prepare_pod_that_does_not_go_is_named_with_its_node():
+def test_an_old_prepare_pod_that_is_not_deleted_is_named_with_its_node():
     decision = look(make_job(), prepare_pod(deletion=at(-100), node="gpu-7"))
     assert not decision.acts
-    assert decision.status.message == "waiting for the old pod a-prepare on node gpu-7 to go"
+    assert (
+        decision.status.message == "waiting for the old pod a-prepare on node gpu-7 to be deleted"
+    )
 
 
-def test_an_old_prepare_pod_whose_deletion_was_cut_short_is_deleted_again():
+def test_an_old_prepare_pod_whose_deletion_was_interrupted_is_deleted_again():
     pod = ended(prepare_pod(deletion=at(5)), 0, 4, result(prepared=prepared()))
     assert look(make_job(), pod, now=5).delete == []
     assert [d.uid for d in look(make_job(), pod, now=6).delete] == ["prepare-uid"]
@@ -76,7 +78,7 @@ def test_edited_inputs_replace_the_prepare_pod():
     assert decision.status.attempt is None
 
 
-def test_a_template_that_was_mended_replaces_a_prepare_pod_that_waits():
+def test_a_corrected_template_replaces_a_prepare_pod_that_waits():
     stuck = prepare_pod(unschedulable="0/3 nodes match Pod's node affinity/selector")
     template = {"spec": {"nodeSelector": {"pool": "cpu"}}}
     for edited in (
@@ -84,14 +86,14 @@ def test_a_template_that_was_mended_replaces_a_prepare_pod_that_waits():
         make_job(scheduling={"priorityClassName": "high"}),
     ):
         decision = look(edited, stuck)
-        assert [doomed.uid for doomed in decision.delete] == ["prepare-uid"]
-        # What it has downloaded and prepared so far is worth more.
+        assert [delete.uid for delete in decision.delete] == ["prepare-uid"]
+        # A pod that runs would lose what it has downloaded and prepared.
         assert look(edited, prepare_pod(running=True)).delete == []
         assert look(edited, replace(stuck, template=None)).delete == []
     assert look(make_job(), stuck).delete == []
 
 
-def test_an_answer_about_existing_storage_is_valid_for_that_question_only():
+def test_a_changed_on_existing_replaces_the_prepare_pod():
     edited = make_job(checkpoints={"storage": "pvc://w/runs/a", "onExisting": "Resume"})
     assert look(edited, prepare_pod(running=True)).delete
 
@@ -105,7 +107,7 @@ def test_the_prepare_result_commits_attempt_1_before_any_pod_is_created():
     assert decision.check.pod["metadata"]["name"] == "a-1-0"
 
 
-def test_storage_that_holds_the_finished_model_needs_no_gang():
+def test_a_job_whose_model_is_on_storage_succeeds_without_a_gang():
     message = result(prepared=prepared(finished=OUTPUT))
     decision = look(make_job(), ended(prepare_pod(), 0, 5, message))
     assert decision.status.phase == "Succeeded"
@@ -137,14 +139,14 @@ def test_other_failures_of_the_prepare_pod_are_retried_three_times():
     assert job.status.phase == "Failed"
 
 
-def test_a_prepare_pod_that_was_killed_for_its_memory_says_so():
+def test_a_prepare_pod_that_was_killed_for_its_memory_names_the_limit():
     pod = ended(prepare_pod(), 137, 5, reason="OOMKilled")
     status = look(make_job(), pod).status
     assert status.reason == "OutOfMemory"
     assert "memory limit in workers.template" in status.message
 
 
-def test_waiting_for_a_retried_prepare_pod_does_not_spin():
+def test_a_job_does_not_poll_a_retried_prepare_pod():
     job = make_job()
     failed = look(job, ended(prepare_pod(), 1, 0, ""), now=0)
     job = job.with_status(failed.status)
@@ -188,7 +190,7 @@ def test_running_means_every_container_runs():
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_pod_that_waits_says_why(changes, reason):
+def test_the_status_shows_why_a_pod_waits(changes, reason):
     pod = worker(1, running=False, phase="Pending", scheduled=None, **changes)
     status = look(committed(), worker(0), pod).status
     assert status.phase == "Starting"
@@ -209,17 +211,17 @@ def test_a_container_of_the_template_that_waits_is_named(kind):
     assert "a-1-0: container proxy: no such image x" in found.message
 
 
-def test_a_second_look_at_the_same_world_changes_nothing():
+def test_planning_the_same_world_again_changes_nothing():
     job = running()
     again = look(job, worker(0), worker(1), now=20)
     assert again.status == job.status
     assert not again.acts
 
 
-def test_success_needs_exit_0_of_all_and_a_verified_output():
+def test_a_job_succeeds_if_all_workers_exit_with_0_and_the_output_is_verified():
     job = running()
-    said = result(output=OUTPUT, **progressed(100))
-    gang = (ended(worker(0), 0, 70, said), ended(worker(1), 0, 60))
+    message = result(output=OUTPUT, **progressed(100))
+    gang = (ended(worker(0), 0, 70, message), ended(worker(1), 0, 60))
     closed = look(job, *gang, now=71)
     assert closed.status.attempts[-1].outcome == "Succeeded"
     done = look(job.with_status(closed.status), *gang, now=72).status
@@ -238,26 +240,26 @@ def test_success_without_a_result_is_a_failure():
     assert (done.phase, done.reason) == ("Failed", "NoResult")
 
 
-def test_success_outlives_the_pods_that_prove_it():
-    """Sidecars keep the pods up, and another operator looks when they have been deleted."""
-    said = result(output=OUTPUT, **progressed(100))
-    gang = [replace(ended(worker(i), 0, 70, said), phase="Running") for i in (0, 1)]
+def test_a_success_does_not_depend_on_the_pods_after_it_was_written():
+    """Sidecars keep the pods running; they are deleted before the job is planned again."""
+    message = result(output=OUTPUT, **progressed(100))
+    gang = [replace(ended(worker(i), 0, 70, message), phase="Running") for i in (0, 1)]
     decision, job = follow(running(), *gang, now=71)
-    assert [doomed.name for doomed in decision.delete] == ["a-1-0", "a-1-1"]
+    assert [delete.name for delete in decision.delete] == ["a-1-0", "a-1-1"]
     done = look(job, now=90).status
     assert (done.phase, done.output) == ("Succeeded", OUTPUT)
 
 
-def crash(job, now=40.0, **said):
-    """Rank 1 was killed: its pod ends with 137, the other loses its peer."""
-    lost = result("Failed", reason="PeerLost", **progressed(20, **said))
+def crash(job, now=40.0, **progress):
+    """Return a gang whose worker 1 was killed, so that worker 0 lost its peer."""
+    lost = result("Failed", reason="PeerLost", **progressed(20, **progress))
     return (
         ended(worker(0, job.status.attempt), ExitCode.PEER_LOST, now - 2, lost),
         ended(worker(1, job.status.attempt), 137, now - 2, ""),
     )
 
 
-def test_a_crash_closes_the_attempt_before_anything_is_deleted():
+def test_a_crash_closes_the_attempt_before_any_pod_is_deleted():
     job = running()
     gang = (worker(0), ended(worker(1), 137, 30, ""))
     closed = look(job, *gang, now=31)
@@ -270,7 +272,7 @@ def test_a_crash_closes_the_attempt_before_anything_is_deleted():
     assert [(d.name, d.grace) for d in then.delete] == [("a-1-0", 10)]
 
 
-def test_the_next_attempt_waits_for_backoff_and_for_every_pod():
+def test_the_next_attempt_waits_for_the_back_off_and_for_every_pod():
     job = running()
     job = job.with_status(look(job, *crash(job), now=40).status)
     assert job.status.next_attempt_time == at(50)
@@ -284,7 +286,7 @@ def test_the_next_attempt_waits_for_backoff_and_for_every_pod():
     assert decision.status.counted_restarts == 1
 
 
-def test_a_pod_long_past_its_deletion_is_lost_and_waited_for_no_more():
+def test_a_pod_whose_deletion_is_long_overdue_is_lost_and_not_waited_for():
     job = running()
     lost = replace(worker(0), deletion=at(40))
     closed = look(job, lost, ended(worker(1), 88, 100), now=101)
@@ -303,25 +305,25 @@ def test_a_pod_long_past_its_deletion_is_lost_and_waited_for_no_more():
         ((87, 88), "OutOfMemory", 0),
     ],
 )
-def test_the_cause_is_the_first_exit_that_is_no_consequence(codes, reason, cause):
+def test_the_cause_is_the_first_exit_that_is_not_a_consequence(codes, reason, cause):
     gang = [ended(worker(i), code, 30) for i, code in enumerate(codes)]
     attempt = look(running(), *gang, now=50).status.attempts[-1]
     assert (attempt.reason, attempt.worker) == (reason, cause)
 
 
-def test_a_lost_peer_waits_for_its_cause():
+def test_a_lost_peer_closes_the_attempt_only_after_its_cause_could_be_observed():
     job = running()
     early = look(job, worker(0), ended(worker(1), 88, 30), now=31)
     assert not early.commits
-    assert early.requeue_after <= 16  # the cause may stay silent: the clock must tell
+    assert early.requeue_after <= 16  # no event may follow
     assert look(job, worker(0), ended(worker(1), 88, 30), now=46).commits
 
 
 def test_a_preempted_gang_resumes_without_counting_a_restart():
     job = running()
-    said = result("Stopped", reason="Stopped", **progressed(20, saved=20))
+    message = result("Stopped", reason="Stopped", **progressed(20, saved=20))
     gang = (
-        ended(worker(0), 75, 40, said),
+        ended(worker(0), 75, 40, message),
         ended(replace(worker(1), deletion=at(70), gone=True), 75, 40),
     )
     closed = look(job, *gang, now=41)
@@ -331,10 +333,10 @@ def test_a_preempted_gang_resumes_without_counting_a_restart():
     assert (after.attempt, after.restarts, after.counted_restarts) == (2, 1, 0)
 
 
-def test_a_deletion_nobody_saw_is_still_a_preemption():
-    """The operator was away: one pod is gone, the other ended with 75."""
-    said = result("Stopped", reason="Stopped", **progressed(20, saved=20))
-    closed = look(running(), ended(worker(0), 75, 40, said), now=60)
+def test_a_deletion_that_was_not_observed_is_a_preemption():
+    """While no operator ran, one pod was deleted and the other one exited with 75."""
+    message = result("Stopped", reason="Stopped", **progressed(20, saved=20))
+    closed = look(running(), ended(worker(0), 75, 40, message), now=60)
     assert closed.status.attempts[-1].outcome == "Preempted"
     assert closed.status.attempts[-1].estimated
 
@@ -343,12 +345,12 @@ def test_a_preemption_without_progress_counts():
     gang = (ended(worker(0), 75, 40), ended(replace(worker(1), deletion=at(70)), 75, 40))
     closed = look(running(), *gang, now=41).status.attempts[-1]
     assert closed.counted
-    assert "(it counts: it made no new step)" in closed.message
+    assert "(counted, because it finished no new step)" in closed.message
 
 
-def test_exit_75_that_nobody_asked_for_counts():
-    said = result("Stopped", reason="Stopped", **progressed(20, saved=20))
-    gang = (ended(worker(0), 75, 40, said), ended(worker(1), 75, 40))
+def test_exit_75_without_a_request_to_stop_counts():
+    message = result("Stopped", reason="Stopped", **progressed(20, saved=20))
+    gang = (ended(worker(0), 75, 40, message), ended(worker(1), 75, 40))
     assert look(running(), *gang, now=41).status.attempts[-1].counted
 
 
@@ -374,22 +376,22 @@ def test_the_job_fails_after_its_restarts_are_used_up():
     assert "gave up after 1 counted restarts" in job.status.message
 
 
-def test_a_checkpoint_beyond_the_failure_forgives_it():
+def test_a_checkpoint_after_the_failed_step_resets_the_counted_restarts():
     job = running()
     closed = look(job, *crash(job), now=40)
     job = job.with_status(look(job.with_status(closed.status), *crash(job), now=60).status)
     assert job.status.counted_restarts == 1
     job = running(job)
-    said = result("Stopped", reason="Stopped", **progressed(30, saved=30))
-    later = look(job, ended(worker(0, 2), 75, 70, said), worker(1, 2, deletion=at(99)), now=71)
+    message = result("Stopped", reason="Stopped", **progressed(30, saved=30))
+    later = look(job, ended(worker(0, 2), 75, 70, message), worker(1, 2, deletion=at(99)), now=71)
     assert later.status.counted_restarts == 0
 
 
-def test_a_gang_that_never_gets_to_its_first_step_uses_up_its_restarts():
-    """It finds the checkpoint each time, and has no steps of its own."""
+def test_a_gang_that_fails_before_its_first_step_uses_up_its_restarts():
+    """Each attempt reports the old checkpoint, but no step."""
     job = running()
-    said = result("Failed", reason="Crashed", **progressed(35, saved=30))
-    gang = [ended(worker(0), 1, 40, said), ended(worker(1), 88, 40)]
+    message = result("Failed", reason="Crashed", **progressed(35, saved=30))
+    gang = [ended(worker(0), 1, 40, message), ended(worker(1), 88, 40)]
     now = 41
     _, job = follow(job, *gang, now=now)
     counts = [job.status.counted_restarts]
@@ -401,9 +403,9 @@ def test_a_gang_that_never_gets_to_its_first_step_uses_up_its_restarts():
         loads = report(attempt=number, stage="LoadingModel", **found)
         pods = [worker(0, number), worker(1, number)]
         job = job.with_status(look(job, *pods, now=now + 5, report=loads).status)
-        said = result("Failed", reason="Crashed", **found)
-        gang = [ended(pods[0], 1, now + 10, said), ended(pods[1], 88, now + 10)]
-        for _ in range(3):  # looks, also after the failure was counted
+        message = result("Failed", reason="Crashed", **found)
+        gang = [ended(pods[0], 1, now + 10, message), ended(pods[1], 88, now + 10)]
+        for _ in range(3):  # also after the failure was counted
             _, job = follow(job, *gang, now=now + 11)
         counts.append(job.status.counted_restarts)
     assert counts == [1, 2, 3, 3]
@@ -412,9 +414,9 @@ def test_a_gang_that_never_gets_to_its_first_step_uses_up_its_restarts():
 
 def test_out_of_memory_twice_at_the_same_step_is_permanent():
     job = running()
-    said = result("Failed", reason="OutOfMemory", **progressed(20))
+    message = result("Failed", reason="OutOfMemory", **progressed(20))
     for number in (1, 2):
-        gang = (ended(worker(0, number), 87, 30, said), ended(worker(1, number), 88, 30))
+        gang = (ended(worker(0, number), 87, 30, message), ended(worker(1, number), 88, 30))
         closed = look(job, *gang, now=50)
         job = job.with_status(look(job.with_status(closed.status), *gang, now=400).status)
         if number == 1:
@@ -432,15 +434,15 @@ def test_out_of_memory_twice_at_the_same_step_is_permanent():
         (87, "OutOfMemory", (5, 6), "Restarting"),
     ],
 )
-def test_a_preemption_in_between_does_not_hide_that_a_failure_came_back(code, reason, steps, phase):
+def test_a_preemption_in_between_does_not_hide_that_a_failure_repeats(code, reason, steps, phase):
     job, now = running(), 100
     for number, (end, name, step) in enumerate(
         [(code, reason, steps[0]), (75, "Stopped", 75), (code, reason, steps[1])], start=1
     ):
-        words = result("Stopped" if end == 75 else "Failed", reason=name, **progressed(step))
-        told = {"deletion": at(now + 60)} if end == 75 else {}
+        message = result("Stopped" if end == 75 else "Failed", reason=name, **progressed(step))
+        deletion = {"deletion": at(now + 60)} if end == 75 else {}
         gang = [
-            ended(worker(0, number, **told), end, now, words),
+            ended(worker(0, number, **deletion), end, now, message),
             ended(worker(1, number), 75 if end == 75 else 88, now),
         ]
         _, job = follow(job, *gang, now=now + 1)
@@ -453,7 +455,7 @@ def test_a_preemption_in_between_does_not_hide_that_a_failure_came_back(code, re
     assert job.status.phase == phase
 
 
-def test_what_failed_before_a_suspension_is_no_measure_after_it():
+def test_a_failure_before_a_suspension_is_not_compared_with_one_after_it():
     failed = {"reason": "OutOfMemory", "outcome": "Failed", "last_step": 5}
     attempt = running().status.attempts[0]
     attempts = [
@@ -461,12 +463,12 @@ def test_what_failed_before_a_suspension_is_no_measure_after_it():
         attempt.replace(outcome="Suspended", reason="Suspended"),
         attempt.replace(**failed),
     ]
-    assert failure.failed_before(attempts) is None
-    assert failure.failed_before([attempts[0], attempts[2]]) == attempts[0]
+    assert restart.previous_failure(attempts) is None
+    assert restart.previous_failure([attempts[0], attempts[2]]) == attempts[0]
 
 
-def test_an_evicted_pod_whose_container_never_ran_fails_the_attempt():
-    pod = worker(1, running=False, phase="Failed", trouble=("UnexpectedAdmissionError", "no gpu"))
+def test_a_pod_that_its_node_refused_fails_the_attempt():
+    pod = worker(1, running=False, phase="Failed", failure=("UnexpectedAdmissionError", "no gpu"))
     closed = look(running(), ended(worker(0), 88, 30), pod, now=60)
     assert closed.status.attempts[-1].reason == "UnexpectedAdmissionError"
 
@@ -491,19 +493,19 @@ def test_a_vanished_pod_is_charged_up_to_its_last_proof_of_life():
     assert attempt.estimated
 
 
-def test_a_finished_job_only_lets_go_of_what_still_runs():
+def test_a_finished_job_only_deletes_pods_that_still_run():
     job = make_job(running().status.replace(phase="Failed"))
     decision = look(job, worker(0), ended(worker(1), 1, 30))
     assert [d.name for d in decision.delete] == ["a-1-0"]
     assert decision.status == job.status
 
 
-def test_a_job_that_is_being_deleted_is_left_alone():
+def test_nothing_is_done_for_a_job_that_is_being_deleted():
     decision = look(replace(running(), deleting=True))
     assert not decision.acts
 
 
-def test_a_silent_report_is_shown_and_never_acted_on():
+def test_an_unreachable_report_is_shown_and_leads_to_no_action():
     decision = look(running(), worker(0), worker(1), silent=True)
     assert not decision.acts
     found = condition(decision.status, "Progressing")
@@ -511,19 +513,19 @@ def test_a_silent_report_is_shown_and_never_acted_on():
 
 
 @pytest.mark.parametrize(
-    ("stage", "words"),
+    ("stage", "message"),
     [
         ("LoadingModel", "loading the model"),
         ("Evaluating", "measuring the validation loss before the first step"),
         ("Training", "working on the first step"),
     ],
 )
-def test_what_takes_minutes_before_the_first_step_is_named(stage, words):
+def test_the_message_names_the_work_before_the_first_step(stage, message):
     decision = look(running(), worker(0), worker(1), report=report(stage=stage))
-    assert decision.status.message == words
+    assert decision.status.message == message
 
 
-def test_a_taken_name_stays_visible_until_everything_is_created():
+def test_a_taken_name_is_shown_until_all_pods_are_created():
     refused = look(committed(), now=9, refusal=Refusal("NameTaken", "Service a exists")).status
     assert condition(refused, "Accepted").reason == "NameTaken"
     again = look(committed().with_status(refused), now=10).status
@@ -532,7 +534,7 @@ def test_a_taken_name_stays_visible_until_everything_is_created():
     assert condition(made, "Accepted").status == "True"
 
 
-def test_old_pods_are_deleted_but_the_last_attempts_logs_stay():
+def test_old_pods_are_deleted_but_those_of_the_last_attempt_are_kept_for_their_logs():
     job = running()
     status = job.status.replace(
         attempt=3,
@@ -547,20 +549,20 @@ def test_old_pods_are_deleted_but_the_last_attempts_logs_stay():
     assert [d.name for d in look(job.with_status(status), *old).delete] == ["a-1-0"]
 
 
-def test_a_pod_of_an_older_attempt_that_comes_late_is_deleted_at_sight():
+def test_a_pod_that_was_created_late_for_an_older_attempt_is_deleted():
     job = running()
     _, job = follow(job, *crash(job), now=40)
     _, job = follow(job, *crash(job), now=100)
     job = running(job, now=120)
     late = pending(1, uid="late")
     decision = look(job, late, worker(0, 2), worker(1, 2), now=140)
-    assert [doomed.uid for doomed in decision.delete] == ["late"]
+    assert [delete.uid for delete in decision.delete] == ["late"]
     assert decision.status.phase == "Running"
-    ended_ones = crash(make_job(running().status))
-    assert look(job, *ended_ones, worker(0, 2), worker(1, 2), now=140).delete == []
+    old = crash(make_job(running().status))
+    assert look(job, *old, worker(0, 2), worker(1, 2), now=140).delete == []
 
 
-def test_a_save_that_fails_is_a_condition_and_stops_nothing():
+def test_a_failed_save_is_shown_in_a_condition_and_stops_nothing():
     problem = "the checkpoint of step 8 could not be saved ([Errno 28] No space left on device)"
     facts = progressed(9, saved=4)
     failing = facts | {"progress": facts["progress"].replace(checkpoint_problem=problem)}

@@ -1,4 +1,4 @@
-"""The pods as they are sent."""
+"""The pods as the API server receives them."""
 
 import json
 
@@ -21,7 +21,7 @@ def env(pod):
     return {e["name"]: e.get("value", e.get("valueFrom")) for e in container(pod)["env"]}
 
 
-def test_a_worker_knows_its_place_in_torchruns_names():
+def test_a_worker_gets_its_rank_in_the_variables_of_torchrun():
     found = env(worker_pod())
     assert found["PET_NNODES"] == "2"
     assert found["PET_NODE_RANK"] == "1"
@@ -38,7 +38,7 @@ def test_the_run_configuration_survives_the_kubelets_expansion():
     assert RunConfig.model_validate_json(text).model.source == source
 
 
-def test_pods_pass_the_restricted_level_with_sidecars_too():
+def test_pods_and_their_sidecars_meet_the_restricted_level():
     template = {"spec": {"containers": [{"name": "side", "image": "x", "command": ["y"]}]}}
     pod = worker_pod(workers={"replicas": 2, "template": template})
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
@@ -48,7 +48,7 @@ def test_pods_pass_the_restricted_level_with_sidecars_too():
     assert pod["spec"]["automountServiceAccountToken"] is False
 
 
-def test_the_root_file_system_is_read_only_and_caches_have_a_place():
+def test_the_root_file_system_is_read_only_and_tmp_is_a_volume():
     pod = worker_pod()
     assert container(pod)["securityContext"]["readOnlyRootFilesystem"] is True
     assert {"name": "finetune-tmp", "mountPath": "/tmp"} in container(pod)["volumeMounts"]
@@ -56,7 +56,7 @@ def test_the_root_file_system_is_read_only_and_caches_have_a_place():
 
 
 @pytest.mark.parametrize("limits", [{"memory": "1Gi"}, {"memory": "1Gi", "cpu": "250m"}])
-def test_a_limit_below_the_default_request_is_no_contradiction(limits):
+def test_a_limit_below_the_default_request_replaces_it(limits):
     own = {"name": "trainer", "resources": {"limits": dict(limits)}}
     job = make_job(workers={"replicas": 2, "template": {"spec": {"containers": [own]}}})
     worker = container(worker_pod(workers={"replicas": 2, "template": job.spec.workers.template}))
@@ -64,11 +64,13 @@ def test_a_limit_below_the_default_request_is_no_contradiction(limits):
         worker["resources"],
         container(pods.prepare_pod(job, "trainer:1", "x"))["resources"],
     ):
-        assert not set(limits) & set(resources["requests"])  # Kubernetes takes the limits
+        assert not set(limits) & set(
+            resources["requests"]
+        )  # Kubernetes uses the limits as requests
         assert {"memory", "cpu"} <= set(resources["requests"]) | set(limits)
 
 
-def test_a_template_may_bring_its_own_scratch_and_write_to_its_image():
+def test_a_template_may_mount_its_own_tmp_and_have_a_writable_root():
     own = {
         "name": "trainer",
         "securityContext": {"readOnlyRootFilesystem": False},
@@ -82,14 +84,14 @@ def test_a_template_may_bring_its_own_scratch_and_write_to_its_image():
     assert "finetune-tmp" not in [volume["name"] for volume in pod["spec"]["volumes"]]
 
 
-def test_the_operators_environment_wins_over_the_templates():
+def test_the_operators_variables_replace_those_of_the_template():
     own = {"name": "trainer", "env": [{"name": "FINETUNE_RUN", "value": "x"}, {"name": "A"}]}
     pod = worker_pod(workers={"replicas": 2, "template": {"spec": {"containers": [own]}}})
     assert env(pod)["FINETUNE_RUN"] != "x"
     assert "A" in env(pod)
 
 
-def test_the_users_template_is_never_changed():
+def test_rendering_does_not_change_the_template_in_the_spec():
     template = {"spec": {"containers": [{"name": "trainer", "env": [{"name": "A"}]}]}}
     job = committed(workers={"replicas": 2, "template": template})
     before = json.dumps(job.spec.workers.template)
@@ -117,7 +119,7 @@ def test_only_the_prepare_pod_is_given_the_credentials_of_inputs():
         assert "envFrom" not in container(pod)
 
 
-def test_credentials_stand_behind_the_templates_own_sources_of_environment():
+def test_credentials_follow_the_environment_sources_of_the_template():
     own = [{"configMapRef": {"name": "proxy"}}]
     template = {"spec": {"containers": [{"name": "trainer", "envFrom": own}]}}
     job = committed(**REMOTE, workers={"replicas": 2, "template": template})
@@ -129,16 +131,16 @@ def test_a_job_without_credentials_has_none():
     assert "envFrom" not in container(pods.prepare_pod(make_job(), "i", "d"))
 
 
-def test_a_pod_mounts_claims_and_nothing_for_other_addresses():
+def test_a_pod_mounts_claims_only_for_pvc_addresses():
     assert pods.claims(make_job(**REMOTE)) == {"w": False}
 
 
-def test_workers_learn_what_the_model_was_resolved_to():
+def test_workers_get_the_resolved_revision_of_the_model():
     pod = worker_pod(**REMOTE)
     assert RunConfig.model_validate_json(env(pod)["FINETUNE_RUN"]).model_revision == "m"
 
 
-def test_another_secret_is_another_input():
+def test_another_secret_changes_the_digest_of_the_inputs():
     other = {"model": {"source": "hf://org/model", "credentialsSecretRef": {"name": "other"}}}
     one, two = (pods.inputs_digest(make_job(**spec), "i") for spec in (REMOTE, REMOTE | other))
     assert one != two
@@ -156,7 +158,7 @@ TRACKING = [
 ]
 
 
-def test_workers_get_the_trackers_secrets_once_beside_what_the_template_names():
+def test_workers_get_each_secret_of_a_tracker_once_after_the_sources_of_the_template():
     own = {"name": "trainer", "envFrom": [{"configMapRef": {"name": "proxy"}}]}
     workers = {"replicas": 2, "template": {"spec": {"containers": [own]}}}
     pod = worker_pod(workers=workers, tracking=TRACKING)
@@ -173,12 +175,12 @@ def test_workers_get_the_trackers_secrets_once_beside_what_the_template_names():
     assert "envFrom" not in next(c for c in pod["spec"]["containers"] if c["name"] == "side")
 
 
-def test_the_prepare_pod_gets_no_trackers_secret():
+def test_the_prepare_pod_gets_no_secret_of_a_tracker():
     pod = pods.prepare_pod(make_job(tracking=TRACKING), "trainer:1", "digest")
     assert "envFrom" not in container(pod)
     assert RunConfig.model_validate_json(env(pod)["FINETUNE_RUN"]).tracking is None
 
 
-def test_another_tracker_is_no_reason_to_prepare_again():
+def test_another_tracker_does_not_change_the_digest_of_the_inputs():
     one, other = make_job(), make_job(tracking=TRACKING)
     assert pods.inputs_digest(one, "i") == pods.inputs_digest(other, "i")

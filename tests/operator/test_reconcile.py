@@ -4,7 +4,7 @@ import pytest
 
 from finetune_api.base import Object
 from finetune_operator.queue import RetryError
-from tests.operator.simulator.api import FAULTS, Api, BeforeAnswer
+from tests.operator.simulator.api import FAULTS, Api, BeforeResponse
 from tests.operator.simulator.events import Config, Event
 from tests.operator.simulator.world import KEY, World
 
@@ -14,7 +14,7 @@ def armed(*faults: str) -> World:
     world = World(Config())
     for number, name in enumerate(faults, start=1):
         if name:
-            world.wire.arm(number, FAULTS[name])
+            world.wire.schedule(number, FAULTS[name])
     return world
 
 
@@ -53,7 +53,7 @@ async def test_a_job_that_went_unseen_is_forgotten():
 async def test_a_late_answer_about_the_job_before_does_not_hide_the_new_one():
     """Deleted and made again while a status write was under way: its answer is of the old job."""
     world = World(Config())
-    world.wire.arm(3, BeforeAnswer(Event("delete job", True)))
+    world.wire.schedule(3, BeforeResponse(Event("delete job", True)))
     await world.controller.reconciler.reconcile(KEY)
     assert world.job
     assert world.controller.jobs.uid(KEY) == world.job["metadata"]["uid"]
@@ -71,7 +71,7 @@ async def test_pods_are_listed_only_once_there_can_be_a_gang(monkeypatch):
     monkeypatch.setattr(Api, "list", watched)
     await world.work()
     assert "a-prepare" in world.store.objects["pods"]
-    await world.settle()
+    await world.run_to_the_end()
     assert world.job["status"]["phase"] == "Succeeded"
     assert listed
     assert 0 not in listed

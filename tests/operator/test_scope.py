@@ -1,4 +1,4 @@
-"""Whose job it is: label selectors, namespaces, and no more rights than that."""
+"""The jobs that an operator is responsible for: label selectors, namespaces, and its rights."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_selectors_select_what_the_api_server_selects(api):
 
 
 @pytest.mark.parametrize("text", ["team=a b", "team in a", "=a", "team>3", "-x=a", "a,,b", "a=b;c"])
-def test_what_is_no_selector_is_refused_in_words(monkeypatch, text):
+def test_an_invalid_selector_is_refused_with_the_allowed_forms(monkeypatch, text):
     monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "trainer:1")
     monkeypatch.setenv("FINETUNE_JOB_SELECTOR", text)
     with pytest.raises(SettingsError, match=r"FINETUNE_JOB_SELECTOR is .* allowed: key=value"):
@@ -74,14 +74,14 @@ def test_what_is_no_selector_is_refused_in_words(monkeypatch, text):
 
 
 LEASES = {
-    "half of a name": ({"LEASE_NAME": "a"}, "FINETUNE_LEASE_NAMESPACE is not set"),
+    "name without namespace": ({"LEASE_NAME": "a"}, "FINETUNE_LEASE_NAMESPACE is not set"),
     "too short": ({"LEASE_DURATION_SECONDS": "5"}, "is '5'; a whole number from 10 to 600"),
-    "no port": ({"HEALTH_PORT": "80.5"}, "FINETUNE_HEALTH_PORT is '80.5'"),
+    "not a port": ({"HEALTH_PORT": "80.5"}, "FINETUNE_HEALTH_PORT is '80.5'"),
 }
 
 
 @pytest.mark.parametrize(("variables", "message"), LEASES.values(), ids=LEASES.keys())
-def test_settings_that_make_no_sense_are_refused_in_words(monkeypatch, variables, message):
+def test_invalid_settings_are_refused_with_the_allowed_values(monkeypatch, variables, message):
     monkeypatch.setenv("FINETUNE_TRAINER_IMAGE", "trainer:1")
     for name, value in variables.items():
         monkeypatch.setenv(f"FINETUNE_{name}", value)
@@ -110,7 +110,7 @@ def job(api: Cluster, namespace: str, name: str) -> dict:
 
 @pytest.fixture
 def writer(api: Cluster) -> Cluster:
-    """A user who may act in namespaces one and two by Roles, and nowhere else."""
+    """Return the cluster with an account that has rights only in the namespaces one and two."""
     items = list(yaml.safe_load_all((TREE / "operator" / "rbac" / "role.yaml").read_text()))
     role = next(item for item in items if item["kind"] == "ClusterRole")
     account = {"kind": "ServiceAccount", "name": "namespaced", "namespace": "finetune-system"}
@@ -139,7 +139,7 @@ def _named(name: str, namespace: str = "finetune-system") -> dict:
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_an_operator_of_two_namespaces_needs_no_right_elsewhere(writer, tmp_path):
+def test_an_operator_of_two_namespaces_needs_no_rights_in_others(writer, tmp_path):
     config = writer.user_kubeconfig("finetune-system", "namespaced")
     operator = Operator(writer, tmp_path / "operator.log", config, NAMESPACES="one, two")
     apply(writer, "before", "one")
@@ -159,8 +159,8 @@ def test_an_operator_of_two_namespaces_needs_no_right_elsewhere(writer, tmp_path
 @pytest.mark.cluster
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["one", "two"], ids=["the first", "another"])
-def test_a_namespace_whose_rights_are_gone_takes_no_other_one_down(writer, tmp_path, lost):
-    """Nor does it when the operator starts anew; and it is served again when they are back."""
+def test_a_namespace_without_rights_does_not_affect_another_one(writer, tmp_path, lost):
+    """The operator starts without the rights, and serves the namespace once it has them."""
     kept = {"one": "two", "two": "one"}[lost]
     config = writer.user_kubeconfig("finetune-system", "namespaced")
     port = free_port()
@@ -177,16 +177,16 @@ def test_a_namespace_whose_rights_are_gone_takes_no_other_one_down(writer, tmp_p
         pod = f"deprived-{lost}-prepare"
         wait_for("the other one is served", lambda: pod in prepares(writer, kept), 30)
         assert pod not in prepares(writer, lost)
-        said = ready(port)
-        assert f"watch on pods in {lost}" in said
-        assert said.count("refused (403)") == 2
+        readiness = ready(port)
+        assert f"watch on pods in {lost}" in readiness
+        assert readiness.count("refused (403)") == 2
         for field in ("resourceVersion", "uid", "creationTimestamp"):
             del saved["metadata"][field]
         writer.kubectl("create", "-f", "-", stdin=json.dumps(saved))
         wait_for("it is served again", lambda: pod in prepares(writer, lost), 60)
-        said = ready(port)
-        assert said
-        assert "refused" not in said
+        readiness = ready(port)
+        assert readiness
+        assert "refused" not in readiness
         assert operator.stop() == 0
     finally:
         operator.kill()
@@ -204,7 +204,9 @@ def _reads(seen: Seen, name: str) -> bool:
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_two_operators_share_a_cluster_and_a_job_moves_between_them(api, proxy, tmp_path):
+def test_two_operators_share_a_cluster_and_a_job_can_move_from_one_to_the_other(
+    api, proxy, tmp_path
+):
     through = proxy.kubeconfig(api.user_kubeconfig("finetune-system", "finetune-operator"))
     red = Operator(api, tmp_path / "red.log", through, JOB_SELECTOR="lane in (red)")
     blue = Operator(api, tmp_path / "blue.log", JOB_SELECTOR="lane=blue")
@@ -214,7 +216,7 @@ def test_two_operators_share_a_cluster_and_a_job_moves_between_them(api, proxy, 
         apply(api, "theirs", lane="blue")
         wait_for("mine", lambda: "mine-prepare" in names(api, "mine"), 30)
         assert names(api, "theirs") == set()
-        # Its watch on jobs is silent: only a live read can tell that the job has moved.
+        # Its watch on jobs delivers nothing: only a live read shows that the job has moved.
         with proxy.fault(path="/finetunejobs", watch=True, mute=True) as silent:
             proxy.cut_streams()
             wait_for("a silent watch", lambda: silent.met, 30)
@@ -226,7 +228,7 @@ def test_two_operators_share_a_cluster_and_a_job_moves_between_them(api, proxy, 
         proxy.cut_streams()
         apply(api, "last", lane="red")
         wait_for("red works on", lambda: names(api, "last"), 30)
-        # A status planned from the old version may have been sent; it was refused.
+        # A status that was planned from the old version may have been sent, and was refused.
         assert version(api, "mine") == moved
         assert names(api, "mine") == set()
         blue.start()

@@ -1,4 +1,4 @@
-"""Ten thousand histories break no invariant, and the invariants do notice mistakes."""
+"""Ten thousand histories break no invariant, and the invariants detect mistakes."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from tests.operator.simulator.shards import simulate
 from tests.operator.simulator.world import run
 
 HISTORIES = int(os.environ.get("FINETUNE_HISTORIES", "10000"))
-SEED = 1  # the same histories in every run; `make simulate` looks at others
+SEED = 1  # the same histories in every run; `make simulate` uses others
 
 
 @pytest.mark.slow
@@ -25,25 +25,25 @@ def test_no_history_breaks_an_invariant():
 
 
 @pytest.mark.parametrize("name", PINNED)
-def test_what_broke_once_stays_mended(name):
+def test_a_pinned_history_breaks_no_invariant(name):
     run(*PINNED[name])
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_the_invariants_notice(name, monkeypatch):
-    """Within the pinned histories and a few hundred others."""
+def test_the_invariants_detect(name, monkeypatch):
+    """A mistake is detected within the pinned histories and a few hundred others."""
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
     MUTATIONS[name](monkeypatch)
     with pytest.raises(AssertionError):
-        _everything()
+        _run_histories()
 
 
-def _everything():
+def _run_histories():
     for config, history in PINNED.values():
         run(config, history)
     search(SEED, 600, shrink=False)
 
 
-def test_every_invariant_is_a_sentence_of_its_own_moment():
+def test_every_invariant_has_a_sentence_that_is_unique_for_its_moment():
     sentences = [(i.moment, i.sentence) for rules in BY_MOMENT.values() for i in rules]
     assert len(sentences) == len(set(sentences)) >= 20

@@ -1,4 +1,4 @@
-"""Suspension: save, go, rest with no pod, and continue at the next step."""
+"""Suspension: the gang saves, all pods are deleted, and a resumed job goes on at the next step."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from tests.operator.worlds import (
 )
 
 
-def test_suspend_is_written_down_before_a_pod_is_deleted():
+def test_the_suspension_is_written_before_a_pod_is_deleted():
     job = suspended(running())
     asked = look(job, worker(0), worker(1), now=40)
     assert asked.commits
@@ -33,12 +33,12 @@ def test_suspend_is_written_down_before_a_pod_is_deleted():
 
 
 def stopped(codes=(75, 75)):
-    """A suspended job whose gang has gone, saved at step 30."""
+    """Return a suspended job whose gang has ended and was saved at step 30, and the gang."""
     job = suspended(running())
     job = job.with_status(look(job, worker(0), worker(1), now=40).status)
-    said = result("Stopped", reason="Stopped", **progressed(30, saved=30))
+    stopped = result("Stopped", reason="Stopped", **progressed(30, saved=30))
     gang = [
-        ended(worker(i, deletion=at(340)), code, 50, said if i == 0 else "")
+        ended(worker(i, deletion=at(340)), code, 50, stopped if i == 0 else "")
         for i, code in enumerate(codes)
     ]
     return job.with_status(look(job, *gang, now=51).status), gang
@@ -52,12 +52,12 @@ def test_a_gang_that_saved_is_suspended_without_counting():
     assert job.status.counted_restarts == 0
 
 
-def test_a_gang_that_ended_in_order_and_saved_less_than_it_did_says_so():
-    """Its grace period was too short for another save, and it knew that."""
+def test_a_gang_that_could_not_save_its_last_steps_reports_how_many_are_redone():
+    """Its grace period was too short for another save."""
     job = suspended(running())
     job = job.with_status(look(job, worker(0), worker(1), now=40).status)
-    said = result("Stopped", reason="Stopped", **progressed(30, saved=20))
-    gang = [ended(worker(i, deletion=at(340)), 75, 50, said) for i in (0, 1)]
+    stopped = result("Stopped", reason="Stopped", **progressed(30, saved=20))
+    gang = [ended(worker(i, deletion=at(340)), 75, 50, stopped) for i in (0, 1)]
     text = look(job, *gang, now=51).status.attempts[-1].message
     assert text.endswith("; it could save up to step 20 only, 10 steps are redone")
     preempted = look(running(), *gang, now=51).status.attempts[-1]
@@ -65,7 +65,7 @@ def test_a_gang_that_ended_in_order_and_saved_less_than_it_did_says_so():
     assert "it could save up to step 20 only" in preempted.message
 
 
-def test_a_gang_that_could_not_save_is_suspended_and_says_so():
+def test_a_gang_that_could_not_save_is_suspended_with_a_message():
     job, _ = stopped(codes=(75, 137))
     attempt = job.status.attempts[-1]
     assert attempt.outcome == "Suspended"
@@ -92,15 +92,15 @@ def resting():
     return job.with_status(look(job, *left, now=53).status), left
 
 
-def test_suspended_is_said_only_after_a_live_read():
-    """A watch that lags behind may not know the pod that was just created."""
+def test_suspended_is_reported_only_after_a_live_read():
+    """A watch that lags behind may not have the pod that was just created."""
     first = look(make_job(suspend=True))
     assert first.commits
     assert condition(first.status, "Suspended").status == "True"
     assert not look(make_job(first.status, suspend=True)).acts
 
 
-def test_a_resumed_job_commits_the_next_attempt_and_it_is_no_restart():
+def test_a_resumed_job_commits_the_next_attempt_which_is_not_a_restart():
     job, left = resting()
     job = replace(job, spec=job.spec.replace(suspend=False))
     decision = look(job, *left, now=500)
@@ -110,7 +110,7 @@ def test_a_resumed_job_commits_the_next_attempt_and_it_is_no_restart():
     assert condition(decision.status, "Suspended").status == "False"
 
 
-def test_workers_changed_while_suspended_change_the_gang_and_what_follows_from_it():
+def test_workers_that_were_changed_during_a_suspension_change_the_gang_and_its_plan():
     job, left = resting()
     assert job.status.plan.global_batch_size == 8
     workers = job.spec.workers.replace(replicas=1, devices_per_worker=2)
@@ -129,11 +129,11 @@ def test_workers_changed_while_suspended_change_the_gang_and_what_follows_from_i
     job = job.with_status(decision.status)
     names = [p["metadata"]["name"] for p in look(job, now=501).create]
     assert names == ["a", "a-2-0"]
-    # What the smaller gang costs does not touch what the larger one has cost.
+    # The size of the new gang does not change the usage of the old one.
     assert decision.status.attempts[0].device_seconds == job.status.attempts[0].device_seconds > 0
 
 
-def test_a_job_that_is_suspended_before_its_gang_removes_the_prepare_pod():
+def test_a_job_that_is_suspended_before_its_first_attempt_deletes_the_prepare_pod():
     job = suspended(make_job())
     pod = prepare_pod(running=True)
     first = look(job, pod)
@@ -144,7 +144,7 @@ def test_a_job_that_is_suspended_before_its_gang_removes_the_prepare_pod():
     assert not then.create
 
 
-def test_a_job_that_is_suspended_between_commit_and_creation_makes_no_pod():
+def test_a_job_that_is_suspended_between_commit_and_creation_creates_no_pod():
     job = suspended(committed())
     asked = look(job, now=9)
     assert asked.commits
@@ -155,7 +155,7 @@ def test_a_job_that_is_suspended_between_commit_and_creation_makes_no_pod():
     assert rest.status.phase == "Suspended"
 
 
-def test_a_gang_that_finished_while_it_was_asked_to_stop_has_succeeded():
+def test_a_gang_that_finishes_while_it_is_being_stopped_has_succeeded():
     job = suspended(running())
     job = job.with_status(look(job, worker(0), worker(1), now=40).status)
     gang = [ended(worker(i, deletion=at(340)), 0, 50, result()) for i in (0, 1)]
@@ -163,7 +163,7 @@ def test_a_gang_that_finished_while_it_was_asked_to_stop_has_succeeded():
     assert closed.status.attempts[-1].outcome == "Succeeded"
 
 
-def test_a_permanent_failure_while_it_was_asked_to_stop_fails_the_job():
+def test_a_permanent_failure_of_a_gang_that_is_being_stopped_fails_the_job():
     job = suspended(running())
     job = job.with_status(look(job, worker(0), worker(1), now=40).status)
     bad = ended(worker(0, deletion=at(340)), 65, 45, result("Failed", reason="BadData"))
@@ -182,17 +182,17 @@ def test_a_pod_on_a_lost_node_keeps_the_job_suspending_and_is_named():
     assert gone.requeue_after
 
 
-def test_a_deletion_that_was_cut_short_is_asked_for_again():
+def test_a_deletion_that_was_interrupted_is_requested_again():
     """The API server marks a pod that has ended, then removes it; a client may die in between."""
     job, gang = stopped()
     cut = [replace(gang[0], deletion=at(55)), replace(gang[1], gone=True)]
-    assert look(job, *cut, now=55).delete == []  # it may be under way
+    assert look(job, *cut, now=55).delete == []  # the first request may still be processed
     assert [d.name for d in look(job, *cut, now=56).delete] == ["a-1-0"]
     runs = [worker(0, deletion=at(55)), cut[1]]
-    assert look(job, *runs, now=56).delete == []  # its kubelet has not ended it yet
+    assert look(job, *runs, now=56).delete == []  # its kubelet has not stopped it yet
 
 
-def test_suspend_during_the_back_off_rests_and_a_resume_is_the_restart():
+def test_a_job_that_is_suspended_during_the_back_off_restarts_when_it_is_resumed():
     job = running()
     crash = [ended(worker(0), 1, 30, result("Failed", reason="Crashed")), ended(worker(1), 88, 31)]
     job = job.with_status(look(job, *crash, now=32).status)
@@ -208,23 +208,23 @@ def test_suspend_during_the_back_off_rests_and_a_resume_is_the_restart():
 @pytest.mark.parametrize(
     "counts",
     [{"counted_restarts": 3, "last_failure_step": 50}, {"restarts": 99}],
-    ids=["a budget that was lowered", "the last attempt there may be"],
+    ids=["maxRestarts was lowered", "the last possible attempt"],
 )
-def test_a_suspension_is_no_failure_however_many_there_were_before(counts):
+def test_a_suspension_does_not_fail_a_job_whose_restarts_are_used_up(counts):
     job = running(committed(runPolicy={"maxRestarts": 2}))
     job = suspended(job.with_status(job.status.replace(**counts)))
     job = job.with_status(look(job, worker(0), worker(1), now=40).status)
-    said = result("Stopped", reason="Stopped", **progressed(45, saved=45))
-    gang = [ended(worker(i, deletion=at(340)), 75, 50, said) for i in (0, 1)]
+    stopped = result("Stopped", reason="Stopped", **progressed(45, saved=45))
+    gang = [ended(worker(i, deletion=at(340)), 75, 50, stopped) for i in (0, 1)]
     _, job = follow(job, *gang, now=51)
     _, job = follow(job, now=60)
     assert (job.status.phase, job.status.attempts[-1].outcome) == ("Suspended", "Suspended")
 
 
-def test_a_saved_preemption_is_no_failure_when_the_budget_was_lowered():
+def test_a_preemption_with_a_checkpoint_does_not_fail_a_job_whose_restarts_are_used_up():
     job = running(committed(runPolicy={"maxRestarts": 2}))
     job = job.with_status(job.status.replace(counted_restarts=3, last_failure_step=50))
-    said = result("Stopped", reason="Stopped", **progressed(45, saved=45))
-    gang = [ended(worker(i, deletion=at(340)), 75, 50, said) for i in (0, 1)]
+    stopped = result("Stopped", reason="Stopped", **progressed(45, saved=45))
+    gang = [ended(worker(i, deletion=at(340)), 75, 50, stopped) for i in (0, 1)]
     _, job = follow(job, *gang, now=51)
     assert (job.status.phase, job.status.attempt) == ("Starting", 2)

@@ -1,4 +1,4 @@
-"""A new version of the operator, or a changed setting, never touches a gang that runs."""
+"""A new version of the operator, or a changed setting, does not change a gang that runs."""
 
 import asyncio
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ CHANGED: dict[str, Any] = {
 # The planner
 
 
-def test_every_setting_has_a_changed_value_here():
+def test_every_setting_has_a_changed_value():
     assert set(CHANGED) == {field.name for field in fields(Settings)}
 
 
@@ -71,7 +71,7 @@ def worlds_of_gangs() -> dict[str, World]:
     gangs = {
         "runs": (job, (worker(0), worker(1))),
         "starts": (committed(), (pending(0), pending(1))),
-        "half of it is there": (committed(), (pending(0),)),
+        "is created in part": (committed(), (pending(0),)),
         "was asked to stop": (asked, (worker(0), worker(1))),
         "waits for the cause of a lost peer": (job, crashed),
     }
@@ -83,13 +83,13 @@ GANGS = worlds_of_gangs()
 
 @pytest.mark.parametrize("setting", CHANGED)
 @pytest.mark.parametrize("gang", GANGS)
-def test_a_changed_setting_changes_no_plan_of_a_gang(gang, setting):
+def test_a_changed_setting_does_not_change_the_decision_about_a_gang(gang, setting):
     changed = replace(SETTINGS, **{setting: CHANGED[setting]})
     assert plan(GANGS[gang], changed) == plan(GANGS[gang], SETTINGS)
 
 
-def test_only_a_job_that_is_not_committed_follows_a_changed_image():
-    """Which also shows that the test above can fail."""
+def test_a_changed_image_replaces_the_pod_of_a_job_that_is_not_committed():
+    """This also shows that the test above can fail."""
     preparing = World(make_job(), (prepare_pod(),), at(5))
     changed = replace(SETTINGS, trainer_image="other:2")
     assert plan(preparing, changed).delete
@@ -98,7 +98,7 @@ def test_only_a_job_that_is_not_committed_follows_a_changed_image():
 
 @pytest.fixture(params=["as it is", "other ports", "other requests"])
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a release could change without a setting."""
+    """Change what a release could change without a setting."""
     if request.param == "other ports":
         monkeypatch.setattr(names, "RENDEZVOUS_PORT", 30500)
         monkeypatch.setattr(names, "REPORT_PORT", 30600)
@@ -108,7 +108,7 @@ def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-def test_the_planner_lets_a_gang_of_an_older_operator_alone(version):
+def test_the_planner_does_not_change_a_gang_of_an_earlier_operator(version):
     job = Job.of(OLDER["job"])
     pods = tuple(Pod.of(item) for item in OLDER["pods"])
     settings = replace(SETTINGS, trainer_image=CHANGED["trainer_image"])
@@ -133,11 +133,11 @@ def left(control_plane: Cluster, version: str) -> Iterator[Left]:
 
 
 async def start(api: Cluster, namespace: str, settings: Settings) -> list[str]:
-    """An operator starts and looks at all jobs, twice; the calls that it makes."""
+    """Start an operator, reconcile all jobs twice and return the calls that it made."""
     configuration = client.Configuration()
     config.load_kube_config(str(api.kubeconfig), client_configuration=configuration)
     kube = Kube(configuration)
-    seen = StoppingKube(kube)
+    recording = StoppingKube(kube)
     try:
         pods = Pods(lambda _: None, lambda _: None)
         jobs = Jobs(lambda _: None, pods.forget)
@@ -145,11 +145,11 @@ async def start(api: Cluster, namespace: str, settings: Settings) -> list[str]:
         for item in (await kube.list(collection(namespace)))[0]:
             jobs.take(item)
         reconciler = Reconciler(
-            seen,
+            recording,
             jobs,
             pods,
             Reports(60.0, lambda _: [], lambda _: None),
-            Recorder(seen),
+            Recorder(recording),
             settings,
             Throttle(0.0),
         )
@@ -159,20 +159,20 @@ async def start(api: Cluster, namespace: str, settings: Settings) -> list[str]:
             await reconciler.reconcile(key)
     finally:
         await kube.close()
-    return seen.calls
+    return recording.calls
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_an_upgraded_operator_lets_a_running_gang_alone(left):
+def test_an_upgraded_operator_does_not_change_a_running_gang(left):
     before = left.versions
     assert len(before) == 2
     changed = replace(SETTINGS, trainer_image=CHANGED["trainer_image"], restart_backoff=99.0)
     for settings in (SETTINGS, changed):
         calls = asyncio.run(start(left.api, left.namespace, settings))
         written = [call for call in calls if call.split()[0] in ("create", "delete", "patch")]
-        told = left.get("ftj")[0]["status"]["message"]
-        assert all("/status" in call for call in written), (calls, told)
+        message = left.get("ftj")[0]["status"]["message"]
+        assert all("/status" in call for call in written), (calls, message)
     assert left.versions == before
     (job,) = left.get("ftj")
     known, found = Job.of(OLDER["job"]).status.to_dict(), Job.of(job).status.to_dict()

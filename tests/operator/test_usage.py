@@ -1,4 +1,4 @@
-"""Device seconds: exact where ends were seen, marked and corrected where they were not."""
+"""Device seconds: exact where ends were observed, marked and corrected elsewhere."""
 
 from dataclasses import replace
 
@@ -36,25 +36,25 @@ CASES = {
         4 * 50,
         False,
     ),
-    "seen to vanish": ([worker(0), worker(1).vanished(at(25))], 50, 4 * 55, True),
-    "seen to go and never bound": (
+    "its deletion was observed": ([worker(0), worker(1).vanished(at(25))], 50, 4 * 55, True),
+    "its deletion was observed, never bound": (
         [worker(0), worker(1, scheduled=None).vanished(at(25))],
         50,
         4 * 40,
         False,
     ),
-    "found missing, may have been bound unseen": (
+    "found missing, may have been bound": (
         [worker(0), worker(1, scheduled=None).vanished()],
         50,
         4 * 40,
         True,
     ),
-    "a node's clock behind ours": ([worker(0, scheduled=at(60)), worker(1)], 50, 4 * 40, False),
+    "the clock of a node is behind": ([worker(0, scheduled=at(60)), worker(1)], 50, 4 * 40, False),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_pod_costs_its_devices_from_its_node_until_its_end(name):
+def test_a_pod_is_charged_from_its_binding_until_its_end(name):
     pods, now, seconds, estimated = CASES[name]
     attempt = usage.account(fresh(), pods, at(now))
     assert (attempt.device_seconds, attempt.estimated) == (seconds, estimated)
@@ -62,41 +62,43 @@ def test_a_pod_costs_its_devices_from_its_node_until_its_end(name):
 
 def test_a_pod_that_was_found_missing_is_charged_up_to_the_last_proof_of_life():
     attempt = usage.account(fresh(), [worker(0), worker(1)], at(50))
-    later = usage.account(attempt, [worker(0)], at(200))  # another operator, that never saw it
+    later = usage.account(
+        attempt, [worker(0)], at(200)
+    )  # another operator, which never observed worker 1
     assert later.device_seconds == 4 * (190 + 40)
     assert (later.vanished_workers, later.estimated) == (1, True)
     again = usage.account(later, [worker(0)], at(300))
     assert again.device_seconds == 4 * (290 + 40)
 
 
-def test_a_settled_attempt_is_the_plain_sum_even_if_our_clock_ran_ahead():
+def test_a_final_sum_does_not_depend_on_an_operator_clock_that_was_ahead():
     ahead = usage.account(fresh(), [worker(0), worker(1)], at(400))
     ends = [ended(worker(0), 0, 110), ended(worker(1), 0, 111)]
-    attempt = usage.settle(usage.account(ahead, ends, at(401)), ends)
+    attempt = usage.finalize(usage.account(ahead, ends, at(401)), ends)
     assert attempt.device_seconds == 4 * (100 + 101)
     assert not attempt.estimated
 
 
-def test_a_gang_that_was_never_whole_is_not_settled_below_what_was_seen_of_it():
-    """Two of three workers had a node; one ended while nobody looked."""
+def test_a_gang_that_was_never_complete_keeps_the_larger_sum():
+    """Two of three workers had a node, and one vanished before its end was observed."""
     attempt = fresh(workers=3).replace(created=False)
     attempt = usage.account(attempt, [worker(0), worker(1)], at(610))
     seen = [ended(worker(0), 143, 620)]
-    attempt = usage.settle(usage.account(attempt, seen, at(700)), seen)
+    attempt = usage.finalize(usage.account(attempt, seen, at(700)), seen)
     assert attempt.device_seconds == 4 * (600 + 600)
     assert attempt.estimated
 
 
-def test_a_lost_pod_is_settled_as_an_estimate():
+def test_the_final_sum_with_a_lost_pod_is_an_estimate():
     lost = worker(1, deletion=at(40))
     pods = [ended(worker(0), 88, 50), lost]
-    attempt = usage.settle(usage.account(fresh(), pods, at(101)), pods)
+    attempt = usage.finalize(usage.account(fresh(), pods, at(101)), pods)
     assert attempt.estimated
     assert attempt.device_seconds == 4 * (40 + 91)
 
 
 def vanished_job():
-    """Attempt 1's worker 0 vanished unseen, attempt 2 runs."""
+    """Return a job whose worker 0 of attempt 1 vanished unobserved, and whose attempt 2 runs."""
     job = running()
     job = job.with_status(look(job, worker(1), now=200).status)
     end = [ended(worker(1), 88, 205)]
@@ -105,27 +107,27 @@ def vanished_job():
     return running(job.with_status(look(job, *end, now=400).status), now=420)
 
 
-def test_the_attempts_own_record_corrects_an_estimate_once():
+def test_the_record_of_an_attempt_corrects_its_estimate_once():
     job = vanished_job()
     first = job.status.attempts[0]
     assert (first.settled, first.estimated, first.vanished_workers) == (True, True, 1)
     ledger = StepLedger(productive_seconds=100, redone_seconds=5, first_step=0, highest_step=30)
     record = AttemptRecord(attempt=1, update_time=at(204), ledger=ledger)
     pods = (worker(0, 2), worker(1, 2))
-    told = look(job, *pods, now=430, report=report(attempt=2, earlier_attempts=[record])).status
-    corrected = told.attempts[0]
-    unseen = (at(204) - first.vanished_time).total_seconds()
-    assert corrected.device_seconds == first.device_seconds + 4 * unseen
+    status = look(job, *pods, now=430, report=report(attempt=2, earlier_attempts=[record])).status
+    corrected = status.attempts[0]
+    missing = (at(204) - first.vanished_time).total_seconds()
+    assert corrected.device_seconds == first.device_seconds + 4 * missing
     assert (corrected.productive_device_seconds, corrected.lost_device_seconds) == (800, 40)
     assert corrected.last_step == 30
-    assert corrected.estimated  # the other worker's end is still taken to be the same
-    job = job.with_status(told)
+    assert corrected.estimated  # the other worker is only assumed to have ended with it
+    job = job.with_status(status)
     later = record.replace(update_time=at(300))
     again = look(job, *pods, now=440, report=report(attempt=2, earlier_attempts=[later])).status
     assert again.attempts[0] == corrected
 
 
-def test_an_attempt_whose_ends_were_seen_is_never_corrected():
+def test_an_attempt_whose_ends_were_observed_is_never_corrected():
     job = running()
     crash = [ended(worker(0), 1, 30, result("Failed", **progressed(9))), ended(worker(1), 88, 31)]
     for now in (32, 33, 60):
@@ -134,31 +136,31 @@ def test_an_attempt_whose_ends_were_seen_is_never_corrected():
     assert first.settled
     record = AttemptRecord(attempt=1, update_time=at(500), ledger=StepLedger())
     job = running(job, now=70)
-    told = look(
+    status = look(
         job, worker(0, 2), worker(1, 2), now=80, report=report(attempt=2, earlier_attempts=[record])
     ).status
-    assert told.attempts[0] == first
+    assert status.attempts[0] == first
 
 
-def test_an_operator_that_comes_back_in_the_back_off_leaves_settled_sums_alone():
+def test_an_operator_that_restarts_during_the_back_off_does_not_change_final_sums():
     job = running()
     crash = [ended(worker(0), 1, 30, result("Failed", **progressed(9))), ended(worker(1), 88, 31)]
     for now in (32, 33):
         job = job.with_status(look(job, *crash, now=now).status)
     before = job.status
-    back = look(job, now=36)  # its caches know no pod of that attempt
-    assert back.status.attempts == before.attempts
-    assert back.status.usage == before.usage
+    after = look(job, now=36)  # its caches have no pod of that attempt
+    assert after.status.attempts == before.attempts
+    assert after.status.usage == before.usage
 
 
-def test_the_three_parts_add_up_when_the_ledger_claims_too_much():
+def test_the_three_parts_add_up_if_the_ledger_exceeds_the_device_time():
     attempt = fresh().replace(device_seconds=100)
     split = usage.split(attempt, StepLedger(productive_seconds=90, redone_seconds=90))
     assert split.productive_device_seconds == 100
     assert split.lost_device_seconds == 0
 
 
-def test_old_attempts_fold_into_sums_that_stay():
+def test_folding_old_attempts_keeps_their_sums():
     job = committed()
     attempt = fresh().replace(device_seconds=10, active_seconds=3, outcome="Failed", last_step=7)
     many = [attempt.replace(number=n) for n in range(1, 14)]

@@ -1,4 +1,4 @@
-"""Worlds for the planner: jobs and pods in a few words."""
+"""Jobs, pods and worlds for tests of the planner, with defaults for all that a test leaves out."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -76,7 +76,7 @@ def checkpoint(step: int) -> CheckpointRecord:
 
 
 def progressed(step: int, *, redone: float = 0.0, saved: int | None = None) -> dict[str, Any]:
-    """What worker 0 says after some steps of one second each."""
+    """Return what worker 0 reports after some steps of one second each."""
     return {
         "progress": Progress(step=step, total_steps=100),
         "ledger": StepLedger(
@@ -90,7 +90,7 @@ def progressed(step: int, *, redone: float = 0.0, saved: int | None = None) -> d
 
 
 def report(**changes: Any) -> Report:
-    """Worker 0's answer in attempt 1."""
+    """Return a report of worker 0 in attempt 1."""
     values = {
         "job_uid": "job-uid",
         "attempt": 1,
@@ -128,12 +128,12 @@ def ended(pod: Pod, code: int, when: float, message: str = "", reason: str = "")
 
 
 def look(job: Job, *pods: Pod, now: float = 100, **changes: Any) -> Decision:
-    """One decision."""
+    """Return the decision about a world."""
     return plan(World(job=job, pods=pods, now=at(now), **changes), SETTINGS)
 
 
 def committed(**spec: Any) -> Job:
-    """A job whose first attempt exists."""
+    """Return a job whose first attempt exists."""
     job = make_job(**spec)
     first = look(job, now=0)
     pod = Pod.of(first.create[0] | {"status": {}} | _identity(first.create[0]))
@@ -147,32 +147,32 @@ def _identity(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def suspended(job: Job) -> Job:
-    """The same job, asked to stop by its user."""
+    """Return the same job, suspended by its user."""
     return replace(job, spec=job.spec.replace(suspend=True))
 
 
 def running(job: Job | None = None, now: float = 20) -> Job:
-    """A job whose gang runs."""
+    """Return the job once its gang runs."""
     job = job or committed()
     attempt = job.status.attempt or 1
     return job.with_status(look(job, worker(0, attempt), worker(1, attempt), now=now).status)
 
 
 def prepare_pod(job: Job | None = None, **changes: Any) -> Pod:
-    """The prepare pod that is made for a job."""
+    """Return the prepare pod that is created for a job."""
     created = look(job or make_job(), now=0).create[0]
     pod = Pod.of(created | _identity(created) | {"status": {}})
     return replace(pod, **changes)
 
 
 def pending(index: int, attempt: int = 1, **changes: Any) -> Pod:
-    """A worker without a node."""
+    """Return a worker without a node."""
     values = {"running": False, "phase": "Pending", "scheduled": None}
     return worker(index, attempt, **(values | changes))
 
 
 def policy(job: Job, **changes: Any) -> Job:
-    """The same job with another runPolicy (python names)."""
+    """Return the same job with changes to its runPolicy, by their names in Python."""
     return replace(job, spec=job.spec.replace(run_policy=job.spec.run_policy.replace(**changes)))
 
 
@@ -181,7 +181,7 @@ def condition(status: FineTuneJobStatus, kind: str) -> Condition:
 
 
 def follow(job: Job, *pods: Pod, now: float, most: int = 5) -> tuple[Decision, Job]:
-    """Looks until nothing more is committed; the last decision and the job then."""
+    """Plan until nothing more is committed; return the last decision and the job after it."""
     for _ in range(most):
         decision = look(job, *pods, now=now)
         job = job.with_status(decision.status)

@@ -1,43 +1,58 @@
-"""The newest attempt in the status: brought up to date, replaced, asked for its furthest step."""
+"""The newest attempt in the status, and how reports and pods bring it up to date."""
 
 from finetune_api.run import Report, Result
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_operator.plan import usage
-from finetune_operator.plan.observe import Pod, World, last_words
-from finetune_operator.plan.progress import merge
+from finetune_operator.plan.observe import Pod, World, termination_result
 
 
 def current(status: FineTuneJobStatus) -> Attempt:
-    """The newest one; there is one from the first commit on."""
+    """Return the newest attempt. A job has one from its first commit on."""
     return status.attempts[-1]
 
 
-def observed(world: World, gang: list[Pod]) -> FineTuneJobStatus:
-    """The status with what the pods of the newest attempt and its report say now."""
-    status, said = world.job.status, _said(world, gang)
-    status = merge(status, said)
-    if world.report:
-        status = usage.correct(status, world.report.earlier_attempts, world.now)
-    attempt = usage.account(current(status), gang, world.now)
-    attempt = usage.split(attempt, said.ledger if said else None)
-    if status.latest_checkpoint:
-        attempt = attempt.replace(checkpoint_step=status.latest_checkpoint.step)
-    return updated(status, attempt)
-
-
-def _said(world: World, gang: list[Pod]) -> Report | Result | None:
-    """Worker 0's last words, else its newest report."""
-    return last_words(gang) or world.report
-
-
-def updated(status: FineTuneJobStatus, attempt: Attempt) -> FineTuneJobStatus:
-    """The status with this as its newest attempt."""
+def replace_current(status: FineTuneJobStatus, attempt: Attempt) -> FineTuneJobStatus:
+    """Return the status with this as its newest attempt, and with the usage that follows."""
     status = status.replace(attempts=[*status.attempts[:-1], attempt])
     return status.replace(usage=usage.total(status))
 
 
+def refresh(world: World, gang: list[Pod]) -> FineTuneJobStatus:
+    """Return the status, updated from the pods of the newest attempt and worker 0's report."""
+    # The result of worker 0 is newer than any report.
+    report = termination_result(gang) or world.report
+    status = merge_report(world.job.status, report)
+    if world.report:
+        status = usage.correct(status, world.report.earlier_attempts, world.now)
+    attempt = usage.account(current(status), gang, world.now)
+    attempt = usage.split(attempt, report.ledger if report else None)
+    if status.latest_checkpoint:
+        attempt = attempt.replace(checkpoint_step=status.latest_checkpoint.step)
+    return replace_current(status, attempt)
+
+
+def merge_report(status: FineTuneJobStatus, report: Report | Result | None) -> FineTuneJobStatus:
+    """Return the status with the progress, evaluation and checkpoints that worker 0 reported."""
+    if report is None:
+        return status
+    # An empty list means that the worker has not listed the storage yet.
+    checkpoints = report.checkpoints or status.checkpoints
+    verified = [checkpoint for checkpoint in checkpoints if checkpoint.verified]
+    newest = max(verified, key=lambda c: c.step, default=status.latest_checkpoint)
+    status = status.replace(
+        progress=report.progress or status.progress,
+        evaluation=report.evaluation or status.evaluation,
+        checkpoints=checkpoints,
+        latest_checkpoint=newest,
+    )
+    if newest and status.last_failure_step is not None and newest.step > status.last_failure_step:
+        # The gang got past the step that failed, so the failures before it count no more.
+        status = status.replace(counted_restarts=0, last_failure_step=None)
+    return status
+
+
 def highest_step(status: FineTuneJobStatus, *, before: int | None = None) -> int:
-    """The furthest step that an attempt finished; of those before a number, if one is given."""
+    """Return the highest step that any attempt finished, or any attempt before that number."""
     known = [*status.attempts, *([status.folded_attempts] if status.folded_attempts else [])]
     steps = [a.last_step or 0 for a in known if before is None or a.number < before]
     return max(steps, default=0)

@@ -1,59 +1,68 @@
-"""Deadlines of a run: start, active, progress. Each says when it strikes; none looks at a clock."""
+"""The deadlines of a run: start, active and progress.
+
+Each policy returns the moment at which it requests a stop, so that none needs a clock.
+"""
 
 from datetime import timedelta
 
+from finetune_api import reasons
 from finetune_api.spec import RunPolicy
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_api.text import duration
-from finetune_operator.plan.describe import waiting
+from finetune_operator.plan.describe import why_waiting
 from finetune_operator.plan.observe import Pod, World
-from finetune_operator.plan.stops import ACTIVE_DEADLINE, HANG, START_DEADLINE, Stop
+from finetune_operator.plan.stops import StopRequest
 
-# The supervisor in the pod judges first; only one that is stuck itself is left for us.
 _PROGRESS_MARGIN = 60
+"""Seconds for which the supervisor in the pod may act on a hang before the operator does."""
 
 
-def start(policy: RunPolicy, attempt: Attempt, gang: list[Pod]) -> list[Stop]:
-    """From "all pods exist and none is gated" until all run."""
+def start(policy: RunPolicy, attempt: Attempt, gang: list[Pod]) -> list[StopRequest]:
+    """Limit the time from "all pods exist and none is gated" until all workers run."""
     limit, since = policy.start_deadline_seconds, attempt.schedulable_time
     if limit is None or since is None or attempt.running_time is not None:
         return []
-    _, why = waiting(gang) or ("", "not all workers run")
+    _, why = why_waiting(gang) or ("", "not all workers run")
     text = f"not started within runPolicy.startDeadlineSeconds ({limit} s): {why}"
-    return [Stop(START_DEADLINE, text, since + timedelta(seconds=limit))]
+    at = since + timedelta(seconds=limit)
+    return [StopRequest(reasons.START_DEADLINE_EXCEEDED, text, at)]
 
 
-def active(world: World, status: FineTuneJobStatus, attempt: Attempt) -> list[Stop]:
-    """Time in which whole gangs ran, over all attempts; an export is not cut off any more."""
+def active(world: World, status: FineTuneJobStatus, attempt: Attempt) -> list[StopRequest]:
+    """Limit the time for which complete gangs run, over all attempts.
+
+    A gang that has finished its training is not stopped any more, so that it can export the model.
+    """
     limit = world.job.spec.run_policy.active_deadline_seconds
     since = attempt.running_time
-    if limit is None or since is None or _trained(world, status, attempt):
+    if limit is None or since is None or _has_trained(world, status, attempt):
         return []
     before = sum(a.active_seconds for a in status.attempts if a.number != attempt.number)
     before += status.folded_attempts.active_seconds if status.folded_attempts else 0
     text = f"ran for runPolicy.activeDeadlineSeconds ({duration(limit)}); raise it in a new job"
-    return [Stop(ACTIVE_DEADLINE, text, since + timedelta(seconds=limit - before))]
+    at = since + timedelta(seconds=limit - before)
+    return [StopRequest(reasons.ACTIVE_DEADLINE_EXCEEDED, text, at)]
 
 
-def _trained(world: World, status: FineTuneJobStatus, attempt: Attempt) -> bool:
-    """All steps are made. The other workers end then; one that is alone only says so."""
+def _has_trained(world: World, status: FineTuneJobStatus, attempt: Attempt) -> bool:
+    """Return whether training is done: another worker exited with 0, or worker 0 is exporting."""
     stage = world.report.stage if world.report else status.stage
     ends = (pod.ended for pod in world.gang(attempt.number))
     return stage == "Exporting" or any(end and end.exit_code == 0 for end in ends)
 
 
-def progress(policy: RunPolicy, world: World) -> list[Stop]:
-    """A received report says that nothing moves, and the supervisor does not act on it.
+def progress(policy: RunPolicy, world: World) -> list[StopRequest]:
+    """Request a stop when the newest report shows no activity and the supervisor does not act.
 
-    A report that cannot be had is never a reason: a closed network policy would look the same.
+    A report that cannot be fetched never leads to a stop, because a network policy may block it.
     """
     limit = policy.progress_deadline_seconds
     if world.report is None or world.silent:
         return []
     age = world.report.activity_age_seconds
-    text = f"nothing was finished for {duration(age)} (runPolicy.progressDeadlineSeconds {limit})"
+    text = f"no activity for {duration(age)} (runPolicy.progressDeadlineSeconds: {limit} s)"
     left = limit + _PROGRESS_MARGIN - age
     if left < 0:
-        return [Stop(HANG, text)]
-    # By then a newer report has come, and it decides.
-    return [Stop(HANG, text, world.now + timedelta(seconds=int(left) + 1))]
+        return [StopRequest(reasons.HANG, text)]
+    # A newer report will have been received by then, and will decide.
+    return [StopRequest(reasons.HANG, text, world.now + timedelta(seconds=int(left) + 1))]

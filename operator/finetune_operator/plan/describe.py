@@ -1,23 +1,24 @@
-"""Phase, reason, stage, message, columns and conditions: rendered together, so they never differ.
+"""The parts of a status that people read, rendered together so that they never contradict.
 
-Everything here is derived from the facts in the status and from a `Situation`. Messages are
-sentences for a person and contain no clock that ticks: two looks at the same world are equal.
+These are phase, reason, stage, message, columns and conditions. All are derived from the facts in
+the status and from a `Situation`. Messages contain no running clock, so that planning the same
+world twice gives the same status.
 """
 
 from dataclasses import dataclass
 
+from finetune_api import names, reasons
 from finetune_api.progress import Stage
 from finetune_api.status import Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
 from finetune_api.text import duration
 from finetune_operator.plan.observe import Pod, World
 
-GATED = "SchedulingGated"
-_UNBOUND = "unbound immediate PersistentVolumeClaims"  # the scheduler's words
+_UNBOUND = "unbound immediate PersistentVolumeClaims"  # part of the scheduler's message
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What a policy found."""
+    """What a policy found: the facts that are not in the status."""
 
     phase: Phase
     reason: str = ""
@@ -26,16 +27,16 @@ class Situation:
     accepted: bool = True
 
 
-def waiting(pods: list[Pod]) -> tuple[str, str] | None:
-    """Why pods do not run yet, in the scheduler's or the node's words; None when all is normal."""
+def why_waiting(pods: list[Pod]) -> tuple[str, str] | None:
+    """Return reason and message of the scheduler or node why a pod cannot run yet, or None."""
     gated = [pod for pod in pods if pod.gates and not pod.gone]
     if gated:
         text = f"{len(gated)} of {len(pods)} pods are held by {', '.join(gated[0].gates)}"
-        return GATED, text[:1024]
+        return reasons.SCHEDULING_GATED, text[:1024]
     for pod in pods:
         if pod.unschedulable:
             unbound = _UNBOUND in pod.unschedulable
-            reason = "VolumeNotBound" if unbound else "Unschedulable"
+            reason = reasons.VOLUME_NOT_BOUND if unbound else reasons.UNSCHEDULABLE
             return reason, f"{pod.name}: {pod.unschedulable}"[:1024]
         if pod.waiting:
             return pod.waiting[0][:64], f"{pod.name}: {pod.waiting[1]}"[:1024]
@@ -45,12 +46,15 @@ def waiting(pods: list[Pod]) -> tuple[str, str] | None:
 def describe(
     world: World, status: FineTuneJobStatus, situation: Situation, *, creating: bool = False
 ) -> FineTuneJobStatus:
-    """The status as people see it. `creating`: pods are missing, so an old refusal still counts."""
-    if creating and (old := refused(world)):
+    """Return the status as people see it.
+
+    `creating` is whether pods are still missing, in which case an earlier refusal is still shown.
+    """
+    if creating and (old := refused_condition(world)):
         phase = world.job.status.phase or situation.phase
         situation = Situation(phase, old.reason, old.message, accepted=False)
     if situation.phase == "Running" and world.silent:
-        situation = Situation(situation.phase, "ReportUnreachable", "", situation.stage)
+        situation = Situation(situation.phase, reasons.REPORT_UNREACHABLE, "", situation.stage)
     message = situation.message or _progress_sentence(status, situation)
     counts = _workers(world, status)
     status = status.replace(
@@ -65,8 +69,8 @@ def describe(
     return status.replace(conditions=_conditions(world, status, situation))
 
 
-def refused(world: World) -> Condition | None:
-    """Why something was not accepted the last time."""
+def refused_condition(world: World) -> Condition | None:
+    """Return the condition Accepted of the current status if it is False, else None."""
     conditions = world.job.status.conditions
     return next((c for c in conditions if c.type == "Accepted" and c.status == "False"), None)
 
@@ -93,19 +97,19 @@ def _progress_sentence(status: FineTuneJobStatus, situation: Situation) -> str:
     if situation.stage == "LoadingModel" or progress is None:
         return _BEFORE_THE_FIRST_STEP.get(situation.stage or "", "loading the model")
     if situation.stage == "Exporting":
-        return f"making the model folder from the weights of step {progress.step}"
+        return f"exporting the model of step {progress.step}"
     parts = [f"step {progress.step} of {progress.total_steps}"]
     if progress.train_loss is not None:
         parts.append(f"loss {_loss(progress.train_loss)}")
     if situation.stage == "Training" and progress.eta_seconds is not None:
         parts.append(f"about {duration(progress.eta_seconds)} left")
-    if situation.reason == "ReportUnreachable":
-        parts.append("worker 0 runs but its report on port 29600 cannot be read from here")
+    if situation.reason == reasons.REPORT_UNREACHABLE:
+        parts.append(f"worker 0 runs but its report on port {names.REPORT_PORT} is not reachable")
     return ", ".join(parts)
 
 
 def _loss(value: float) -> str:
-    """One that diverges is written short: a column has 32 characters."""
+    """Return a loss as text; one that diverges is shortened, since a column has 32 characters."""
     return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
@@ -128,7 +132,8 @@ def _display(status: FineTuneJobStatus) -> Display:
     return Display.model_validate(show)
 
 
-Row = tuple[str, str, str, str]  # of a condition: type, status, reason, message
+Row = tuple[str, str, str, str]
+"""Type, status, reason and message of a condition."""
 
 
 def _conditions(world: World, status: FineTuneJobStatus, situation: Situation) -> list[Condition]:
@@ -145,18 +150,18 @@ def _conditions(world: World, status: FineTuneJobStatus, situation: Situation) -
 
 
 def _condition(world: World, row: Row, before: Condition | None) -> Condition:
-    """As it was, with what is new; its time is that of the last change of its status."""
+    """Return the condition. Its time is that of the last change of its status."""
     kind, state, reason, message = row
     new = {"reason": reason, "message": message, "observed_generation": world.job.generation}
     if before and before.status == state:
         return before.replace(**new)
-    told = {"type": kind, "status": state, "last_transition_time": world.now}
-    return Condition.model_validate(told | new)
+    changed = {"type": kind, "status": state, "last_transition_time": world.now}
+    return Condition.model_validate(changed | new)
 
 
 def _accepted(situation: Situation) -> Row:
     if situation.accepted:
-        return "Accepted", "True", "Accepted", ""
+        return "Accepted", "True", reasons.ACCEPTED, ""
     return "Accepted", "False", situation.reason, situation.message
 
 
@@ -164,18 +169,23 @@ def _workers_ready(status: FineTuneJobStatus) -> Row:
     counts = status.workers or WorkerCounts()
     text = f"{counts.running} of {counts.desired} workers run"
     if status.finished or status.phase == "Suspended":
-        return "WorkersReady", "False", "Finished" if status.finished else "Suspended", ""
+        return "WorkersReady", "False", _why_at_rest(status), ""
     if counts.running == counts.desired:
-        return "WorkersReady", "True", "AllRunning", text
+        return "WorkersReady", "True", reasons.ALL_RUNNING, text
     return "WorkersReady", "False", status.reason or str(status.phase), text
+
+
+def _why_at_rest(status: FineTuneJobStatus) -> str:
+    return reasons.FINISHED if status.finished else reasons.SUSPENDED
 
 
 def _progressing(status: FineTuneJobStatus, situation: Situation) -> Row:
     if status.finished or status.phase == "Suspended":
-        return "Progressing", "False", "Finished" if status.finished else "Suspended", ""
-    if situation.reason == "ReportUnreachable":
-        text = "no report from worker 0; is port 29600 of the pods open to the operator?"
-        return "Progressing", "Unknown", "ReportUnreachable", text
+        return "Progressing", "False", _why_at_rest(status), ""
+    if situation.reason == reasons.REPORT_UNREACHABLE:
+        port = names.REPORT_PORT
+        text = f"no report from worker 0; open port {port} of the pods to the operator"
+        return "Progressing", "Unknown", reasons.REPORT_UNREACHABLE, text
     if not situation.accepted:
         return "Progressing", "False", situation.reason, situation.message
     skipped = status.progress.skipped_steps if status.progress else 0
@@ -187,29 +197,29 @@ def _checkpoint_available(status: FineTuneJobStatus) -> Row:
     newest = status.latest_checkpoint
     problem = status.progress.checkpoint_problem if status.progress else None
     if newest is None:
-        text = problem or "nothing was saved yet"
-        return "CheckpointAvailable", "False", "SaveFailed" if problem else "NoCheckpoint", text
+        reason = reasons.SAVE_FAILED if problem else reasons.NO_CHECKPOINT
+        return "CheckpointAvailable", "False", reason, problem or "no checkpoint was saved yet"
     text = f"step {newest.step} at {newest.location}"
     if problem and not status.finished:
-        return "CheckpointAvailable", "True", "SaveFailed", f"{text}; {problem}"
-    return "CheckpointAvailable", "True", "Verified", text
+        return "CheckpointAvailable", "True", reasons.SAVE_FAILED, f"{text}; {problem}"
+    return "CheckpointAvailable", "True", reasons.VERIFIED, text
 
 
 def _suspended(world: World, status: FineTuneJobStatus) -> Row:
-    """True only when no pod is left: that is when workers may be edited."""
+    """Return a row that is True only when no pod is left, which is when workers may be edited."""
     if status.phase == "Suspended":
-        return "Suspended", "True", "Suspended", "no pod of the job exists"
+        return "Suspended", "True", reasons.SUSPENDED, "no pod of the job exists"
     if world.job.spec.suspend and not status.finished:
         return "Suspended", "False", "Suspending", status.message or ""
-    return "Suspended", "False", "NotSuspended", ""
+    return "Suspended", "False", reasons.NOT_SUSPENDED, ""
 
 
 def _outcome(status: FineTuneJobStatus) -> list[Row]:
     if not status.finished:
         return []
-    good = status.phase == "Succeeded"
-    reason, message = status.reason or "Completed", status.message or ""
+    succeeded = status.phase == "Succeeded"
+    reason, message = status.reason or reasons.COMPLETED, status.message or ""
     return [
-        ("Succeeded", "True" if good else "False", reason, message),
-        ("Failed", "False" if good else "True", reason, message),
+        ("Succeeded", "True" if succeeded else "False", reason, message),
+        ("Failed", "False" if succeeded else "True", reason, message),
     ]

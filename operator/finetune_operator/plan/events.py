@@ -1,17 +1,21 @@
-"""Events that a person would want to see, from one written status to the next."""
+"""The events that a person would want to see, derived from two consecutive statuses."""
 
 from dataclasses import dataclass
 
+from finetune_api import reasons
 from finetune_api.progress import DataSummary
 from finetune_api.status import FineTuneJobStatus
 
-# Muennighoff et al., Scaling Data-Constrained Language Models (2023): up to here as good as new.
-MOST_PASSES = 4
+MAX_PASSES = 4
+"""Passes over a source up to which repeated rows are about as useful as new ones.
+
+Source: Muennighoff et al., Scaling Data-Constrained Language Models (2023).
+"""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One line of `kubectl describe`."""
+    """A Kubernetes event of a job, one line of `kubectl describe`."""
 
     kind: str  # Normal | Warning
     reason: str
@@ -19,7 +23,7 @@ class Event:
 
 
 def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
-    """What happened; nothing when the statuses tell the same."""
+    """Return the events of what changed from the old status to the new one."""
     return [
         *_acceptance(old, new),
         *_preparation(old, new),
@@ -44,33 +48,31 @@ def _acceptance(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
 
 def _preparation(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     if new.prepare_failures > old.prepare_failures:
-        return [Event("Warning", "PrepareFailed", new.message or "")]
+        return [Event("Warning", reasons.PREPARE_FAILED, new.message or "")]
     if old.attempt is None and new.attempt is not None and new.data:
         data = new.data
         text = (
             f"{data.examples} examples in {data.rows} rows, {data.trained_tokens} of {data.tokens} "
             f"tokens are trained on; left out: {data.dropped_overlong} too long, "
-            f"{data.dropped_empty + data.dropped_untrained} without anything to learn, "
+            f"{data.dropped_empty + data.dropped_untrained} without trained tokens, "
             f"{data.invalid} invalid"
         )
-        return [Event("Normal", "Prepared", text), *_repeated(data)]
+        return [Event("Normal", reasons.PREPARED, text), *_repeated(data)]
     if old.phase is None and new.phase == "Preparing":
         return [Event("Normal", "Preparing", "starting the prepare pod")]
     return []
 
 
 def _repeated(data: DataSummary) -> list[Event]:
-    """Rows that come too often are learned by heart: gains end at about four passes."""
-    often = [
-        f"{s.source} {s.passes:g} times" for s in data.sources if (s.passes or 0) > MOST_PASSES
-    ]
+    """Warn of sources whose rows are repeated so often that they are memorized."""
+    often = [f"{s.source} {s.passes:g} times" for s in data.sources if (s.passes or 0) > MAX_PASSES]
     if not often:
         return []
     text = (
-        f"rows are seen more than {MOST_PASSES} times: {', '.join(often)}; lower the source's "
+        f"rows are seen more than {MAX_PASSES} times: {', '.join(often)}; lower the source's "
         "weight or training.epochs, or add data"
     )
-    return [Event("Warning", "SourceRepeats", text[:1024])]
+    return [Event("Warning", reasons.SOURCE_REPEATS, text[:1024])]
 
 
 def _attempts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
@@ -82,14 +84,14 @@ def _attempts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
             text = f"attempt {attempt.number} starts"
             if new.latest_checkpoint:
                 text += f" from the checkpoint of step {new.latest_checkpoint.step}"
-            events.append(Event("Normal", "AttemptStarted", text))
+            events.append(Event("Normal", reasons.ATTEMPT_STARTED, text))
         ended = attempt.outcome and (before is None or before.outcome is None)
         if ended and attempt.outcome != "Succeeded":
             kind = "Warning" if attempt.outcome in ("Failed", "Released") else "Normal"
             text = f"attempt {attempt.number}: {attempt.message}"
-            events.append(Event(kind, attempt.reason or "AttemptEnded", text))
+            events.append(Event(kind, attempt.reason or reasons.ATTEMPT_ENDED, text))
     if old.phase != "Running" and new.phase == "Running":
-        events.append(Event("Normal", "WorkersRunning", "all workers run"))
+        events.append(Event("Normal", reasons.WORKERS_RUNNING, "all workers run"))
     return events
 
 
@@ -98,12 +100,13 @@ def _checkpoints(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     if newest is None or (old.latest_checkpoint and old.latest_checkpoint.step >= newest.step):
         return []
     text = f"step {newest.step}, {newest.size_bytes} bytes, verified: {newest.location}"
-    return [Event("Normal", "CheckpointVerified", text)]
+    return [Event("Normal", reasons.CHECKPOINT_VERIFIED, text)]
 
 
 def _waiting(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
-    """A pod that cannot start says why, once."""
-    stuck = new.phase in ("Preparing", "Queued", "Starting") and new.reason not in (None, "BackOff")
+    """Warn, once, that a pod cannot start."""
+    starting = new.phase in ("Preparing", "Queued", "Starting")
+    stuck = starting and new.reason not in (None, reasons.BACK_OFF)
     refused = any(c.type == "Accepted" and c.status == "False" for c in new.conditions)
     if not stuck or refused or new.reason == old.reason:
         return []
@@ -118,7 +121,7 @@ def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     if new.phase in ("Suspending", "Suspended"):
         return [Event("Normal", str(new.phase), new.message or "")]
     if old.phase in ("Suspending", "Suspended") and not new.finished:
-        return [Event("Normal", "Resumed", new.message or "")]
+        return [Event("Normal", reasons.RESUMED, new.message or "")]
     return []
 
 

@@ -1,81 +1,88 @@
-"""Between two attempts: the old gang goes, then the job ends, rests, waits or starts again.
+"""The policy for the time between two attempts.
 
-The next attempt is committed only when every pod of the ones before is over. That, and the fence on
-storage, is why two gangs never train at once.
+The pods of the ended attempt are deleted; then the job ends, rests, waits for its back-off or
+commits the next attempt. The next attempt is committed only when every pod of the attempts before
+it is over. Together with the fence on storage, this is why two gangs never train at the same time.
 """
 
+from finetune_api import reasons
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_api.text import duration
-from finetune_operator.plan import attempts, ending, resolve, restart, suspend, usage
+from finetune_operator.plan import attempts, ending, finished, resolve, restart, suspend, usage
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, Check, Decision
 from finetune_operator.plan.describe import Situation, describe
-from finetune_operator.plan.finish import failed, succeeded
-from finetune_operator.plan.observe import World, last_words
+from finetune_operator.plan.observe import World, termination_result
+from finetune_operator.plan.outcomes import RESTARTED
 from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.settings import Settings
 
 
-def between(world: World, settings: Settings) -> Decision:
-    """Decide for a job whose newest attempt has ended, and that is not finished."""
+def decide(world: World, settings: Settings) -> Decision:
+    """Decide for a job that is not finished and whose newest attempt has ended."""
     status = world.job.status
     attempt = attempts.current(status)
     if not attempt.settled:
-        status = attempts.observed(world, world.gang(attempt.number))
-    older = [pod for pod in world.pods if pod.role == "worker"]
-    alive = [pod for pod in older if not pod.over(world.now)]
+        status = attempts.refresh(world, world.gang(attempt.number))
+    workers = [pod for pod in world.pods if pod.role == "worker"]
+    alive = [pod for pod in workers if not pod.over(world.now)]
     if alive:
-        doomed = ending.deletions(alive)
-        situation = ending.ended(world, status, f"waiting for {alive[0].name} to end")
-        return Decision(describe(world, status, situation), delete=doomed, requeue_after=RECHECK)
+        deletions = ending.deletions(alive)
+        situation = ending.between_attempts(world, status, f"waiting for {alive[0].name} to end")
+        return Decision(describe(world, status, situation), delete=deletions, requeue_after=RECHECK)
     if not attempt.settled:
-        status = attempts.updated(status, usage.settle(attempts.current(status), older))
+        final = usage.finalize(attempts.current(status), workers)
+        status = attempts.replace_current(status, final)
     if attempt.outcome == "Succeeded":
         return _succeed(world, status)
     if status.next_attempt_time is None:
-        return failed(world, status, attempt.reason or "Failed", attempt.message or "")
+        return finished.fail(world, status, attempt.reason or "Failed", attempt.message or "")
     if world.job.spec.suspend:
         return suspend.hold(world, status)
     wait = (status.next_attempt_time - world.now).total_seconds()
     if wait > 0:
-        situation = ending.ended(world, status, _when(world, status, settings))
+        text = _next_attempt_text(world, status, settings)
+        situation = ending.between_attempts(world, status, text)
         return Decision(describe(world, status, situation), requeue_after=wait)
     return _commit(world, status, attempt)
 
 
-def _when(world: World, status: FineTuneJobStatus, settings: Settings) -> str:
-    attempt, most = attempts.current(status), world.job.spec.run_policy.max_restarts
+def _next_attempt_text(world: World, status: FineTuneJobStatus, settings: Settings) -> str:
+    attempt, limit = attempts.current(status), world.job.spec.run_policy.max_restarts
     text = f"attempt {attempt.number + 1} at {status.next_attempt_time:%H:%M:%S} UTC"
     if not attempt.counted:
         return text
-    wait = restart.wait(settings.restart_backoff, status.counted_restarts)
-    return f"restart {status.counted_restarts} of {most}, back-off {duration(wait)}: {text}"
+    wait = restart.backoff_seconds(settings.restart_backoff, status.counted_restarts)
+    return f"restart {status.counted_restarts} of {limit}, back-off {duration(wait)}: {text}"
 
 
 def _succeed(world: World, status: FineTuneJobStatus) -> Decision:
     output = status.output
-    if output is None:  # an operator before this one did not write it down with the outcome
-        words = last_words(world.gang(attempts.current(status).number))
-        output = words.output if words else None
+    if output is None:  # earlier operators did not write it with the outcome
+        result = termination_result(world.gang(attempts.current(status).number))
+        output = result.output if result else None
     if output is None:
-        text = "every worker ended with 0 but worker 0 left no result; is this the trainer image?"
-        return failed(world, status, "NoResult", text)
+        text = (
+            "every worker exited with 0 but worker 0 left no result; check that workers.image is "
+            "a trainer image"
+        )
+        return finished.fail(world, status, reasons.NO_RESULT, text)
     if not output.verified:
-        text = f"the model at {output.location} was not verified"
-        return failed(world, status, "OutputNotVerified", text)
-    return succeeded(world, status, output)
+        text = f"the trainer image did not verify the model at {output.location}"
+        return finished.fail(world, status, reasons.OUTPUT_NOT_VERIFIED, text)
+    return finished.succeed(world, status, output)
 
 
 def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision:
-    """Attempt n+1, with what may have been changed while the job was suspended."""
+    """Begin attempt n+1, with the changes that a user may have made while it was suspended."""
     spec, number = world.job.spec, ended.number + 1
-    attempt = usage.begin(spec, number, world.now)
-    again = ended.outcome in restart.AGAIN
-    room = usage.fold(status, usage.KEPT - 1)
-    new = room.replace(
+    attempt = usage.new_attempt(spec, number, world.now)
+    is_restart = ended.outcome in RESTARTED
+    folded = usage.fold(status, usage.KEPT - 1)
+    new = folded.replace(
         attempt=number,
-        attempts=[*room.attempts, attempt],
-        restarts=status.restarts + (1 if again else 0),
+        attempts=[*folded.attempts, attempt],
+        restarts=status.restarts + (1 if is_restart else 0),
         next_attempt_time=None,
         stage=None,
         plan=status.plan and resolve.rescaled(status.plan, spec),

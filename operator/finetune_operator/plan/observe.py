@@ -1,21 +1,21 @@
-"""What the planner sees: small frozen records made of API objects."""
+"""The input of the planner: small frozen records made from API objects."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
 from sys import intern
 
-from finetune_api import names
+from finetune_api import names, reasons
 from finetune_api.base import Object, clean
 from finetune_api.run import Report, Result
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import FineTuneJobStatus
-from finetune_operator.plan import older
+from finetune_api.status import Attempt, FineTuneJobStatus
 
-LOST = 60.0  # s after its deletion was due: nobody will confirm a pod's end any more
+LOST_AFTER = 60.0
+"""Seconds after a pod's deletion was due at which its node is taken to be lost."""
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """A Kubernetes timestamp."""
+    """Parse a Kubernetes timestamp."""
     return datetime.fromisoformat(text) if text else None
 
 
@@ -34,9 +34,10 @@ class Job:
 
     @classmethod
     def of(cls, item: Object, before: "Job | None" = None) -> "Job":
-        """From an API object; ValueError when a newer version wrote what this one cannot read.
+        """Read an API object. Raise ValueError if a newer version wrote what this one cannot read.
 
-        `before` is an earlier version of the same object, whose spec need not be read again.
+        `before` is an earlier version of the same object, whose spec is used again if it is the
+        same.
         """
         metadata = item["metadata"]
         if before and before.generation == metadata["generation"]:
@@ -51,18 +52,40 @@ class Job:
             resource_version=metadata["resourceVersion"],
             generation=metadata["generation"],
             spec=spec,
-            status=older.completed(status, spec),
+            status=_with_gang_sizes(status, spec),
             deleting="deletionTimestamp" in metadata,
         )
 
     def with_status(self, status: FineTuneJobStatus) -> "Job":
-        """The job as it will be once the status is written."""
+        """Return the job as it will be once the status is written."""
         return replace(self, status=status)
+
+
+def _with_gang_sizes(status: FineTuneJobStatus, spec: FineTuneJobSpec) -> FineTuneJobStatus:
+    """Fill in the sizes of gangs, which earlier operators did not write.
+
+    Those operators did not let the spec's sizes change.
+    """
+    if all("workers" in attempt.model_fields_set for attempt in status.attempts):
+        return status
+    return status.replace(attempts=[_with_gang_size(a, status, spec) for a in status.attempts])
+
+
+def _with_gang_size(attempt: Attempt, status: FineTuneJobStatus, spec: FineTuneJobSpec) -> Attempt:
+    if "workers" in attempt.model_fields_set:
+        return attempt
+    runs = attempt.number == status.attempt and status.phase == "Running"
+    began = max(attempt.start_time, status.start_time or attempt.start_time) if runs else None
+    return attempt.replace(
+        workers=spec.workers.replicas,
+        devices_per_worker=spec.workers.devices_per_worker,
+        running_time=began,
+    )
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How the trainer container ended."""
+    """The end of a trainer container."""
 
     exit_code: int
     reason: str
@@ -70,7 +93,10 @@ class Ended:
     message: str
 
     def result(self) -> Result | None:
-        """The container's own words, None when it left none (what it left is untrusted)."""
+        """Return the result in the termination message, or None if it has no valid one.
+
+        The message is untrusted input.
+        """
         try:
             return Result.model_validate_json(self.message)
         except ValueError:
@@ -89,29 +115,29 @@ class Pod:
     index: int
     phase: str
     owner: str | None
-    job: str = ""  # the name in its label, which need not be true
+    job: str = ""  # the job's name in the pod's label, which any client can set
     node: str | None = None
     created: datetime | None = None
     ip: str | None = None
     scheduled: datetime | None = None
     unschedulable: str | None = None
-    gates: tuple[str, ...] = ()  # scheduling gates that hold it, as queueing systems set them
-    waiting: tuple[str, str] | None = None  # why a container does not start: reason, message
+    gates: tuple[str, ...] = ()  # names of its scheduling gates
+    waiting: tuple[str, str] | None = None  # reason and message of a container that cannot start
     running: bool = False
     ended: Ended | None = None
-    terminal_since: datetime | None = None  # of a pod that failed without its container's end
-    deletion: datetime | None = None  # moment by which it must be gone, the grace included
-    disrupted: bool = False
-    trouble: tuple[str, str] | None = None  # the pod failed as a whole: reason, message
-    inputs: str | None = None  # of a prepare pod: what its answer is valid for
-    template: str | None = None  # of a prepare pod: of what the user may say about its place
-    retry: int = 0  # of a prepare pod: how many failed before it
-    gone: bool = False  # the object does not exist any more; this is the last that was seen
-    gone_at: datetime | None = None  # when that was seen; None: it was found missing later
+    terminal_since: datetime | None = None  # when it failed, if the end of its container is unknown
+    deletion: datetime | None = None  # when its deletion is due, including the grace period
+    disrupted: bool = False  # has the condition DisruptionTarget
+    failure: tuple[str, str] | None = None  # reason and message, if the container never ended
+    inputs: str | None = None  # prepare pod: digest of the inputs that its result is valid for
+    template: str | None = None  # prepare pod: digest of what determines its node
+    retry: int = 0  # prepare pod: number of prepare pods that failed before it
+    gone: bool = False  # the object does not exist any more; this is its last observed state
+    gone_at: datetime | None = None  # when its deletion was observed; None: it was not
 
     @classmethod
     def of(cls, item: Object) -> "Pod":
-        """From an API object."""
+        """Read an API object."""
         metadata, status = item["metadata"], item.get("status", {})
         labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
         conditions = {c["type"]: c for c in status.get("conditions", [])}
@@ -146,7 +172,7 @@ class Pod:
             deletion=parse_time(metadata.get("deletionTimestamp")),
             disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
             terminal_since=None if ended else _terminal_since(status, conditions),
-            trouble=None if ended else _trouble(status),
+            failure=None if ended else _failure(status),
             inputs=annotations.get(names.ANNOTATION_INPUTS),
             template=annotations.get(names.ANNOTATION_TEMPLATE),
             retry=_number(annotations.get(names.ANNOTATION_RETRY, "0")),
@@ -154,61 +180,65 @@ class Pod:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Of the job to look at when something happens to it: namespace, name."""
+        """Namespace and name of the job that a change of this pod concerns."""
         return self.namespace, self.job
 
     def belongs_to(self, job: Job) -> bool:
-        """Whether the job made it: anybody may label a pod of his own, in any namespace."""
+        """Return whether the job owns the pod. Labels do not prove it: any client can set them."""
         return self.namespace == job.namespace and self.owner == job.uid
 
     def vanished(self, at: datetime | None = None) -> "Pod":
-        """The same pod, its object gone; `at`: the moment of the event that told so."""
+        """Return the pod as gone; `at` is when the event of its deletion was received."""
         return replace(self, gone=True, running=False, gone_at=at)
 
     def lost(self, now: datetime) -> bool:
-        """Long past the moment by which it should have been gone: nobody will confirm its end."""
-        return self.deletion is not None and (now - self.deletion).total_seconds() > LOST
+        """Return whether its deletion is so long overdue that its node is taken to be lost."""
+        return self.deletion is not None and (now - self.deletion).total_seconds() > LOST_AFTER
 
     def over(self, now: datetime) -> bool:
-        """Absent, ended or lost: the next attempt need not wait for it.
+        """Return whether the pod is gone, ended or lost, so that the next attempt can begin.
 
-        By the phase, not by the trainer container: a sidecar that still runs holds the devices.
+        The phase decides, not the trainer container: a sidecar that still runs holds the devices.
         """
         return self.gone or self.phase in _TERMINAL or self.lost(now)
 
-    def undeleted(self, now: datetime) -> bool:
-        """Whether its deletion must be asked for: nobody did, or the request was cut.
+    def needs_deletion(self, now: datetime) -> bool:
+        """Return whether its deletion must be requested, for the first time or again.
 
-        The API server removes a pod that has ended in two steps. When whoever asked for it dies in
-        between, the pod stays, with a deletion that is due, until its kubelet looks at it.
+        The API server deletes a pod that has ended in two steps. If the client dies in between, the
+        pod keeps a deletion time that has passed until its kubelet handles it.
         """
         return self.deletion is None or (self.phase in _TERMINAL and now > self.deletion)
 
     @property
-    def told_to_stop(self) -> bool:
-        """Somebody asked it to go: preemption, drain, eviction, kubectl delete."""
+    def asked_to_stop(self) -> bool:
+        """Whether it was preempted, drained, evicted or deleted by any client."""
         return self.deletion is not None or self.disrupted or self.gone
 
 
 _TERMINAL = ("Succeeded", "Failed")
-_PASSES = ("", "ContainerCreating", "PodInitializing")
+_TRANSIENT = ("", "ContainerCreating", "PodInitializing")
+"""Reasons of a waiting container that pass by themselves within seconds."""
 
 
 def _number(text: str) -> int:
-    """Of a label or an annotation, -1 for what the operator did not write."""
+    """Parse a label or an annotation; return -1 for a value that the operator did not write."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
 
 
 def _terminal_since(status: Object, conditions: dict[str, Object]) -> datetime | None:
-    """The newest change of a condition: nothing of the pod changes after its end."""
+    """Return when a pod that has ended last changed a condition, which is when it ended."""
     if status.get("phase") not in _TERMINAL:
         return None
     times = [parse_time(c.get("lastTransitionTime")) for c in conditions.values()]
     return max((time for time in times if time), default=None)
 
 
-def _trouble(status: Object) -> tuple[str, str] | None:
-    """Evicted, refused by the node, or an init container failed: no trainer container ended."""
+def _failure(status: Object) -> tuple[str, str] | None:
+    """Return reason and message of a pod that failed before its trainer container ended.
+
+    It was evicted, its node refused it, or an init container failed.
+    """
     if status.get("phase") != "Failed":
         return None
     text = status.get("message", "")
@@ -216,14 +246,14 @@ def _trouble(status: Object) -> tuple[str, str] | None:
         end = init.get("state", {}).get("terminated", {})
         if end.get("exitCode"):
             text = text or f"init container {init['name']} ended with {end['exitCode']}"
-    return status.get("reason") or "PodFailed", text or "its container never ran"
+    return status.get("reason") or reasons.POD_FAILED, text or "its container never ran"
 
 
 def _waiting(containers: list[Object]) -> tuple[str, str] | None:
-    """Of the first that waits for what does not pass by itself within seconds."""
+    """Return reason and message of the first container that waits for a reason to report."""
     for container in containers:
         waiting = container.get("state", {}).get("waiting", {})
-        if (reason := waiting.get("reason", "")) not in _PASSES:
+        if (reason := waiting.get("reason", "")) not in _TRANSIENT:
             name, message = container["name"], waiting.get("message", "")
             own = name == names.CONTAINER
             return reason, message if own else f"container {name}: {message}"
@@ -243,37 +273,37 @@ def _ended(state: Object, status: Object) -> Ended | None:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why something may not be created: it waits, says so and tries again."""
+    """Why an object could not be created. The job waits, shows this and tries again."""
 
-    reason: str  # ClaimMissing | InvalidTemplate | Forbidden | NameTaken | RunConfigTooLarge
+    reason: str  # of the condition Accepted
     message: str
 
 
-def last_words(gang: list[Pod]) -> Result | None:
-    """What worker 0 left when it ended, None when it left nothing."""
+def termination_result(gang: list[Pod]) -> Result | None:
+    """Return the result that worker 0 left when it ended, or None."""
     first = next((pod for pod in gang if pod.index == 0 and pod.ended), None)
     return first.ended.result() if first and first.ended else None
 
 
 @dataclass(frozen=True)
 class World:
-    """All that a decision may depend on."""
+    """Everything that a decision may depend on."""
 
     job: Job
-    pods: tuple[Pod, ...]  # of this job's uid, also those that are gone, as last seen
+    pods: tuple[Pod, ...]  # of this job's uid, including those that are gone
     now: datetime
-    report: Report | None = None  # newest of the current attempt's worker 0
-    silent: bool = False  # worker 0 runs and no report was received for a while
-    refusal: Refusal | None = None  # what a check by the API server answered
+    report: Report | None = None  # the newest one of worker 0 in the current attempt
+    silent: bool = False  # worker 0 runs, but no report was received for a while
+    refusal: Refusal | None = None  # the API server's answer to Decision.check
 
     @property
     def prepare_pods(self) -> list[Pod]:
-        """Prepare pods that exist."""
+        """The prepare pods that exist."""
         return [pod for pod in self.pods if pod.role == "prepare" and not pod.gone]
 
     def gang(self, attempt: int) -> list[Pod]:
-        """Workers of an attempt, by index."""
+        """Return the workers of an attempt, ordered by index."""
         found = [p for p in self.pods if p.role == "worker" and p.attempt == attempt]
-        # A pod that was made again (before the gang was complete) outranks the one that is gone.
+        # A pod may have been created again before the gang was complete: prefer it.
         best = {pod.index: pod for pod in sorted(found, key=lambda pod: not pod.gone)}
         return [best[index] for index in sorted(best)]

@@ -1,31 +1,31 @@
-"""From what is observed to what is done: the story of a job's life."""
+"""The entry point of the planner, which selects a policy by where the job is in its life."""
 
-from finetune_operator.plan import cleanup, gang, next_attempt, prepare, suspend
+from finetune_operator.plan import finished, gang, next_attempt, prepare, suspend
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Job, World
 from finetune_operator.settings import Settings
 
 
 def plan(world: World, settings: Settings) -> Decision:
-    """Decide what to do about one job; pure, and the same for the same world."""
+    """Decide what to do about one job; equal worlds give equal decisions."""
     status = world.job.status
     if world.job.deleting:
-        return Decision(status)  # owner references clean up
+        return Decision(status)  # Kubernetes deletes the pods through their owner references.
     if status.finished:
-        return cleanup.tidy(world)
+        return finished.clean_up(world)
     if only_prepares(world.job):
-        return prepare.preparing(world, settings)
+        return prepare.decide(world, settings)
     if not status.attempts:
         return suspend.hold(world, status)
     if status.attempts[-1].outcome is None:
-        return gang.running(world, settings)
-    return next_attempt.between(world, settings)
+        return gang.decide(world, settings)
+    return next_attempt.decide(world, settings)
 
 
 def only_prepares(job: Job) -> bool:
-    """Whether a job is before its first commit, and wants to get there: its pods need no live read.
+    """Return whether a job is before its first commit, so that no live read of its pods is needed.
 
-    A gang has pods only after its commit. A prepare pod that a cache has missed cannot be made
-    twice, for its name is taken; one that ended is known by how it ended, and stays so.
+    A gang has pods only after its commit. A prepare pod that a cache missed cannot be created
+    twice, because its name is taken, and the end of one that ended does not change any more.
     """
     return not (job.status.attempts or job.status.finished or job.spec.suspend)

@@ -1,10 +1,10 @@
-"""Pods and the Service of a job, as the dicts that are sent to the API server."""
+"""The pods and the Service of a job, rendered as the dicts that the API server receives."""
 
 import hashlib
 import json
 from collections.abc import Iterable
 
-from finetune_api import names
+from finetune_api import names, reasons
 from finetune_api.base import API_VERSION, Object
 from finetune_api.run import Role, RunConfig
 from finetune_api.spec import DataSource
@@ -22,18 +22,18 @@ _HARDENED: Object = {
 _COMMAND = ["python", "-m", "finetune_trainer"]
 _PREPARE_REQUESTS = {"cpu": "1", "memory": "2Gi"}
 _WORKER_REQUESTS = {"cpu": "500m", "memory": "2Gi"}
-# A mesh proxy would hold the gang's traffic; a template that wants one says so.
+# The proxy of a service mesh would block the gang's traffic. A template can enable it again.
 _NO_MESH = {"sidecar.istio.io/inject": "false", "linkerd.io/inject": "disabled"}
 
 
 class RunConfigTooLargeError(UnrenderableError):
     """The run configuration does not fit into an environment variable."""
 
-    reason = "RunConfigTooLarge"
+    reason = reasons.RUN_CONFIG_TOO_LARGE
 
 
 def claims(job: Job) -> dict[str, bool]:
-    """Claims the job mounts -> whether they are only read."""
+    """Return the claims that the job mounts -> whether the mount is read-only."""
     spec = job.spec
     written = {ClaimPath.parse(spec.checkpoints.storage).claim}
     if spec.cache:
@@ -46,10 +46,9 @@ def claims(job: Job) -> dict[str, bool]:
 
 
 def credentials(job: Job) -> list[str]:
-    """Secrets that the inputs name, in the order of the environment: the later one wins.
+    """Return the Secrets that the inputs name, in the order of the pod's `envFrom`.
 
-    The model's is last. All of a pod's variables share one name space, so two Secrets of a job
-    should not hold the same key.
+    If two Secrets have the same key, the later one takes precedence; the model's Secret is last.
     """
     refs = [entry.credentials_secret_ref for entry in _entries(job)]
     named = [ref.name for ref in [*refs, job.spec.model.credentials_secret_ref] if ref]
@@ -61,7 +60,7 @@ def _entries(job: Job) -> list[DataSource]:
 
 
 def service(job: Job) -> Object:
-    """Headless Service that gives the workers their names before they are ready."""
+    """Render the headless Service, which gives workers DNS names before they are ready."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -84,9 +83,9 @@ def service(job: Job) -> Object:
 
 
 def prepare_pod(job: Job, image: str, inputs: str) -> Object:
-    """The pod that downloads and prepares; it holds no device.
+    """Render the pod that downloads and prepares the inputs; it requests no device.
 
-    The only one that is given the credentials of the inputs: workers read the cache.
+    Only this pod gets the credentials of the inputs, because workers read the cache.
     """
     config = _encode(_config(job, "prepare"))
     pod = _pod(job, names.prepare_pod_name(job.name), image, "prepare", config)
@@ -106,7 +105,7 @@ def prepare_pod(job: Job, image: str, inputs: str) -> Object:
 
 
 def worker_pods(job: Job, highest_step: int, indexes: Iterable[int]) -> list[Object]:
-    """Pods of the attempt that `job.status` committed, of these workers."""
+    """Render the pods of these workers, for the attempt that `job.status` committed."""
     status = job.status
     assert status.attempt is not None
     assert status.resolved is not None
@@ -118,7 +117,7 @@ def worker_pods(job: Job, highest_step: int, indexes: Iterable[int]) -> list[Obj
         prepared_digest=status.resolved.prepared_digest,
         run_digest=status.resolved.run_digest,
     )
-    encoded = _encode(config)  # the same text for all: each learns its index from PET_NODE_RANK
+    encoded = _encode(config)  # the same for all workers; PET_NODE_RANK has the index
     return [_worker_pod(job, index, encoded) for index in indexes]
 
 
@@ -137,14 +136,14 @@ def _worker_pod(job: Job, index: int, config: str) -> Object:
     if job.spec.scheduling:
         pod["spec"]["priorityClassName"] = job.spec.scheduling.priority_class_name
     container = _own_container(pod["spec"])
-    place = {
+    rendezvous = {
         "PET_NNODES": str(workers.replicas),
         "PET_NODE_RANK": str(index),
         "PET_NPROC_PER_NODE": str(workers.devices_per_worker),
         "PET_MASTER_ADDR": names.master_address(job.name, attempt, job.namespace),
         "PET_MASTER_PORT": str(names.RENDEZVOUS_PORT),
     }
-    own = [{"name": name, "value": value} for name, value in place.items()]
+    own = [{"name": name, "value": value} for name, value in rendezvous.items()]
     container["env"] = _merge_env(container["env"], own)
     tracked = [tracker.secret_ref for tracker in job.spec.tracking or []]
     _add_secrets(container, [ref.name for ref in tracked if ref])
@@ -160,10 +159,13 @@ def _worker_pod(job: Job, index: int, config: str) -> Object:
 
 
 def _requests(defaults: Object, resources: Object) -> Object:
-    """What has a limit needs no default: Kubernetes takes the limit, and ours may be above it."""
-    missing = {what: n for what, n in defaults.items() if what not in resources.get("limits", {})}
-    asked: Object = resources.get("requests", {})
-    return missing | asked
+    """Return the requests of the template, with defaults for resources that have no limit.
+
+    Kubernetes uses a limit as the default request, and a default of ours could exceed it.
+    """
+    missing = {name: n for name, n in defaults.items() if name not in resources.get("limits", {})}
+    requested: Object = resources.get("requests", {})
+    return missing | requested
 
 
 def _config(job: Job, role: Role) -> RunConfig:
@@ -181,20 +183,20 @@ def _config(job: Job, role: Role) -> RunConfig:
 
 
 def _encode(config: RunConfig) -> str:
-    """As it goes into an environment variable; RunConfigTooLargeError when it does not fit."""
-    # The kubelet expands $(NAME) in values; JSON has another way to write a dollar.
+    """Return the value of the environment variable; raise RunConfigTooLargeError if too long."""
+    # The kubelet expands $(NAME) in values, so dollar signs are written as JSON escapes.
     encoded = config.to_json().replace("$", "\\u0024")
     size = len(encoded.encode())
     if size > names.RUN_CONFIG_MAX_BYTES:
         raise RunConfigTooLargeError(
-            f"the run configuration has {size} bytes, "
-            f"{names.RUN_CONFIG_MAX_BYTES} are allowed; name fewer or shorter sources"
+            f"the run configuration has {size} bytes, at most {names.RUN_CONFIG_MAX_BYTES} are "
+            "allowed; name fewer or shorter sources in dataset"
         )
     return encoded
 
 
 def _pod(job: Job, name: str, image: str, role: str, config: str) -> Object:
-    """Everything both roles share: the user's template below, what the operator owns above."""
+    """Render what both roles share: the user's template and the operator's fields over it."""
     template = merged_into(job.spec.workers.template)
     metadata, spec = template.get("metadata", {}), template.get("spec", {})
     spec |= {
@@ -234,7 +236,7 @@ def _pod(job: Job, name: str, image: str, role: str, config: str) -> Object:
 
 
 def _harden(spec: Object) -> None:
-    """The restricted pod security level asks it of every container, sidecars too."""
+    """Set what the restricted Pod Security level requires of every container, also sidecars."""
     for container in [*spec.get("initContainers", []), *spec.get("containers", [])]:
         container["securityContext"] = _HARDENED | container.get("securityContext", {})
 
@@ -249,13 +251,13 @@ def _own_container(spec: Object) -> Object:
 
 
 def _merge_env(entries: list[Object], own: list[Object]) -> list[Object]:
-    """The operator's variables win over the template's of the same name."""
-    names_of_own = {entry["name"] for entry in own}
-    return [entry for entry in entries if entry.get("name") not in names_of_own] + own
+    """Return the template's variables and the operator's, which replace those of the same name."""
+    own_names = {entry["name"] for entry in own}
+    return [entry for entry in entries if entry.get("name") not in own_names] + own
 
 
 def _add_secrets(container: Object, secrets: list[str]) -> None:
-    """Their keys become environment; each Secret once, the template's own sources stay."""
+    """Add each Secret to `envFrom` once, after the sources that the template names."""
     sources = list(container.get("envFrom", []))
     for name in dict.fromkeys(secrets):
         source = {"secretRef": {"name": name}}
@@ -268,16 +270,16 @@ def _add_secrets(container: Object, secrets: list[str]) -> None:
 def _mount_claims(job: Job, spec: Object, container: Object, role: str) -> None:
     for number, (claim, read_only) in enumerate(claims(job).items()):
         volume = {"claimName": claim} | ({"readOnly": True} if read_only else {})
-        place = {"mountPath": f"{names.CLAIMS_PATH}/{claim}", "readOnly": read_only}
-        _mount(spec, container, f"claim-{number}", {"persistentVolumeClaim": volume}, place)
+        mount = {"mountPath": f"{names.CLAIMS_PATH}/{claim}", "readOnly": read_only}
+        _mount(spec, container, f"claim-{number}", {"persistentVolumeClaim": volume}, mount)
     if role == "worker" and not _mounts(container, "/dev/shm"):
-        # 64 MB, the runtime's default, kills NCCL with an obscure error.
+        # NCCL fails with an obscure error in the 64 MB that container runtimes give by default.
         memory = {"emptyDir": {"medium": "Memory"}}
         _mount(spec, container, "shared-memory", memory, {"mountPath": "/dev/shm"})
 
 
 def _mount_scratch(spec: Object, container: Object) -> None:
-    """What libraries cache, for the root file system cannot be written."""
+    """Mount a volume at /tmp for the caches of libraries: the root file system is read-only."""
     if not _mounts(container, "/tmp"):
         _mount(spec, container, "finetune-tmp", {"emptyDir": {}}, {"mountPath": "/tmp"})
 
@@ -286,9 +288,9 @@ def _mounts(container: Object, path: str) -> bool:
     return any(mount.get("mountPath") == path for mount in container.get("volumeMounts", []))
 
 
-def _mount(spec: Object, container: Object, name: str, volume: Object, place: Object) -> None:
+def _mount(spec: Object, container: Object, name: str, volume: Object, mount: Object) -> None:
     spec.setdefault("volumes", []).append({"name": name} | volume)
-    container.setdefault("volumeMounts", []).append({"name": name} | place)
+    container.setdefault("volumeMounts", []).append({"name": name} | mount)
 
 
 def _labels(job: Job) -> dict[str, str]:
@@ -302,7 +304,7 @@ def _owner(job: Job) -> Object:
         "name": job.name,
         "uid": job.uid,
         "controller": True,
-        # True is refused where owner references need rights on finalizers (OpenShift).
+        # Where owner references require rights on finalizers (OpenShift), True is refused.
         "blockOwnerDeletion": False,
     }
 

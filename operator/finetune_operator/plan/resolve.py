@@ -1,4 +1,4 @@
-"""Choosing what the spec leaves open, once the data is known."""
+"""The choice of what the spec leaves open, made once the data is known."""
 
 import math
 from typing import Literal
@@ -8,13 +8,16 @@ from finetune_api.progress import DataSummary, Plan, SourceSummary
 from finetune_api.run import PrepareResult
 from finetune_api.spec import FineTuneJobSpec, Training
 
-_STEPS_WANTED = 200  # fewer, and a schedule with warm-up has no room
+_STEPS_WANTED = 200  # with fewer, a schedule with warm-up has too few steps
 _BATCHES = (64, 32, 16, 8)
-_RECOMPUTE_FROM = 1e9  # parameters; below, activations are small beside what one device has
+_RECOMPUTE_FROM = 1e9  # parameters; below, activations take little of a device's memory
 
 
 def resolve(spec: FineTuneJobSpec, prepared: PrepareResult) -> tuple[Plan, DataSummary]:
-    """Plan and data summary of a job; defaults and their reasons are in docs/defaults.md."""
+    """Return the plan and the data summary of a job.
+
+    The defaults and the reasons for them are in docs/defaults.md.
+    """
     training, deepspeed = spec.training, spec.deepspeed
     micro = (deepspeed and deepspeed.micro_batch_size) or 1
     rows = prepared.data.epoch_rows or prepared.data.rows
@@ -40,10 +43,10 @@ def resolve(spec: FineTuneJobSpec, prepared: PrepareResult) -> tuple[Plan, DataS
 
 
 def _passes(spec: FineTuneJobSpec, data: DataSummary, epochs: float) -> list[SourceSummary]:
-    """The sources, each with how often its rows come in the whole run."""
+    """Return the sources, each with how many times its rows are seen in the run."""
     sources = data.sources
     if len(sources) != len(spec.dataset.train):
-        return sources  # they did not fit into the prepare pod's message
+        return sources  # the list did not fit into the prepare pod's message
     rows = [source.rows for source in sources]
     weights = [s.weight for s in spec.dataset.train if s.weight is not None]
     counts = mixture.epoch_counts(rows, weights)
@@ -54,10 +57,10 @@ def _passes(spec: FineTuneJobSpec, data: DataSummary, epochs: float) -> list[Sou
 
 
 def rescaled(plan: Plan, spec: FineTuneJobSpec) -> Plan:
-    """The plan for the gang as it is now: workers and deepspeed may change while suspended.
+    """Return the plan for the gang's current size, which may change while the job is suspended.
 
-    Only what the spec names and what follows from it: a default that another version of the
-    operator would choose is no reason to compute an old run in a new way.
+    Only what the spec sets, and what follows from it, is changed. Defaults that this version of the
+    operator would choose differently do not change a run that has begun.
     """
     deepspeed = spec.deepspeed
     micro = (deepspeed and deepspeed.micro_batch_size) or plan.micro_batch_size
@@ -65,13 +68,16 @@ def rescaled(plan: Plan, spec: FineTuneJobSpec) -> Plan:
         zero_stage=(deepspeed and deepspeed.zero_stage) or plan.zero_stage,
         micro_batch_size=micro,
         gradient_accumulation_steps=math.ceil(plan.global_batch_size / (spec.world_size * micro)),
-        activation_checkpointing=_asked(spec) or plan.activation_checkpointing,
+        activation_checkpointing=_requested_recompute(spec) or plan.activation_checkpointing,
         offload=(deepspeed and deepspeed.offload) or plan.offload,
     )
 
 
 def _global_batch(spec: FineTuneJobSpec, micro: int, rows: int) -> int:
-    """The largest of 8 to 64 that leaves enough steps, as a multiple of what runs at once."""
+    """Return the largest batch of 8 to 64 rows with enough steps.
+
+    It is a multiple of the rows that all devices process at once.
+    """
     unit = spec.world_size * micro
     candidates = [max(unit, size // unit * unit) for size in _BATCHES]
     for size in candidates:
@@ -80,17 +86,17 @@ def _global_batch(spec: FineTuneJobSpec, micro: int, rows: int) -> int:
     return candidates[-1]
 
 
-def _asked(spec: FineTuneJobSpec) -> Literal["Never", "Always"] | None:
+def _requested_recompute(spec: FineTuneJobSpec) -> Literal["Never", "Always"] | None:
     wanted = spec.deepspeed.activation_checkpointing if spec.deepspeed else None
     return None if wanted == "Auto" else wanted
 
 
 def _recompute(spec: FineTuneJobSpec, parameters: int) -> Literal["Never", "Always"]:
-    return _asked(spec) or ("Always" if parameters >= _RECOMPUTE_FROM else "Never")
+    return _requested_recompute(spec) or ("Always" if parameters >= _RECOMPUTE_FROM else "Never")
 
 
-def _run_rows(spec: FineTuneJobSpec, rows: int, most: int) -> int:
-    return most if spec.training.max_steps else math.ceil((spec.training.epochs or 3.0) * rows)
+def _run_rows(spec: FineTuneJobSpec, rows: int, limit: int) -> int:
+    return limit if spec.training.max_steps else math.ceil((spec.training.epochs or 3.0) * rows)
 
 
 def _steps(spec: FineTuneJobSpec, rows: int, batch: int) -> int:

@@ -1,67 +1,102 @@
-"""Whether an ended attempt is followed by another one, and when."""
+"""The policy that decides whether an ended attempt is followed by another one, and when."""
 
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import takewhile
 
-from finetune_api.status import FineTuneJobStatus
-from finetune_operator.plan.failure import Verdict
+from finetune_api.status import Attempt, FineTuneJobStatus
+from finetune_operator.plan.outcomes import PERMANENT_IF_REPEATED, RESTARTED
+from finetune_operator.plan.verdict import Verdict
 
-_LONGEST = 300.0  # s
-MOST_RESTARTS = 99
-AGAIN = ("Failed", "Preempted")  # what follows is a restart; suspended or let go it is none
+MAX_RESTARTS = 99
+_MAX_BACKOFF = 300.0  # seconds
 
 
 @dataclass(frozen=True)
 class Restart:
-    """What comes after an attempt that did not succeed."""
+    """What follows an attempt that did not succeed."""
 
-    counted: int
-    at: datetime | None  # None: no more attempts
-    why: str = ""  # why there are no more, or why this one counts
+    counted: int  # counted restarts of the job from now on
+    at: datetime | None  # when the next attempt may begin; None: the job fails
+    why: str = ""  # why the job fails, or why this restart counts
 
 
-def after(
+def decide(
     status: FineTuneJobStatus,
     verdict: Verdict,
     *,
     repeated: bool,
     progressed: bool,
-    most: int,
+    max_restarts: int,
     backoff: float,
     jitter: float,
     now: datetime,
 ) -> Restart:
-    """Decide; `progressed`: the attempt got further than the best before it; `jitter` in [0, 1)."""
-    in_vain = verdict.outcome == "Preempted" and not progressed
-    counts = verdict.counted or in_vain
+    """Decide what follows an attempt that ended with this verdict.
+
+    `progressed` is whether the attempt finished a step that no earlier one had finished, `backoff`
+    the first delay in seconds and `jitter` a number in [0, 1).
+    """
+    ending = verdict.ending
+    useless = ending.counted_without_progress and not progressed
+    counts = ending.counted or useless
     counted = status.counted_restarts + (1 if counts else 0)
-    if verdict.permanent or repeated:
+    if ending.permanent or repeated:
         return Restart(status.counted_restarts, None, "")
-    if counts and counted > most:
-        return Restart(status.counted_restarts, None, f"gave up after {most} counted restarts")
-    if verdict.outcome in AGAIN and status.restarts >= MOST_RESTARTS:
-        return Restart(counted, None, f"gave up after {MOST_RESTARTS} restarts")
-    seconds = wait(backoff, counted) if counts else 0.0
-    if verdict.backs_off:
-        # Half gangs that let go together would meet again: each waits a little differently.
-        seconds = wait(backoff, _released(status) + 1) * (0.5 + jitter)
-    why = "it counts: it made no new step" if in_vain else ""
+    if counts and counted > max_restarts:
+        why = f"gave up after {max_restarts} counted restarts"
+        return Restart(status.counted_restarts, None, why)
+    if ending.outcome in RESTARTED and status.restarts >= MAX_RESTARTS:
+        return Restart(counted, None, f"gave up after {MAX_RESTARTS} restarts")
+    seconds = backoff_seconds(backoff, counted) if counts else 0.0
+    if ending.backs_off:
+        # Incomplete gangs that are released together would compete again; jitter separates them.
+        seconds = backoff_seconds(backoff, _releases(status) + 1) * (0.5 + jitter)
+    why = "counted, because it finished no new step" if useless else ""
     return Restart(counted, now + timedelta(seconds=round(seconds)), why)
 
 
-def wait(backoff: float, counted: int) -> float:
-    """Seconds before the restart of that number: 10 s, 20 s, 40 s, ... at most 5 minutes."""
-    return min(_LONGEST, backoff * 2.0 ** min(counted - 1, 16))
+def backoff_seconds(backoff: float, counted: int) -> float:
+    """Return the delay before the restart of that number: 10, 20, 40, ..., at most 300 seconds."""
+    return min(_MAX_BACKOFF, backoff * 2.0 ** min(counted - 1, 16))
 
 
 def jitter(job_uid: str, attempt: int) -> float:
-    """In [0, 1), the same for the same attempt: a plan made again is the same plan."""
+    """Return a number in [0, 1) that is the same whenever this attempt is planned."""
     return hashlib.sha256(f"{job_uid}/{attempt}".encode()).digest()[0] / 256
 
 
-def _released(status: FineTuneJobStatus) -> int:
-    """Gangs that let go one after another before this one."""
+def previous_failure(attempts: list[Attempt]) -> Attempt | None:
+    """Return the newest failure before the last attempt, or None.
+
+    Attempts in between that were preempted or released do not matter. Failures before a suspension
+    are not comparable, because the gang may have been changed during it.
+    """
+    for attempt in reversed(attempts[:-1]):
+        if attempt.outcome == "Suspended":
+            return None
+        if attempt.outcome == "Failed":
+            return attempt
+    return None
+
+
+def repeats(verdict: Verdict, step: int | None, before: Attempt | None) -> bool:
+    """Return whether the previous failure was the same at the same step.
+
+    Another attempt would then end in the same way.
+    """
+    if before is None or before.reason != verdict.reason:
+        return False
+    distance = PERMANENT_IF_REPEATED.get(verdict.reason)
+    if distance is None:
+        return False
+    if distance == 0:
+        return before.last_step == step
+    return abs((before.last_step or 0) - (step or 0)) <= distance
+
+
+def _releases(status: FineTuneJobStatus) -> int:
+    """Return how many attempts in a row were released directly before the last one."""
     earlier = takewhile(lambda a: a.outcome == "Released", reversed(status.attempts[:-1]))
     return sum(1 for _ in earlier)

@@ -1,33 +1,38 @@
-"""Suspension: the gang saves and goes, no pod is left, and the next attempt waits for the user."""
+"""The policy for suspension.
 
+The gang saves, every pod is deleted, and the next attempt waits until the user resumes the job.
+"""
+
+from finetune_api import reasons
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.plan.decision import RECHECK, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.observe import Job, World
-from finetune_operator.plan.stops import SUSPENDED, Stop
+from finetune_operator.plan.stops import StopRequest
 
 
-def asks(job: Job) -> list[Stop]:
-    """The user's wish is the first that counts."""
-    return [Stop(SUSPENDED, "spec.suspend is true")] if job.spec.suspend else []
+def stop_requests(job: Job) -> list[StopRequest]:
+    """Request a stop if the user suspended the job."""
+    return [StopRequest(reasons.SUSPENDED, "spec.suspend is true")] if job.spec.suspend else []
 
 
 def hold(world: World, status: FineTuneJobStatus) -> Decision:
-    """No gang is left to wait for: remove what still exists, then rest.
+    """Delete every pod of a suspended job without a live gang, then wait for the user.
 
-    `Suspended` is True only when no pod of the job exists, so that workers may be edited then.
+    The condition `Suspended` is True only when no pod of the job exists, because that is when the
+    workers may be edited.
     """
     left = [pod for pod in world.pods if not pod.gone]
     if not left:
-        text = "no pod is left; set spec.suspend to false to go on"
+        text = "no pod is left; set spec.suspend to false to resume"
         if status.attempt and status.latest_checkpoint:
             text += f" from the checkpoint of step {status.latest_checkpoint.step}"
-        rests = describe(world, status, Situation("Suspended", "Suspended", text))
-        # A cache that missed a pod must not say so: made again from a live read.
-        return Decision(rests, commits=status.phase != "Suspended")
-    doomed = [Delete(pod.name, pod.uid) for pod in left if pod.undeleted(world.now)]
-    # A pod on a node that is lost stays until the node is back or removed: name it.
+        held = describe(world, status, Situation("Suspended", reasons.SUSPENDED, text))
+        # A cache may have missed a pod, so this is repeated from a live read.
+        return Decision(held, commits=status.phase != "Suspended")
+    deletions = [Delete(pod.name, pod.uid) for pod in left if pod.needs_deletion(world.now)]
+    # A pod on a lost node stays until the node is back or is removed, so name the node.
     where = f" on node {left[0].node}" if left[0].node else ""
-    text = f"waiting for {len(left)} pods to go, first {left[0].name}{where}"
-    situation = Situation("Suspending", "Suspended", text)
-    return Decision(describe(world, status, situation), delete=doomed, requeue_after=RECHECK)
+    text = f"waiting for {len(left)} pods to be deleted, first {left[0].name}{where}"
+    situation = Situation("Suspending", reasons.SUSPENDED, text)
+    return Decision(describe(world, status, situation), delete=deletions, requeue_after=RECHECK)

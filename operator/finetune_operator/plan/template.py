@@ -1,14 +1,15 @@
 """The user's pod template, as far as the operator merges its own fields into it.
 
-The rest of the template is the API server's to judge. What is merged into has to have the shape of
-a pod's: a string where a list belongs must end in a message, not in the operator.
+The fields that the operator merges into must have the types that a pod has there, so that a string
+in place of a list leads to a message and not to an exception. The API server validates the rest.
 """
 
 from typing import Any
 
+from finetune_api import reasons
 from finetune_api.base import Object
 
-_MOST_LEVELS = 32  # a pod has about a dozen
+_MAX_LEVELS = 32  # a pod has about a dozen
 
 _CONTAINER: Object = {
     "securityContext": {},
@@ -29,19 +30,22 @@ _SHAPE: Object = {
 
 
 class UnrenderableError(Exception):
-    """No pod can be made of the job; `reason` is the condition's."""
+    """The pods of a job cannot be rendered; `reason` is that of the condition Accepted."""
 
     reason: str
 
 
 class TemplateError(UnrenderableError):
-    """The template has not the shape of a pod's."""
+    """A field of the template does not have the type that it has in a pod."""
 
-    reason = "InvalidTemplate"
+    reason = reasons.INVALID_TEMPLATE
 
 
 def merged_into(template: Object | None) -> Object:
-    """A copy that may be changed, without nulls: to the API server they are absent fields."""
+    """Return a deep copy of the template without nulls, which the API server treats as unset.
+
+    Raise TemplateError for a field that does not have the type that it has in a pod.
+    """
     copy = _copy(template or {}, 0)
     _check(copy, _SHAPE, "workers.template")
     found: Object = copy
@@ -49,9 +53,9 @@ def merged_into(template: Object | None) -> Object:
 
 
 def _copy(value: Any, level: int) -> Any:
-    if level > _MOST_LEVELS:
+    if level > _MAX_LEVELS:
         raise TemplateError(
-            f"workers.template is nested deeper than {_MOST_LEVELS} levels; a pod is not"
+            f"workers.template is nested deeper than {_MAX_LEVELS} levels; a pod template is not"
         )
     if isinstance(value, dict):
         return {k: _copy(v, level + 1) for k, v in value.items() if v is not None}
@@ -63,7 +67,7 @@ def _copy(value: Any, level: int) -> Any:
 def _check(value: Any, shape: Any, path: str) -> None:
     if not isinstance(value, type(shape)):
         wanted = "an object" if isinstance(shape, dict) else "a list"
-        raise TemplateError(f"{path} must be {wanted}; {value!r:.40} is none")
+        raise TemplateError(f"{path} must be {wanted}, not {value!r:.40}")
     if isinstance(shape, list):
         for number, item in enumerate(value):
             _check(item, shape[0], f"{path}[{number}]")

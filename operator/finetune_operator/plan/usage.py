@@ -1,9 +1,10 @@
-"""Device time of attempts: exact where ends were seen, marked where they were not.
+"""The device time of attempts: exact where ends were observed, marked as estimated elsewhere.
 
-A pod costs its devices from the moment it was bound to a node until its trainer container ended.
-The total of an attempt is recomputed from the pods at every look. A pod that vanished unseen stays
-charged with what it had cost by its last proof of life, until the attempt's own record on storage
-tells more. Once an attempt is settled its sums change by such a correction only.
+A pod is charged for its devices from its binding to a node until its trainer container ended. The
+total of an attempt is computed from the pods each time the job is planned. A pod that vanished
+before its end was observed is charged up to its last proof of life, until the attempt's own record
+on storage shows that it lived longer. Once an attempt is settled, only such a correction changes
+its sums.
 """
 
 from datetime import datetime
@@ -14,12 +15,17 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, FineTuneJobStatus, Usage
 from finetune_operator.plan.observe import Pod
 
-PROOF_INTERVAL = 600.0  # s between writes that only say that a gang still lives
-"""A gang that vanishes while nobody looks is charged up to the last of them."""
+PROOF_INTERVAL = 600.0
+"""Seconds between status writes that only record that a gang is alive.
+
+A gang that vanishes while no operator runs is charged up to the last of them.
+"""
+KEPT = 10
+"""Number of attempts that the status lists; older ones are folded into one sum."""
 
 
-def begin(spec: FineTuneJobSpec, number: int, now: datetime) -> Attempt:
-    """A new attempt, with the size of its gang: the spec may change while the job is suspended."""
+def new_attempt(spec: FineTuneJobSpec, number: int, now: datetime) -> Attempt:
+    """Return a new attempt, with its gang's size, which the spec may change during a suspension."""
     workers = spec.workers
     return Attempt(
         number=number,
@@ -30,7 +36,10 @@ def begin(spec: FineTuneJobSpec, number: int, now: datetime) -> Attempt:
 
 
 def _end(pod: Pod) -> datetime | None:
-    """When it ceased to hold devices; an evicted pod may never have told about its container."""
+    """Return when the pod released its devices, or None if that is not known.
+
+    The status of an evicted pod may lack the end of its container.
+    """
     return pod.ended.finished if pod.ended else pod.terminal_since or pod.gone_at
 
 
@@ -42,12 +51,12 @@ def _seconds(pod: Pod, until: datetime) -> int:
 
 
 def account(attempt: Attempt, pods: list[Pod], now: datetime) -> Attempt:
-    """The attempt with its device seconds up to now."""
+    """Return the attempt with its device seconds up to now."""
     devices = attempt.devices_per_worker
-    # A pod that was found missing has no known cost: it may have got a node while nobody looked.
+    # The cost of a pod that was found missing is not known: it may have been bound unobserved.
     known = [pod for pod in pods if _end(pod) or not pod.gone]
-    going = any(_end(pod) is None and not pod.gone for pod in known)
-    guessed = any(pod.ended is None and pod.gone and pod.scheduled for pod in pods)
+    alive = any(_end(pod) is None and not pod.gone for pod in known)
+    unobserved = any(pod.ended is None and pod.gone and pod.scheduled for pod in pods)
     seconds = devices * sum(_seconds(pod, now) for pod in known)
     vanished = attempt.workers - len(known) if attempt.created else 0
     vanished_seconds, vanished_time = attempt.vanished_device_seconds, attempt.vanished_time
@@ -57,19 +66,19 @@ def account(attempt: Attempt, pods: list[Pod], now: datetime) -> Attempt:
         vanished_seconds = max(vanished_seconds, attempt.device_seconds - then)
     return attempt.replace(
         device_seconds=max(attempt.device_seconds, seconds + vanished_seconds),
-        accounted_until=now if going else attempt.accounted_until,
+        accounted_until=now if alive else attempt.accounted_until,
         vanished_workers=max(vanished, attempt.vanished_workers),
         vanished_device_seconds=vanished_seconds,
         vanished_time=vanished_time,
-        estimated=attempt.estimated or vanished > 0 or guessed,
+        estimated=attempt.estimated or vanished > 0 or unobserved,
     )
 
 
-def settle(attempt: Attempt, pods: list[Pod]) -> Attempt:
-    """Every pod of the attempt is over: its sums are final.
+def finalize(attempt: Attempt, pods: list[Pod]) -> Attempt:
+    """Return the attempt with its final sums, once every pod of it is over.
 
-    Where all ends were seen the total is the plain sum, whatever a clock of ours that runs ahead of
-    the nodes' had charged meanwhile.
+    If all ends were observed, the total is their sum, even if it is less than what was charged
+    before by a clock of the operator that is ahead of the nodes' clocks.
     """
     own = [pod for pod in pods if pod.attempt == attempt.number]
     unseen = [pod for pod in own if pod.ended is None and pod.scheduled]
@@ -78,7 +87,8 @@ def settle(attempt: Attempt, pods: list[Pod]) -> Attempt:
         seconds = sum(_seconds(pod, pod.ended.finished) for pod in own if pod.ended)
         total = attempt.devices_per_worker * seconds
         if not attempt.created and total < attempt.device_seconds:
-            # How many pods a gang had that was never whole is not known: one may be missing here.
+            # A gang that was never complete may have had pods that are not in `pods`, so the
+            # larger sum is kept.
             total, attempt = attempt.device_seconds, attempt.replace(estimated=True)
         attempt = attempt.replace(device_seconds=total)
     parts = attempt.productive_device_seconds + attempt.lost_device_seconds
@@ -90,7 +100,7 @@ def settle(attempt: Attempt, pods: list[Pod]) -> Attempt:
 
 
 def split(attempt: Attempt, ledger: StepLedger | None) -> Attempt:
-    """Divide an attempt's time by its ledger of steps; what is left is overhead."""
+    """Return the attempt with its time split by the ledger; the remainder is overhead."""
     if ledger is None:
         return attempt
     devices = attempt.workers * attempt.devices_per_worker
@@ -107,14 +117,14 @@ def split(attempt: Attempt, ledger: StepLedger | None) -> Attempt:
 def correct(
     status: FineTuneJobStatus, records: list[AttemptRecord], now: datetime
 ) -> FineTuneJobStatus:
-    """Mend estimates of earlier attempts by what these wrote about themselves, once each.
+    """Correct the estimates of earlier attempts from their own records, once each.
 
-    The record's time is a proof of life of its gang that the operator did not see. It is worker
-    0's; the mark `estimated` stays, for the others' ends are taken to be the same. A time to come
-    is no proof of anything.
+    The time of a record is a proof of life that the operator did not observe. It is that of worker
+    0, and the other workers are assumed to have ended with it, so the attempt stays marked as
+    estimated. A time in the future counts as now.
     """
     known = {record.attempt: record for record in records}
-    mended = [
+    corrected = [
         _corrected(attempt, known[attempt.number], now)
         if attempt.settled
         and attempt.estimated
@@ -123,23 +133,20 @@ def correct(
         else attempt
         for attempt in status.attempts
     ]
-    return status.replace(attempts=mended)
+    return status.replace(attempts=corrected)
 
 
 def _corrected(attempt: Attempt, record: AttemptRecord, now: datetime) -> Attempt:
-    told = min(record.update_time, now)
-    last = attempt.vanished_time or told
-    unseen = max(0, int((told - last).total_seconds()))
-    more = unseen * attempt.vanished_workers * attempt.devices_per_worker
+    alive_at = min(record.update_time, now)
+    charged_until = attempt.vanished_time or alive_at
+    missing = max(0, int((alive_at - charged_until).total_seconds()))
+    more = missing * attempt.vanished_workers * attempt.devices_per_worker
     attempt = attempt.replace(device_seconds=attempt.device_seconds + more, corrected=True)
     return split(attempt, record.ledger)
 
 
-KEPT = 10  # attempts in the list
-
-
 def total(status: FineTuneJobStatus) -> Usage:
-    """Sums over all attempts; the three parts add up to the whole."""
+    """Return the sums over all attempts. The three parts add up to the total."""
     attempts = [*status.attempts, *([status.folded_attempts] if status.folded_attempts else [])]
     seconds = sum(a.device_seconds for a in attempts)
     productive = sum(a.productive_device_seconds for a in attempts)
@@ -154,11 +161,11 @@ def total(status: FineTuneJobStatus) -> Usage:
     )
 
 
-def fold(status: FineTuneJobStatus, most: int) -> FineTuneJobStatus:
-    """Keep the newest attempts; the older ones become one sum."""
-    if len(status.attempts) <= most:
+def fold(status: FineTuneJobStatus, limit: int) -> FineTuneJobStatus:
+    """Return the status with at most `limit` attempts listed; older ones become one sum."""
+    if len(status.attempts) <= limit:
         return status
-    cut = len(status.attempts) - most
+    cut = len(status.attempts) - limit
     old, kept = status.attempts[:cut], status.attempts[cut:]
     parts = [*([status.folded_attempts] if status.folded_attempts else []), *old]
     folded = parts[-1].replace(

@@ -1,6 +1,7 @@
 """A simulated cluster that drives the real reconciler through random histories.
 
-`store` is the API server, `api` the connection to it with its faults, `node` scheduler, kubelet and
-the processes in pods, `controller` one life of the operator process, `world` all of them together,
-`events` what may happen, `invariants` what must stay true, `mutations` proof that they can fail.
+`store` is the API server and `api` the connection to it, with its faults. `node` has the scheduler,
+the kubelets and the processes in pods. `controller` is one run of the operator process, and `world`
+joins all of them. `events` lists what may happen, `invariants` what must always hold, and
+`mutations` proves that the invariants can fail.
 """

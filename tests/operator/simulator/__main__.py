@@ -1,4 +1,4 @@
-"""`python -m tests.operator.simulator`: many histories on all cores, until one breaks something."""
+"""The command `python -m tests.operator.simulator`: runs histories until one fails."""
 
 import argparse
 import multiprocessing
@@ -9,7 +9,7 @@ from tests.operator.simulator.shards import simulate
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="make simulate", description=__doc__)
     parser.add_argument("histories", type=int, nargs="?", default=100_000)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)

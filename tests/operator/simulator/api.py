@@ -1,7 +1,8 @@
-"""The operator's connection to the simulated API server, with everything that can go wrong on it.
+"""The operator's connection to the simulated API server, with the faults that it can have.
 
-Something is armed for the n-th call from now: an error before or after the effect, a crash of the
-operator, an effect that comes late, or an event of the world that happens just then.
+A fault or an event is scheduled for the n-th call from now: an error before or after the request
+takes effect, a crash of the operator, a request that takes effect late, or an event of the world at
+that moment.
 """
 
 import contextlib
@@ -16,16 +17,16 @@ from tests.operator.simulator.store import Store, parse
 
 
 class Crash(BaseException):
-    """The operator process dies here: no handler for errors may stop it."""
+    """The operator process dies here. No handler catches it, because it is not an Exception."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one call. `effect`: whether the server carries it out, and when."""
+    """What happens to one call."""
 
     name: str
     raises: Callable[[], BaseException]
-    effect: str = "no"  # no | yes | late
+    effect: str = "no"  # whether the server carries the request out: no, yes or late
 
 
 def _refusal(code: int, reason: str, message: str) -> Callable[[], BaseException]:
@@ -51,41 +52,41 @@ FAULTS = {
 
 
 @dataclass(frozen=True)
-class BeforeAnswer:
-    """An event after the effect of a call, which the watches tell before the call is answered."""
+class BeforeResponse:
+    """An event that the watches deliver after a call took effect and before its response."""
 
     event: Any
 
 
 @dataclass
 class Wire:
-    """Counts calls over all lives of the operator; holds what is armed and what is under way."""
+    """The network: counts calls over all runs of the operator and holds the scheduled faults."""
 
     store: Store
-    happen: Callable[[Any], None]  # an event of the world
-    deliver: Callable[[], None] = lambda: None  # the watches of the operator that lives now
+    apply_event: Callable[[Any], None]
+    deliver: Callable[[], None] = lambda: None  # the watches of the current operator
     calls: int = 0
-    writes: int = 0  # calls that would change something
-    armed: dict[int, list[Any]] = field(default_factory=lambda: defaultdict(list))
-    under_way: list[Callable[[], object]] = field(default_factory=list)
+    writes: int = 0  # calls that would change an object
+    scheduled: dict[int, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    delayed: list[Callable[[], object]] = field(default_factory=list)
 
-    def arm(self, calls: int, what: Any) -> None:
-        self.armed[self.calls + calls].append(what)
+    def schedule(self, calls: int, what: Any) -> None:
+        self.scheduled[self.calls + calls].append(what)
 
-    def calm(self) -> None:
-        """From here on the connection is good; what was under way arrives."""
-        self.armed.clear()
+    def repair(self) -> None:
+        """Remove all faults; requests that were delayed take effect."""
+        self.scheduled.clear()
         self.arrive()
 
     def arrive(self) -> None:
-        late, self.under_way = self.under_way, []
+        late, self.delayed = self.delayed, []
         for effect in late:
-            with contextlib.suppress(ApiError):  # nobody listens any more
+            with contextlib.suppress(ApiError):  # the client has given up
                 effect()
 
 
 class Api:
-    """finetune_operator.kube.Requests, for one life of the operator."""
+    """The requests of finetune_operator.kube.Requests in one run of the operator process."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire, self._store, self.dead = wire, wire.store, False
@@ -138,23 +139,23 @@ class Api:
         wire.writes += writes
         fault: Fault | None = None
         after: Any = None
-        for what in wire.armed.pop(wire.calls, ()) if wire.armed else ():
+        for what in wire.scheduled.pop(wire.calls, ()) if wire.scheduled else ():
             if isinstance(what, Fault):
                 fault = what if conflicts or what.name != "conflict" else fault
-            elif isinstance(what, BeforeAnswer):
+            elif isinstance(what, BeforeResponse):
                 after = what
             else:
-                wire.happen(what)
+                wire.apply_event(what)
         if fault is None:
             answer = effect(False)
             if after:
-                wire.happen(after.event)
+                wire.apply_event(after.event)
                 wire.deliver()
             return answer
         error = fault.raises()
         self.dead = isinstance(error, Crash)
         if fault.effect == "late" and writes:
-            wire.under_way.append(lambda: effect(True))
+            wire.delayed.append(lambda: effect(True))
         elif fault.effect == "yes":
-            effect(False)  # may be refused: then that is the answer
+            effect(False)  # the server may refuse it, and this is then the response
         raise error

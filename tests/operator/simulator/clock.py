@@ -6,16 +6,16 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Clock:
-    """Seconds since the world began; nothing passes unless somebody says so."""
+    """Seconds since the world began. Time passes only when a test sets it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def now(self) -> datetime:
-        """As Kubernetes writes times: whole seconds."""
+        """Return the time in whole seconds, as Kubernetes writes it."""
         return START + timedelta(seconds=int(self.seconds))
 
     def stamp(self, ahead: float = 0.0) -> str:
-        """RFC 3339, some seconds ahead."""
+        """Return the time `ahead` seconds from now, in RFC 3339."""
         moment = START + timedelta(seconds=int(self.seconds + ahead))
         return moment.isoformat()[:19] + "Z"

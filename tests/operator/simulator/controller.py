@@ -1,6 +1,6 @@
-"""One life of the operator process: real caches, real reconciler, empty at its start.
+"""One run of the operator process: the real caches, empty at its start, and the real reconciler.
 
-Watches and the queue are driven by hand: the world says when events arrive, and time is simulated.
+The world decides when watches deliver events, and the time is simulated.
 """
 
 from dataclasses import dataclass, field
@@ -20,11 +20,11 @@ from tests.operator.simulator.clock import Clock
 from tests.operator.simulator.store import JOBS, PODS
 
 SETTINGS = Settings(trainer_image="trainer:1")
-_MOST_LOOKS = 60
+_MAX_RECONCILIATIONS = 60
 
 
 class SimulatedThrottle(Throttle):
-    """Reads the simulated clock instead of the machine's."""
+    """A throttle that reads the simulated clock instead of the machine's."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(SETTINGS.progress_write_interval)
@@ -36,7 +36,7 @@ class SimulatedThrottle(Throttle):
 
 @dataclass
 class Controller:
-    """`stalled` watches deliver nothing until they flow again or are cut."""
+    """The operator process. Watches in `stalled` deliver nothing until they flow or are cut."""
 
     wire: Wire
     clock: Clock
@@ -45,10 +45,10 @@ class Controller:
     timers: dict[Key, float] = field(default_factory=dict)
     failures: dict[Key, int] = field(default_factory=dict)
     stalled: set[str] = field(default_factory=set)
-    soon: set[Key] = field(default_factory=set)  # there is news that a timer waits with
-    looks: int = 0
-    looked_at: tuple[float, int] = (-1.0, 0)  # moment and version of the last look's beginning
-    look_began: int = 0  # the call before the first one of this look
+    soon: set[Key] = field(default_factory=set)  # jobs with changes that a timer batches
+    reconciliations: int = 0
+    last_began: tuple[float, int] = (-1.0, 0)  # time and version when the last one began
+    calls_before: int = 0  # calls made before the last reconciliation
 
     def __post_init__(self) -> None:
         self.api = Api(self.wire)
@@ -79,7 +79,7 @@ class Controller:
         self.reports.drop(uid)
 
     def relist(self, plural: str) -> None:
-        """As at the start, and after a watch was too old: what is there, not what went."""
+        """List the objects again, as after a start or an expired watch, which miss deletions."""
         store = self.wire.store
         self.stalled.discard(plural)
         self.cursor[plural] = len(store.log[plural])
@@ -90,7 +90,7 @@ class Controller:
             self.jobs.take(job)
 
     def deliver(self) -> None:
-        """Every event that the watches have for us."""
+        """Take every event that the watches have."""
         for plural in (PODS, JOBS):
             log = self.wire.store.log[plural]
             start = self.cursor[plural]
@@ -113,8 +113,8 @@ class Controller:
             self.jobs.take(item)
 
     async def work(self) -> None:
-        """Until nothing is left to do at this moment."""
-        for _ in range(_MOST_LOOKS):
+        """Reconcile until nothing is left to do at this moment."""
+        for _ in range(_MAX_RECONCILIATIONS):
             self.deliver()
             for key in [k for k, at in self.timers.items() if at <= self.clock.seconds]:
                 del self.timers[key]
@@ -122,13 +122,15 @@ class Controller:
             if not self.ready:
                 return
             await self._handle(self.ready.pop())
-        raise AssertionError(f"never comes to rest: more than {_MOST_LOOKS} looks at one moment")
+        raise AssertionError(
+            f"does not come to rest: more than {_MAX_RECONCILIATIONS} reconciliations at one moment"
+        )
 
     async def _handle(self, key: Key) -> None:
-        """As finetune_operator.queue.Queue does."""
+        """Reconcile one job as finetune_operator.queue.Queue does."""
         self.soon.discard(key)
-        self.looks, self.look_began = self.looks + 1, self.wire.calls
-        self.looked_at = (self.clock.seconds, self.wire.store.version)
+        self.reconciliations, self.calls_before = self.reconciliations + 1, self.wire.calls
+        self.last_began = (self.clock.seconds, self.wire.store.version)
         try:
             delay = await self.reconciler.reconcile(key)
             self.failures.pop(key, None)

@@ -1,4 +1,4 @@
-"""What may happen in a history: every event is one value, and reads like a sentence."""
+"""The events that may happen in a history. Each is one value, which a pinned test can repeat."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from finetune_api.base import Object
 from tests.operator import worlds
-from tests.operator.simulator.api import FAULTS, BeforeAnswer
+from tests.operator.simulator.api import FAULTS, BeforeResponse
 from tests.operator.simulator.store import JOBS, PODS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ LABEL = "finetune.dev/job-uid"
 
 @dataclass(frozen=True)
 class Event:
-    """`value` is a pod's place in the list of all pods, seconds, or what the event needs."""
+    """An event. `value` is a pod's position in the list of pods, seconds, or other arguments."""
 
     what: str
     value: Any = None
@@ -30,12 +30,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Config:
-    """The job of a history."""
+    """The job that a history is about, and the clocks of its nodes."""
 
     replicas: int = 2
     devices: int = 2
     sidecar: bool = False
-    skews: tuple[int, ...] = (0,)  # s by which clocks of nodes run ahead; worker 0's is the first
+    skews: tuple[int, ...] = (0,)  # s by which the clocks of nodes are ahead, by worker index
     policy: tuple[tuple[str, Any], ...] = field(default=())
 
     def spec(self) -> Object:
@@ -73,7 +73,7 @@ def _pod(world: "World", place: int) -> Object | None:
 
 
 def _to_pod(name: str) -> "Action":
-    """An event of the node model that befalls one pod."""
+    """Return an action that calls a method of the node model with one pod."""
 
     def action(world: "World", place: int) -> None:
         if pod := _pod(world, place):
@@ -157,13 +157,13 @@ def _delete_job(world: "World", recreate: bool) -> None:
 
 
 def _scale(world: "World", replicas: int) -> None:
-    """Allowed while Suspended only."""
+    """Edit the number of workers, which the CRD allows only while the job is Suspended."""
     if world.condition("Suspended") == "True":
         world.edit({"workers": {"replicas": replicas}})
 
 
 def _model(world: "World", source: str) -> None:
-    """Allowed before the first commit only."""
+    """Edit the model, which the CRD allows only before the first commit."""
     if world.job and "attempt" not in world.job.get("status", {}):
         world.edit({"model": {"source": source}})
 
@@ -202,7 +202,7 @@ def _at_call(world: "World", value: tuple[int, Any]) -> None:
     if isinstance(what, str):
         what = FAULTS[what]
         world.blind = True
-    world.wire.arm(calls, what)
+    world.wire.schedule(calls, what)
 
 
 Action = Callable[["World", Any], None]
@@ -213,7 +213,7 @@ ACTIONS: dict[str, Action] = {
     "train": _train,
     "finish": lambda world, _: world.nodes.finish(),
     "exit": _exit,
-    "crash often": lambda world, _: None,  # the world takes these steps one by one
+    "crash often": lambda world, _: None,  # World.step takes the steps of CRASHES one by one
     "ends are reported": lambda world, _: [
         world.nodes.report(uid) for uid in list(world.nodes.unreported)
     ],
@@ -290,30 +290,34 @@ _RACES = [event for event in (*_WORLD[::3], *_USER) if event.what != "start"]
 _FAULTS = [
     *(Event("at call", (call, name)) for call in (1, 2, 3, 4, 5, 6, 8, 10) for name in FAULTS),
     *(Event("at call", (call, event)) for call in (2, 3, 4, 6) for event in _RACES),
-    *(Event("at call", (call, BeforeAnswer(event))) for call in (1, 2, 5) for event in _RACES[::2]),
-    *(Event("at call", (c, BeforeAnswer(Event("delete job", True)))) for c in range(1, 9)),
+    *(
+        Event("at call", (call, BeforeResponse(event)))
+        for call in (1, 2, 5)
+        for event in _RACES[::2]
+    ),
+    *(Event("at call", (c, BeforeResponse(Event("delete job", True)))) for c in range(1, 9)),
 ]
 
 
-def _often(events: list[Event], share: int) -> list[Event]:
-    """All of them, repeated to about that share of the catalogue, in thousandths."""
+def _weighted(events: list[Event], share: int) -> list[Event]:
+    """Return the events, repeated to about `share` thousandths of the catalogue."""
     return events * max(1, round(share * 10 / len(events)))
 
 
-# Simple ones first: hypothesis shrinks towards the beginning of the list.
+# The simplest events come first, because hypothesis shrinks towards the start of the list.
 CATALOGUE = [
     Event("nothing"),
-    *_often([Event("go")], 280),
-    *_often([Event("train", 20), Event("train", 200), Event("finish")], 110),
-    *_often([Event("wait", seconds) for seconds in (1, 3, 12, 30, 70, 400, 900)], 90),
-    *_often([Event("crash often", 11)], 1),
-    *_often(_WORLD, 220),
-    *_often(_USER, 80),
-    *_often(_OPERATOR, 60),
-    *_often(_FAULTS, 160),
+    *_weighted([Event("go")], 280),
+    *_weighted([Event("train", 20), Event("train", 200), Event("finish")], 110),
+    *_weighted([Event("wait", seconds) for seconds in (1, 3, 12, 30, 70, 400, 900)], 90),
+    *_weighted([Event("crash often", 11)], 1),
+    *_weighted(_WORLD, 220),
+    *_weighted(_USER, 80),
+    *_weighted(_OPERATOR, 60),
+    *_weighted(_FAULTS, 160),
 ]
 _RUNS = [Event("go")] * 3
-# Most of what is interesting needs a gang that runs.
+# Most histories of interest need a gang that runs.
 STARTS: tuple[list[Event], ...] = ([], _RUNS, [*_RUNS, Event("train", 20)])
 HISTORIES = st.builds(
     list.__add__,
@@ -323,6 +327,6 @@ HISTORIES = st.builds(
 
 
 def readable(config: Config, history: list[Event]) -> str:
-    """As a person reads it, and as a pinned test repeats it."""
+    """Return the history as the source of a pinned test."""
     lines = "".join(f"        {event!r},\n" for event in history if event.what != "nothing")
     return f"run(\n    {config!r},\n    [\n{lines}    ],\n)"

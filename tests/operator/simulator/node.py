@@ -1,6 +1,6 @@
-"""Scheduler, kubelets and the processes in pods. Every pod has a node of its own.
+"""The scheduler, the kubelets and the processes in pods. Every pod has its own node.
 
-A process outlives its pod object when the node is lost: only the fence on storage stops it.
+When a node is lost, a process outlives its pod object; only the fence on storage stops it.
 """
 
 import json
@@ -23,14 +23,14 @@ STOPPED, FENCED, PEER_LOST, KILLED = 75, 79, 88, 137
 
 @dataclass
 class Process:
-    """The trainer container of a pod; it may outlive the pod's object."""
+    """The trainer container of a pod, which may outlive the pod's object."""
 
     pod: Object  # as it was when the container started
     job_uid: str
     attempt: int
     index: int
     started: float
-    epoch: int | None = None  # fence that worker 0 claimed
+    epoch: int | None = None  # fence epoch that worker 0 claimed
     first_step: int = 0
     step: int = 0
     productive: float = 0.0
@@ -44,32 +44,32 @@ class Process:
 
 @dataclass
 class Nodes:
-    """Moves pods as kubelets and the scheduler do."""
+    """The scheduler and all kubelets, which change the pods in the store."""
 
     store: Store
     clock: Clock
-    skews: tuple[int, ...] = (0,)  # s by which a node's clock runs ahead, by worker index
+    skews: tuple[int, ...] = (0,)  # s by which a node's clock is ahead, by worker index
     processes: dict[str, Process] = field(default_factory=dict)  # alive, by pod uid
     runs: dict[str, Run] = field(default_factory=lambda: defaultdict(Run))
     lost: set[str] = field(default_factory=set)  # pod uids whose node does not answer
     held: set[str] = field(default_factory=set)  # pod uids that find no node or no image
     unreported: dict[str, Object] = field(default_factory=dict)  # final statuses not yet written
-    # How the processes of a gang ended, whether anybody knows or not; None: killed with its node.
+    # How the processes of a gang ended, reported or not, by pod uid; None: killed with its node.
     ends: dict[tuple[str, int], dict[str, int | None]] = field(
         default_factory=lambda: defaultdict(dict)
     )
 
     def pods(self) -> list[Object]:
-        """All that exist, by name."""
+        """Return all pods that exist, by name."""
         pods = self.store.objects[PODS]
         return [pods[name] for name in sorted(pods)]
 
     def _stamp(self, pod: Object) -> str:
-        """Now, by the clock of the node that holds this pod."""
+        """Return the time by the clock of the pod's node."""
         index = int(pod["metadata"].get("labels", {}).get(names.LABEL_WORKER_INDEX, 0))
         return self.clock.stamp(self.skews[index % len(self.skews)])
 
-    # Before it runs
+    # Pods that do not run yet
 
     def bind(self, pod: Object) -> None:
         if "nodeName" in pod["spec"]:
@@ -94,7 +94,7 @@ class Nodes:
         self.store.status(self._live(pod), {"containerStatuses": [_container(state)]})
 
     def start(self, pod: Object) -> None:
-        """Bound if need be, and its container runs."""
+        """Bind the pod if it is not bound, and start its container."""
         uid = pod["metadata"]["uid"]
         if uid in self.processes or pod["status"]["phase"] != "Pending" or uid in self.held:
             return
@@ -115,7 +115,7 @@ class Nodes:
         self.store.status(self._live(pod), status)
         if process.attempt and process.index == 0:
             self._claim(process)
-        if process.attempt and self._whole(process):
+        if process.attempt and self._is_complete(process):
             for member in self._gang(process):
                 member.busy_since = self.clock.seconds
 
@@ -127,12 +127,12 @@ class Nodes:
             return
         process.first_step = process.step = run.checkpoint
 
-    # While it runs
+    # Running processes
 
     def train(self, *, save: bool) -> None:
-        """Every gang that is whole finishes a step for every second since it last did."""
+        """Let every complete gang finish one step for each second since its last call."""
         for process in list(self.processes.values()):
-            if process.epoch is None or not self._whole(process):
+            if process.epoch is None or not self._is_complete(process):
                 continue
             run, seconds = self.runs[process.job_uid], int(self.clock.seconds - process.busy_since)
             process.busy_since += seconds
@@ -157,25 +157,25 @@ class Nodes:
             if (p.job_uid, p.attempt) == (one.job_uid, one.attempt)
         ]
 
-    def _whole(self, process: Process) -> bool:
+    def _is_complete(self, process: Process) -> bool:
         return len(self._gang(process)) == self._replicas(process)
 
     def _replicas(self, process: Process) -> int:
-        """Of its attempt, as its environment tells it."""
+        """Return the size of the process's gang, from its environment."""
         env = process.pod["spec"]["containers"][0]["env"]
         return next(int(e["value"]) for e in env if e["name"] == "PET_NNODES")
 
-    # Its end
+    # Ends of processes
 
     def exit(self, process: Process, code: int, *, reported: bool = True) -> None:
-        """The process ends; its kubelet says so now or later, or never when the node is lost."""
+        """End a process. Its kubelet reports it now, later, or never if the node is lost."""
         if process.uid not in self.processes:
             return
         if code in (0, STOPPED) and process.epoch is not None:
             run, final = self.runs[process.job_uid], code == 0
             if not run.publish(process.step, process.epoch, process.attempt, final=final):
                 code = FENCED
-        message = self._last_words(process, code)
+        message = self._termination_message(process, code)
         self._forget(process, code)
         end = {
             "exitCode": code,
@@ -195,28 +195,29 @@ class Nodes:
         self.ends[process.job_uid, process.attempt][process.uid] = code
 
     def kill(self, uid: str) -> None:
-        """It ends and nobody ever tells how."""
+        """End a process without any report of how it ended."""
         self.unreported.pop(uid, None)
         if process := self.processes.get(uid):
             self._forget(process, None)
 
-    def _last_words(self, process: Process, code: int) -> str:
+    def _termination_message(self, process: Process, code: int) -> str:
         if code == KILLED:
             return ""
         if not process.attempt:
-            said = {"prepared": worlds.prepared()} if code == 0 else {}
-            return _message("Succeeded" if code == 0 else "Failed", "BadData", **said)
+            fields = {"prepared": worlds.prepared()} if code == 0 else {}
+            return _message("Succeeded" if code == 0 else "Failed", "BadData", **fields)
         if process.index != 0 or process.epoch is None:
             return ""
         outcome = {0: "Succeeded", STOPPED: "Stopped"}.get(code, "Failed")
         output = {"output": worlds.OUTPUT} if code == 0 else {}
         reason = {0: "Completed", STOPPED: "Stopped", FENCED: "Fenced", PEER_LOST: "PeerLost"}
-        return _message(outcome, reason.get(code, "Crashed"), **self.said(process), **output)
+        fields = {**self.progress_of(process), **output}
+        return _message(outcome, reason.get(code, "Crashed"), **fields)
 
-    def said(self, process: Process) -> dict[str, Any]:
-        """Progress, ledger and checkpoints, as reports and results carry them.
+    def progress_of(self, process: Process) -> dict[str, Any]:
+        """Return progress, ledger and checkpoints, as reports and results contain them.
 
-        Before its first step a process knows of checkpoints only.
+        Before its first step a process reports only checkpoints.
         """
         run = self.runs[process.job_uid]
         steps = sorted({p.step for p in run.published if not p.final}, reverse=True)[:2]
@@ -233,7 +234,7 @@ class Nodes:
         return {"progress": progress, "ledger": ledger, **found}
 
     def report(self, uid: str) -> None:
-        """A kubelet writes how the container ended; one that was deleted meanwhile then goes."""
+        """Write how the container ended, as a kubelet does; remove a pod that is being deleted."""
         pod = self._by_uid(uid)
         if uid in self.lost or uid not in self.unreported:
             return
@@ -245,7 +246,7 @@ class Nodes:
             self._remove(pod)
 
     def stop(self, pod: Object) -> None:
-        """A kubelet carries out a deletion: SIGTERM, a checkpoint, the end, the object goes."""
+        """Carry out a deletion, as a kubelet does: SIGTERM, a checkpoint, exit, removal."""
         uid = pod["metadata"]["uid"]
         if "deletionTimestamp" not in pod["metadata"] or uid in self.lost:
             return
@@ -257,12 +258,12 @@ class Nodes:
             return
         late = _due(pod) <= self.clock.seconds
         ends = self.ends[process.job_uid, process.attempt].values()
-        # A rank in a collective with a dead peer cannot save.
+        # A rank whose peer is dead cannot save.
         saves = process.attempt and not late and all(code in (0, STOPPED) for code in ends)
         self.exit(process, STOPPED if saves else KILLED)
 
     def deadlines(self) -> list[float]:
-        """When the grace of a pod that is being deleted ends, in seconds of the clock."""
+        """Return when the grace periods of terminating pods end, in seconds of the clock."""
         return [_due(pod) for pod in self._stopping()]
 
     def kill_overdue(self) -> None:
@@ -280,10 +281,10 @@ class Nodes:
     def _remove(self, pod: Object) -> None:
         self.store.delete(PODS, pod["metadata"]["name"], {"gracePeriodSeconds": 0})
 
-    # What befalls it
+    # Disruptions
 
     def preempt(self, pod: Object) -> None:
-        """The scheduler or the eviction API: marked as disrupted, then deleted."""
+        """Mark the pod as disrupted, then delete it, as the scheduler and the eviction API do."""
         conditions = [c for c in pod["status"].get("conditions", []) if c["type"] == "PodScheduled"]
         conditions.append(self._condition("DisruptionTarget", "True"))
         if pod["status"]["phase"] in TERMINAL:
@@ -292,7 +293,7 @@ class Nodes:
         self.store.delete(PODS, pod["metadata"]["name"], {})
 
     def evict(self, pod: Object) -> None:
-        """The kubelet itself, under disk pressure: the pod fails as a whole."""
+        """Fail the pod, as a kubelet under disk pressure does."""
         uid = pod["metadata"]["uid"]
         if "nodeName" not in pod["spec"] or pod["status"]["phase"] in TERMINAL or uid in self.lost:
             return
@@ -315,7 +316,7 @@ class Nodes:
             self._remove(pod)
 
     def lose(self, pod: Object) -> None:
-        """Its node does not answer any more; after a while the taint manager deletes the pod."""
+        """Make the pod's node unreachable. `taint` deletes the pod after a while."""
         if "nodeName" not in pod["spec"]:
             return
         self.lost.add(pod["metadata"]["uid"])
@@ -327,12 +328,12 @@ class Nodes:
                 self.preempt(pod)
 
     def delete_node(self, pod: Object) -> None:
-        """The Node object goes: the pod is collected, and nobody stopped its process."""
+        """Delete a lost Node: its pod is collected, but its process goes on."""
         if pod["metadata"]["uid"] in self.lost:
             self._remove(pod)
 
     def recover(self) -> None:
-        """Lost nodes answer again: what has no pod object is stopped, ends are reported."""
+        """Let lost nodes answer: processes without a pod are stopped, ends are reported."""
         lost, self.lost = self.lost, set()
         for uid in lost:
             pod = self._by_uid(uid)
@@ -352,17 +353,17 @@ class Nodes:
     def _condition(self, kind: str, status: str) -> Object:
         return {"type": kind, "status": status, "lastTransitionTime": self.clock.stamp()}
 
-    # All of it, as a good day goes
+    # Without faults
 
     def round(self) -> None:
-        """One round of a world in which nothing goes wrong."""
+        """Let every kubelet, the scheduler and the garbage collector act once."""
         self.store.collect_garbage()
         self.taint()
         for uid in list(self.unreported):
             self.report(uid)
         for uid in set(self.processes) - self.lost:
             if self._by_uid(uid) is None:
-                self.kill(uid)  # deleted by force: its kubelet ends it all the same
+                self.kill(uid)  # its pod was deleted by force, so the kubelet ends it
         for pod in self.pods():
             uid = pod["metadata"]["uid"]
             if "deletionTimestamp" in pod["metadata"]:
@@ -373,7 +374,7 @@ class Nodes:
                 self.start(pod)
 
     def _continue(self, process: Process) -> None:
-        """What a process does by itself: all stop together, none works without its peers."""
+        """End a process whose peers have ended: a gang stops together."""
         if process.uid in self.lost:
             return
         if not process.attempt:
@@ -386,10 +387,10 @@ class Nodes:
             self.exit(process, STOPPED)
 
     def finish(self) -> None:
-        """Gangs that are whole come to the end of training."""
+        """Let every complete gang finish its training."""
         self.train(save=True)
-        whole = [p for p in self.processes.values() if p.attempt and self._whole(p)]
-        for process in sorted(whole, key=lambda p: (-p.attempt, p.index)):
+        complete = [p for p in self.processes.values() if p.attempt and self._is_complete(p)]
+        for process in sorted(complete, key=lambda p: (-p.attempt, p.index)):
             self.exit(process, 0)
 
 
@@ -408,9 +409,9 @@ def _checkpoint(step: int) -> Object:
     return item
 
 
-def _message(outcome: str, reason: str, **said: Any) -> str:
-    said = {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in said.items()}
-    return json.dumps({"outcome": outcome, "reason": reason, **said})
+def _message(outcome: str, reason: str, **fields: Any) -> str:
+    fields = {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in fields.items()}
+    return json.dumps({"outcome": outcome, "reason": reason, **fields})
 
 
 def _container(state: Object) -> Object:

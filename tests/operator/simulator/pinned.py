@@ -1,13 +1,13 @@
-"""Histories that once broke something, or that random ones seldom reach."""
+"""Histories that once broke an invariant, or that random ones seldom reach."""
 
 from tests.operator.simulator.events import Config, Event
 
 PINNED: dict[str, tuple[Config, list[Event]]] = {
-    "deleted and made again while the old prepare pod is there: two writes in turn for ever": (
+    "deleted and created again while the old prepare pod exists: two writes alternated": (
         Config(),
         [Event("delete job", True)],
     ),
-    "suspended while the watch on pods lags behind a creation: Suspended with a pod left": (
+    "suspended while the watch on pods lags behind a creation: Suspended, and a pod existed": (
         Config(),
         [
             Event("go"),
@@ -27,7 +27,7 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
             Event("suspend", False),
         ],
     ),
-    "evicted and gone: its time was dropped when the attempt was settled": (
+    "evicted and gone: its time was dropped when the attempt was finalized": (
         Config(),
         [
             *([Event("go")] * 3),
@@ -38,7 +38,7 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
             Event("evict", 1),
         ],
     ),
-    "bound and gone while the watch was cut: charged as nothing and called exact": (
+    "bound and gone while the watch was cut: not charged, and not marked as estimated": (
         Config(),
         [
             *([Event("go")] * 2),
@@ -49,11 +49,11 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
             Event("watch", ("pods", "cut")),
         ],
     ),
-    "in the way of a creation, then gone: nothing looked again": (
+    "a taken name that becomes free: the job was not reconciled again": (
         Config(),
         [Event("delete job", True), Event("at call", (4, "conflict")), Event("go")],
     ),
-    "the prepare pod on a lost node: said that it prepares": (
+    "the prepare pod on a lost node: the message was that it prepares": (
         Config(),
         [Event("image missing", 0), Event("lose node", 0)],
     ),
@@ -61,11 +61,11 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
         Config(),
         [*([Event("go")] * 3), Event("train", 20), Event("preempt", 0), *([Event("go")] * 2)],
     ),
-    "a lost worker: the operator must wake up by its clock": (
+    "a lost worker: the operator must be woken by its clock": (
         Config(),
         [*([Event("go")] * 3), Event("lose node", 1)],
     ),
-    "half a gang, and a quota refuses the rest: it held its nodes for ever": (
+    "an incomplete gang, of which a quota refuses the rest: it kept its nodes": (
         Config(policy=(("gangStartTimeoutSeconds", 60),)),
         [Event("go"), Event("quota", 1), Event("go"), *([Event("wait", 70)] * 3)],
     ),

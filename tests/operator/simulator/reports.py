@@ -1,4 +1,4 @@
-"""Reports of running gangs, pulled when the world says so."""
+"""The reports of running gangs, fetched when an event of the world says so."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,30 +10,30 @@ from tests.operator.simulator.node import Nodes, Process
 
 
 class SimulatedReports:
-    """The interface of finetune_operator.reports.Reports that the reconciler uses."""
+    """The methods of finetune_operator.reports.Reports that the reconciler uses."""
 
     def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
         self._newest: dict[str, Report] = {}
         self.unreachable = False
-        self.heard: set[str] = set()
+        self.targets: set[str] = set()  # uids of jobs whose gangs ran at the last fetch
 
     def newest(self, job_uid: str, attempt: int | None) -> Report | None:
         report = self._newest.get(job_uid)
         return report if report and report.attempt == attempt else None
 
     def silent(self, job_uid: str) -> bool:
-        return self.unreachable and job_uid in self.heard
+        return self.unreachable and job_uid in self.targets
 
     def drop(self, job_uid: str) -> None:
         self._newest.pop(job_uid, None)
 
     def pull(self, jobs: Any, pods: Any, notify: Callable[[Any], None], age: float = 0.0) -> None:
-        """Ask worker 0 of every gang that runs, as the caches know it."""
+        """Fetch the report of worker 0 of every gang that runs according to the caches."""
         for target in running_gangs(jobs, pods, lambda _: True):
             if not target.pods:
                 continue
-            self.heard.add(target.job_uid)
+            self.targets.add(target.job_uid)
             process = self._nodes.processes.get(target.pods[0].uid)
             if process and process.epoch is not None and not self.unreachable:
                 self._newest[target.job_uid] = self._report(process, age)
@@ -64,7 +64,7 @@ class SimulatedReports:
             "activity": process.step,
             "activityAgeSeconds": age,
             "earlierAttempts": earlier[-10:],
-            **self._nodes.said(process),
+            **self._nodes.progress_of(process),
         }
         message: Message = Report.model_validate(values)
         assert isinstance(message, Report)

@@ -1,4 +1,4 @@
-"""Random histories through hypothesis, from a seed: the same seed makes the same histories."""
+"""Random histories from hypothesis. The same seed gives the same histories."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ from tests.operator.simulator.world import run
 
 
 class FoundError(AssertionError):
-    """A history that breaks an invariant, as small as hypothesis could make it."""
+    """A history that breaks an invariant, shrunk by hypothesis."""
 
     def __init__(self, problem: Exception, config: Config, history: list[Event]) -> None:
-        told = f"{type(problem).__name__}: {problem}"
-        super().__init__(f"{told}\n\n{readable(config, history)}")
+        text = f"{type(problem).__name__}: {problem}"
+        super().__init__(f"{text}\n\n{readable(config, history)}")
         self.problem = problem
 
 
@@ -29,7 +29,7 @@ def search(
     *,
     shrink: bool = True,
 ) -> None:
-    """Run that many histories of a seed; FoundError tells the first that failed."""
+    """Run that many histories of a seed; raise FoundError with the first one that fails."""
     phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
 
     @seed(number)
@@ -49,15 +49,15 @@ def search(
         except Exception as error:
             raise FoundError(error, config, history) from error
 
-    with _only_by_the_seed():
+    with _reproducible():
         histories_of_seed()
 
 
 @contextmanager
-def _only_by_the_seed() -> Iterator[None]:
-    """Hypothesis mixes in numbers that stand in the source of whatever local modules are loaded.
+def _reproducible() -> Iterator[None]:
+    """Keep hypothesis from using constants in the source of the local modules that are loaded.
 
-    With them a seed would make other histories in every process.
+    With them, the same seed would give other histories in every process.
     """
     original = providers._get_local_constants
     providers._get_local_constants = Constants

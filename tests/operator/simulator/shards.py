@@ -1,7 +1,7 @@
 """Many histories on several cores.
 
-A run of N histories with a seed is the same run on every machine: it is cut into shards of a fixed
-size, each with a seed of its own.
+N histories are cut into shards of a fixed size, each with a seed that is derived from the given
+one, so that the same seed gives the same histories on every machine.
 """
 
 import logging
@@ -14,7 +14,7 @@ _SIZE = 250
 
 
 def shard(number_and_size: tuple[int, int]) -> tuple[int, str]:
-    """Histories run, and what was found."""
+    """Run one shard; return the number of histories and the problem, or "" if there is none."""
     logging.disable(logging.CRITICAL)
     number, size = number_and_size
     try:
@@ -25,7 +25,7 @@ def shard(number_and_size: tuple[int, int]) -> tuple[int, str]:
 
 
 def simulate(histories: int, seed: int, processes: int) -> Iterator[tuple[int, str]]:
-    """Shard by shard: histories it ran, and the smallest history that failed (or "")."""
+    """Yield for each shard the number of histories and the smallest one that failed, or ""."""
     sizes = [_SIZE] * (histories // _SIZE) + ([histories % _SIZE] if histories % _SIZE else [])
     shards = [(seed * 1_000_000 + number, size) for number, size in enumerate(sizes)]
     context = multiprocessing.get_context("spawn")

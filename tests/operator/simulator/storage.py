@@ -1,11 +1,11 @@
-"""What gangs write: fences, checkpoints, the finished model. One folder for each job uid."""
+"""The storage that gangs write to: fences, checkpoints and the finished model, by job uid."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Published:
-    """A checkpoint or the model folder, and which gang published it under which fence."""
+    """A checkpoint or the model folder, with the attempt and the fence epoch that published it."""
 
     step: int
     epoch: int
@@ -15,7 +15,7 @@ class Published:
 
 @dataclass
 class Run:
-    """Storage of one job."""
+    """The storage of one job."""
 
     fences: list[int] = field(default_factory=list)  # attempt that claimed epoch 1, 2, ...
     published: list[Published] = field(default_factory=list)
@@ -23,7 +23,7 @@ class Run:
     records: dict[int, tuple[str, float, float, int]] = field(default_factory=dict)
 
     def claim(self, attempt: int) -> int | None:
-        """The next epoch; None when a newer attempt has been here (exit 79)."""
+        """Return the next fence epoch, or None if a newer attempt has one (exit code 79)."""
         if self.fences and self.fences[-1] > attempt:
             return None
         self.fences.append(attempt)
@@ -31,11 +31,11 @@ class Run:
 
     @property
     def checkpoint(self) -> int:
-        """Step of the newest checkpoint, 0 without one."""
+        """The step of the newest checkpoint, or 0."""
         return max((p.step for p in self.published), default=0)
 
     def publish(self, step: int, epoch: int, attempt: int, *, final: bool = False) -> bool:
-        """False when a larger epoch exists: the process is fenced."""
+        """Publish; return False if a larger epoch exists, so that the process is fenced."""
         if epoch != len(self.fences):
             return False
         self.published.append(Published(step, epoch, attempt, final))

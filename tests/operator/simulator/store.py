@@ -1,7 +1,7 @@
-"""What the API server does with objects, without the network: one namespace, synchronous.
+"""A model of the API server without the network: one namespace, synchronous.
 
-Objects are never changed in place: every write makes a new dict, so what a reader holds stays what
-it was, and the log of watch events needs no copies.
+Objects are never changed in place. Every write makes a new dict, so that readers keep the version
+that they read, and the log of watch events needs no copies.
 """
 
 import json
@@ -22,7 +22,7 @@ TERMINAL = ("Succeeded", "Failed")  # phases of a pod
 
 @dataclass(frozen=True)
 class Change:
-    """One object before and after a write; `late`: the writer has long given up on it."""
+    """One object before and after a write. `late` is whether its writer had given up on it."""
 
     plural: str
     before: Object | None
@@ -34,7 +34,7 @@ class Change:
 
 @lru_cache(4096)
 def parse(path: str) -> tuple[str, str | None, str | None]:
-    """Plural, name and subresource of a path."""
+    """Return the plural, the name and the subresource of a path."""
     parts = [*path.split("/namespaces/", 1)[1].split("/")[1:], None, None]
     return str(parts[0]), parts[1], parts[2]
 
@@ -51,11 +51,11 @@ class Store:
     last: dict[str, Object] = field(
         default_factory=dict
     )  # newest version of every pod ever, by uid
-    going: dict[str, int] = field(
+    terminating: dict[str, int] = field(
         default_factory=dict
     )  # version since which a pod's uid is deleted
     by_operator: bool = False  # whether the last write was the operator's
-    quota: int | None = None  # pods that may exist and not have ended; 0: none is admitted
+    quota: int | None = None  # number of pods that may exist without having ended
 
     def get(self, plural: str, name: str) -> Object:
         found = self.objects[plural].get(name)
@@ -75,7 +75,7 @@ class Store:
         self, plural: str, body: Object, *, dry: bool = False, operator: bool = False, late=False
     ) -> Object:
         name = body["metadata"]["name"]
-        if plural == PODS and self._is_full():  # told before "exists already", as admission does
+        if plural == PODS and self._is_full():  # admission comes before the check of the name
             raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: exceeded quota: gpus')
         if existing := self.objects[plural].get(name):
             text = f'{plural} "{name}" already exists'
@@ -104,7 +104,7 @@ class Store:
     def patch(
         self, plural: str, name: str, sub: str | None, body: Object, *, operator=False, late=False
     ) -> Object:
-        """Merge patch with the preconditions that its metadata names."""
+        """Apply a merge patch, with the preconditions that its metadata names."""
         old = self.get(plural, name)
         for field_name in ("uid", "resourceVersion"):
             wanted = body.get("metadata", {}).get(field_name)
@@ -125,7 +125,7 @@ class Store:
     def delete(
         self, plural: str, name: str, body: Object, *, operator: bool = False, late: bool = False
     ) -> None:
-        """At once, except a pod that a node holds: that gets its grace."""
+        """Delete an object at once, except a pod on a node, which gets its grace period."""
         old = self.get(plural, name)
         uid = body.get("preconditions", {}).get("uid")
         if uid is not None and uid != old["metadata"]["uid"]:
@@ -134,7 +134,7 @@ class Store:
         if operator and "deletionTimestamp" in old["metadata"]:
             self.changed(Change(plural, old, old, by_operator=True, late=late, body=body))
         if grace > 0:
-            self.going.setdefault(old["metadata"]["uid"], self.version)
+            self.terminating.setdefault(old["metadata"]["uid"], self.version)
             due = self.clock.stamp(grace)
             if due < old["metadata"].get("deletionTimestamp", "9999"):
                 new = {**old, "metadata": {**old["metadata"], "deletionTimestamp": due}}
@@ -148,12 +148,12 @@ class Store:
         self.changed(Change(plural, old, None, by_operator=operator, late=late, body=body))
 
     def status(self, pod: Object, status: Object) -> Object:
-        """Written by a kubelet or the scheduler: fields that are not named stay."""
+        """Write fields of a pod's status, as a kubelet or the scheduler does."""
         old = self.objects[PODS][pod["metadata"]["name"]]
         return self._write(PODS, old, {**old, "status": {**old.get("status", {}), **status}})
 
     def bind(self, pod: Object) -> Object:
-        """By the scheduler."""
+        """Bind a pod to a node, as the scheduler does."""
         old = self.objects[PODS][pod["metadata"]["name"]]
         node = f"node-of-{pod['metadata']['name']}"
         return self._write(PODS, old, {**old, "spec": {**old["spec"], "nodeName": node}})
@@ -177,7 +177,7 @@ class Store:
         return new
 
     def collect_garbage(self) -> None:
-        """Dependents of an owner that is gone follow it."""
+        """Delete the objects whose owner is gone."""
         alive = {job["metadata"]["uid"] for job in self.objects[JOBS].values()}
         for plural in (PODS, "services"):
             for item in list(self.objects[plural].values()):
@@ -188,5 +188,5 @@ class Store:
 
 
 def size(status: Object) -> int:
-    """Bytes of a status as it is stored."""
+    """Return the number of bytes of a status as it is stored."""
     return len(json.dumps(status, separators=(",", ":")))

@@ -1,4 +1,4 @@
-"""A cluster, one job, and the operator that is watched: applies events and checks what is true."""
+"""A cluster with one job and the operator under test: applies events, checks the invariants."""
 
 import asyncio
 from collections import defaultdict
@@ -20,12 +20,12 @@ _ROUNDS = 80
 
 @dataclass
 class Facts:
-    """What the world remembers about a job, by uid, to judge the operator with."""
+    """What the world knows about a job of some uid, to check the operator's status against."""
 
     restarts: int = 0  # attempts that followed a failure or a preemption
     suspended: bool = False  # spec.suspend was true at some time
-    gone_at_call: int | None = None  # API call during which it was deleted
-    pods_vanished: bool = False  # a pod went whose end no status ever told
+    gone_at_call: int | None = None  # number of the API call during which it was deleted
+    pods_vanished: bool = False  # a pod was removed whose status never had its end
 
 
 @dataclass
@@ -35,14 +35,14 @@ class World:
     config: Config
     clock: Clock = field(default_factory=Clock)
     facts: dict[str, Facts] = field(default_factory=lambda: defaultdict(Facts))
-    blind: bool = False  # the operator, or a kubelet, may have missed something
+    blind: bool = False  # the operator, or a kubelet, may have missed an event
     away: bool = False
-    late_pods: set[str] = field(default_factory=set)  # by creations whose sender had given up
+    late_pods: set[str] = field(default_factory=set)  # created after the client had given up
 
     def __post_init__(self) -> None:
         self.store = Store(self.clock, self._changed)
         self.nodes = Nodes(self.store, self.clock, self.config.skews)
-        self.wire = Wire(self.store, self.happen)
+        self.wire = Wire(self.store, self.apply)
         claim = {"metadata": {"name": "w", "namespace": KEY[0]}}
         self.store.create("persistentvolumeclaims", claim)
         self.create_job()
@@ -63,7 +63,7 @@ class World:
         self.store.create(JOBS, body)
 
     def edit(self, spec: Object) -> None:
-        """A user's edit, as the CRD's rules allow it."""
+        """Edit the job as a user does, within the CRD's rules."""
         if self.job:
             self.store.patch(JOBS, KEY[1], None, {"spec": spec})
 
@@ -78,7 +78,7 @@ class World:
         return Controller(self.wire, self.clock, SimulatedReports(self.nodes))
 
     def restart(self) -> None:
-        """Killed and started again: empty caches."""
+        """Kill the operator and start it again with empty caches."""
         self.blind = True
         self.controller.api.dead = True
         self.controller = self._start()
@@ -88,7 +88,7 @@ class World:
         own.reports.pull(own.jobs, own.pods, own.ready.add, age)
 
     async def work(self) -> None:
-        """The operator does what it has to do now, through all its crashes."""
+        """Let the operator do all it has to do now, through all its crashes."""
         while not self.away:
             try:
                 await self.controller.work()
@@ -98,12 +98,12 @@ class World:
 
     # Events
 
-    def happen(self, event: Event) -> None:
-        """Also in the middle of one of the operator's API calls."""
+    def apply(self, event: Event) -> None:
+        """Apply an event, possibly during one of the operator's API calls."""
         events.ACTIONS[event.what](self, event.value)
 
     async def step(self, event: Event) -> None:
-        """One event, and all that the operator makes of it."""
+        """Apply one event and let the operator react to it."""
         if event.what == "nothing":
             return
         if event.what == "crash often":
@@ -113,12 +113,12 @@ class World:
         if event.what in ("wait", "train"):
             await self.wait(event.value)
         if event.what != "wait":
-            self.happen(event)
+            self.apply(event)
             await self.work()
         await self._at_rest()
 
     async def wait(self, seconds: float) -> None:
-        """Time passes; the operator wakes up when it wanted to."""
+        """Let time pass; the operator is woken when its timers are due."""
         until = self.clock.seconds + seconds
         while not self.away:
             await self.work()
@@ -133,71 +133,74 @@ class World:
 
     async def _at_rest(self) -> None:
         own = self.controller
-        if self.away or own.stalled or self.wire.armed or self.wire.under_way:
+        if self.away or own.stalled or self.wire.scheduled or self.wire.delayed:
             return
         here = (self.store.version, self.clock.seconds, id(own))
         if here == self._rested:
             return
         self._rested = here
         self._check("at rest", None)
-        # What it wrote itself is no reason to look: it must have gone on from that already.
-        moment, version = own.looked_at
+        # Its own writes must not need another reconciliation: it has gone on from them already.
+        moment, version = own.last_began
         changed = version != self.store.version and not self.store.by_operator
         if moment != self.clock.seconds or changed or KEY in own.soon:
             own.ready.add(KEY)
             await self.work()
-        if KEY in own.soon:  # of pods that it has just made
+        if KEY in own.soon:  # pods that it has just created
             own.ready.add(KEY)
             await self.work()
         if self.controller.failures:
-            return  # it is told to try again
+            return  # it will try again after its back-off
         before = self.wire.writes
         own.ready.add(KEY)
         await self.work()
         if self.wire.writes != before:
-            text = "a second look at the same world wrote something"
-            raise invariants.BrokenError("a second look writes nothing", text)
+            text = "the reconciliation of an unchanged world wrote something"
+            raise invariants.BrokenError("a second reconciliation writes nothing", text)
 
     # The end
 
-    async def settle(self) -> None:
-        """From here on nothing goes wrong any more: the job must come to its end."""
-        self.wire.calm()
+    async def run_to_the_end(self) -> None:
+        """Stop all faults; the job must come to its end."""
+        self.wire.repair()
         self.away = False
         self.controller.reports.unreachable = False
         self.controller.stalled.clear()
         await self.step(Event("go"))
         self._check("waiting", None)
         for what, value in (("quota", None), ("claims", True), ("foreign service", False)):
-            self.happen(Event(what, value))
-        self.happen(Event("free"))
+            self.apply(Event(what, value))
+        self.apply(Event("free"))
         for number in range(_ROUNDS):
             if number == 16 and self._needs_its_nodes():
                 self._check("stuck", None)
-                self.happen(Event("nodes recover"))
-            # Nobody looks but the operator itself: a wake-up that it forgot is not made up for.
-            self.happen(Event("go"))
+                self.apply(Event("nodes recover"))
+            # Only the operator's own timers wake it, so that a missing timer is detected.
+            self.apply(Event("go"))
             await self.wait(5)
             self.nodes.train(save=True)
-            if self._settled():
+            if self._has_ended():
                 break
             if number % 2:
-                self.happen(Event("finish"))
+                self.apply(Event("finish"))
             due = min(self.controller.timers.values(), default=0.0) - self.clock.seconds
             await self.wait(min(400.0, max(2.0, due)))
-        self._check("settled", None)
+        self._check("run out", None)
         for what in ("nodes recover", "go", "go"):
             await self.step(Event(what))
         self._check("at the end", None)
 
     def _needs_its_nodes(self) -> bool:
-        """Of a suspended job no pod may be left, and names of pods may still be taken."""
+        """Return whether the job cannot end before pods on lost nodes are removed.
+
+        A suspended job waits for all its pods, and a name may be taken by an old pod.
+        """
         job = self.job or {"spec": {}}
         status = job.get("status", {})
         taken = status.get("reason") in ("NameTaken", "WaitingForOldPods")
         return bool(job["spec"].get("suspend")) or "attempt" not in status or taken
 
-    def _settled(self) -> bool:
+    def _has_ended(self) -> bool:
         job = self.job
         if job is None:
             return not self.store.objects[PODS]
@@ -205,10 +208,10 @@ class World:
             return True
         return bool(job["spec"].get("suspend")) and self.condition("Suspended") == "True"
 
-    # Judgement
+    # Checks
 
     def _changed(self, change: Change) -> None:
-        """Every write, by whomever."""
+        """Record and check a write, of the operator or of any other client."""
         if change.plural == JOBS:
             self._remember(change)
             kind = "status written" if change.by_operator and change.after else None
@@ -254,7 +257,7 @@ async def _live(config: Config, history: list[Event]) -> World:
     await world.work()
     for event in history:
         await world.step(event)
-    await world.settle()
+    await world.run_to_the_end()
     return world
 
 
@@ -262,7 +265,7 @@ _LOOP: asyncio.AbstractEventLoop | None = None
 
 
 def run(config: Config, history: list[Event]) -> World:
-    """One history from its beginning to the end of the job; raises what it broke."""
+    """Run one history to the end of the job; raise BrokenError if it breaks an invariant."""
     global _LOOP
     if _LOOP is None:
         _LOOP = asyncio.new_event_loop()

@@ -1,7 +1,7 @@
-"""What must stay true in every history. Each is a sentence and a check.
+"""The invariants, which must hold in every history. Each is a sentence and a check.
 
-A check returns what is wrong, or None. Those of a write see the object before and after it; the
-server's state is the one after it.
+A check returns a description of the problem, or None. Checks of a write get the object before and
+after it, and the store is in the state after it.
 """
 
 from tests.operator.simulator.invariants import endings, pods, resting, statuses

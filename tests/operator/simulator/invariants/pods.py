@@ -1,9 +1,9 @@
-"""What must hold whenever the operator creates or deletes a pod."""
+"""The invariants of every creation and deletion of a pod by the operator."""
 
 from typing import TYPE_CHECKING
 
 from finetune_api import names
-from tests.operator.simulator.invariants.looking import (
+from tests.operator.simulator.invariants.queries import (
     FINISHED,
     attempt_of,
     is_ending,
@@ -11,23 +11,23 @@ from tests.operator.simulator.invariants.looking import (
     runs,
     short,
 )
-from tests.operator.simulator.invariants.registry import always
+from tests.operator.simulator.invariants.registry import invariant
 from tests.operator.simulator.store import Change
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
 
 
-@always("pod created", "a pod is made only for the attempt that is committed and goes on")
-def _no_stale_plan(world: "World", change: Change) -> str | None:
+@invariant("pod created", "a pod is created only for the committed attempt, before its end")
+def _no_stale_creation(world: "World", change: Change) -> str | None:
     assert change.after
     uid, number = label(change.after, names.LABEL_JOB_UID), attempt_of(change.after)
     job, gone = world.job, world.facts[uid].gone_at_call
     if change.late:
         return None
     if gone is not None:
-        stale = gone < world.controller.look_began
-        return "the job was gone before the look began" if stale else None
+        stale = gone < world.controller.calls_before
+        return "the job was deleted before the reconciliation began" if stale else None
     status = (job or {}).get("status", {})
     if number == 0:
         return "a prepare pod beside an attempt" if "attempt" in status else None
@@ -37,7 +37,7 @@ def _no_stale_plan(world: "World", change: Change) -> str | None:
     return f"attempt {number} is over: {short(last)}" if is_ending(last) else None
 
 
-@always("pod deleted", "no live worker is deleted before its attempt's end or stop is written")
+@invariant("pod deleted", "no live worker is deleted before its attempt's end or stop is written")
 def _commit_first(world: "World", change: Change) -> str | None:
     assert change.before
     uid, number = label(change.before, names.LABEL_JOB_UID), attempt_of(change.before)
@@ -51,10 +51,10 @@ def _commit_first(world: "World", change: Change) -> str | None:
     return None if is_ending(last) else f"{change.before['metadata']['name']}: {short(last)}"
 
 
-@always("pod deleted", "a pod that is known to go is not deleted again")
-def _once(world: "World", change: Change) -> str | None:
+@invariant("pod deleted", "a pod that is known to be terminating is not deleted again")
+def _deletes_once(world: "World", change: Change) -> str | None:
     assert change.before
-    going = world.store.going.get(change.before["metadata"]["uid"])
-    if change.late or going is None or going >= world.controller.looked_at[1]:
+    terminating = world.store.terminating.get(change.before["metadata"]["uid"])
+    if change.late or terminating is None or terminating >= world.controller.last_began[1]:
         return None
-    return f"{change.before['metadata']['name']} is going already"
+    return f"{change.before['metadata']['name']} is terminating already"

@@ -1,4 +1,4 @@
-"""The list of invariants, by the moment at which each is looked at."""
+"""The list of invariants, by the moment at which each is checked."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -14,9 +14,9 @@ MOMENTS = (
     "pod created",
     "pod deleted",
     "at rest",
-    "waiting",  # faults have ceased, the world is as it was
-    "stuck",  # everything was done but for lost nodes, and they did not come back
-    "settled",  # the same, and the job needs no node back
+    "waiting",  # the faults have stopped, and what they did is not repaired yet
+    "stuck",  # only lost nodes keep the job from its end
+    "run out",  # the job had time to come to its end
     "at the end",
 )
 
@@ -31,7 +31,7 @@ class BrokenError(AssertionError):
 
 @dataclass(frozen=True)
 class Invariant:
-    """`moment` is when it is looked at."""
+    """An invariant that is checked at a moment."""
 
     sentence: str
     moment: str
@@ -41,8 +41,8 @@ class Invariant:
 BY_MOMENT: dict[str, list[Invariant]] = defaultdict(list)
 
 
-def always(moment: str, sentence: str) -> Callable[[Check], Check]:
-    """Add a check to the list."""
+def invariant(moment: str, sentence: str) -> Callable[[Check], Check]:
+    """Register a check."""
     assert moment in MOMENTS
 
     def add(check: Check) -> Check:

@@ -1,8 +1,8 @@
-"""What must hold when the operator has nothing more to do, and when all has gone well."""
+"""The invariants of a moment at which the operator has nothing more to do."""
 
 from typing import TYPE_CHECKING, Any
 
-from tests.operator.simulator.invariants.looking import (
+from tests.operator.simulator.invariants.queries import (
     FINISHED,
     alive,
     attempt_of,
@@ -11,13 +11,13 @@ from tests.operator.simulator.invariants.looking import (
     own_pods,
     runs,
 )
-from tests.operator.simulator.invariants.registry import always
+from tests.operator.simulator.invariants.registry import invariant
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
 
 
-@always("at rest", "never two gangs: pods that live belong to one attempt")
+@invariant("at rest", "never two gangs: pods that live belong to one attempt")
 def _one_gang(world: "World", _: Any) -> str | None:
     if not world.job:
         return None
@@ -26,18 +26,18 @@ def _one_gang(world: "World", _: Any) -> str | None:
     return f"attempts {sorted(attempts)}" if len(attempts) > 1 else None
 
 
-@always("at rest", "a suspended job holds no pod")
-def _stays_empty(world: "World", _: Any) -> str | None:
+@invariant("at rest", "a suspended job holds no pod")
+def _suspended_is_empty(world: "World", _: Any) -> str | None:
     if not world.job or not is_true(world.job, "Suspended"):
         return None
     left = [p["metadata"]["name"] for p in own_pods(world, world.job["metadata"]["uid"])]
     return f"{left} exist" if left else None
 
 
-@always("waiting", "who waits says for what")
-def _names_it(world: "World", _: Any) -> str | None:
+@invariant("waiting", "a job that waits has a message, and a reason if nothing can be created")
+def _explains_itself(world: "World", _: Any) -> str | None:
     job = world.job
-    if not job or world.wire.armed:
+    if not job or world.wire.scheduled:
         return None
     status = job.get("status", {})
     if not status.get("message"):
@@ -51,7 +51,7 @@ def _names_it(world: "World", _: Any) -> str | None:
     return None
 
 
-@always("stuck", "a job that waits for a pod on a lost node names it")
+@invariant("stuck", "a job that waits for a pod on a lost node names it")
 def _names_the_pod(world: "World", _: Any) -> str | None:
     if not world.job:
         return None
@@ -61,13 +61,13 @@ def _names_the_pod(world: "World", _: Any) -> str | None:
     waits = status.get("phase") == "Suspending" or ("attempt" not in status and lost)
     if not lost or not waits or any(name in status["message"] for name in lost):
         return None
-    return f"{lost} are lost, and it says: {status['message']}"
+    return f"{lost} are lost, and the message is: {status['message']}"
 
 
-# When everything has gone well for a while
+# After the faults have stopped
 
 
-@always("settled", "every history leads to an end, whether lost nodes come back or not")
+@invariant("run out", "every history leads to an end, whether lost nodes come back or not")
 def _ends(world: "World", _: Any) -> str | None:
     job = world.job
     if job is None:

@@ -1,8 +1,8 @@
-"""What must hold whenever a status is written."""
+"""The invariants of every status that the operator writes."""
 
 from typing import TYPE_CHECKING
 
-from tests.operator.simulator.invariants.looking import (
+from tests.operator.simulator.invariants.queries import (
     FINISHED,
     alive,
     gang_pods,
@@ -13,29 +13,29 @@ from tests.operator.simulator.invariants.looking import (
     statuses,
     uid_of,
 )
-from tests.operator.simulator.invariants.registry import always
+from tests.operator.simulator.invariants.registry import invariant
 from tests.operator.simulator.store import Change, size
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
 
 
-@always("status written", "every status write names the version it was planned from")
+@invariant("status written", "every status write names the version it was planned from")
 def _guarded(world: "World", change: Change) -> str | None:
     sent = (change.body or {}).get("metadata", {})
     missing = {"resourceVersion", "uid"} - set(sent)
     return f"the patch lacks {sorted(missing)}" if missing else None
 
 
-@always("status written", "a finished job never changes")
-def _final(world: "World", change: Change) -> str | None:
+@invariant("status written", "a finished job never changes")
+def _finished_is_final(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
     if old.get("phase") not in FINISHED or old == new:
         return None
     return f"{old['phase']} {old.get('reason')} -> {new.get('phase')} {new.get('reason')}"
 
 
-@always("status written", "a finished job has exactly one of Succeeded and Failed, others none")
+@invariant("status written", "a finished job has exactly one of Succeeded and Failed, others none")
 def _one_outcome(world: "World", change: Change) -> str | None:
     _, new = statuses(change)
     true = [c["type"] for c in new["conditions"] if c["status"] == "True"]
@@ -44,7 +44,7 @@ def _one_outcome(world: "World", change: Change) -> str | None:
     return f"phase {new['phase']} with conditions {found}" if found != wanted else None
 
 
-@always("status written", "the next attempt begins when every pod of those before is over")
+@invariant("status written", "the next attempt begins when every pod of those before is over")
 def _never_two_gangs(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
     if new.get("attempt") == old.get("attempt"):
@@ -55,13 +55,13 @@ def _never_two_gangs(world: "World", change: Change) -> str | None:
     return f"attempt {new['attempt']} while {left} live" if left else None
 
 
-@always("status written", "a suspended job holds no pod")
+@invariant("status written", "a suspended job holds no pod")
 def _suspended_is_empty(world: "World", change: Change) -> str | None:
     left = [p["metadata"]["name"] for p in own_pods(world, uid_of(change))]
     return f"{left} exist" if left and is_true(change.after, "Suspended") else None
 
 
-@always("status written", "restarts are the attempts that followed a failure or a preemption")
+@invariant("status written", "restarts are the attempts that followed a failure or a preemption")
 def _restarts(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
     if new.get("restarts", 0) < old.get("restarts", 0):
@@ -71,7 +71,9 @@ def _restarts(world: "World", change: Change) -> str | None:
     return f"{found} instead of {wanted}" if found != wanted else None
 
 
-@always("status written", "counted restarts grow one by one, by attempts that count, to the limit")
+@invariant(
+    "status written", "counted restarts grow one by one, by attempts that count, to the limit"
+)
 def _counted(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
     grown = new.get("countedRestarts", 0) - old.get("countedRestarts", 0)
@@ -80,28 +82,28 @@ def _counted(world: "World", change: Change) -> str | None:
     last = new["attempts"][-1]
     if grown > 1 or not last.get("counted"):
         return f"grew by {grown} with attempt {last['number']} counted={last.get('counted')}"
-    most = (change.before or {})["spec"]["runPolicy"].get("maxRestarts", 3)
-    if new["countedRestarts"] > most and new.get("nextAttemptTime"):
-        return f"{new['countedRestarts']} of {most} and another attempt follows"
+    limit = (change.before or {})["spec"]["runPolicy"].get("maxRestarts", 3)
+    if new["countedRestarts"] > limit and new.get("nextAttemptTime"):
+        return f"{new['countedRestarts']} of {limit} and another attempt follows"
     return None
 
 
-@always("status written", "counted restarts are forgiven for a newer checkpoint only")
-def _forgiven(world: "World", change: Change) -> str | None:
+@invariant("status written", "counted restarts are reset only by a newer checkpoint")
+def _reset(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
     if new.get("countedRestarts", 0) >= old.get("countedRestarts", 0):
         return None
     before, after = (s.get("latestCheckpoint", {}).get("step", 0) for s in (old, new))
-    return None if after > before else f"forgiven, and the newest checkpoint is still {after}"
+    return None if after > before else f"reset, and the newest checkpoint is still {after}"
 
 
-@always("status written", "preemption with a checkpoint, suspension and release never count")
+@invariant("status written", "preemption with a checkpoint, suspension and release never count")
 def _what_counts(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
     closed = {a["number"] for a in old.get("attempts", []) if "outcome" in a}
     for attempt in new.get("attempts", []):
         if attempt["number"] in closed:
-            continue  # a step that became known later counts no more
+            continue  # a step that is reported later does not change what was counted
         outcome, counted = attempt.get("outcome"), attempt.get("counted")
         if outcome in ("Suspended", "Released") and counted:
             return f"attempt {attempt['number']} {outcome} counts"
@@ -110,8 +112,8 @@ def _what_counts(world: "World", change: Change) -> str | None:
     return None
 
 
-@always("status written", "how an attempt ended never changes")
-def _ended_stays(world: "World", change: Change) -> str | None:
+@invariant("status written", "how an attempt ended never changes")
+def _outcome_is_final(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
     known = {a["number"]: a for a in new.get("attempts", [])}
     for before in old.get("attempts", []):
@@ -125,8 +127,8 @@ def _ended_stays(world: "World", change: Change) -> str | None:
     return None
 
 
-@always("status written", "a stop that was asked for stays written")
-def _stop_stays(world: "World", change: Change) -> str | None:
+@invariant("status written", "a stop reason never changes")
+def _stop_reason_is_final(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
     if not old.get("attempts") or not old["attempts"][-1].get("stopReason"):
         return None
@@ -135,7 +137,7 @@ def _stop_stays(world: "World", change: Change) -> str | None:
     return f"{reason} -> {known[number]}" if known.get(number, reason) != reason else None
 
 
-@always("status written", "usage adds up: parts to the total, attempts to the sum")
+@invariant("status written", "the parts and the attempts of usage add up to its total")
 def _adds_up(world: "World", change: Change) -> str | None:
     _, new = statuses(change)
     usage = new.get("usage")
@@ -149,14 +151,14 @@ def _adds_up(world: "World", change: Change) -> str | None:
     return None
 
 
-@always("status written", "usage never shrinks, and settled sums change by a correction only")
+@invariant("status written", "usage never shrinks, and only a correction changes settled sums")
 def _monotone(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
     known = {a["number"]: a for a in new.get("attempts", [])}
     for before in old.get("attempts", []):
         after = known.get(before["number"], before)
         shrinks = after["deviceSeconds"] < before["deviceSeconds"]
-        # Settling replaces what was charged up to our look by what the kubelet said later.
+        # Finalizing replaces what was charged by what the kubelet reported later, once `settled`.
         if shrinks and (before.get("settled") or not after.get("settled")):
             return f"attempt {before['number']} {before['deviceSeconds']} -> {short(after)}"
         changed = after["deviceSeconds"] != before["deviceSeconds"]
@@ -166,19 +168,21 @@ def _monotone(world: "World", change: Change) -> str | None:
     return None
 
 
-@always("status written", "a status fits into 32 kB")
+@invariant("status written", "a status fits into 32 kB")
 def _small(world: "World", change: Change) -> str | None:
     _, new = statuses(change)
     return f"{size(new)} bytes" if size(new) > 32 * 1024 else None
 
 
-@always("status written", "every phase but Running says why in a sentence")
-def _speaks(world: "World", change: Change) -> str | None:
+@invariant("status written", "every status has a message")
+def _has_a_message(world: "World", change: Change) -> str | None:
     _, new = statuses(change)
     return f"phase {new.get('phase')} without a message" if not new.get("message") else None
 
 
-@always("status written", "an attempt starts, runs and ends in that order, and not in the future")
+@invariant(
+    "status written", "an attempt starts, runs and ends in that order, and not in the future"
+)
 def _in_order(world: "World", change: Change) -> str | None:
     _, new = statuses(change)
     for attempt in new.get("attempts", []):

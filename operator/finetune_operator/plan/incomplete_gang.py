@@ -1,22 +1,24 @@
-"""A gang of which some workers hold a node and others get none lets go as a whole.
+"""The policy that releases a gang of which some workers hold a node and others find none.
 
-Two jobs that each hold half of the devices would otherwise wait for each other for ever.
+Otherwise two jobs that each hold half of the devices would wait for each other for ever.
 """
 
 from datetime import timedelta
 
+from finetune_api import reasons
 from finetune_api.spec import RunPolicy
 from finetune_api.status import Attempt, Condition
 from finetune_operator.plan.observe import Pod
-from finetune_operator.plan.stops import GANG_INCOMPLETE, Stop
+from finetune_operator.plan.stops import StopRequest
 
 
-def asks(
+def stop_requests(
     policy: RunPolicy, attempt: Attempt, gang: list[Pod], refused: Condition | None
-) -> list[Stop]:
-    """Not before some have waited on their nodes for gangStartTimeoutSeconds.
+) -> list[StopRequest]:
+    """Request a stop once the first worker has held its node for gangStartTimeoutSeconds.
 
-    `refused`: why the API server takes no more pods, for example a quota that was used up midway.
+    `refused` is the condition that says why the API server admits no more pods, for example because
+    a quota was used up after some of them had been created.
     """
     bound = [pod.scheduled for pod in gang if pod.scheduled and not pod.gone]
     unplaced = next((pod for pod in gang if pod.unschedulable and not pod.gone), None)
@@ -33,4 +35,4 @@ def asks(
         f"{len(bound)} of {attempt.workers} workers held a node for "
         f"runPolicy.gangStartTimeoutSeconds ({limit} s) while {why}"
     )
-    return [Stop(GANG_INCOMPLETE, text, min(bound) + timedelta(seconds=limit))]
+    return [StopRequest(reasons.GANG_INCOMPLETE, text, min(bound) + timedelta(seconds=limit))]

@@ -1,11 +1,11 @@
-"""What the invariants look at."""
+"""Queries of a world and its objects that the invariants share."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from finetune_api import names
 from finetune_api.base import Object
-from finetune_operator.plan.observe import LOST
+from finetune_operator.plan.observe import LOST_AFTER
 from tests.operator.simulator.store import PODS, TERMINAL, Change
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def gang_pods(world: "World", uid: str) -> list[Object]:
     return [pod for pod in own_pods(world, uid) if attempt_of(pod)]
 
 
-def ever(world: "World", uid: str) -> list[Object]:
-    """The last version of every pod there ever was."""
+def all_pods(world: "World", uid: str) -> list[Object]:
+    """Return the last version of every pod of the job, including those that are gone."""
     pods = world.store.last.values()
     return [pod for pod in pods if label(pod, names.LABEL_JOB_UID) == uid]
 
@@ -51,11 +51,11 @@ def runs(pod: Object) -> bool:
 
 
 def alive(world: "World", pod: Object) -> bool:
-    """Not terminal and not lost."""
+    """Return whether the pod is neither terminal nor lost."""
     deletion = pod["metadata"].get("deletionTimestamp")
     if deletion:
         late = (world.clock.now() - datetime.fromisoformat(deletion)).total_seconds()
-        return runs(pod) and late <= LOST
+        return runs(pod) and late <= LOST_AFTER
     return runs(pod)
 
 
@@ -79,7 +79,7 @@ def is_ending(attempt: Object) -> bool:
 
 
 def attempts_of(world: "World") -> list[Object]:
-    """Of a job that has come to its end, where every pod is over."""
+    """Return the attempts in the job's status, if the job exists."""
     if not world.job:
         return []
     attempts: list[Object] = world.job.get("status", {}).get("attempts", [])
@@ -93,13 +93,13 @@ def progressed(status: Object, attempt: Object) -> bool:
 
 
 def true_seconds(world: "World", attempt: Object, *, late: bool = True) -> tuple[int, bool]:
-    """Device seconds of an attempt by what the kubelets said, and whether an end is missing.
+    """Return an attempt's device seconds as kubelets reported them, and whether an end is missing.
 
-    A pod that a dead operator's request made later belongs to the attempt only if it goes on.
+    `late` includes the pods that a delayed request created, which may belong to the attempt or not.
     """
     total, unseen = 0.0, False
     assert world.job
-    for pod in ever(world, world.job["metadata"]["uid"]):
+    for pod in all_pods(world, world.job["metadata"]["uid"]):
         if attempt_of(pod) != attempt["number"]:
             continue
         if not late and pod["metadata"]["uid"] in world.late_pods:
@@ -112,7 +112,7 @@ def true_seconds(world: "World", attempt: Object, *, late: bool = True) -> tuple
             unseen = True  # charged to the moment when the pod failed, or to a proof of life
             continue
         since = datetime.fromisoformat(bound[0]["lastTransitionTime"])
-        # By the clock of the scheduler and of a node, which may be behind.
+        # The clock of the node may be behind that of the scheduler.
         total += max(0.0, (datetime.fromisoformat(end["finishedAt"]) - since).total_seconds())
     return int(total) * attempt["devicesPerWorker"], unseen
 

@@ -1,0 +1,119 @@
+"""The table of all ways in which an attempt can end, and what the operator does then.
+
+To answer "what happens when a pod is preempted?", find the row and read its columns:
+
+- `outcome` and `reason` are recorded in `status.attempts[]`. Where the reason is None, it is the
+  one that the container or the pod reported, else that of the exit code (`exit_codes.py`).
+- `counted`: the restart counts against `runPolicy.maxRestarts` and waits for the back-off.
+- `counted_without_progress`: the same, but only if the attempt finished no new step.
+- `saves`: the gang may use its full grace period to save a checkpoint.
+- `backs_off`: the next attempt waits although it is not counted.
+- `permanent`: the job fails; there is no next attempt.
+
+`verdict.py` finds the row, `ending.py` writes it down and `restart.py` decides what follows.
+docs/restarts.md has the same table for users.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Literal
+
+from finetune_api import reasons
+from finetune_api.exit_codes import ExitCode, meaning
+
+Outcome = Literal["Succeeded", "Preempted", "Failed", "Suspended", "Released"]
+RESTARTED: tuple[Outcome, ...] = ("Failed", "Preempted")
+"""Outcomes after which the next attempt is a restart."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A row of the table. The columns are described above."""
+
+    outcome: Outcome
+    reason: str | None
+    counted: bool = False
+    counted_without_progress: bool = False
+    saves: bool = False
+    backs_off: bool = False
+    permanent: bool = False
+
+
+class Cause(Enum):
+    """The cause of an ending that the operator did not request."""
+
+    COMPLETED = auto()
+    PREEMPTED = auto()
+    KILLED = auto()
+    STOPPED_UNASKED = auto()
+    PERMANENT_EXIT = auto()
+    OTHER_EXIT = auto()
+    CONSEQUENT_EXIT = auto()
+    POD_FAILED = auto()
+    POD_VANISHED = auto()
+    NODE_LOST = auto()
+
+
+# The pods of a gang end without a stop request of the operator.
+ENDINGS: dict[Cause, Ending] = {
+    # Every worker exited with 0.
+    Cause.COMPLETED: Ending("Succeeded", reasons.COMPLETED),
+    # A pod was asked to stop (preemption, eviction, drain or deletion) and the gang saved: 75.
+    Cause.PREEMPTED: Ending(
+        "Preempted", reasons.PREEMPTED, saves=True, counted_without_progress=True
+    ),
+    # A pod was asked to stop and was killed before it saved: 137 or 143.
+    Cause.KILLED: Ending("Failed", reasons.EVICTED, counted=True),
+    # A worker saved and exited with 75, but no pod was asked to stop.
+    Cause.STOPPED_UNASKED: Ending("Failed", None, counted=True),
+    # 64 BadConfiguration, 65 BadData, 66 InputMissing, 77 NotPermitted.
+    Cause.PERMANENT_EXIT: Ending("Failed", None, permanent=True),
+    # 73 StorageNotWritable, 78 EnvironmentUnusable, 86 Diverged, 87 OutOfMemory, 89 Hang, and every
+    # code that exit_codes.py does not list: Crashed. See also PERMANENT_IF_REPEATED.
+    Cause.OTHER_EXIT: Ending("Failed", None, counted=True),
+    # 79 Fenced, 88 PeerLost, if no other cause was observed within verdict.CAUSE_WAIT.
+    Cause.CONSEQUENT_EXIT: Ending("Failed", None, counted=True),
+    # The kubelet evicted or refused the pod, or an init container failed.
+    Cause.POD_FAILED: Ending("Failed", None, counted=True),
+    # The pod does not exist any more, and its end was not observed.
+    Cause.POD_VANISHED: Ending("Failed", reasons.WORKER_LOST, counted=True),
+    # The pod is overdue for deletion: its node does not answer.
+    Cause.NODE_LOST: Ending("Failed", reasons.WORKER_LOST, counted=True),
+}
+
+# The operator stops a gang itself. The key is written to status.attempts[].stopReason.
+STOPS: dict[str, Ending] = {
+    # spec.suspend is true.
+    reasons.SUSPENDED: Ending("Suspended", reasons.SUSPENDED, saves=True),
+    # runPolicy.activeDeadlineSeconds, runPolicy.startDeadlineSeconds.
+    reasons.ACTIVE_DEADLINE_EXCEEDED: Ending(
+        "Failed", reasons.ACTIVE_DEADLINE_EXCEEDED, saves=True, permanent=True
+    ),
+    reasons.START_DEADLINE_EXCEEDED: Ending(
+        "Failed", reasons.START_DEADLINE_EXCEEDED, permanent=True
+    ),
+    # Some workers held a node for runPolicy.gangStartTimeoutSeconds while others found none.
+    reasons.GANG_INCOMPLETE: Ending("Released", reasons.GANG_INCOMPLETE, backs_off=True),
+    # No activity for runPolicy.progressDeadlineSeconds, and the supervisor did not act.
+    reasons.HANG: Ending("Failed", reasons.HANG, counted=True),
+}
+
+PERMANENT_IF_REPEATED: dict[str, int] = {reasons.OUT_OF_MEMORY: 0, reasons.DIVERGED: 50}
+"""Reason -> steps. The job fails if the previous failure had the same reason this close by."""
+
+_KILLED = (137, 143)  # SIGKILL and SIGTERM
+
+
+def cause_of_exit(code: int, *, gang_asked: bool, pod_asked: bool) -> Cause:
+    """Return the cause for a worker that exited with a code other than 0.
+
+    `gang_asked` and `pod_asked` are whether any pod of the gang, and this pod, was asked to stop.
+    """
+    if code == ExitCode.STOPPED:
+        return Cause.PREEMPTED if gang_asked else Cause.STOPPED_UNASKED
+    if code in _KILLED and pod_asked:
+        return Cause.KILLED
+    found = meaning(code)
+    if found.permanent:
+        return Cause.PERMANENT_EXIT
+    return Cause.CONSEQUENT_EXIT if found.consequence else Cause.OTHER_EXIT

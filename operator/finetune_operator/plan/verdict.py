@@ -1,0 +1,147 @@
+"""The verdict on a gang: which row of `outcomes.py` applies to it.
+
+The cause is the first exit that is not a consequence of another one (79 Fenced, 88 PeerLost). Ties
+are broken by worker index, because the clocks of nodes differ and times have whole seconds.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from finetune_api import reasons
+from finetune_api.exit_codes import ExitCode, is_permanent, meaning
+from finetune_operator.plan.observe import LOST_AFTER, Ended, Pod, termination_result
+from finetune_operator.plan.outcomes import ENDINGS, Cause, Ending, Outcome, cause_of_exit
+
+CAUSE_WAIT = 15.0
+"""Seconds for which an exit that is only a consequence waits for its cause to be observed."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an attempt ended: a row of the table and the details of this case."""
+
+    ending: Ending
+    reason: str
+    message: str
+    worker: int | None = None
+    exit_code: int | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of the row."""
+        return self.ending.outcome
+
+
+def success() -> Verdict:
+    """Return the verdict on a gang of which every worker exited with 0."""
+    return Verdict(ENDINGS[Cause.COMPLETED], reasons.COMPLETED, "")
+
+
+def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Verdict | None:
+    """Return how the attempt ended, or None while it goes on or its cause may still be observed."""
+    ends = {pod.index: pod.ended for pod in pods if pod.ended}
+    if len(ends) == replicas and all(end.exit_code == 0 for end in ends.values()):
+        return success()
+    failures = sorted((end.finished, index) for index, end in ends.items() if end.exit_code != 0)
+    present = {pod.index for pod in pods if not pod.gone or pod.ended}
+    missing = sorted(set(range(replicas)) - present) if created else []
+    lost = [pod for pod in pods if pod.ended is None and pod.lost(now)]
+    causes = [i for _, i in failures if not meaning(ends[i].exit_code).consequence]
+    failed = [i for i in causes if ends[i].exit_code != ExitCode.STOPPED]
+    if failed:
+        return _from_exit(failed[0], ends[failed[0]], pods)
+    broken = [pod for pod in pods if pod.failure and not pod.gone]
+    if not failures and not missing and not lost and not broken:
+        return None
+    if _cause_may_follow(pods, failures, now):
+        return None
+    if causes:
+        # A missing pod was deleted, even if its deletion was not observed.
+        return _from_exit(causes[0], ends[causes[0]], pods, pod_missing=bool(missing))
+    if broken:
+        return _from_failed_pod(broken[0])
+    if missing:
+        return _from_lost_worker(Cause.POD_VANISHED, missing[0], "its pod vanished")
+    if lost:
+        return _from_lost_worker(Cause.NODE_LOST, lost[0].index, "its node does not answer")
+    return _from_exit(failures[0][1], ends[failures[0][1]], pods)
+
+
+def permanent_failure(pods: list[Pod]) -> Verdict | None:
+    """Return the verdict of an exit that no other attempt could avoid, if a pod had one."""
+    for pod in pods:
+        if pod.ended and is_permanent(pod.ended.exit_code, prepare=False):
+            return _from_exit(pod.index, pod.ended, pods)
+    return None
+
+
+def seconds_until_final(pods: list[Pod], now: datetime) -> float | None:
+    """Return after how many seconds `verdict` may change without any event, or None."""
+    failures = [p.ended.finished for p in pods if p.ended and p.ended.exit_code != 0]
+    due = [moment + timedelta(seconds=CAUSE_WAIT) for moment in failures]
+    deletions = [pod.deletion for pod in pods if pod.deletion and not pod.gone]
+    due += [deletion + timedelta(seconds=LOST_AFTER) for deletion in deletions]
+    waits = [(moment - now).total_seconds() + 1 for moment in due]  # times have whole seconds
+    return min((wait for wait in waits if wait > 0), default=None)
+
+
+def _cause_may_follow(pods: list[Pod], failures: list[tuple[datetime, int]], now: datetime) -> bool:
+    """Return whether a pod that still runs may be saving, or may be the cause of a lost peer."""
+    alive = [pod for pod in pods if pod.ended is None and not pod.gone and not pod.lost(now)]
+    if not alive:
+        return False
+    if any(pod.asked_to_stop for pod in alive):
+        return True
+    if not failures:
+        return False
+    waited = (now - failures[0][0]).total_seconds()
+    return waited < CAUSE_WAIT
+
+
+def _from_exit(index: int, end: Ended, pods: list[Pod], *, pod_missing: bool = False) -> Verdict:
+    pod = next(pod for pod in pods if pod.index == index)
+    gang_asked = pod_missing or any(pod.asked_to_stop for pod in pods)
+    cause = cause_of_exit(end.exit_code, gang_asked=gang_asked, pod_asked=pod.asked_to_stop)
+    ending = ENDINGS[cause]
+    if ending.saves:
+        text = f"asked to stop (preemption, drain or deletion); {saved_progress(pods)}"
+        return Verdict(ending, ending.reason or "", text, index, end.exit_code)
+    reason, message = reason_and_message(end)
+    if cause == Cause.KILLED:
+        message = "it was asked to stop and was killed before it had saved a checkpoint"
+    text = f"worker {index}: {message or f'exit code {end.exit_code}'}"
+    return Verdict(ending, (ending.reason or reason)[:64], text[:1024], index, end.exit_code)
+
+
+def _from_failed_pod(pod: Pod) -> Verdict:
+    reason, message = pod.failure or (reasons.POD_FAILED, "")
+    text = f"worker {pod.index}: {message}"[:1024]
+    return Verdict(ENDINGS[Cause.POD_FAILED], reason[:64], text, worker=pod.index)
+
+
+def _from_lost_worker(cause: Cause, index: int, why: str) -> Verdict:
+    ending = ENDINGS[cause]
+    return Verdict(ending, ending.reason or "", f"worker {index} was lost: {why}", worker=index)
+
+
+def saved_progress(gang: list[Pod]) -> str:
+    """Return a clause on what a gang that exited with 75 has saved, as worker 0 reported it."""
+    result = termination_result(gang)
+    if result is None or result.progress is None:
+        return "everything is saved"
+    step, newest = result.progress.step, max((c.step for c in result.checkpoints), default=0)
+    if newest >= step:
+        return "everything is saved"
+    return f"it could save up to step {newest} only, {step - newest} steps are redone"
+
+
+def reason_and_message(end: Ended) -> tuple[str, str]:
+    """Return reason and message of a container's end, from its result where it left one."""
+    if end.reason == "OOMKilled":
+        return reasons.OUT_OF_MEMORY, (
+            "the container was killed for using more host memory than its limit; raise the "
+            "trainer container's memory limit in workers.template"
+        )
+    if result := end.result():
+        return result.reason, result.message
+    return meaning(end.exit_code).reason, end.message[-512:].strip()
