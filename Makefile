@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools images demo test test-images check format crds golden clean simulate torture
+.PHONY: help setup tools images demo test test-images check format crds docs golden clean simulate torture
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -54,6 +54,11 @@ crds: ## write crds/, docs/reference/api.md, the chart's copies and its dashboar
 	@$(BIN)/python -m hack.reference > docs/reference/api.md
 	@$(BIN)/python hack/chart.py
 	@$(BIN)/python hack/dashboard.py
+
+docs: ## build the documentation site into build/site (SERVE=1 serves it and rebuilds on changes)
+	@$(PYTHON) hack/setup.py
+	@$(BIN)/python hack/docs_reference.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build --strict)
 
 golden: tools ## write what the chart renders to tests/chart/golden, to be read as a diff
 	@$(BIN)/python -m tests.chart.renderings

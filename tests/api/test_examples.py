@@ -46,8 +46,8 @@ PATCHES = {
     for number, patch in enumerate(re.findall(r"kubectl patch .* -p '(.*?)'", text))
 }
 DATA = [
-    *re.findall(r"`(\{\"\w+\".*?\})`", (TREE / "examples" / "README.md").read_text()),
-    *re.findall(r"```json\n(.*)\n```", (TREE / "docs" / "data.md").read_text()),
+    *re.findall(r"`(\{\"\w+\".*?\})`", (TREE / "docs/use/quick-start.md").read_text()),
+    *re.findall(r"```json\n(.*)\n```", (TREE / "docs/use/data.md").read_text()),
 ]
 
 

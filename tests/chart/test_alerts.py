@@ -14,7 +14,7 @@ from tests.chart.helm import Helm, find
 from tests.tools import debian_tool
 
 CASES = Path(__file__).parent / "alerts" / "cases.yaml"
-PAGE = (TREE / "docs" / "alerts.md").read_text()
+PAGE = (TREE / "docs" / "operate" / "monitoring.md").read_text()
 
 
 def rules(helm: Helm, *values: str) -> Object:

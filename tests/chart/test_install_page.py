@@ -1,4 +1,4 @@
-"""The commands of docs/install.md, as they stand there and in that order."""
+"""The commands of the pages on installing and upgrading, run unchanged and in their order."""
 
 import json
 import re
@@ -15,7 +15,8 @@ from tests.chart.helm import SHARED, Helm, environment
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-PAGE = (TREE / "docs" / "install.md").read_text()
+PAGES = [TREE / "docs" / "operate" / name for name in ("install.md", "upgrade.md")]
+PAGE = "".join(page.read_text() for page in PAGES)
 # heading -> the commands below it
 SECTIONS = {
     text.partition("\n")[0].strip("# "): re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
@@ -25,10 +26,10 @@ SECTIONS = {
 FIRST = "Installing with Helm"
 VALUES_FILE = SECTIONS[FIRST][0]
 REGISTRY = "registry.example/team/"
-# The interpreter itself: a virtual environment has a plugin of its own beside it.
+# The base interpreter, because a virtual environment already contains the plugin.
 PYTHON = getattr(sys, "_base_executable", sys.executable)
 STORIES = {
-    "a life": (FIRST, "Upgrading", "Uninstalling"),
+    "a life": (FIRST, "Upgrading", "Restarting the operator", "Uninstalling"),
     "the plugin": ("The kubectl plugin",),
     "a namespace": ("One operator for a namespace",),
     "two operators": (FIRST, "Two operators for the same namespaces"),
@@ -38,7 +39,7 @@ RELEASES = {"finetune-operator": ("finetune-system", "team-a"), "canary": ("fine
 
 @pytest.fixture
 def reader(paste: Paste, tmp_path: Path) -> Paste:
-    """Pastes in a checkout that may be written to, with a home; has written the file of values."""
+    """Return a function that runs commands in a writable checkout with a home and the values."""
     programs, checkout = tmp_path / ".local" / "bin", tmp_path / "checkout"
     programs.mkdir(parents=True)
     (programs / "python3").symlink_to(PYTHON)
@@ -48,10 +49,10 @@ def reader(paste: Paste, tmp_path: Path) -> Paste:
             (checkout / item.name).symlink_to(item)
     env = {
         "HOME": str(tmp_path),
-        # pip finds the dependencies here, and asks no registry.
+        # pip finds the dependencies here and makes no request to a registry.
         "PYTHONPATH": next(path for path in sys.path if (Path(path) / "hatchling").exists()),
         "PIP_NO_INDEX": "1",
-        "PIP_NO_BUILD_ISOLATION": "0",  # NB: 0 switches isolation off, as the option would
+        "PIP_NO_BUILD_ISOLATION": "0",  # NB: 0 disables isolation, as the option does
     }
 
     def run(commands: str) -> str:
@@ -63,7 +64,7 @@ def reader(paste: Paste, tmp_path: Path) -> Paste:
 
 @pytest.fixture
 def installed(admin: Helm, api: Cluster) -> Iterator[None]:
-    """What the commands install is removed afterwards."""
+    """Remove afterwards what the commands install."""
     if "team-a" not in api.kubectl("get", "namespaces"):
         api.kubectl("create", "namespace", "team-a")
     yield
@@ -74,21 +75,21 @@ def installed(admin: Helm, api: Cluster) -> Iterator[None]:
 
 
 def images(api: Cluster) -> set[str]:
-    """Of each operator that is installed, and of its jobs."""
+    """Return the images of each installed operator and of its jobs."""
     own = ("--all-namespaces", "--selector=app.kubernetes.io/name=finetune-operator")
     found = json.loads(api.kubectl("get", "deployments", *own, "--output=json"))["items"]
     containers = [one["spec"]["template"]["spec"]["containers"][0] for one in found]
     return {image for c in containers for image in (c["image"], environment(c)["TRAINER_IMAGE"])}
 
 
-def test_every_command_of_the_page_is_told_below():
-    told = {heading for headings in STORIES.values() for heading in headings}
-    assert {heading for heading, blocks in SECTIONS.items() if blocks} == told
+def test_every_command_of_the_pages_is_run():
+    run = {heading for headings in STORIES.values() for heading in headings}
+    assert {heading for heading, blocks in SECTIONS.items() if blocks} == run
 
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("headings", STORIES.values(), ids=STORIES.keys())
-def test_every_command_works_as_it_stands_and_keeps_the_images(reader, api, headings):
+def test_every_command_works_unchanged_and_keeps_the_images(reader, api, headings):
     for heading in headings:
         for block in SECTIONS[heading]:
             reader(block)

@@ -1,4 +1,4 @@
-"""Pages as the tests of documentation read them."""
+"""Functions that read pages of the documentation, for tests."""
 
 import re
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ _SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 
 
 def page(name: str) -> str:
-    """Text of a page of docs/."""
+    """Return the text of a page of docs/, for example of use/data."""
     return (TREE / "docs" / f"{name}.md").read_text()
 
 
 def sections(text: str) -> dict[str, str]:
-    """Heading of the second level -> what stands below it; before the first one: an empty key."""
+    """Return the text below each heading of the second level; the key "" has the text above."""
     parts = _SECTION.split(text)
     return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def rows(text: str) -> list[list[str]]:
-    """Cells of all rows of all tables, without heads."""
+    """Return the cells of all rows of all tables, without their heads."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     found = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
     ruled = {i for i, cells in enumerate(found) if set("".join(cells)) <= {"-", "|"}}
@@ -34,19 +34,19 @@ def rows(text: str) -> list[list[str]]:
 
 
 def code(text: str) -> list[str]:
-    """What stands between backticks in running text and in tables."""
+    """Return what is between backticks in text and in tables."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
 
 
 def commands(text: str) -> Iterator[str]:
-    """Commands, one a line: of sh blocks (with continued lines joined) and between backticks."""
+    """Yield the commands of sh blocks, with continued lines joined, and those in backticks."""
     for block in re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S):
         yield from (re.sub(r"\s+#.*", "", line) for line in block.replace("\\\n", " ").splitlines())
     yield from code(text)
 
 
 def field_exists(path: str) -> bool:
-    """Whether spec or status has it: runPolicy.maxRestarts, status.attempts, spec.suspend."""
+    """Return whether spec or status has a field such as runPolicy.maxRestarts or spec.suspend."""
     first, _, rest = path.partition(".")
     models = {"spec": FineTuneJobSpec, "status": FineTuneJobStatus}
     schema: dict[str, Any] = structural(models.get(first, FineTuneJobSpec))

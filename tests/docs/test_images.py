@@ -1,4 +1,4 @@
-"""The trainer image of docs/images.md that trusts a company's authority: its variables do that."""
+"""The variables in the example image make its libraries accept a company's certificates."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from finetune_local.pki import Authority
 from tests.docs.pages import page
 
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
-(DOCKERFILE,) = re.findall(r"^```dockerfile\n(.*?)^```$", page("images"), re.M | re.S)
+(DOCKERFILE,) = re.findall(r"^```dockerfile\n(.*?)^```$", page("operate/images"), re.M | re.S)
 VARIABLES = re.findall(rf"(\w+)={BUNDLE}", DOCKERFILE)
 # As the trainer's libraries connect: huggingface_hub, obstore, and requests for MLflow.
 CLIENTS = {
@@ -49,7 +49,7 @@ def authority(tmp_path_factory) -> Authority:
 
 @pytest.fixture(scope="module")
 def url(authority: Authority) -> Iterator[str]:
-    """Of a server whose certificate only this authority vouches for."""
+    """Address of a server whose certificate is signed by this authority only."""
     identity = authority.issue("server", "server", names=("localhost",))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(identity.certificate, identity.key)
@@ -61,11 +61,11 @@ def url(authority: Authority) -> Iterator[str]:
     server.server_close()
 
 
-def connects(client: str, url: str, trusted: dict[str, Path]) -> bool:
-    """Whether it does in an environment that trusts nothing else of its own."""
+def connects(client: str, url: str, bundles: dict[str, Path]) -> bool:
+    """Return whether the client connects in an environment with these bundles and no others."""
     foreign = re.compile(r"proxy$|^(SSL_CERT|REQUESTS_CA|CURL_CA|AWS_CA)", re.IGNORECASE)
     env = {name: value for name, value in os.environ.items() if not foreign.search(name)}
-    env |= {name: str(path) for name, path in trusted.items()}
+    env |= {name: str(path) for name, path in bundles.items()}
     program = CLIENTS[client].replace("URL", repr(url))
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
     assert done.returncode == 0 or "ertificate" in done.stderr, done.stderr
@@ -73,6 +73,6 @@ def connects(client: str, url: str, trusted: dict[str, Path]) -> bool:
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_a_server_of_the_company_is_trusted_with_these_variables(authority, url, client):
+def test_a_company_server_is_accepted_with_these_variables(authority, url, client):
     assert not connects(client, url, {})
     assert connects(client, url, dict.fromkeys(VARIABLES, authority.certificate))

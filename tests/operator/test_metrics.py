@@ -282,7 +282,7 @@ async def test_names_follow_the_conventions_of_prometheus():
 async def test_the_page_of_the_documentation_lists_every_metric():
     rows = re.findall(
         r"^\| `(finetune_\w+)` \| (\w+) \|([^|]*)\|[^|]*\|[^|]*\|$",
-        (TREE / "docs" / "metrics.md").read_text(),
+        (TREE / "docs" / "reference" / "metrics.md").read_text(),
         re.M,
     )
     told = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}

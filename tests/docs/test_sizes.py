@@ -1,0 +1,76 @@
+"""The figures and messages of the pages on sizes and storage are those of the code."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from finetune_api.run import RunConfig
+from finetune_api.spec import Optimizer
+from finetune_local.cache import TREE
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.prepare import disk_space
+from finetune_trainer.run_dir.paths import RunPaths
+from tests.docs.pages import code, page, rows, sections
+
+SIZES, STORAGE = sections(page("use/sizes")), sections(page("operate/storage"))
+PARAMETERS = 8e9  # in the examples of the page
+VAST = 1e6  # this many times that fits nowhere
+
+
+def test_a_run_needs_the_space_that_the_page_names(tmp_path: Path) -> None:
+    assert "4 x 96 GB + 16 GB = 400 GB" in " ".join(SIZES["Storage"].split())
+    config = RunConfig.model_validate(
+        {
+            "jobName": "a",
+            "jobNamespace": "default",
+            "jobUid": "uid",
+            "role": "prepare",
+            "model": {"source": "pvc://w/model"},
+            "dataset": {"train": [{"source": "pvc://w/train.jsonl"}], "validationFraction": 0.01},
+            "training": {},
+            "checkpoints": {"storage": "pvc://w/runs", "keepLast": 2},
+            "mounts": {"w": str(tmp_path)},
+        }
+    )
+    paths = RunPaths.of(config)
+    paths.storage.mkdir()
+    with pytest.raises(TrainerError) as caught:
+        disk_space.check(config, paths, int(PARAMETERS * VAST))
+    found = re.search(
+        r"needs (\S+) GB: up to (\d) checkpoints of (\S+) GB .* model of (\S+) GB",
+        caught.value.message,
+    )
+    assert found, caught.value.message
+    needed, count, checkpoint, model = (float(number) for number in found.groups())
+    assert (count, needed / VAST, checkpoint / VAST, model / VAST) == (4, 400, 96, 16)
+
+
+def test_bytes_per_parameter() -> None:
+    assert (Optimizer().state_bytes, Optimizer(moment_precision="BF16").state_bytes) == (12, 8)
+
+
+def test_the_grace_period_of_the_example() -> None:
+    text = " ".join(SIZES["A stop that can save"].split())
+    write = read_back = 12 * PARAMETERS / 1e9  # at 1 GB/s
+    stop = 10 + 1.2 * write
+    assert f"{stop + write + read_back:.0f} s and two steps" in text
+    assert f"needs {stop:.0f} s of it" in text
+
+
+def test_every_message_is_a_message_of_the_trainer() -> None:
+    sources = "".join(file.read_text() for file in TREE.glob("trainer_image/**/*.py"))
+    messages = [message for cells in rows(STORAGE["Permissions"]) for message in code(cells[0])]
+    assert len(messages) == 5
+    assert [message for message in messages if message not in sources] == []
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_device_memory(stage: int) -> None:
+    """ZeRO's own account: what is divided by the number of devices depends on the stage."""
+    (row,) = [cells for cells in rows(SIZES["Device memory"]) if cells[0].startswith(str(stage))]
+    for devices, cell in zip((8, 16), row[2:], strict=True):
+        weights = 2 / (devices if stage == 3 else 1)
+        gradients = 4 / (devices if stage >= 2 else 1)
+        size = PARAMETERS * (weights + gradients + Optimizer().state_bytes / devices)
+        assert cell == f"{size / 1e9:.0f} GB"
