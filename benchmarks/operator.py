@@ -25,13 +25,15 @@ import json
 import shutil
 
 from benchmarks.operators import observe, peer, sandbox
-from benchmarks.operators.api import Api, RefusedError
 from benchmarks.operators.contenders import Contender, Kubeflow, Ours
 from benchmarks.operators.controlplane import ControlPlane, clean
 from benchmarks.operators.kubelet import NODE
 from benchmarks.operators.measurement import Measurement
 from benchmarks.operators.show import console, table
 
+from finetune_client.api import Api
+from finetune_client.configuration import load_configuration
+from finetune_client.errors import ApiError
 from finetune_local.build import BuildError
 from finetune_local.cache import TREE
 from finetune_local.cluster import ClusterError
@@ -47,9 +49,9 @@ def main() -> int:
             for lifted in _peers(arguments):
                 peer.build(lifted=lifted)
             return sandbox.run_inside("benchmarks.operator", sys.argv[1:])
-        sandbox.furnish()
+        sandbox.set_up()
         return asyncio.run(_run(arguments))
-    except (ClusterError, BuildError, peer.PeerError, RefusedError) as error:
+    except (ClusterError, BuildError, peer.PeerError, ApiError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -124,7 +126,7 @@ async def _run(arguments: argparse.Namespace) -> int:
             "-",
             stdin=f'{{"apiVersion":"v1","kind":"Node","metadata":{{"name":"{NODE}"}}}}',
         )
-        async with Api(cluster.kubeconfig) as api:
+        async with Api(load_configuration(cluster.kubeconfig), timeout=600) as api:
             for contender in contenders:
                 measurement = Measurement(cluster, api, contender, arguments, OUT)
                 figures[contender.name] = await measurement.run()

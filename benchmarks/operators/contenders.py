@@ -1,4 +1,4 @@
-"""The operators that are compared: how each is started, what it is given, when its work is done."""
+"""The operators that are compared: how to start them, their jobs, and when a job is steady."""
 
 import os
 import signal
@@ -26,16 +26,16 @@ class Contender(Protocol):
     user: str
 
     def install(self, cluster: Cluster) -> None:
-        """Definitions and rights."""
+        """Install definitions and rights."""
 
     def start(self, cluster: Cluster, log: Path) -> subprocess.Popen[bytes]:
-        """The process, ready for jobs."""
+        """Start the process and wait until it is ready for jobs."""
 
     def job(self, name: str, pods: int) -> Object:
-        """What a user applies."""
+        """Return a job as a user applies it."""
 
     def steady(self, status: Object, pods: int) -> bool:
-        """Whether a job's status tells that all of its pods run."""
+        """Return whether a status shows that all pods of the job run."""
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Kubeflow:
 
     @property
     def name(self) -> str:
-        """For the table."""
+        """The name in the table."""
         return f"training-operator {peer.VERSION}" + (", limits lifted" if self.lifted else "")
 
     def install(self, cluster: Cluster) -> None:
@@ -115,13 +115,13 @@ class Kubeflow:
         peer.mount_certificate(cluster)
         probe = str(self.job("probe", 2)).replace("'", '"')
 
-        def answers() -> bool:
+        def webhook_works() -> bool:
             try:
                 return bool(cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=probe))
             except ClusterError:
                 return False
 
-        _wait_until(process, log, answers)
+        _wait_until(process, log, webhook_works)
         _wait_until(process, log, lambda: "Starting workers" in log.read_text())
         return process
 
@@ -152,7 +152,7 @@ def _wait_until(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Asked first."""
+    """End the process, first by SIGTERM."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(15)

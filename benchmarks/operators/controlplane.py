@@ -1,4 +1,4 @@
-"""The control plane of a run, its scripted kubelet, and how both are left clean."""
+"""The control plane of a run, its scripted kubelet, and the clean-up between operators."""
 
 import asyncio
 import json
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.operators.api import Api
 from benchmarks.operators.contenders import Contender
 from benchmarks.operators.show import console
 
+from finetune_client.api import Api
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster, ClusterError, die_with_parent
 
@@ -21,7 +21,7 @@ _NODE_CONTROLLERS = ("node-lifecycle", "taint-eviction", "pod-garbage-collector"
 
 
 class ControlPlane(Cluster):
-    """Without scheduler and what needs real nodes; with an audit log of those who are measured."""
+    """A control plane without what needs real nodes, with an audit log of the operators."""
 
     audit_policy: Any = None
 
@@ -43,15 +43,15 @@ class ControlPlane(Cluster):
             if component["name"] == "kube-controller-manager":
                 off = "".join(f",-{name}-controller" for name in _NODE_CONTROLLERS)
                 component["command"] = [
-                    word + off if word.startswith("--controllers=") else word
-                    for word in component["command"]
+                    part + off if part.startswith("--controllers=") else part
+                    for part in component["command"]
                 ]
         path.write_text(json.dumps(components))
 
 
 @contextmanager
 def kubelet(cluster: Cluster, ends: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The scripted kubelet's process."""
+    """Run the scripted kubelet in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.operators.kubelet"]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -69,16 +69,16 @@ def kubelet(cluster: Cluster, ends: Path, log: Path) -> Iterator[subprocess.Pope
 
 
 async def clean(api: Api, contender: Contender) -> None:
-    """Pods first: the garbage collector would take them one by one."""
+    """Delete all objects, pods first, because the garbage collector deletes them one by one."""
     console.print(f"{contender.name}: removing its objects")
     namespace = f"namespaces/{contender.namespace}"
     now = {"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0}
     jobs = f"{contender.collection}/{namespace}/{contender.plural}"
     for path in (f"/api/v1/{namespace}/pods", f"/api/v1/{namespace}/services", jobs):
-        await api.send("DELETE", path, now)
+        await api.delete(path, now)
         deadline = time.monotonic() + 120
-        while (await api.get(f"{path}?limit=1"))["items"]:
+        while (await api.get(path, limit="1"))["items"]:
             if time.monotonic() > deadline:
-                raise ClusterError(f"{path}: not gone after 120 s")
+                raise ClusterError(f"{path}: not deleted after 120 s")
             await asyncio.sleep(0.5)
-    await api.send("DELETE", f"/api/v1/{namespace}/events", now)
+    await api.delete(f"/api/v1/{namespace}/events", now)

@@ -1,8 +1,8 @@
-"""A scripted kubelet and scheduler in one process: pods run at once, prepare pods end at once.
+"""A scripted kubelet and scheduler in one process: pods run and prepare pods end immediately.
 
-Each pod is bound by the API server's `binding`, as by a scheduler, then reported Running with an
-address of its own in 127/8. The reports of all workers are served from here. It watches only what
-is not bound yet, as metadata, so that it does little work itself.
+Each pod is bound through its `binding` subresource, as by a scheduler, and then reported as running
+with an address of its own in 127/8. This process serves the reports of all workers. It watches only
+the metadata of pods that are not bound yet, so that it needs little CPU time itself.
 """
 
 import argparse
@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TextIO
 
 from aiohttp import web
-from benchmarks.operators import sandbox
-from benchmarks.operators.api import MERGE, Api, RefusedError
+from benchmarks.operators import observe, sandbox
 
 from finetune_api import names
 from finetune_api.base import Object, format_time
 from finetune_api.progress import DataSummary, Progress, StepLedger
 from finetune_api.run import PrepareResult, RankHeartbeat, Report, Result
+from finetune_client.api import MERGE_PATCH, METADATA, Api
+from finetune_client.configuration import load_configuration
+from finetune_client.errors import ApiError
 
 NODE = "scripted"
 _PARALLEL = 32
@@ -44,23 +46,23 @@ _PREPARED = Result(
 
 
 class Trainers:
-    """What the workers would say."""
+    """The reports of the workers."""
 
     def __init__(self) -> None:
         self._workers: dict[str, tuple[dict[str, str], datetime]] = {}
         self._step_seconds = 0.0
         self._moving_since = 0.0
-        self._heard_at = time.monotonic()
+        self._started_at = time.monotonic()
 
     def add(self, labels: dict[str, str]) -> str:
-        """The address of a new worker."""
+        """Add a worker and return its address."""
         number = len(self._workers)
         address = f"127.{100 + number // 62_500}.{number // 250 % 250}.{number % 250 + 1}"
         self._workers[address] = (labels, datetime.now(UTC))
         return address
 
     async def report(self, request: web.Request) -> web.Response:
-        """GET /v1/report: at rest only the ages grow, as in a long step."""
+        """Serve GET /v1/report. Between steps only the ages grow."""
         worker = self._workers.get(request.host.partition(":")[0])
         if worker is None or names.LABEL_ATTEMPT not in worker[0]:
             return web.Response(status=404)
@@ -85,32 +87,34 @@ class Trainers:
 
     def _position(self) -> tuple[int, float]:
         if not self._step_seconds:
-            return 1, time.monotonic() - self._heard_at
+            return 1, time.monotonic() - self._started_at
         steps, age = divmod(time.monotonic() - self._moving_since, self._step_seconds)
         return 1 + int(steps), age
 
     async def train(self, request: web.Request) -> web.Response:
-        """POST /train?step-seconds=S: from now on every job finishes a step every S seconds."""
+        """Serve POST /train?step-seconds=S: from now on each job steps every S seconds."""
         self._step_seconds = float(request.query["step-seconds"])
         self._moving_since = time.monotonic()
         return web.Response()
 
 
 async def serve(kubeconfig: Path, log: Path) -> None:
-    """For ever."""
+    """Act as the kubelet of all pods until cancelled."""
     trainers = Trainers()
     app = web.Application()
     app.add_routes([web.get(names.REPORT_PATH, trainers.report)])
     app.add_routes([web.post("/train", trainers.train)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    # Every address of this network, which is a loopback that only this sandbox sees.
+    # All addresses of this network, which is a loopback that only this sandbox has.
     await web.TCPSite(runner, "0.0.0.0", names.REPORT_PORT).start()
     slots = asyncio.Semaphore(_PARALLEL)
     running: set[asyncio.Task[None]] = set()
-    async with Api(kubeconfig, connections=_PARALLEL + 1) as api:
+    async with Api(load_configuration(kubeconfig), timeout=600) as api:
         with log.open("a", buffering=1) as ended:
-            async for event in api.watch("/api/v1/pods", "fieldSelector=spec.nodeName="):
+            selector = {"fieldSelector": "spec.nodeName="}
+            pods = observe.everything(api, "/api/v1/pods", accept=METADATA, **selector)
+            async for event in pods:
                 if event["type"] == "ADDED":
                     life = _live(api, slots, trainers, event["object"]["metadata"], ended)
                     task = asyncio.create_task(life)
@@ -133,15 +137,21 @@ async def _live(
     container = names.CONTAINER if names.LABEL_JOB_UID in labels else "pytorch"
     async with slots:
         try:
-            await api.send("POST", f"{path}/binding", binding)
+            await api.create(f"{path}/binding", binding)
             status = _running(container, trainers.add(labels))
-            await api.send("PATCH", f"{path}/status", {"status": status}, MERGE)
+            await _set_status(api, path, status)
             if prepares:
-                await api.send("PATCH", f"{path}/status", {"status": _ended(container)}, MERGE)
+                await _set_status(api, path, _ended(container))
                 print(time.time(), name, file=ended)
-        except RefusedError as error:
-            if error.code != 404:  # deleted meanwhile
+        except ApiError as error:
+            if error.code != 404:  # The pod was deleted meanwhile.
                 raise
+
+
+async def _set_status(api: Api, path: str, status: Object) -> None:
+    """Patch the status without parsing the response, to leave the CPU to the operator."""
+    body = {"status": status}
+    await api.request("PATCH", f"{path}/status", {}, body, MERGE_PATCH, METADATA)
 
 
 def _running(container: str, address: str) -> Object:
@@ -191,7 +201,9 @@ def main() -> None:
     parser.add_argument("log", type=Path, help="when prepare pods ended")
     arguments = parser.parse_args()
     if sandbox.state() is None:
-        parser.error("it listens on every address: only inside of benchmarks.operators.sandbox")
+        parser.error(
+            "it listens on all addresses and must run inside of benchmarks.operators.sandbox"
+        )
     asyncio.run(serve(arguments.kubeconfig, arguments.log))
 
 

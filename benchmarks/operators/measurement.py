@@ -1,4 +1,4 @@
-"""One operator under measurement, from its start to its end."""
+"""The measurement of one operator, from its start to its end."""
 
 import argparse
 import asyncio
@@ -10,13 +10,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 from benchmarks.operators import controlplane, observe
-from benchmarks.operators.api import Api
 from benchmarks.operators.contenders import Contender, Ours, stop
 from benchmarks.operators.observe import Audit, Request
 from benchmarks.operators.show import console, progress
 
 from finetune_api.names import REPORT_PORT
+from finetune_client.api import Api
 from finetune_local.cluster import Cluster, ClusterError
 
 _APPLIERS = 16
@@ -26,7 +27,7 @@ _EVERY = 2.0  # s between single jobs
 
 @dataclass
 class Measurement:
-    """One operator, from its start to its end."""
+    """The measurement of one operator."""
 
     cluster: Cluster
     api: Api
@@ -37,7 +38,7 @@ class Measurement:
     steady: dict[str, float] = field(default_factory=dict)  # job -> s since the epoch
 
     async def run(self) -> dict[str, str]:
-        """The rows of its column."""
+        """Measure, and return the rows of the operator's column in the table."""
         contender, arguments = self.contender, self.arguments
         slug = re.sub(r"\W+", "-", contender.name)
         self.audit = Audit(self.cluster.directory / "audit.log")
@@ -74,9 +75,9 @@ class Measurement:
         console.print(f"  {self.contender.name}: {name}: {value}")
 
     async def _watch(self) -> None:
-        """Notes when a job's status first tells that all of its pods run."""
+        """Record when a job's status first shows that all of its pods run."""
         path = f"{self.contender.collection}/namespaces/{self.contender.namespace}"
-        async for event in self.api.watch(f"{path}/{self.contender.plural}", whole=True):
+        async for event in observe.everything(self.api, f"{path}/{self.contender.plural}"):
             item = event["object"]
             status, name = item.get("status", {}), item["metadata"]["name"]
             if name not in self.steady and self.contender.steady(status, self.arguments.pods):
@@ -85,10 +86,10 @@ class Measurement:
     async def _apply(self, number: int) -> None:
         item = self.contender.job(f"j{number:05d}", self.arguments.pods)
         path = f"{self.contender.collection}/namespaces/{self.contender.namespace}"
-        await self.api.send("POST", f"{path}/{self.contender.plural}", item)
+        await self.api.create(f"{path}/{self.contender.plural}", item)
 
     async def _burst(self) -> bool:
-        """All jobs at once; whether all became steady within the limit."""
+        """Apply all jobs at once; return whether all became steady within the limit."""
         jobs, started = self.arguments.jobs, time.time()
         before = observe.cpu_seconds(self.pid)
         others = {name: observe.cpu_seconds(pid) for name, pid in self.others.items()}
@@ -122,7 +123,7 @@ class Measurement:
         self._row("burst: CPU s of all else on the machine", f"{rest:.1f}")
         mine = self._mine(started)
         if not mine:
-            raise ClusterError(f"{self.audit.path} tells of no request of {self.contender.user}")
+            raise ClusterError(f"{self.audit.path} contains no request of {self.contender.user}")
         self._row("burst: writes per job", f"{sum(r.writes for r in mine) / jobs:.1f}")
         console.print("   ", observe.by_kind(mine, jobs))
         self._row("burst: other requests per job", f"{sum(not r.writes for r in mine) / jobs:.1f}")
@@ -180,7 +181,7 @@ class Measurement:
                 self._row(f"{phase}: {name}, p50 / p99 s", " / ".join(shown))
 
     async def _rest(self) -> None:
-        """After the last writes have ebbed, for a while."""
+        """Wait until writes have ended, then measure for a while."""
         for _ in range(30):
             await asyncio.sleep(1)
             if not any(r.writes for r in self._mine(time.time() - 5)):
@@ -195,7 +196,9 @@ class Measurement:
         await asyncio.sleep(_STEP_SECONDS)
 
     async def _steps(self, seconds: int) -> None:
-        await self.api.post(f"http://127.0.0.1:{REPORT_PORT}/train?step-seconds={seconds}")
+        url = f"http://127.0.0.1:{REPORT_PORT}/train?step-seconds={seconds}"
+        async with aiohttp.request("POST", url) as response:
+            response.raise_for_status()
 
     async def _window(self, phase: str, seconds: int) -> None:
         started, before = time.time(), observe.cpu_seconds(self.pid)
@@ -213,7 +216,7 @@ class Measurement:
         self._row(f"{phase}: RSS MiB", f"{observe.memory_mib(self.pid):.0f}")
 
     async def _singles(self) -> None:
-        """Jobs that meet an operator that is not busy."""
+        """Apply jobs one by one to an operator that is not busy."""
         first, count = self.arguments.jobs, self.arguments.singles
         before = observe.cpu_seconds(self.pid)
         with progress() as bar:

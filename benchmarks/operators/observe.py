@@ -1,15 +1,21 @@
-"""What is read from outside of the operators: processes, and the API server's audit log."""
+"""Observation from outside of the operators: processes, and the API server's audit log."""
 
+import asyncio
 import json
 import math
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from finetune_api.base import Object
+from finetune_client.api import JSON, Api
+from finetune_client.errors import TRANSIENT, ApiError
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
@@ -22,7 +28,7 @@ POLICY = {
 
 
 def policy(users: list[str], jobs: list[tuple[str, str]]) -> dict[str, Any]:
-    """What the API server is to note; `jobs` are pairs of group and plural."""
+    """Return the audit policy; `jobs` are pairs of group and plural."""
     kinds = [{"group": group, "resources": [plural]} for group, plural in jobs]
     return POLICY | {
         "rules": [
@@ -31,6 +37,20 @@ def policy(users: list[str], jobs: list[tuple[str, str]]) -> dict[str, Any]:
             {"level": "None"},
         ]
     }
+
+
+async def everything(
+    api: Api, path: str, *, accept: str = JSON, **query: str
+) -> AsyncIterator[Object]:
+    """Yield all objects as ADDED events, then their changes, without end; again after a failure."""
+    while True:
+        try:
+            async for event in api.watch(path, accept=accept, timeoutSeconds="3600", **query):
+                if event["type"] != "BOOKMARK":
+                    yield event
+        except (ApiError, *TRANSIENT) as error:
+            print(f"watch of {path}: {error}", file=sys.stderr)
+            await asyncio.sleep(1)  # For example "storage is (re)initializing", for a new kind.
 
 
 @dataclass(frozen=True)
@@ -48,12 +68,12 @@ class Request:
 
     @property
     def writes(self) -> bool:
-        """Changes something, or tries to; a dry run does not."""
+        """Whether the request would change an object; a dry run would not."""
         return self.verb in WRITES and not self.dry_run
 
 
 class Audit:
-    """The log, read as it grows."""
+    """The audit log, read as it grows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,15 +81,15 @@ class Audit:
         self.requests: list[Request] = []
 
     def read(self) -> list[Request]:
-        """All requests so far."""
+        """Return all requests so far."""
         if not self.path.exists():
             return self.requests
         with self.path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        self.requests += [_request(json.loads(line)) for line in whole.splitlines()]
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        self.requests += [_request(json.loads(line)) for line in complete.splitlines()]
         return self.requests
 
 
@@ -91,20 +111,20 @@ def _request(line: dict[str, Any]) -> Request:
 
 
 def by_kind(requests: Iterable[Request], jobs: int) -> str:
-    """Counts per job, most frequent first."""
+    """Format the requests per job by kind, most frequent first."""
     counts = Counter(f"{r.verb} {r.resource}{' (dry run)' if r.dry_run else ''}" for r in requests)
     return ", ".join(f"{count / jobs:.3g} {kind}" for kind, count in counts.most_common())
 
 
 def job_of(pod: str) -> str:
-    """Our jobs are named j00001; their pods begin with it."""
+    """Return the job of a pod, whose name begins with that of its job, such as j00001."""
     found = re.match(r"(j\d+)-", pod)
     return found.group(1) if found else ""
 
 
 @dataclass
 class Creation:
-    """When a job was applied, and its pods were created, s since the epoch."""
+    """When a job was applied and its pods were created, in seconds since the epoch."""
 
     applied: float = 0.0
     prepare: float | None = None
@@ -112,7 +132,7 @@ class Creation:
 
 
 def creations(requests: Iterable[Request], contender_user: str, plural: str) -> dict[str, Creation]:
-    """By job."""
+    """Return the creations by job."""
     jobs: dict[str, Creation] = {}
     for request in requests:
         if request.verb != "create" or request.dry_run or request.code != 201:
@@ -129,13 +149,13 @@ def creations(requests: Iterable[Request], contender_user: str, plural: str) -> 
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time so far."""
+    """Return the user and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def machine_seconds() -> float:
-    """CPU time that the whole machine was busy so far, other people's processes included."""
+    """Return the CPU time of all processes of the machine so far."""
     user, nice, system, _idle, _wait, *rest = (
         Path("/proc/stat").read_text().split("\n")[0].split()[1:]
     )
@@ -143,28 +163,28 @@ def machine_seconds() -> float:
 
 
 def memory_mib(pid: int, kind: str = "VmRSS") -> float:
-    """Resident now, or at its highest (VmHWM)."""
+    """Return the resident memory of a process, or its maximum (VmHWM)."""
     text = Path(f"/proc/{pid}/status").read_text()
     found = re.search(rf"{kind}:\s+(\d+) kB", text)
     return int(found.group(1)) / 1024 if found else 0.0
 
 
 def components() -> dict[str, int]:
-    """Process ids of the control plane by name."""
+    """Return the process ids of the control plane by name."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
+                command = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if words[0] in (b"etcd", b"kube-apiserver", b"kube-controller-manager") or (
-                len(words) > 1 and words[0].endswith(b"/controlplane")
+            if command[0] in (b"etcd", b"kube-apiserver", b"kube-controller-manager") or (
+                len(command) > 1 and command[0].endswith(b"/controlplane")
             ):
-                found[words[1].decode()] = int(entry.name)
+                found[command[1].decode()] = int(entry.name)
     return found
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The smallest value that at least this share of them does not exceed."""
+    """Return the smallest value that at least this share of the values does not exceed."""
     return sorted(values)[max(1, math.ceil(len(values) * share)) - 1]

@@ -1,4 +1,4 @@
-"""Kubeflow's training-operator v1: built from its Go module, put onto the cluster as shipped."""
+"""Kubeflow's training-operator v1: built from its Go module, installed as it is shipped."""
 
 import base64
 import json
@@ -27,12 +27,14 @@ _LIFTED = {"cfg.QPS = 20.0": "cfg.QPS = 2000.0", "cfg.Burst = 30": "cfg.Burst = 
 
 
 class PeerError(Exception):
-    """It cannot be built or started."""
+    """The training-operator cannot be built or started."""
 
 
 def build(*, lifted: bool) -> Path:
-    """The program, from the cache or built now (minutes). `lifted`: without its limit of 20
-    requests a second, which is compiled in; nothing else differs."""
+    """Return the program, from the cache or built now (minutes).
+
+    `lifted`: without its limit of 20 requests a second, which is compiled in; nothing else differs.
+    """
     folder = cache_folder() / f"training-operator-{VERSION}{'-lifted' if lifted else ''}"
     program = folder / _PROGRAM
     if program.exists():
@@ -77,7 +79,7 @@ def _module(go: str, name: str) -> Path:
 
 
 def _lifted_source(go: str, folder: Path) -> Path:
-    """Its source, with a copy of controller-runtime in which the two numbers are larger."""
+    """Return its source, with a copy of controller-runtime in which the two limits are higher."""
     operator, runtime = folder / "operator", folder / "controller-runtime"
     _copy(_module(go, f"{_MODULE}@{VERSION}"), operator)
     requirements = (operator / "go.mod").read_text().split()
@@ -87,7 +89,7 @@ def _lifted_source(go: str, folder: Path) -> Path:
     text = source.read_text()
     for old, new in _LIFTED.items():
         if text.count(old) != 1:
-            raise PeerError(f"{source} does not hold {old!r} once")
+            raise PeerError(f"{source} does not contain {old!r} exactly once")
         text = text.replace(old, new)
     source.write_text(text)
     with (operator / "go.mod").open("a") as file:
@@ -96,14 +98,14 @@ def _lifted_source(go: str, folder: Path) -> Path:
 
 
 def _copy(module: Path, target: Path) -> None:
-    """The module cache is read-only; a copy is not."""
+    """Copy a module and make the folders writable, because the module cache is read-only."""
     shutil.copytree(module, target, copy_function=shutil.copyfile)
     for folder in (target, *(p for p in target.rglob("*") if p.is_dir())):
         folder.chmod(0o755)
 
 
 def install(cluster: Cluster) -> Path:
-    """Its CRD, rights, webhook and Secret, from the manifests of the module; its kubeconfig."""
+    """Install the CRD, rights, webhook and Secret of the module; return its kubeconfig."""
     go = shutil.which("go")
     assert go is not None
     manifests = _module(go, f"{_MODULE}@{VERSION}") / "manifests" / "base"
@@ -127,7 +129,7 @@ def _rights(folder: Path) -> list[dict[str, Any]]:
 
 
 def _webhook(manifests: Path) -> list[dict[str, Any]]:
-    """The validating webhook of PyTorchJobs, its Service, and the Secret of its certificate."""
+    """Return the webhook of PyTorchJobs, its Service, and the Secret of its certificate."""
     webhook = yaml.safe_load((manifests / "webhook" / "manifests.yaml").read_text())
     webhook["metadata"]["name"] = _WEBHOOK
     webhook["webhooks"] = [w for w in webhook["webhooks"] if "pytorchjob" in w["name"]]
@@ -147,7 +149,7 @@ def _webhook(manifests: Path) -> list[dict[str, Any]]:
 
 
 def command(program: Path, *, lifted: bool) -> list[str]:
-    """Its command line: nothing but PyTorchJobs; 8 workers when its limits are lifted."""
+    """Return its command line: PyTorchJobs only, and 8 workers if the limits are lifted."""
     threads = ["--controller-threads", "8"] if lifted else []
     return [
         *(str(program), "--enable-scheme=pytorchjob", *threads),
@@ -156,7 +158,7 @@ def command(program: Path, *, lifted: bool) -> list[str]:
 
 
 def mount_certificate(cluster: Cluster, seconds: float = 120) -> None:
-    """What a kubelet does: the Secret's content, once the operator has filled it, as files."""
+    """Write the Secret to files as a kubelet does, once the operator has filled it."""
     folder = CERTIFICATES / "serving-certs"
     folder.mkdir(exist_ok=True)
     deadline = time.monotonic() + seconds
@@ -168,11 +170,11 @@ def mount_certificate(cluster: Cluster, seconds: float = 120) -> None:
                 (folder / name).write_bytes(base64.b64decode(value))
             return
         time.sleep(0.5)
-    raise ClusterError(f"the training-operator made no certificate within {seconds:.0f} s")
+    raise ClusterError(f"the training-operator created no certificate within {seconds:.0f} s")
 
 
 def job(name: str, namespace: str, pods: int) -> dict[str, Any]:
-    """A PyTorchJob of one master, the rest workers."""
+    """Return a PyTorchJob with one master; the other pods are workers."""
 
     def replicas(count: int) -> dict[str, Any]:
         container = {

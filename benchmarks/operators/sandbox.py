@@ -1,8 +1,7 @@
-"""A private network and process space: nothing of ours is reachable, all of it ends with us.
+"""A private network and process space: unreachable from outside, and ended with this process.
 
-Kubeflow's webhook server can only listen on every address. In a network of its own, with nothing
-but a loopback interface in it, that is harmless. The process space ends every process when its
-first one ends, however that happens.
+Kubeflow's webhook server can only listen on all addresses. That is harmless in a network that has
+only a loopback interface. All processes of a process space end when its first process ends.
 """
 
 import os
@@ -21,22 +20,22 @@ from finetune_local.cluster import check_machine, die_with_parent
 
 _STATE = "FINETUNE_BENCHMARK_STATE"
 CERTIFICATES = Path("/tmp/k8s-webhook-server")  # compiled into Kubeflow's operator
-SERVICE_ADDRESS = "10.96.0.99"  # the webhook's Service; nothing routes such addresses here
+SERVICE_ADDRESS = "10.96.0.99"  # of the webhook's Service; nothing routes to it here
 
 
 def state() -> Path | None:
-    """Folder for everything of this run; None outside of the sandbox."""
+    """Return the folder of this run; None outside of the sandbox."""
     named = os.environ.get(_STATE)
     return Path(named) if named else None
 
 
 def run_inside(module: str, arguments: list[str]) -> int:
-    """Run a module of this tree inside; its exit code."""
+    """Run a module of this repository inside of a sandbox and return its exit code."""
     check_machine()
     signal.signal(signal.SIGTERM, _interrupted)
     spaces = ["--user", "--map-root-user", "--net", "--pid", "--mount", "--mount-proc"]
     command = ["unshare", *spaces, "--fork", "--kill-child", sys.executable, "-m", module]
-    # SIGINT is ignored in what a shell starts in the background, until somebody handles it.
+    # Processes that a shell starts in the background ignore SIGINT unless they install a handler.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="ftb-") as folder:
         env = os.environ | {_STATE: folder, "XDG_STATE_HOME": folder}
@@ -56,7 +55,7 @@ def run_inside(module: str, arguments: list[str]) -> int:
 
 
 def _wait_gone(folder: str, seconds: float = 15) -> None:
-    """Until no process of the space is left: the kernel ends them one after the other."""
+    """Wait until all processes of the space have ended; the kernel ends them one by one."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(map(_names(folder), Path("/proc").iterdir())):
         time.sleep(0.1)
@@ -76,15 +75,15 @@ def _interrupted(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def furnish() -> None:
-    """What the programs expect of a machine: an interface, a route, a folder."""
+def set_up() -> None:
+    """Set up what the programs expect of a machine: an interface, a route, a folder."""
     CERTIFICATES.mkdir(exist_ok=True)
     for command in (
         "ip link set lo up",
         f"ip address add {SERVICE_ADDRESS}/32 dev lo",
-        "ip route add default dev lo",  # the API server wants to know its address
+        "ip route add default dev lo",  # The API server derives its address from it.
         f"mount -t tmpfs tmpfs {CERTIFICATES}",
     ):
         subprocess.run(command.split(), check=True)
-    # A connection in TIME_WAIT holds its port; thousands come and go here.
+    # Connections in TIME_WAIT keep their ports, and there are thousands of them here.
     Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("10000 65000")

@@ -1,4 +1,4 @@
-"""What people see of a run: progress on the terminal, and the table in the end."""
+"""Output of a run: progress on the terminal, and the table at the end."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ def progress() -> Progress:
 
 
 def table(figures: dict[str, dict[str, str]], arguments: argparse.Namespace) -> None:
-    """In Markdown, a column for each contender."""
+    """Print a Markdown table with a column for each operator."""
     rows = list(dict.fromkeys(row for column in figures.values() for row in column))
     size = f"{arguments.jobs:,} jobs x {arguments.pods:,} pods"
     print(f"\n{time.strftime('%Y-%m-%d')}, {machine()}. {size}.")

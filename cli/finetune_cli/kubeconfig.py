@@ -1,4 +1,4 @@
-"""Which cluster is meant: the kubeconfig, its context, the namespace."""
+"""The choice of the cluster: kubeconfig, context and namespace."""
 
 import os
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from kubernetes.config import kube_config
 
 from finetune_cli.errors import CliError
 
-# What the library lets through when a file is no kubeconfig: a folder, no text, no YAML, a list,
-# a number where a text belongs. It checks none of them itself.
+# What the library raises for a file that is not a kubeconfig: a folder, binary data, invalid YAML,
+# a list, or a number in the place of a string. It checks none of these itself.
 _UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which kubeconfig, context and namespace."""
+    """A kubeconfig, a context and a namespace; None selects the default."""
 
     kubeconfig: str | None = None
     context: str | None = None
@@ -25,18 +25,18 @@ class Place:
 
 
 def load(place: Place) -> tuple[client.Configuration, str]:
-    """How to reach the API server, and the namespace; CliError names the file and what it is."""
+    """Return the client configuration and the namespace; CliError names the invalid file."""
     try:
         return _load(place)
     except config.ConfigException as error:
         raise CliError(
             f"no cluster is configured ({_line(error)}); "
-            "set KUBECONFIG, or give --kubeconfig or --context"
+            "set KUBECONFIG, or use --kubeconfig or --context"
         ) from None
     except _UNREADABLE as error:
         raise CliError(
-            f"{_file(place)} is no kubeconfig ({type(error).__name__}: {_line(error)}); "
-            "set KUBECONFIG or give --kubeconfig"
+            f"{_file(place)} is not a valid kubeconfig ({type(error).__name__}: {_line(error)}); "
+            "set KUBECONFIG or use --kubeconfig"
         ) from None
 
 
@@ -46,8 +46,8 @@ def _load(place: Place) -> tuple[client.Configuration, str]:
         place.kubeconfig or kube_config.KUBE_CONFIG_DEFAULT_LOCATION
     )
     if merged.config is None:
-        raise config.ConfigException("there is none")
-    # Not through `list_kube_config_contexts`: that refuses a file without a current context.
+        raise config.ConfigException("no kubeconfig was found")
+    # `list_kube_config_contexts` is not used, because it refuses a file without a current context.
     loader = kube_config.KubeConfigLoader(
         merged.config, active_context=place.context, config_persister=merged.save_changes
     )

@@ -1,1 +1,1 @@
-"""The operator: watches FineTuneJobs, decides (purely), acts, and says what it sees."""
+"""The operator: watches FineTuneJobs, decides what to do, and does it."""

@@ -1,4 +1,4 @@
-"""The operator process: `python -m finetune_operator`; any part that dies ends the whole."""
+"""The operator process, `python -m finetune_operator`: starts its parts and ends with the first."""
 
 import argparse
 import asyncio
@@ -10,18 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
-from kubernetes.config import ConfigException
-
+from finetune_client.api import Api
+from finetune_client.configuration import ConfigurationError, load_configuration
 from finetune_operator import informer, watch
-from finetune_operator.access import load_configuration
 from finetune_operator.events import Recorder
 from finetune_operator.health import Health
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
-from finetune_operator.kube import Kube
 from finetune_operator.lease import Elector, LeaseLostError
 from finetune_operator.logs import OneLine
-from finetune_operator.metrics import Look, Metrics, View
+from finetune_operator.metrics import Metrics, Reconcile, Snapshot
 from finetune_operator.queue import Queue
 from finetune_operator.reconcile import Reconciler, guarded
 from finetune_operator.reports import Reports, Target
@@ -30,13 +28,14 @@ from finetune_operator.status import Throttle
 
 _log = logging.getLogger("finetune")
 _WORKERS = 8
-# Levels of JSON that the API server takes, so that anybody can store them in a template. A reader
-# that gives up on one job gives up on the list of all jobs.
+_FLUSH = 2.0  # s for events that wait when the operator ends
+# The levels of nested JSON that the API server accepts, and therefore that a user can store in a
+# template. If one job could not be parsed, the list of all jobs could not be parsed.
 _LEVELS = 10_000
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line and return the exit code: 1 after a failure, 78 for bad settings."""
     parser = argparse.ArgumentParser(
         prog="python -m finetune_operator",
         description="Runs FineTuneJobs. Settings come from FINETUNE_* variables.",
@@ -52,14 +51,14 @@ def main() -> int:
     try:
         settings = Settings.from_environment()
         configuration = load_configuration()
-    except (SettingsError, ConfigException) as error:
+    except (SettingsError, ConfigurationError) as error:
         print(f"finetune-operator: {error}", file=sys.stderr)
         return 78
     try:
         asyncio.run(_run(settings, configuration))
     except ExceptionGroup as group:
         for cause in _causes(group):
-            # That another replica may lead is no fault of ours: words are enough.
+            # Losing the lease is not a bug, so its message is enough.
             trace = None if isinstance(cause, LeaseLostError) else cause
             _log.error("ending: %s", cause, exc_info=trace)
         return 1
@@ -75,7 +74,7 @@ def _causes(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
 
 
 async def _run(settings: Settings, configuration: object) -> None:
-    """Everything at once, until SIGTERM or until one part dies."""
+    """Run all parts until SIGTERM, or until one of them ends."""
     stop = asyncio.Event()
     _stop_on_signals(stop)
     parts = asyncio.create_task(operate(settings, configuration, stop))
@@ -96,18 +95,18 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
 
 
 async def operate(settings: Settings, configuration: object, stop: asyncio.Event) -> None:
-    """Run the parts until cancelled; `stop` is set by SIGTERM and SIGINT."""
+    """Run the parts until cancelled. SIGTERM and SIGINT set `stop`."""
     queue = Queue()
-    metrics = Metrics(lambda: _view(queue, elector, jobs))
+    metrics = Metrics(lambda: _snapshot(queue, elector, jobs))
     count = metrics.request
-    # Its own connections: nothing that hangs delays a renewal.
-    lease_kube = Kube(configuration, counted=count)
-    elector = Elector(lease_kube, settings.lease) if settings.lease else None
+    # The lease has connections of its own, so that no slow request delays a renewal.
+    lease_api = Api(configuration, count=count)
+    elector = Elector(lease_api, settings.lease) if settings.lease else None
     if elector:
-        kube = Kube(configuration, elector.guard, counted=count)
+        api = Api(configuration, guard=elector.guard, count=count)
         health = Health(queue.longest, elector.describe, page=metrics.page)
     else:
-        kube = Kube(configuration, counted=count)
+        api = Api(configuration, count=count)
         health = Health(queue.longest, page=metrics.page)
     pods = Pods(queue.add, queue.add_soon, lambda uid: jobs.knows(uid))
 
@@ -121,39 +120,39 @@ async def operate(settings: Settings, configuration: object, stop: asyncio.Event
         reports.drop(uid)
 
     jobs = Jobs(queue.add_new, removed, settings.selector)
+    recorder = Recorder(api)
     throttle = Throttle(settings.progress_write_interval)
     reconciler = Reconciler(
-        kube, jobs, pods, reports, Recorder(kube), settings, throttle, wrote=metrics.write
+        api, jobs, pods, reports, recorder, settings, throttle, wrote=metrics.write
     )
-    look = metrics.timed(guarded(reconciler.reconcile))
+    reconcile = metrics.timed(guarded(reconciler.reconcile))
     signals = functools.partial(_stop_on_signals, stop)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(health.run(settings.health_port))
-            await _fill(group, kube, pods, settings, health)
-            group.create_task(
-                watch.run(kube, jobs, configuration, settings, health, signals, count)
-            )
-            group.create_task(_lead(elector, queue, look, reports))
+            await _fill(group, api, pods, settings, health)
+            group.create_task(watch.run(api, jobs, configuration, settings, health, signals, count))
+            group.create_task(_lead(elector, queue, reconcile, reports, recorder))
             _log.info("operating in %s", ", ".join(settings.namespaces) or "all namespaces")
     finally:
         queue.close()
-        await kube.close()
-        await lease_kube.close()
+        await api.close()
+        await lease_api.close()
 
 
 async def _fill(
-    group: asyncio.TaskGroup, kube: Kube, pods: Pods, settings: Settings, health: Health
+    group: asyncio.TaskGroup, api: Api, pods: Pods, settings: Settings, health: Health
 ) -> None:
-    """Until all pods are known: a job that is looked at before would seem to have none.
+    """Start the watches on pods and wait until all pods are known.
 
-    A namespace that is refused is not waited for: its jobs are not looked at (`Pods.listed`).
+    A job that is reconciled before would seem to have no pods. A namespace whose pods may not be
+    listed is not waited for: its jobs are not reconciled (`Pods.listed`).
     """
     hearts = []
     for namespace in settings.namespaces or (None,):
         where = f"watch on pods in {namespace or 'all namespaces'}"
         heart = health.heart(where, informer.LATE, filled=False, kind="pods")
-        group.create_task(informer.run(kube, pods, namespace, heart))
+        group.create_task(informer.run(api, pods, namespace, heart))
         hearts.append(heart)
     for heart in hearts:
         await heart.answered.wait()
@@ -163,8 +162,14 @@ async def _fill(
         task.cancel()
 
 
-async def _lead(elector: Elector | None, queue: Queue, look: Look, reports: Reports) -> None:
-    """What only the leader does; a standby has the same caches and works on nothing."""
+async def _lead(
+    elector: Elector | None,
+    queue: Queue,
+    reconcile: Reconcile,
+    reports: Reports,
+    recorder: Recorder,
+) -> None:
+    """Do what only the leader does. A standby fills the same caches, and waits here."""
     try:
         if elector:
             await elector.acquire()
@@ -172,19 +177,33 @@ async def _lead(elector: Elector | None, queue: Queue, look: Look, reports: Repo
             if elector:
                 group.create_task(elector.renew())
             group.create_task(reports.run())
+            group.create_task(recorder.run())
             for _ in range(_WORKERS):
-                group.create_task(queue.work(look))
+                group.create_task(queue.work(reconcile))
     finally:
-        # The workers have ended: whoever leads next meets no write of ours.
+        # The workers have ended. The last events are sent while the lease is still held, so that
+        # the next leader never meets a write of this one.
+        await _flush(recorder)
         if elector:
             await elector.release()
 
 
-def _view(queue: Queue, elector: Elector | None, jobs: Jobs) -> View:
-    """For the metrics."""
+async def _flush(recorder: Recorder) -> None:
+    """Send the events that wait, as far as the time and the lease allow."""
+    try:
+        # asyncio.timeout does not work in a task that is being cancelled (Python 3.11.2).
+        await asyncio.wait_for(recorder.flush(), _FLUSH)
+    except TimeoutError:
+        _log.warning("events were not sent within %.0f s", _FLUSH)
+    except LeaseLostError as error:
+        _log.warning("events were not sent: %s", error)
+
+
+def _snapshot(queue: Queue, elector: Elector | None, jobs: Jobs) -> Snapshot:
+    """Return the state that the metrics show."""
     longest = queue.longest()
     left = max(0.0, elector.left) if elector else None
-    return View(
+    return Snapshot(
         waiting=len(queue),
         longest=longest[1] if longest else 0.0,
         leading=left is None or left > 0,
@@ -194,7 +213,7 @@ def _view(queue: Queue, elector: Elector | None, jobs: Jobs) -> View:
 
 
 def running_gangs(jobs: Jobs, pods: Pods, due: Callable[[str], bool]) -> Iterator[Target]:
-    """Gangs whose report can be asked for, of the jobs (by uid) whose turn it is."""
+    """Yield the gangs to poll for a report: those of the jobs (by uid) that are due."""
     for key, job in jobs.read():
         uid, attempt = job.uid, job.status.attempt
         if attempt is None or job.status.finished or not due(uid):

@@ -1,8 +1,9 @@
-"""Liveness and readiness from what the operator really does; beside them, its metrics.
+"""The liveness, readiness and metrics endpoints.
 
-Each part that must go on for ever has a heart, which beats when the part does something: an event,
-a bookmark, a request, a repeated attempt. An API server that is away therefore kills nobody; a part
-that hangs is named, and the kubelet starts the process again.
+Each part that must run without end has a heart, which beats when the part does something: when it
+received an event or a bookmark, or sent a request, even without success. The operator therefore
+remains healthy while the API server does not answer. It is unhealthy if a part hangs, so that the
+kubelet restarts the process.
 """
 
 import asyncio
@@ -16,20 +17,20 @@ from finetune_operator.metrics import CONTENT_TYPE
 from finetune_operator.queue import Key
 
 _LOOP_LATE = 60.0  # s
-_LOOK_LATE = 600.0  # s; a thousand pods of a slow API server are created in less
+_RECONCILE_LATE = 600.0  # s; creating a thousand pods on a slow API server takes less
 
 
 @dataclass
 class Heart:
-    """One part: when it last did something, and whether its cache is filled.
+    """One part of the operator: when it last did something, and whether its cache is filled.
 
-    Of several namespaces one may be refused: its heart knows so, and the others go on.
+    A part that watches a namespace may be refused while the others are served.
     """
 
     name: str
     late_after: float  # s
     clock: Callable[[], float]
-    kind: str = ""  # what there is one of for each namespace
+    kind: str = ""  # hearts of one kind do the same in different namespaces
     filled: asyncio.Event = field(default_factory=asyncio.Event)
     answered: asyncio.Event = field(default_factory=asyncio.Event)  # filled, or refused
     refusal: str = ""
@@ -39,19 +40,19 @@ class Heart:
         self.beat()
 
     def beat(self) -> None:
-        """It did something."""
+        """Note that the part did something."""
         self._last = self.clock()
 
     def fill(self) -> None:
-        """It knows everything that exists."""
+        """Note that the part knows all objects that exist."""
         self.refusal = ""
         self.filled.set()
         self.answered.set()
         self.beat()
 
-    def refuse(self, why: str) -> None:
-        """It may not know what exists; asked again, for rights come back."""
-        self.refusal = why
+    def refuse(self, reason: str) -> None:
+        """Note that the part may not list its objects. It keeps trying."""
+        self.refusal = reason
         self.answered.set()
         self.beat()
 
@@ -61,22 +62,22 @@ class Heart:
         return self.clock() - self._last
 
 
-async def _nothing() -> bytes:
+async def _empty_page() -> bytes:
     return b""
 
 
 @dataclass
 class Health:
-    """Alive while every heart beats and no look at a job hangs; ready once the caches are full."""
+    """Alive while every heart beats and no worker hangs; ready once the caches are filled."""
 
-    longest: Callable[[], tuple[Key, float] | None] = lambda: None  # look at a job
+    longest: Callable[[], tuple[Key, float] | None] = lambda: None  # running reconcile, seconds
     role: Callable[[], str] = lambda: "the only replica"
-    page: Callable[[], Awaitable[bytes]] = _nothing  # of metrics
+    page: Callable[[], Awaitable[bytes]] = _empty_page  # metrics
     clock: Callable[[], float] = time.monotonic
     _hearts: list[Heart] = field(default_factory=list)
 
     def heart(self, name: str, late_after: float, *, filled: bool = True, kind: str = "") -> Heart:
-        """A new part to be watched; those of a kind do the same in different namespaces."""
+        """Add a part and return its heart; `late_after` is in seconds."""
         heart = Heart(name, late_after, self.clock, kind)
         if filled:
             heart.fill()
@@ -84,23 +85,23 @@ class Health:
         return heart
 
     def late(self) -> list[str]:
-        """A sentence for each part that hangs."""
+        """Return a sentence for each part that hangs."""
         sentences = [
-            f"{heart.name}: nothing for {heart.age:.0f} s, {heart.late_after:.0f} s are allowed"
+            f"{heart.name}: no activity for {heart.age:.0f} s, {heart.late_after:.0f} s are allowed"
             for heart in self._hearts
             if heart.age > heart.late_after
         ]
-        look = self.longest()
-        if look and look[1] > _LOOK_LATE:
-            (namespace, name), seconds = look
-            text = f"one look for {seconds:.0f} s, {_LOOK_LATE:.0f} s are allowed"
+        running = self.longest()
+        if running and running[1] > _RECONCILE_LATE:
+            (namespace, name), seconds = running
+            text = f"reconciling for {seconds:.0f} s, {_RECONCILE_LATE:.0f} s are allowed"
             sentences.append(f"worker on {namespace}/{name}: {text}")
         return sentences
 
     def unfilled(self) -> list[str]:
-        """A sentence for each cache that is not filled yet.
+        """Return a sentence for each cache that is not filled yet.
 
-        A namespace that is refused holds up nothing where another one is served.
+        A namespace that is refused is left out if another one of its kind is served.
         """
         served = {heart.kind for heart in self._hearts if heart.kind and heart.filled.is_set()}
         return [
@@ -110,7 +111,7 @@ class Health:
         ]
 
     async def run(self, port: int) -> None:
-        """Serve /healthz, /readyz and /metrics; only beats when no port is given."""
+        """Serve /healthz, /readyz and /metrics on the port; 0: serve nothing."""
         loop = self.heart("event loop", _LOOP_LATE)
         runner = None
         if port:
@@ -134,18 +135,18 @@ class Health:
                 await runner.cleanup()
 
     async def _alive(self, _: web.Request) -> web.Response:
-        return self._answer(self.late())
+        return self._response(self.late())
 
     async def _ready(self, _: web.Request) -> web.Response:
-        return self._answer(self.late() + self.unfilled())
+        return self._response(self.late() + self.unfilled())
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=await self.page(), headers={"Content-Type": CONTENT_TYPE})
 
-    def _answer(self, wrong: list[str]) -> web.Response:
+    def _response(self, problems: list[str]) -> web.Response:
         ages = [
             f"{heart.name}: {heart.age:.0f} s ago" + (f", {heart.refusal}" if heart.refusal else "")
             for heart in self._hearts
         ]
-        lines = [*wrong, "", *ages] if wrong else ["ok", "", self.role(), *ages]
-        return web.Response(status=503 if wrong else 200, text="\n".join(lines) + "\n")
+        lines = [*problems, "", *ages] if problems else ["ok", "", self.role(), *ages]
+        return web.Response(status=503 if problems else 200, text="\n".join(lines) + "\n")

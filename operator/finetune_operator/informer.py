@@ -1,7 +1,7 @@
-"""Pods of all jobs, kept current by list and watch, as small frozen records.
+"""The cache of pods, filled by list and watch, as small frozen records.
 
-Pods that are gone are kept as last seen: how a container ended, and what it cost, is often known
-only from the last version of an object that no longer exists.
+A pod that was deleted remains in the cache as it was last seen. How its container ended, and what
+it cost, is often known only from the last version of the object.
 """
 
 import asyncio
@@ -13,43 +13,45 @@ from datetime import UTC, datetime
 
 from finetune_api import names
 from finetune_api.base import Object
+from finetune_client.api import Api
+from finetune_client.backoff import backoff
+from finetune_client.errors import TRANSIENT, ApiError
 from finetune_operator.health import Heart
-from finetune_operator.kube import TRANSIENT, ApiError, Kube, backoff
 from finetune_operator.plan.observe import Job, Pod
 from finetune_operator.queue import Key
 
 _log = logging.getLogger("finetune.informer")
 _SELECTOR = names.LABEL_JOB_UID
-LATE = 240.0  # s without event, bookmark or new attempt
+LATE = 240.0  # s without an event, a bookmark or another attempt after which a watch is late
 
 
 @dataclass
 class Pods:
-    """Cache of pods by the job uid that their label says, which need not be true."""
+    """The pods by the job uid in their label. Users can write that label, so it may be false."""
 
     notify: Callable[[Key], None]
-    notify_soon: Callable[[Key], None]  # of what may be looked at together with what follows
-    ours: Callable[[str], bool] = lambda _: True  # whether a job of that uid is this operator's
+    notify_soon: Callable[[Key], None]  # for changes that can be processed with those that follow
+    ours: Callable[[str], bool] = lambda _: True  # whether this operator has a job of that uid
     _pods: dict[str, dict[str, Pod]] = field(default_factory=lambda: defaultdict(dict))
     _versions: dict[str, int] = field(default_factory=dict)  # by the pod's uid
-    _listed: set[str | None] = field(default_factory=set)  # namespaces; None: all
+    _listed: set[str | None] = field(default_factory=set)  # namespaces; None: all of them
 
     def listed(self, namespace: str) -> bool:
-        """Whether the pods of a namespace are known; else a job there would seem to have none."""
+        """Return whether the pods of a namespace are known."""
         return None in self._listed or namespace in self._listed
 
     def of(self, job_uid: str) -> tuple[Pod, ...]:
-        """Pods with a job's label, also those that are gone."""
+        """Return the pods with a job's label, including those that are gone."""
         return tuple(self._pods.get(job_uid, {}).values())
 
     def made_by(self, job: Job) -> tuple[Pod, ...]:
-        """Those of them that the job made: the label alone anybody may write."""
+        """Return the pods that belong to the job by owner reference, not by label alone."""
         return tuple(pod for pod in self.of(job.uid) if pod.belongs_to(job))
 
-    def take(self, item: Object, *, tell: bool = True) -> None:
-        """A version of a pod; an older one than is known changes nothing.
+    def take(self, item: Object, *, notify: bool = True) -> None:
+        """Store a version of a pod, unless a newer one is known.
 
-        `tell` is False from within a look at its job.
+        `notify` is False while its job is being reconciled.
         """
         metadata = item["metadata"]
         labels, uid = metadata.get("labels", {}), metadata["uid"]
@@ -62,20 +64,20 @@ class Pods:
         if self._pods[job_uid].get(uid) == pod:
             return
         self._pods[job_uid][uid] = pod
-        if tell:
+        if notify:
             (self.notify_soon if _only_starts(pod) else self.notify)(pod.key)
 
     def vanish(
-        self, job_uid: str, pod_uid: str, at: datetime | None = None, *, tell: bool = True
+        self, job_uid: str, pod_uid: str, at: datetime | None = None, *, notify: bool = True
     ) -> None:
-        """A pod's object is gone; `at`: when its deletion was seen."""
+        """Mark a pod as gone; `at` is when its deletion was observed."""
         pod = self._pods.get(job_uid, {}).get(pod_uid)
         if pod and not pod.gone:
             self._pods[job_uid][pod_uid] = pod.vanished(at)
-            if tell:
+            if notify:
                 self.notify(pod.key)
         if not self.ours(job_uid):
-            self.forget(job_uid)  # nobody will ask how it ended
+            self.forget(job_uid)  # Its job is gone too, so how it ended does not matter.
 
     def replace(
         self,
@@ -83,24 +85,24 @@ class Pods:
         namespace: str | None = None,
         job_uid: str | None = None,
         *,
-        tell: bool = True,
+        notify: bool = True,
     ) -> None:
-        """A complete list, of one namespace or of all, of one job or of all.
+        """Store a complete list; pods that are not in it are gone.
 
-        What is not in it is gone.
+        The list is of one namespace or of all, and of one job or of all.
         """
         present = {item["metadata"]["uid"] for item in items}
         for uid in [job_uid] if job_uid else list(self._pods):
             for pod in self.of(uid):
                 if pod.uid not in present and namespace in (None, pod.namespace):
-                    self.vanish(uid, pod.uid, tell=tell)
+                    self.vanish(uid, pod.uid, notify=notify)
         for item in items:
-            self.take(item, tell=tell)
+            self.take(item, notify=notify)
         if job_uid is None:
             self._listed.add(namespace)
 
     def forget(self, job_uid: str, *, before_attempt: int | None = None) -> None:
-        """Drop what is gone and no longer needed; everything when the job itself is gone."""
+        """Drop pods that are gone: workers of earlier attempts, or all if no attempt is given."""
         for pod in self.of(job_uid):
             old = before_attempt is None or (pod.role == "worker" and pod.attempt < before_attempt)
             if pod.gone and old:
@@ -111,30 +113,33 @@ class Pods:
 
 
 def _only_starts(pod: Pod) -> bool:
-    """A worker on its way to running; its gang gives such news by the dozen."""
-    bad = pod.ended or pod.failure or pod.asked_to_stop
-    return pod.role == "worker" and not bad
+    """Return whether a worker is merely starting; the workers of a gang do so at about one time."""
+    failing = pod.ended or pod.failure or pod.asked_to_stop
+    return pod.role == "worker" and not failing
 
 
 def path(namespace: str | None) -> str:
-    """Collection of pods, of one namespace or of all."""
+    """Return the path of the pods of one namespace, or of all."""
     return f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
 
 
-async def run(kube: Kube, pods: Pods, namespace: str | None, heart: Heart) -> None:
-    """List, then watch, for ever; the list is read again only when its version is too old."""
+async def run(api: Api, pods: Pods, namespace: str | None, heart: Heart) -> None:
+    """Keep the cache current until cancelled: list once, then watch.
+
+    The pods are listed again only if the version is too old to continue the watch.
+    """
     version: str | None = None
-    pauses = backoff()
+    delays = backoff()
     while True:
         heart.beat()
         try:
             if version is None:
-                version = await _list(kube, pods, namespace)
+                version = await _list(api, pods, namespace)
                 heart.fill()
-            async for event in kube.watch(path(namespace), version, labelSelector=_SELECTOR):
+            async for event in api.watch(path(namespace), version, labelSelector=_SELECTOR):
                 version = event["object"]["metadata"]["resourceVersion"]
                 heart.beat()
-                pauses = backoff()
+                delays = backoff()
                 _apply(pods, event)
         except ApiError as error:
             version = None
@@ -144,12 +149,12 @@ async def run(kube: Kube, pods: Pods, namespace: str | None, heart: Heart) -> No
                 heart.refuse(f"refused ({error.code})")
         except TRANSIENT as error:
             _log.warning("the API server does not answer (%r); trying again", error)
-        # Also after a plain end: a stream that ends at once, again and again, must not spin.
-        await asyncio.sleep(next(pauses))
+        # Also after a normal end, so that streams which end at once do not cause a busy loop.
+        await asyncio.sleep(next(delays))
 
 
-async def _list(kube: Kube, pods: Pods, namespace: str | None) -> str:
-    items, version = await kube.list(path(namespace), labelSelector=_SELECTOR)
+async def _list(api: Api, pods: Pods, namespace: str | None) -> str:
+    items, version = await api.list(path(namespace), labelSelector=_SELECTOR)
     pods.replace(items, namespace)
     return version
 

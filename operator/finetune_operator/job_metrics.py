@@ -1,7 +1,8 @@
-"""What a job's status says, as series for Prometheus: made when somebody asks, of what is known.
+"""Metrics of jobs, computed from their statuses when Prometheus scrapes them.
 
-So they cost nothing at rest, and a job that is gone has none. The number of series of a job is
-bounded: no label but its namespace and name holds what a user or a pod wrote (docs/metrics.md).
+They therefore cost nothing between scrapes, and a deleted job has none. The number of series of a
+job is bounded: no label except its namespace and name contains text of a user or a pod
+(docs/metrics.md).
 """
 
 import math
@@ -12,23 +13,23 @@ from datetime import datetime
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from finetune_api.limits import CHECKPOINT_INTERVAL
 from finetune_api.reasons import REASONS
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.outcomes import RESTARTED
 
-Sample = tuple[tuple[str, ...], float | None]  # values of its own labels; None: there is none
-_CHECKPOINT_INTERVAL = 900  # s, where the spec says neither seconds nor steps
-CAUSES = {
-    *(reason.name for reason in REASONS.values() if reason.ends_attempt),
-    # Reasons that a kubelet or the node controller gives a pod that failed.
-    *("NodeLost", "NodeShutdown", "Preempting", "Terminated"),
-}
+Sample = tuple[tuple[str, ...], float | None]
+"""The values of a metric's own labels, and the value; None if there is no sample."""
+# Reasons of pods that kubelets and node controllers set, and that plan/failure.py passes on.
+_KUBERNETES = {"NodeLost", "NodeShutdown", "Preempting", "Terminated"}
+CAUSES = {reason.name for reason in REASONS.values() if reason.ends_attempt} | _KUBERNETES
+"""The reasons that are shown as the cause of a restart; all others are shown as OTHER."""
 OTHER, EARLIER = "Other", "Earlier"
 
 
 @dataclass(frozen=True)
 class JobMetric:
-    """A metric that each job may have samples of; its first labels are namespace and name."""
+    """A metric of jobs. Its first two labels are the namespace and the name of the job."""
 
     name: str
     help: str
@@ -38,7 +39,7 @@ class JobMetric:
 
 
 def collect(jobs: Sequence[Job]) -> Iterator[Metric]:
-    """All metrics of these jobs."""
+    """Yield all metrics of these jobs."""
     for metric in METRICS:
         family = metric.family(
             metric.name, metric.help, labels=["namespace", "name", *metric.labels]
@@ -50,11 +51,11 @@ def collect(jobs: Sequence[Job]) -> Iterator[Metric]:
         yield family
 
 
-# How each is read from a job
+# How the samples are read from a job
 
 
 def _phase(job: Job) -> Iterator[Sample]:
-    """Of the current phase alone: ten series a job would say no more."""
+    """Yield the current phase only: a series for each of the ten phases would add nothing."""
     if job.status.phase:
         yield (job.status.phase,), 1
 
@@ -67,16 +68,16 @@ def _progress(job: Job) -> Iterator[Sample]:
 
 def _last_step(job: Job) -> Iterator[Sample]:
     progress = job.status.progress
-    yield (), _moment(progress.last_update_time if progress else None)
+    yield (), _timestamp(progress.last_update_time if progress else None)
 
 
 def _running(job: Job) -> Iterator[Sample]:
     if job.status.phase == "Running" and job.status.attempts:
-        yield (), _moment(job.status.attempts[-1].running_time)
+        yield (), _timestamp(job.status.attempts[-1].running_time)
 
 
 def _tokens(job: Job) -> Iterator[Sample]:
-    """While it runs: what was measured last would stand for ever."""
+    """Yield the speed while the job runs; the last measurement would remain for ever."""
     if job.status.phase == "Running" and job.status.progress:
         yield (), job.status.progress.tokens_per_second
 
@@ -96,13 +97,13 @@ def _device_seconds(job: Job) -> Iterator[Sample]:
 
 def _checkpoint(job: Job) -> Iterator[Sample]:
     newest = job.status.latest_checkpoint
-    yield (), _moment(newest.creation_time if newest else None)
+    yield (), _timestamp(newest.creation_time if newest else None)
 
 
 def _checkpoint_interval(job: Job) -> Iterator[Sample]:
-    """None where only steps are counted: how long they take is not known here."""
+    """Yield nothing if only steps are configured, because their duration is not known here."""
     own = job.spec.checkpoints
-    default = None if own.interval_steps else _CHECKPOINT_INTERVAL
+    default = None if own.interval_steps else CHECKPOINT_INTERVAL
     yield (), own.interval_seconds or default
 
 
@@ -111,7 +112,7 @@ def _restarts(job: Job) -> Iterator[Sample]:
 
 
 def _restarts_by_cause(job: Job) -> Iterator[Sample]:
-    """The status lists ten attempts; what came before them is known by its number only."""
+    """Count restarts by cause. The causes before the ten attempts in the status are not known."""
     counts: dict[str, int] = {}
     for attempt in job.status.attempts[:-1]:
         if attempt.outcome in RESTARTED:
@@ -124,7 +125,7 @@ def _restarts_by_cause(job: Job) -> Iterator[Sample]:
         yield (cause,), count
 
 
-def _moment(time: datetime | None) -> float | None:
+def _timestamp(time: datetime | None) -> float | None:
     return time.timestamp() if time else None
 
 

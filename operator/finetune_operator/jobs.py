@@ -1,4 +1,4 @@
-"""Newest known version of every FineTuneJob."""
+"""The cache of FineTuneJobs: the newest known version of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,40 +11,40 @@ from finetune_operator.selector import Selector
 
 
 def path(key: Key) -> str:
-    """Of one job."""
+    """Return the path of a job."""
     namespace, name = key
     return f"{collection(namespace)}/{name}"
 
 
 def collection(namespace: str | None) -> str:
-    """Of the jobs of one namespace, or of all."""
+    """Return the path of the jobs of one namespace, or of all."""
     where = f"/namespaces/{namespace}" if namespace else ""
     return f"/apis/{API_VERSION}{where}/{PLURAL}"
 
 
 @dataclass
 class _Entry:
-    """One version: as it came until somebody looks at it, then as it was read."""
+    """One version of a job, parsed when it is first needed."""
 
     uid: str
-    version: int  # ordered over all objects of the kind, also over those that had the same name
-    item: Object | None
+    version: int  # comparable between all objects of the kind, even after a name was reused
+    item: Object | None  # None once it is parsed
     job: Job | None = None
-    before: Job | None = None  # the version before it, of the same object
+    before: Job | None = None  # the version before, of the same object
 
 
 @dataclass
 class Jobs:
-    """Fed by the watch and by the answers to our own writes, which may arrive in any order."""
+    """The jobs by key. Versions come from the watch and from responses to writes, in any order."""
 
     notify: Callable[[Key], None]
-    removed: Callable[[str], None]  # with the uid of a job that is gone
-    scope: Selector = field(default_factory=Selector)  # jobs outside it belong to another operator
+    removed: Callable[[str], None]  # called with the uid of a job that is gone
+    scope: Selector = field(default_factory=Selector)  # other jobs belong to other operators
     _entries: dict[Key, _Entry] = field(default_factory=dict)
     _uids: set[str] = field(default_factory=set)
 
     def get(self, key: Key) -> Job | None:
-        """The job, None when it does not exist; ValueError when it cannot be read."""
+        """Return the job, or None if it does not exist; ValueError if it cannot be parsed."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -55,33 +55,34 @@ class Jobs:
         return entry.job
 
     def uid(self, key: Key) -> str | None:
-        """Of the object that has this name now."""
+        """Return the uid of the object that has this name now."""
         entry = self._entries.get(key)
         return entry.uid if entry else None
 
     def read(self) -> list[tuple[Key, Job]]:
-        """All jobs that were looked at since they last changed."""
+        """Return the jobs that were parsed since they last changed."""
         return [(key, entry.job) for key, entry in self._entries.items() if entry.job]
 
     def seen(self) -> list[Job]:
-        """Every job as it was read last: what has changed since, and waits for its look, as it was.
+        """Return every job as it was last parsed, even if it has changed since.
 
-        A job that were left out for that moment would seem to be gone, and to come back.
+        If a changed job were left out until it is parsed, its metrics would vanish and come back.
         """
         found = (entry.job or entry.before for entry in self._entries.values())
         return [job for job in found if job]
 
     def knows(self, uid: str) -> bool:
-        """Whether a job of that uid is here."""
+        """Return whether there is a job of that uid."""
         return uid in self._uids
 
-    def take(self, item: Object, *, tell: bool = True) -> bool:
-        """A version; one older than is known changes nothing. False: it is not our job.
+    def take(self, item: Object, *, notify: bool = True) -> bool:
+        """Store a version of a job, unless a newer one is known.
 
-        `tell` is False from within a look, which goes on from that very version.
+        Returns False if the job belongs to another operator. `notify` is False while the job is
+        being reconciled, which continues from this version.
         """
         metadata = item["metadata"]
-        metadata.pop("managedFields", None)  # two thirds of an object, and nobody reads them
+        metadata.pop("managedFields", None)  # two thirds of an object, and never read
         key = (metadata["namespace"], metadata["name"])
         uid, version = metadata["uid"], int(metadata["resourceVersion"])
         known = self._entries.get(key)
@@ -97,17 +98,17 @@ class Jobs:
             self._gone(known)
         self._entries[key] = _Entry(uid, version, item, before=before)
         self._uids.add(uid)
-        if tell:
+        if notify:
             self.notify(key)
         return True
 
     def remove(self, key: Key, uid: str) -> None:
-        """The object of that uid is gone."""
+        """Remove the job if the object of that uid is the one that is known."""
         if self.uid(key) == uid:
             self.forget(key)
 
     def forget(self, key: Key) -> None:
-        """No job of that name is ours any more."""
+        """Remove the job of that name, because it is gone or belongs to another operator."""
         known = self._entries.pop(key, None)
         if known:
             self._gone(known)

@@ -1,7 +1,7 @@
-"""One record is one line of bounded length, whatever was put into it.
+"""Log formatting: each record is one line of bounded length.
 
-Messages hold words of pods and of users: a line break would be the beginning of a line that nobody
-wrote, and an escape sequence would be carried out by the terminal that shows the log.
+Messages contain text of pods and of users. A line break in it would forge another record, and an
+escape sequence would be carried out by the terminal that shows the log.
 """
 
 import logging
@@ -9,7 +9,7 @@ import re
 
 from finetune_api.base import CONTROLS
 
-MOST = 4096  # letters of a message; tracebacks are our own
+MAX_LENGTH = 4096  # characters of a message; tracebacks are not shortened
 _CONTROLS = re.compile(f"[{CONTROLS}\t\n]")
 
 
@@ -21,7 +21,7 @@ class OneLine(logging.Formatter):
     """The formatter of the operator's log."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """The line before a traceback."""
-        if len(record.message) > MOST:
-            record.message = record.message[:MOST] + "…"
+        """Return the line before a traceback."""
+        if len(record.message) > MAX_LENGTH:
+            record.message = record.message[:MAX_LENGTH] + "…"
         return _CONTROLS.sub(_escaped, super().formatMessage(record))

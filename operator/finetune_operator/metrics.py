@@ -1,7 +1,7 @@
-"""What the operator tells Prometheus: its own work as it is done, its jobs when somebody asks.
+"""The metrics of the operator, which it counts as it works, and of its jobs.
 
-The parts are handed the small functions that count, and know nothing else of this. A replica that
-does not lead tells of no job, so that each job has its series once.
+The other parts receive the functions that count and know nothing else of this module. A replica
+that does not lead shows no jobs, so that each job has its series only once.
 """
 
 import asyncio
@@ -29,58 +29,58 @@ from finetune_operator.status import Urgency
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
-Look = Callable[[Key], Awaitable[float | None]]
+Reconcile = Callable[[Key], Awaitable[float | None]]
 
 
 @dataclass(frozen=True)
-class View:
-    """What is read off the parts at one moment."""
+class Snapshot:
+    """The state of the operator at one moment."""
 
     waiting: int = 0  # keys in the queue
-    longest: float = 0.0  # s that a worker has been on its key
+    longest: float = 0.0  # s that the longest reconcile in progress has taken
     leading: bool = True
-    lease: float | None = None  # s left of it; None: there is none
+    lease: float | None = None  # s left of it; None: leader election is off
     jobs: Sequence[Job] = ()
 
 
 class Metrics:
-    """Counts, and makes the page that is scraped."""
+    """Counts, and renders the page that Prometheus scrapes."""
 
-    def __init__(self, view: Callable[[], View]) -> None:
-        """`view` is called on the event loop, whenever somebody asks."""
-        self._view = view
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Call `snapshot` on the event loop for each scrape."""
+        self._snapshot = snapshot
         self._registry = CollectorRegistry()
-        # Else each has a second series, of its creation, that nobody asks for.
+        # The library would add a series with the time of creation to each counter.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._looks = Histogram(
+        self._reconciles = Histogram(
             "finetune_operator_reconcile_duration_seconds",
-            "How long one look at a job took, by its result: done, or to be repeated.",
+            "How long reconciling a job took, by result: done, or retry.",
             ["result"],
             buckets=_BUCKETS,
             registry=self._registry,
         )
         self._requests = Counter(
             "finetune_operator_api_requests_total",
-            "Requests to the API server, by verb and HTTP status code; none: no answer came.",
+            "Requests to the API server, by verb and HTTP status code; none: no response.",
             ["verb", "code"],
             registry=self._registry,
         )
-        self._seen: dict[tuple[str, int | None], Counter] = {}  # twice as quick as asking `labels`
+        self._seen: dict[tuple[str, int | None], Counter] = {}  # twice as fast as `labels`
         self._writes = Counter(
             "finetune_operator_status_writes_total",
-            "Statuses written, by what was new: facts, progress, or device seconds alone.",
+            "Statuses written, by what changed: facts, progress, or device seconds only.",
             ["what"],
             registry=self._registry,
         )
         ProcessCollector(registry=self._registry)
-        # A series that begins with its first event has lost that event for every rate.
+        # A rate would miss the first event of a series that begins with it.
         for result in ("done", "retry"):
-            self._looks.labels(result)
+            self._reconciles.labels(result)
         for what in _WRITTEN.values():
             self._writes.labels(what)
 
     def request(self, verb: str, code: int | None) -> None:
-        """One was answered with this status; None: it was not answered."""
+        """Count a request by its verb and HTTP status, None if no response came."""
         series = self._seen.get((verb, code))
         if series is None:
             series = self._requests.labels(verb, "none" if code is None else str(code))
@@ -88,17 +88,17 @@ class Metrics:
         series.inc()
 
     def write(self, urgency: Urgency) -> None:
-        """A status was written."""
+        """Count a write of a status."""
         self._writes.labels(_WRITTEN[urgency]).inc()
 
-    def timed(self, look: Look) -> Look:
-        """The same look, measured."""
-        done, retry = self._looks.labels("done"), self._looks.labels("retry")
+    def timed(self, reconcile: Reconcile) -> Reconcile:
+        """Return the same function, with its duration measured."""
+        done, retry = self._reconciles.labels("done"), self._reconciles.labels("retry")
 
         async def measured(key: Key) -> float | None:
             begin = time.perf_counter()
             try:
-                delay = await look(key)
+                delay = await reconcile(key)
             except RetryError:
                 retry.observe(time.perf_counter() - begin)
                 raise
@@ -108,44 +108,46 @@ class Metrics:
         return measured
 
     async def page(self) -> bytes:
-        """All of it, in Prometheus' text format."""
-        # A thousand jobs take a tenth of a second to write down: not in the loop. What they are is
-        # read here, where nothing changes meanwhile.
-        return await asyncio.to_thread(self._write, self._view())
+        """Return all metrics in the text format of Prometheus."""
+        # Rendering a thousand jobs takes a tenth of a second, so it is done in a thread. The state
+        # is read here, because on the event loop nothing changes meanwhile.
+        return await asyncio.to_thread(self._render, self._snapshot())
 
-    def _write(self, view: View) -> bytes:
-        now = CollectorRegistry()
-        now.register(_Moment(view))
-        return generate_latest(self._registry) + generate_latest(now)
+    def _render(self, snapshot: Snapshot) -> bytes:
+        current = CollectorRegistry()
+        current.register(_Current(snapshot))
+        return generate_latest(self._registry) + generate_latest(current)
 
 
 _WRITTEN = {Urgency.NOW: "facts", Urgency.PROGRESS: "progress", Urgency.USAGE: "usage"}
 
 
-class _Moment(Collector):
-    """What is true now, as opposed to what was counted."""
+class _Current(Collector):
+    """The gauges: what is true now, as opposed to what was counted."""
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: `collect` is called once, on a registry of its own."""
+        """Describe nothing: `collect` is called once, for a registry that is not kept."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        view = self._view
-        yield _gauge("workqueue_depth", "Jobs that wait to be looked at.", view.waiting)
+        snapshot = self._snapshot
+        yield _gauge("workqueue_depth", "Jobs that wait to be reconciled.", snapshot.waiting)
         yield _gauge(
             "workqueue_longest_running_seconds",
-            "How long the longest look that goes on has taken so far.",
-            view.longest,
+            "How long the longest reconcile in progress has taken so far.",
+            snapshot.longest,
         )
-        yield _gauge("leading", "1 when this replica acts, 0 when it stands by.", view.leading)
+        yield _gauge("leading", "1 if this replica leads, 0 if it is a standby.", snapshot.leading)
         yield _gauge(
-            "lease_remaining_seconds", "For how long the Lease is surely held.", view.lease
+            "lease_remaining_seconds",
+            "Seconds for which the Lease is certainly held.",
+            snapshot.lease,
         )
-        if view.leading:
-            yield from job_metrics.collect(view.jobs)
+        if snapshot.leading:
+            yield from job_metrics.collect(snapshot.jobs)
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:

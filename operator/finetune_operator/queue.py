@@ -1,7 +1,7 @@
-"""Work queue of keys: deduplicated, one worker per key, delayed adds, backoff after errors.
+"""The work queue of keys: deduplication, one worker per key, delays, back-off after errors.
 
-Two lanes: what has begun goes before what is new. Else a thousand jobs that arrive together would
-all prepare their data before the first of them gets its gang.
+There are two lanes: jobs that have begun go before new ones. Otherwise a thousand jobs that arrive
+together would all prepare their data before the first of them gets its gang.
 """
 
 import asyncio
@@ -12,40 +12,40 @@ from dataclasses import dataclass, field
 from itertools import count
 
 Key = tuple[str, str]  # namespace, name
-_FIRST, _LONGEST = 0.2, 60.0  # s
-TOGETHER = 0.5  # s; the pods of a gang start within about that time
+_FIRST, _LONGEST = 0.2, 60.0  # s, delays of the back-off
+TOGETHER = 0.5  # s within which the pods of a gang usually start
 BEGUN, NEW = 0, 1  # lanes
 
 
 @dataclass
 class Queue:
-    """Level triggered: a key that is added while it is worked on is worked on once more."""
+    """Level-triggered: a key that is added while it is processed is processed once more."""
 
     _ready: asyncio.PriorityQueue[tuple[int, int, Key]] = field(
         default_factory=asyncio.PriorityQueue
     )
     _order: Iterator[int] = field(default_factory=count)
     _queued: dict[Key, int] = field(default_factory=dict)  # lane
-    _working: dict[Key, float] = field(default_factory=dict)  # since when, monotonic
+    _working: dict[Key, float] = field(default_factory=dict)  # monotonic time of the start
     _again: set[Key] = field(default_factory=set)
     _timers: dict[Key, asyncio.TimerHandle] = field(default_factory=dict)
     _failures: dict[Key, int] = field(default_factory=dict)
 
     def add(self, key: Key, lane: int = BEGUN) -> None:
-        """Work on a key as soon as a worker is free and its lane's turn comes."""
+        """Process a key as soon as a worker is free and no earlier lane has a key."""
         if key in self._working:
             self._again.add(key)
         elif lane < self._queued.get(key, NEW + 1):
-            # An entry of a later lane stays behind, and is passed over when its turn comes.
+            # The entry of a later lane remains in the queue and is skipped when it is reached.
             self._queued[key] = lane
             self._ready.put_nowait((lane, next(self._order), key))
 
     def add_new(self, key: Key) -> None:
-        """Work on a key when nothing that has begun is waiting."""
+        """Process a key when no key of a job that has begun is waiting."""
         self.add(key, NEW)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Work on a key later; of several timers the earliest stays."""
+        """Process a key later. Of several timers of a key the earliest is kept."""
         if seconds <= 0:
             self.add(key)
             return
@@ -59,7 +59,7 @@ class Queue:
         self._timers[key] = loop.call_at(at, self._fire, key)
 
     def add_soon(self, key: Key) -> None:
-        """Work on a key together with what else will be told about it in a moment."""
+        """Process a key after a short delay, together with other changes until then."""
         self.add_after(key, TOGETHER)
 
     def _fire(self, key: Key) -> None:
@@ -70,16 +70,19 @@ class Queue:
         return len(self._queued)
 
     def longest(self) -> tuple[Key, float] | None:
-        """The key that is worked on for the longest, and for how many seconds."""
+        """Return the key that has been processed for the longest, and for how many seconds."""
         if not self._working:
             return None
         key = min(self._working, key=self._working.__getitem__)
         return key, time.monotonic() - self._working[key]
 
     async def work(self, handle: Callable[[Key], Awaitable[float | None]]) -> None:
-        """Handle keys for ever; `handle` says after how many seconds it wants to look again."""
+        """Process keys until cancelled.
+
+        `handle` returns the seconds after which the key is added again, or None.
+        """
         while True:
-            # A queue that is never empty would not give way, and starve watches and signals.
+            # Without this a queue that is never empty would starve watches and signal handlers.
             await asyncio.sleep(0)
             lane, _, key = await self._ready.get()
             if self._queued.get(key) != lane:
@@ -102,7 +105,7 @@ class Queue:
                 self.add_after(key, delay)
 
     def close(self) -> None:
-        """Forget all timers."""
+        """Cancel all timers."""
         with contextlib.suppress(KeyError):
             while True:
                 _, timer = self._timers.popitem()
@@ -110,4 +113,4 @@ class Queue:
 
 
 class RetryError(Exception):
-    """The key could not be handled now; try again with backoff."""
+    """The key could not be processed now; it is added again after a back-off."""

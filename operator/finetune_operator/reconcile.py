@@ -1,8 +1,9 @@
-"""One look at one job: observe, plan, check, write, act."""
+"""Reconciling one job: observe, plan, check, commit, act."""
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -10,15 +11,16 @@ from pydantic import ValidationError
 
 from finetune_api import names
 from finetune_api.base import Object
+from finetune_client.errors import TRANSIENT, ApiError
 from finetune_operator import execute, informer, jobs
 from finetune_operator.events import Recorder
+from finetune_operator.execute import Requests
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
-from finetune_operator.kube import TRANSIENT, ApiError, Requests
 from finetune_operator.lease import LeaseLostError
 from finetune_operator.plan import events
 from finetune_operator.plan.decision import Decision
-from finetune_operator.plan.observe import Job, World
+from finetune_operator.plan.observe import Job, Refusal, World
 from finetune_operator.plan.planner import only_prepares, plan
 from finetune_operator.queue import Key, RetryError
 from finetune_operator.reports import Reports
@@ -26,18 +28,18 @@ from finetune_operator.settings import Settings
 from finetune_operator.status import Throttle, Urgency, merge_patch, urgency
 
 _log = logging.getLogger("finetune.reconcile")
-_UNLISTED = 5.0  # s until the next look at a job whose namespace does not tell its pods
+_UNLISTED = 5.0  # s between attempts while the pods of the job's namespace are not known
 
 
 def _now() -> datetime:
-    return datetime.now(UTC).replace(microsecond=0)  # Kubernetes times have whole seconds
+    return datetime.now(UTC).replace(microsecond=0)  # Kubernetes times have whole seconds.
 
 
 @dataclass
 class Reconciler:
-    """Brings jobs forward, one look at a time."""
+    """Brings the state of the cluster closer to what the jobs ask for, one job at a time."""
 
-    kube: Requests
+    api: Requests
     jobs: Jobs
     pods: Pods
     reports: Reports
@@ -46,18 +48,67 @@ class Reconciler:
     throttle: Throttle
     clock: Callable[[], datetime] = _now
     wrote: Callable[[Urgency], None] = lambda _: None
-    _stale: set[Key] = field(default_factory=set)
+    _stale: set[Key] = field(default_factory=set)  # jobs whose cached version is known to be old
 
     async def reconcile(self, key: Key) -> float | None:
-        """Seconds until the next look, None when an event will tell."""
+        """Bring one job forward and return the seconds until the next call.
+
+        None means that the next call follows a change of the job, its pods or its report.
+
+        1. Read the job and its pods from the caches, and plan.
+        2. If the plan only changes the status, write it and stop.
+        3. Otherwise read the job and its pods from the API server and plan again: the caches are
+           good enough to see that something must be done, but not to do it.
+        4. Check: ask the API server whether it would accept what the plan creates. If it refuses,
+           plan again with the refusal.
+        5. Commit: write the status, and queue events about what changed.
+        6. Act: delete and create pods. This follows the commit, so that an operator that dies here
+           knows from the status what it was doing.
+        7. If an attempt began or ended, plan again from the status just written and continue with
+           step 4. The write would have failed if anyone had changed the job since step 3.
+
+        Raises RetryError if a request failed.
+        """
+        with self._handle_errors(key):
+            job = await self._read_cached(key)
+            if job is None:
+                return None
+            if not self.pods.listed(job.namespace):
+                return _UNLISTED
+            world = self._observe(job)
+            decision = plan(world, self.settings)
+            if not decision.acts:
+                _, delay = await self._write(key, world, decision)
+                return _soonest(delay, decision.requeue_after)
+
+            live = await self._read_live(key)
+            if live is None:
+                return None
+            fresh = self._observe(live)
+            if fresh != world:
+                world, decision = fresh, plan(fresh, self.settings)
+
+            while True:
+                world, decision = await self._check(world, decision)
+                written, delay = await self._write(key, world, decision)
+                if delay is None:
+                    await self._act(key, world, decision)
+                if written is None or world.refusal or not decision.commits:
+                    return _soonest(delay, decision.requeue_after)
+                world = self._observe(written)
+                decision = plan(world, self.settings)
+        return None
+
+    @contextmanager
+    def _handle_errors(self, key: Key) -> Iterator[None]:
+        """Turn failed requests into RetryError, and give up on a job that cannot be read."""
         try:
-            return await self._look(key)
+            yield
         except ValidationError as error:
             _log.error("%s/%s cannot be read by this version: %s", *key, error)
-            return None
         except ApiError as error:
             if error.code in (404, 409):
-                self._stale.add(key)  # planned from an old version, or from a job that is gone
+                self._stale.add(key)  # The plan was made from an old version or a deleted job.
             else:
                 _log.warning("%s/%s: %s", *key, error)
             raise RetryError from error
@@ -65,68 +116,48 @@ class Reconciler:
             _log.warning("%s/%s: the API server does not answer (%s)", *key, error)
             raise RetryError from error
 
-    async def _look(self, key: Key) -> float | None:
+    # Step 1 and 3: observe
+
+    async def _read_cached(self, key: Key) -> Job | None:
         if key in self._stale:
-            await self._refresh(key)
+            await self._read_live(key)
             self._stale.discard(key)
         job = self.jobs.get(key)
         if job is None:
             self.throttle.forget(key)
-            return None
-        if not self.pods.listed(job.namespace):
-            return _UNLISTED
-        world = self._observe(job)
-        decision = plan(world, self.settings)
-        if not decision.acts:
-            written, delay = await self._write(key, world, decision)
-            if written:
-                await self._tell([(world, decision)])
-            return _soonest(delay, decision.requeue_after)
-        # Caches are good enough to see that something is to be done, not to do it.
-        live = await self._refresh(key)
-        if live is None:
-            return None
-        fresh = self._observe(live)
-        return await self._carry_out(key, fresh, decision if fresh == world else None)
+        return job
 
-    async def _carry_out(self, key: Key, world: World, decision: Decision | None) -> float | None:
-        """Check, commit, act.
+    async def _read_live(self, key: Key) -> Job | None:
+        """Return the job as the API server has it and update its pods; None if it is gone.
 
-        What a commit leads to is planned from its own answer and the pods that were just listed:
-        the commit would have failed if anybody had changed the job since it was read.
+        The pods are read after the job, and only if they matter: to find the pods of one job the
+        server looks through all pods of the namespace.
         """
-        told: list[tuple[World, Decision]] = []
+        known = self.jobs.uid(key)
         try:
-            wait = await self._steps(key, world, decision, told)
-        except Exception:
-            await self._tell(told)
-            raise
-        await self._tell(told)  # last, for people can wait, and devices cost
-        return wait
+            item = await self.api.get(jobs.path(key))
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            # A watch that started anew does not report deletions. Drop this uid only: a job that
+            # was created under the same name since then stays.
+            if known:
+                self.jobs.remove(key, known)
+            return None
+        if not self.jobs.take(item, notify=False):
+            return None  # Its labels have changed, so that it belongs to another operator.
+        job = self._parse(key, item)
+        if not only_prepares(job):
+            selector = f"{names.LABEL_JOB_UID}={job.uid}"
+            found, _ = await self.api.list(informer.path(key[0]), labelSelector=selector)
+            self.pods.replace(found, key[0], job.uid, notify=False)
+        return job
 
-    async def _steps(
-        self,
-        key: Key,
-        world: World,
-        decision: Decision | None,
-        told: list[tuple[World, Decision]],
-    ) -> float | None:
-        """`decision` is the plan for this very world, None when it was not made yet."""
-        while True:
-            decision = decision or plan(world, self.settings)
-            refusal = None
-            if decision.check:
-                refusal = await execute.admit(self.kube, world.job, decision.check)
-            if refusal:
-                world = replace(world, refusal=refusal)
-                decision = plan(world, self.settings)
-            written, delay = await self._write(key, world, decision)
-            told.append((world, decision))
-            if delay is None:
-                await self._act(key, world, decision)
-            if written is None or refusal or not decision.commits:
-                return _soonest(delay, decision.requeue_after)
-            world, decision = self._observe(written), None
+    def _parse(self, key: Key, item: Object) -> Job:
+        """Return what the server sent, which may be older than what a watch put into the cache."""
+        newest = self.jobs.get(key)
+        version = item["metadata"]["resourceVersion"]
+        return newest if newest and newest.resource_version == version else Job.of(item)
 
     def _observe(self, job: Job) -> World:
         attempt = job.status.attempt
@@ -141,42 +172,26 @@ class Reconciler:
             silent=self.reports.silent(job.uid),
         )
 
-    async def _refresh(self, key: Key) -> Job | None:
-        """The live job, its pods read after it where they matter; None when it is gone."""
-        known = self.jobs.uid(key)
-        try:
-            item = await self.kube.get(jobs.path(key))
-        except ApiError as error:
-            if error.code != 404:
-                raise
-            # A watch that was too old does not tell what went meanwhile; what was created under
-            # that name since stays.
-            if known:
-                self.jobs.remove(key, known)
-            return None
-        if not self.jobs.take(item, tell=False):
-            return None  # its labels have moved: another operator's now
-        job = self._read(key, item)
-        if not only_prepares(job):
-            # The server looks through all pods of the namespace for these few.
-            selector = f"{names.LABEL_JOB_UID}={job.uid}"
-            found, _ = await self.kube.list(informer.path(key[0]), labelSelector=selector)
-            self.pods.replace(found, key[0], job.uid, tell=False)
-        return job
+    # Step 4: check
 
-    def _read(self, key: Key, item: Object) -> Job:
-        """What the server answered, which a watch may have overtaken in the cache."""
-        newest = self.jobs.get(key)
-        version = item["metadata"]["resourceVersion"]
-        return newest if newest and newest.resource_version == version else Job.of(item)
+    async def _check(self, world: World, decision: Decision) -> tuple[World, Decision]:
+        """Return the world with the API server's refusal, if any, and the plan for it."""
+        if decision.check:
+            refusal = await execute.admit(self.api, world.job, decision.check)
+            if refusal:
+                world = replace(world, refusal=refusal)
+                decision = plan(world, self.settings)
+        return world, decision
+
+    # Step 2 and 5: commit
 
     async def _write(
         self, key: Key, world: World, decision: Decision
     ) -> tuple[Job | None, float | None]:
-        """Write the status if it tells something new.
+        """Write the status if it changed, and queue events about the change.
 
-        The job as it was answered, None when nothing was written; seconds to wait when it is not
-        its turn.
+        Returns the job with the new status, None if nothing was written; and the seconds to wait if
+        writes of this kind are throttled.
         """
         job, new = world.job, decision.status
         kind = urgency(job.status, new)
@@ -189,50 +204,53 @@ class Reconciler:
             "metadata": {"resourceVersion": job.resource_version, "uid": job.uid},
             "status": merge_patch(job.status.to_dict(), new.to_dict()),
         }
-        answer = await self.kube.patch(f"{jobs.path(key)}/status", patch)
+        item = await self.api.patch(f"{jobs.path(key)}/status", patch)
         self.wrote(kind)
-        self.jobs.take(answer, tell=False)
-        return self._read(key, answer), None
+        for event in events.between(job.status, new):
+            self.recorder.record(job, event, world.now)
+        self.jobs.take(item, notify=False)
+        return self._parse(key, item), None
 
-    async def _tell(self, told: list[tuple[World, Decision]]) -> None:
-        """Events of what these decisions have changed."""
-        for world, decision in told:
-            for event in events.between(world.job.status, decision.status):
-                await self.recorder.record(world.job, event, world.now)
+    # Step 6: act
 
     async def _act(self, key: Key, world: World, decision: Decision) -> None:
         job = world.job
         if decision.delete_job:
-            await execute.delete_job(self.kube, job)
+            await execute.delete_job(self.api, job)
             return
-        await execute.delete(self.kube, job, decision.delete)
-        refusal = await execute.create(self.kube, job, decision.create)
-        if refusal is None:
-            return
-        # The write above changed the version: the next look starts from the one in the cache.
+        await execute.delete(self.api, job, decision.delete)
+        refusal = await execute.create(self.api, job, decision.create)
+        if refusal:
+            await self._write_refusal(key, job, refusal)
+            raise RetryError
+
+    async def _write_refusal(self, key: Key, job: Job, refusal: Refusal) -> None:
+        """Show in the status why pods could not be created."""
+        # The commit changed the version of the job: plan from the one in the cache.
         newest = self.jobs.get(key)
         if newest is None or newest.uid != job.uid:
             return
         world = replace(self._observe(newest), refusal=refusal)
-        refused = replace(plan(world, self.settings), create=[], delete=[], commits=False)
-        written, _ = await self._write(key, world, replace(refused, check=None))
-        if written:
-            await self._tell([(world, refused)])
-        raise RetryError
+        decision = plan(world, self.settings)
+        shown = replace(decision, create=[], delete=[], commits=False, check=None)
+        await self._write(key, world, shown)
 
 
 def guarded(
-    look: Callable[[Key], Awaitable[float | None]],
+    reconcile: Callable[[Key], Awaitable[float | None]],
 ) -> Callable[[Key], Awaitable[float | None]]:
-    """A job that we fail on is tried again later: it must not end the work on all the others."""
+    """Return a function that retries a job later if reconciling it fails unexpectedly.
+
+    A job that triggers a bug must not end the work on all the others.
+    """
 
     async def guard(key: Key) -> float | None:
         try:
-            return await look(key)
+            return await reconcile(key)
         except (RetryError, LeaseLostError):
             raise
         except Exception as error:
-            _log.exception("%s/%s: this look at it failed, the next one comes later", *key)
+            _log.exception("%s/%s: reconciling failed and is retried later", *key)
             raise RetryError from error
 
     return guard

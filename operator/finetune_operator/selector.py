@@ -1,6 +1,7 @@
-"""Label selectors as Kubernetes writes them: which jobs are this operator's.
+"""Label selectors in the syntax of Kubernetes, which choose the jobs of this operator.
 
-The API server filters lists and watches; the same rule is applied here to objects read one by one.
+The API server applies the selector to lists and watches. This module applies the same rules to
+objects that are read one by one.
 """
 
 import re
@@ -18,20 +19,20 @@ _FORMS = {
     "exists": re.compile(_KEY),
     "absent": re.compile(rf"!\s*{_KEY}"),
 }
-_COMMA = re.compile(r",(?![^(]*\))")  # not the ones inside parentheses
+_COMMA = re.compile(r",(?![^(]*\))")  # not those in parentheses
 _ALLOWED = "key=value, key!=value, key in (a,b), key notin (a,b), key, !key, joined by commas"
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """One term; all terms of a selector must hold."""
+    """One requirement of a selector; all of them must be met."""
 
     key: str
     operator: str  # in | notin | exists | absent
     values: frozenset[str] = frozenset()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """As the API server judges: `notin` holds also where the label is absent."""
+        """Return whether labels meet it. As on the API server, `notin` includes a missing label."""
         if self.operator == "exists":
             return self.key in labels
         if self.operator == "absent":
@@ -42,20 +43,20 @@ class Requirement:
 
 @dataclass(frozen=True)
 class Selector:
-    """Empty: everything."""
+    """A label selector. An empty one selects everything."""
 
     text: str = ""
     requirements: tuple[Requirement, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Selector":
-        """ValueError says which term is wrong and what is allowed."""
+        """Parse a selector; ValueError names the wrong term and what is allowed."""
         if not text.strip():
             return cls()
         return cls(text.strip(), tuple(_requirement(term.strip()) for term in _COMMA.split(text)))
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Whether an object with these labels is selected."""
+        """Return whether an object with these labels is selected."""
         return all(requirement.matches(labels) for requirement in self.requirements)
 
 
@@ -65,4 +66,4 @@ def _requirement(term: str) -> Requirement:
             values = [v.strip() for v in found.groupdict().get("values", "").split(",")]
             if all(re.fullmatch(_VALUE, value) for value in values):
                 return Requirement(found["key"], form.removesuffix(" ()"), frozenset(values))
-    raise ValueError(f"the term {term!r} is no label selector; allowed: {_ALLOWED}")
+    raise ValueError(f"the term {term!r} is not a valid label selector; allowed: {_ALLOWED}")

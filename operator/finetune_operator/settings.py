@@ -1,4 +1,4 @@
-"""Settings of the operator, from the environment."""
+"""The settings of the operator, read from environment variables."""
 
 import os
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ from finetune_operator.selector import Selector
 
 
 class SettingsError(Exception):
-    """A variable is missing or not what it should be."""
+    """A variable is missing or has a value that is not allowed."""
 
 
 @dataclass(frozen=True)
 class LeaseSettings:
-    """The Lease that replicas compete for."""
+    """The Lease of the leader election."""
 
     namespace: str
     name: str
@@ -21,11 +21,11 @@ class LeaseSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the installation chose."""
+    """The settings of one installation."""
 
     trainer_image: str
-    namespaces: tuple[str, ...] = ()  # empty: all
-    selector: Selector = field(default_factory=Selector)  # of jobs; empty: all
+    namespaces: tuple[str, ...] = ()  # empty: all namespaces
+    selector: Selector = field(default_factory=Selector)  # jobs; empty: all jobs
     report_interval: float = 5.0  # s
     restart_backoff: float = 10.0  # s, doubled for each counted restart
     progress_write_interval: float = 5.0  # s between writes of progress alone, per job
@@ -34,7 +34,10 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> "Settings":
-        """FINETUNE_*; SettingsError names the variable, what it is and what is allowed."""
+        """Read the FINETUNE_* variables.
+
+        SettingsError names the variable, its value and the allowed values.
+        """
         image = os.environ.get("FINETUNE_TRAINER_IMAGE", "")
         if not image:
             raise SettingsError("FINETUNE_TRAINER_IMAGE is not set; name the trainer image")
@@ -48,7 +51,7 @@ class Settings:
             progress_write_interval=_seconds(
                 "FINETUNE_PROGRESS_WRITE_SECONDS", cls.progress_write_interval
             ),
-            health_port=_whole("FINETUNE_HEALTH_PORT", cls.health_port, 0, 65535),
+            health_port=_integer("FINETUNE_HEALTH_PORT", cls.health_port, 0, 65535),
             lease=_lease(),
         )
 
@@ -56,13 +59,13 @@ class Settings:
 def _lease() -> LeaseSettings | None:
     name = os.environ.get("FINETUNE_LEASE_NAME", "")
     namespace = os.environ.get("FINETUNE_LEASE_NAMESPACE", "")
-    # Less than 10 s would leave too little to renew in: writes end 5 s before the lease does.
-    duration = _whole("FINETUNE_LEASE_DURATION_SECONDS", LeaseSettings.duration, 10, 600)
+    # At least 10 s, because writes end 5 s before the lease does, and renewals need the rest.
+    duration = _integer("FINETUNE_LEASE_DURATION_SECONDS", LeaseSettings.duration, 10, 600)
     if bool(name) != bool(namespace):
         missing = "FINETUNE_LEASE_NAMESPACE" if name else "FINETUNE_LEASE_NAME"
         raise SettingsError(
-            f"{missing} is not set; a Lease is named by FINETUNE_LEASE_NAMESPACE and "
-            "FINETUNE_LEASE_NAME together, a single replica needs neither"
+            f"{missing} is not set; set both FINETUNE_LEASE_NAMESPACE and "
+            "FINETUNE_LEASE_NAME for leader election, or neither for a single replica"
         )
     return LeaseSettings(namespace, name, duration) if name else None
 
@@ -75,12 +78,12 @@ def _selector(name: str) -> Selector:
         raise SettingsError(f"{name} is {text!r}: {error}") from None
 
 
-def _whole(name: str, default: int, least: int, most: int) -> int:
+def _integer(name: str, default: int, least: int, most: int) -> int:
     text = os.environ.get(name)
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-        raise SettingsError(f"{name} is {text!r}; a whole number from {least} to {most} is allowed")
+        raise SettingsError(f"{name} is {text!r}; an integer from {least} to {most} is allowed")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""When and how a new status is written: one merge patch, only when something real changed."""
+"""When and how a status is written: one merge patch, and only if a fact has changed."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +10,10 @@ from finetune_api.status import Attempt, Condition, FineTuneJobStatus
 from finetune_operator.plan.usage import PROOF_INTERVAL
 from finetune_operator.queue import Key
 
-_PER_SECOND = 20.0  # writes of progress, over all jobs
-# Computed when written, never a reason to write.
+_PER_SECOND = 20.0  # writes of progress for all jobs together
+# Computed for each write, and never the reason for one.
 _DERIVED = {"message", "display", "usage"}
-# What changes by the dozen while a gang starts and trains.
+# Changes often while a gang starts and trains.
 _COUNTS = {"progress", "workers"}
 # Written with the next change of anything else.
 _ATTEMPT_VOLATILE = (
@@ -23,7 +23,7 @@ _ATTEMPT_VOLATILE = (
     "lost_device_seconds",
     "last_step",
 )
-# Compared apart: only a part of them counts.
+# Compared separately, because only some of their fields count.
 _PARTIAL = {"conditions", "attempts"}
 _FACTS = FineTuneJobStatus.model_fields.keys() - _DERIVED - _COUNTS - _PARTIAL
 _ATTEMPT_FACTS = Attempt.model_fields.keys() - set(_ATTEMPT_VOLATILE)
@@ -31,7 +31,7 @@ _CONDITION_FACTS = Condition.model_fields.keys() - {"message"}
 
 
 class Urgency(IntEnum):
-    """How soon a change must be seen."""
+    """How soon a change must be visible."""
 
     NONE = 0
     USAGE = 1
@@ -40,7 +40,7 @@ class Urgency(IntEnum):
 
 
 def urgency(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Urgency:
-    """What kind of change this is."""
+    """Return how soon a change of the status must be written."""
     if old == new:
         return Urgency.NONE
     if not _same_facts(old, new):
@@ -51,8 +51,11 @@ def urgency(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Urgency:
 
 
 def _same_facts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> bool:
-    """What must be seen at once; how a condition words it ("3 of 10 workers run") can wait."""
-    waits = new.phase not in ("Running", "Starting")  # there is no progress in its message
+    """Return whether nothing changed that must be visible at once.
+
+    The messages of conditions ("3 of 10 workers run") can wait.
+    """
+    waits = new.phase not in ("Running", "Starting")  # Its message contains no progress.
     return (
         _same(old, new, _FACTS)
         and (old.message == new.message or not waits)
@@ -72,7 +75,7 @@ def _same(old: Message, new: Message, fields: Collection[str]) -> bool:
 
 
 def merge_patch(old: Any, new: Any) -> Any:
-    """RFC 7386: what turns `old` into `new`; lists are replaced as a whole."""
+    """Return the JSON merge patch (RFC 7386) from `old` to `new`, which replaces entire lists."""
     changes = {key: None for key in old if key not in new}
     for key, value in new.items():
         if key not in old:
@@ -87,37 +90,38 @@ def merge_patch(old: Any, new: Any) -> Any:
 
 @dataclass
 class Throttle:
-    """Spreads the writes that can wait; times are of the monotonic clock, in seconds.
+    """Spreads the writes that can wait. Times are in seconds of the monotonic clock.
 
-    Over all jobs they go in turns of `1 / _PER_SECOND`. A job that has to wait is given its own
-    turn: if all were told the next one, all would come back for it, and plan in vain but for one.
+    The writes of all jobs are `1 / _PER_SECOND` apart. A job that has to wait gets a time slot of
+    its own. If all jobs waited for the next free slot, all would be reconciled for it, and only one
+    of them could write.
     """
 
     interval: float
     _last: dict[Key, float] = field(default_factory=dict)
-    _turns: dict[Key, float] = field(default_factory=dict)  # of those that wait
-    _next: float = 0.0  # the first turn that nobody has
+    _slots: dict[Key, float] = field(default_factory=dict)  # of the jobs that wait
+    _next: float = 0.0  # the first free slot
 
     def wait(self, key: Key, kind: Urgency, now: float) -> float:
-        """Seconds until this write may happen; 0: it happens now."""
+        """Return the seconds until this write is allowed; 0 means that the caller writes now."""
         if kind is not Urgency.NOW:
             interval = self.interval if kind is Urgency.PROGRESS else PROOF_INTERVAL
             due = self._last.get(key, float("-inf")) + interval
             if due <= now:
-                due = self._turn(key, now)
+                due = self._slot(key, now)
             if due > now:
                 return due - now
-        self._turns.pop(key, None)
+        self._slots.pop(key, None)
         self._last[key] = now
         return 0.0
 
-    def _turn(self, key: Key, now: float) -> float:
-        if key not in self._turns:
-            self._turns[key] = max(self._next, now)
-            self._next = self._turns[key] + 1 / _PER_SECOND
-        return self._turns[key]
+    def _slot(self, key: Key, now: float) -> float:
+        if key not in self._slots:
+            self._slots[key] = max(self._next, now)
+            self._next = self._slots[key] + 1 / _PER_SECOND
+        return self._slots[key]
 
     def forget(self, key: Key) -> None:
-        """The job is gone."""
+        """Forget a job that is gone."""
         self._last.pop(key, None)
-        self._turns.pop(key, None)
+        self._slots.pop(key, None)

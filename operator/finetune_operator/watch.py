@@ -1,10 +1,10 @@
-"""The watch on FineTuneJobs: kopf's `on.event`, and nothing else of kopf.
+"""The watch on FineTuneJobs, by kopf's `on.event` handler only.
 
-No create, update, timer, daemon or index handler: those patch annotations, force finalizers, and
-an index over pods is quadratic at start-up (docs/adr/0002).
+kopf's create, update, timer, daemon and index handlers are not used: they patch annotations and
+force finalizers, and an index over pods takes quadratic time to fill (docs/adr/0002).
 
-kopf gives up on some answers of an API server that starts, stops or is overloaded; here it never
-does: requests are repeated for ever, and whatever ends it all the same starts it again.
+kopf gives up on some responses of an API server that starts, stops or is overloaded. Here requests
+are repeated without end, and kopf is started again if it ends.
 """
 
 import asyncio
@@ -17,51 +17,53 @@ import kopf
 
 from finetune_api.base import API_GROUP, API_VERSION, VERSION
 from finetune_api.names import PLURAL
+from finetune_client.api import Api, Count, counted
+from finetune_client.backoff import backoff
+from finetune_client.errors import TRANSIENT, ApiError, error_from_response
+from finetune_client.session import open_session
 from finetune_operator import jobs as paths
-from finetune_operator.access import open_session
 from finetune_operator.health import Health, Heart
 from finetune_operator.jobs import Jobs
-from finetune_operator.kube import TRANSIENT, ApiError, Counted, Kube, backoff, refusal, told
 from finetune_operator.settings import Settings
 
 _log = logging.getLogger("finetune.watch")
-_SERVER_TIMEOUT = 240  # s after which the server ends a watch, and kopf begins the next
-_LATE = 400.0  # s
-_APART = 1.0  # s between two watches of the same jobs: a stream that is cut at once must not spin
-_STEADY = 60.0  # s; what ran for so long was no failed start
+_SERVER_TIMEOUT = 240  # s after which the server ends a watch, and kopf starts the next
+_LATE = 400.0  # s without activity after which a watch is late
+_INTERVAL = 1.0  # s between starts of watches, as streams that end at once must not busy-loop
+_STEADY = 60.0  # s that kopf must run to reset the back-off of its restarts
 
 
 class _Backoffs:
-    """kopf's pauses between repeated requests: without end, so that it never gives up."""
+    """kopf's delays between repeated requests; they have no end, so that it never gives up."""
 
     def __iter__(self) -> Iterator[float]:
         return backoff(0.5, 8.0)
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
-    """kopf copies every object to find what changed in it, for handlers that we do not have."""
+    """Keeps kopf from copying every object to find changes, for handlers that are not used."""
 
     def build(self, **_: Any) -> dict[str, Any]:
-        """Nothing of an object is compared."""
+        """Return nothing to compare."""
         return {}
 
     def fetch(self, **_: Any) -> None:
-        """Nothing was stored."""
+        """Return that nothing was stored."""
 
     def store(self, **_: Any) -> None:
-        """Nothing is stored: the operator never writes annotations."""
+        """Store nothing: the operator does not write annotations."""
 
 
 async def run(
-    kube: Kube,
+    api: Api,
     jobs: Jobs,
     configuration: Any,
     settings: Settings,
     health: Health,
     started: Callable[[], None],
-    counted: Counted,
+    count: Count,
 ) -> None:
-    """Feed the cache for ever. `started` is called when kopf has taken over the signals."""
+    """Fill the cache until cancelled. `started` is called once kopf has installed its signals."""
     hearts = {
         paths.collection(namespace): health.heart(
             f"watch on jobs in {namespace or 'all namespaces'}", _LATE, filled=False, kind="jobs"
@@ -69,27 +71,29 @@ async def run(
         for namespace in settings.namespaces or (None,)
     }
     loop = asyncio.get_running_loop()
-    pauses = backoff(1.0, 30.0)
+    delays = backoff(1.0, 30.0)
     while True:
         begin = loop.time()
         try:
-            await _installed(kube, hearts)
-            await _kopf(settings, _registry(jobs, configuration, _Pulse(hearts, counted)), started)
-        except Exception as error:  # kopf raises whatever a task of it raised
+            await _until_installed(api, hearts)
+            await _run_kopf(
+                settings, _registry(jobs, configuration, _Observer(hearts, count)), started
+            )
+        except Exception as error:  # kopf raises what any of its tasks raised.
             _log.warning("the watch on jobs ended (%s); it is started again", error)
         if loop.time() - begin > _STEADY:
-            pauses = backoff(1.0, 30.0)
-        await asyncio.sleep(next(pauses))
+            delays = backoff(1.0, 30.0)
+        await asyncio.sleep(next(delays))
 
 
-async def _installed(kube: Kube, hearts: dict[str, Heart]) -> None:
-    """Until the resource exists: kopf would stay deaf for ever if it started before."""
-    for pause in backoff(1.0, 8.0):
+async def _until_installed(api: Api, hearts: dict[str, Heart]) -> None:
+    """Wait until the resource exists. kopf would never watch it if it started before."""
+    for delay in backoff(1.0, 8.0):
         for heart in hearts.values():
             heart.beat()
-        for collection in hearts:  # any: rights on one of several namespaces may be gone
+        for collection in hearts:  # Any of them, because some namespaces may be forbidden.
             try:
-                await kube.get(collection, limit="1")
+                await api.get(collection, limit="1")
                 return
             except ApiError as error:
                 text = f"{API_VERSION} {PLURAL}: {error}"
@@ -97,19 +101,22 @@ async def _installed(kube: Kube, hearts: dict[str, Heart]) -> None:
                 _log.warning("jobs cannot be listed: %s%s", text, hint)
             except TRANSIENT as error:
                 _log.warning("the API server does not answer (%r); trying again", error)
-        await asyncio.sleep(pause)
+        await asyncio.sleep(delay)
 
 
-async def _kopf(
+async def _run_kopf(
     settings: Settings, registry: kopf.OperatorRegistry, started: Callable[[], None]
 ) -> None:
-    """Until one of its tasks ends. Not `kopf.operator`: that would cancel tasks that are ours."""
+    """Run kopf until one of its tasks ends.
+
+    `kopf.operator` is not used, because it cancels tasks that it did not start.
+    """
     tasks = await kopf.spawn_tasks(
         registry=registry,
         settings=_kopf_settings(settings),
         standalone=True,
-        # For its peering, which is off. It would make one from the name of our user, and the user
-        # of a container need not have a name.
+        # The identity is for peering, which is off. kopf would derive it from the name of the user,
+        # and the user of a container may have no name.
         identity="finetune-operator",
         clusterwide=not settings.namespaces,
         namespaces=settings.namespaces,
@@ -128,25 +135,26 @@ async def _kopf(
 def _kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
-    chosen.scanning.disabled = True  # needs no right on CRDs and namespaces
+    chosen.scanning.disabled = True  # It would need rights on CRDs and namespaces.
     chosen.watching.server_timeout = _SERVER_TIMEOUT
     chosen.watching.chunk_size = 500
     chosen.persistence.diffbase_storage = _NoDiffs()
     chosen.networking.request_timeout = 10
     chosen.networking.error_backoffs = _Backoffs()
-    chosen.process.ultimate_exiting_timeout = None  # it would kill us after a restart of kopf
+    # It would end the process when kopf is restarted.
+    chosen.process.ultimate_exiting_timeout = None
     if settings.selector.text:
         chosen.watching.label_selectors[API_GROUP, PLURAL] = settings.selector.text
     return chosen
 
 
-def _registry(jobs: Jobs, configuration: Any, pulse: "_Pulse") -> kopf.OperatorRegistry:
+def _registry(jobs: Jobs, configuration: Any, observer: "_Observer") -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
-    # Coroutines: kopf runs plain functions in threads, and our queue belongs to the loop.
+    # Coroutines, because kopf runs plain functions in threads, and the queue belongs to the loop.
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.AiohttpSession:
-        session = open_session(configuration, pulse)
+        session = open_session(configuration, observer)
         return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
 
     @kopf.on.event(API_GROUP, VERSION, PLURAL, registry=registry)
@@ -161,11 +169,11 @@ def _registry(jobs: Jobs, configuration: Any, pulse: "_Pulse") -> kopf.OperatorR
     return registry
 
 
-class _Pulse:
-    """Sees kopf's requests on jobs: beats the hearts, counts, and keeps watches a little apart."""
+class _Observer:
+    """A middleware for kopf's requests: beats the hearts, counts, and delays repeated watches."""
 
-    def __init__(self, hearts: dict[str, Heart], counted: Counted) -> None:
-        self._hearts, self._counted = hearts, counted
+    def __init__(self, hearts: dict[str, Heart], count: Count) -> None:
+        self._hearts, self._count = hearts, count
         self._next: dict[str, float] = {}
 
     async def __call__(
@@ -177,25 +185,27 @@ class _Pulse:
         heart.beat()
         watches = "watch" in request.url.query
         if watches:
-            await self._apart(request.url.path)
+            await self._delay(request.url.path)
         verb = "watch" if watches else "list"
-        response = await told(self._counted, verb, handler(request))
+        response = await counted(self._count, verb, handler(request))
         heart.beat()
         if response.status == 200 and not watches:
             heart.fill()
         if response.status in (403, 404):
             heart.refuse(f"refused ({response.status})")
         if response.status >= 400 and response.content_type != "application/json":
-            # Not from the API server's own hand; kopf would write it to the log as it is.
+            # This is not a response of the API server, and kopf would log it as it is.
             async with response:
-                error = refusal(response.status, response.headers.get("Retry-After", ""), b"")
+                error = error_from_response(
+                    response.status, response.headers.get("Retry-After", ""), b""
+                )
             await asyncio.sleep(error.retry_after)
             raise aiohttp.ClientConnectionError(str(error))
         return response
 
-    async def _apart(self, path: str) -> None:
+    async def _delay(self, path: str) -> None:
         loop = asyncio.get_running_loop()
-        pause = self._next.get(path, 0.0) - loop.time()
-        if pause > 0:
-            await asyncio.sleep(pause)
-        self._next[path] = loop.time() + _APART
+        delay = self._next.get(path, 0.0) - loop.time()
+        if delay > 0:
+            await asyncio.sleep(delay)
+        self._next[path] = loop.time() + _INTERVAL

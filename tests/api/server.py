@@ -1,43 +1,46 @@
-"""Requests to a test cluster's API server, one connection, as administrator."""
+"""A synchronous view of a test cluster's API server, as administrator."""
 
-import http.client
-import json
-import ssl
-from urllib.parse import urlsplit
+import asyncio
+from urllib.parse import parse_qsl
+
+from pydantic_core import from_json
 
 from finetune_api.base import Object
+from finetune_client.api import JSON, MERGE_PATCH, Api
+from finetune_client.configuration import load_configuration
+from finetune_client.errors import ApiError
 from finetune_local.cluster import Cluster
 
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/default/finetunejobs"
 
 
 class Server:
-    """Returns (HTTP status, answer)."""
+    """Requests that return the HTTP status and the object, or the Status of a refusal."""
 
     def __init__(self, cluster: Cluster) -> None:
-        config = json.loads(cluster.kubeconfig.read_text())
-        place, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        context = ssl.create_default_context(cafile=place["certificate-authority"])
-        context.load_cert_chain(user["client-certificate"], user["client-key"])
-        url = urlsplit(place["server"])
-        self._connection = http.client.HTTPSConnection(
-            url.hostname or "", url.port, context=context, timeout=30
-        )
+        self._runner = asyncio.Runner()
+        self._api = self._runner.run(self._open(cluster))
+
+    async def _open(self, cluster: Cluster) -> Api:
+        return Api(load_configuration(cluster.kubeconfig), timeout=30)
 
     def close(self) -> None:
-        self._connection.close()
+        self._runner.run(self._api.close())
+        self._runner.close()
 
     def request(
-        self, method: str, path: str, body: Object | None = None, kind: str = "application/json"
+        self, method: str, path: str, body: Object | None = None, kind: str = JSON
     ) -> tuple[int, Object]:
-        data = None if body is None else json.dumps(body)
-        self._connection.request(method, path, data, {"Content-Type": kind})
-        response = self._connection.getresponse()
-        answer: Object = json.loads(response.read())
-        return response.status, answer
+        path, _, query = path.partition("?")
+        sent = self._api.request(method, path, dict(parse_qsl(query)), body, kind)
+        try:
+            answer = self._runner.run(sent)
+        except ApiError as error:
+            return error.code, {"message": error.message, "reason": error.reason}
+        return 201 if method == "POST" else 200, from_json(answer)
 
     def patch(self, path: str, body: Object) -> tuple[int, Object]:
-        return self.request("PATCH", path, body, "application/merge-patch+json")
+        return self.request("PATCH", path, body, MERGE_PATCH)
 
     def dry_run(self, job: Object) -> tuple[int, Object]:
         return self.request("POST", f"{JOBS}?dryRun=All&fieldValidation=Strict", job)

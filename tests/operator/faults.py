@@ -1,4 +1,4 @@
-"""A proxy in front of the real API server that misbehaves as a test says, and keeps a record."""
+"""A proxy in front of the real API server that injects faults and records requests."""
 
 import asyncio
 import json
@@ -21,19 +21,19 @@ WRITES = ("POST", "PUT", "PATCH", "DELETE")
 
 @dataclass
 class Fault:
-    """What happens to requests that it matches, as long as `times` lasts."""
+    """What happens to the requests that it matches, the first `times` of them."""
 
     methods: tuple[str, ...] = READS + WRITES
     path: str = ""  # part of the path
     watch: bool | None = None
     times: int = 1_000_000
-    code: int = 0  # answer this instead
+    code: int = 0  # the status to respond with instead
     headers: dict[str, str] = field(default_factory=dict)
-    body: str | None = None  # of the answer; a Status otherwise
-    delay: float = 0.0  # s, before the request is passed on
-    cut: bool = False  # the connection, before the request is passed on
-    lose: bool = False  # the answer, after the request was carried out
-    mute: bool = False  # nothing of a stream arrives
+    body: str | None = None  # body of that response; None: a Status
+    delay: float = 0.0  # s before the request is forwarded
+    cut: bool = False  # close the connection before the request is forwarded
+    lose: bool = False  # drop the response after the request was carried out
+    mute: bool = False  # forward nothing of a stream
     met: int = 0
 
     def matches(self, request: web.Request) -> bool:
@@ -42,7 +42,7 @@ class Fault:
         watch = "watch" in request.query
         return self.path in request.path and self.watch in (None, watch)
 
-    def answer(self) -> web.Response:
+    def response(self) -> web.Response:
         status = {"kind": "Status", "code": self.code, "reason": "Fault", "message": "a fault"}
         text, kind = json.dumps(status), "application/json"
         if self.body is not None:
@@ -54,7 +54,7 @@ class Fault:
 class Seen:
     """A request that reached the proxy."""
 
-    at: float  # monotonic, when it came
+    at: float  # monotonic time of its arrival
     method: str
     path: str
     watch: bool
@@ -65,7 +65,7 @@ class Seen:
 
 
 class Proxy:
-    """HTTP towards the operator, TLS towards the API server; its own thread and loop."""
+    """Speaks HTTP to the operator and TLS to the API server, in a thread with a loop of its own."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._server = cluster.settings.server
@@ -90,7 +90,7 @@ class Proxy:
         self._loop.close()
 
     def kubeconfig(self, config: Path) -> Path:
-        """The same user through this proxy."""
+        """Return a kubeconfig of the same user through this proxy."""
         content = json.loads(config.read_text())
         content["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{self.port}"
         through = config.with_name(f"{config.stem}-{self.port}.conf")
@@ -100,7 +100,7 @@ class Proxy:
 
     @contextmanager
     def fault(self, **what: object) -> Iterator[Fault]:
-        """While the block runs."""
+        """Inject a fault while the block runs."""
         fault = Fault(**what)  # type: ignore[arg-type]
         self._faults.append(fault)
         try:
@@ -109,13 +109,13 @@ class Proxy:
             self._faults.remove(fault)
 
     def cut_streams(self) -> int:
-        """Cut every open watch; how many there were."""
+        """Cut every open watch and return how many there were."""
         streams = list(self._streams.values())
         self._loop.call_soon_threadsafe(lambda: [_cut(request) for request in streams])
         return len(streams)
 
     def writes(self, since: float, but: str = "/leases") -> list[Seen]:
-        """Requests after a moment that would change something, except to the Lease."""
+        """Return the requests since then that would change an object, except to the Lease."""
         return [s for s in self.seen if s.writes and s.at > since and but not in s.path]
 
     async def _run(self) -> None:
@@ -142,7 +142,7 @@ class Proxy:
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
-        await asyncio.sleep(0.05)  # transports close on the loop's next turns
+        await asyncio.sleep(0.05)  # Transports close in the next iterations of the loop.
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         watch = "watch" in request.query
@@ -153,7 +153,7 @@ class Proxy:
             await asyncio.sleep(fault.delay)
         if fault.cut:
             return _cut(request)
-        response = fault.answer() if fault.code else await self._forward(request, fault)
+        response = fault.response() if fault.code else await self._forward(request, fault)
         return _cut(request) if fault.lose else response
 
     async def _forward(self, request: web.Request, fault: Fault) -> web.StreamResponse:
@@ -183,14 +183,14 @@ class Proxy:
                 if not fault.mute:
                     await response.write(chunk)
         except ConnectionError:
-            pass  # cut by us, or the operator has gone
+            pass  # It was cut, or the operator has ended.
         finally:
             del self._streams[id(request)]
         return response
 
 
 def _cut(request: web.Request) -> web.Response:
-    """No answer, no goodbye."""
+    """Close the connection without a response."""
     if request.transport is not None:
         request.transport.abort()
     return web.Response(status=500)

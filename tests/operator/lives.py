@@ -13,8 +13,9 @@ from typing import Any
 from kubernetes import client, config
 
 from finetune_api.base import Object
+from finetune_client.api import Api
+from finetune_client.errors import ApiError
 from finetune_local.cluster import Cluster
-from finetune_operator.kube import ApiError, Kube
 from tests.operator import podstatus
 from tests.operator.worlds import OUTPUT, make_spec, prepared, progressed, result
 
@@ -27,7 +28,7 @@ _JOBS = "/apis/finetune.dev/v1alpha1"
 class View:
     """All jobs and pods as an administrator sees them, from two watches that all lives share."""
 
-    kube: Kube
+    kube: Api
     objects: dict[tuple[str, str], dict[str, Object]] = field(default_factory=dict)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -73,7 +74,7 @@ class View:
         return found
 
 
-async def add_node(kube: Kube) -> None:
+async def add_node(kube: Api) -> None:
     """Create the node; pods on a node that does not exist would be garbage-collected."""
     with contextlib.suppress(ApiError):
         await kube.create("/api/v1/nodes", {"metadata": {"name": NODE}})
@@ -83,7 +84,7 @@ async def viewed(api: Cluster, story: Callable[[View], Awaitable[Any]]) -> Any:
     """Run a story with a view of the cluster; return its result."""
     configuration = client.Configuration()
     config.load_kube_config(str(api.kubeconfig), client_configuration=configuration)
-    kube = Kube(configuration)
+    kube = Api(configuration)
     try:
         await add_node(kube)
         view = View(kube)

@@ -1,7 +1,7 @@
-"""An operator in this process that stops at a given API call, and is followed by a fresh one.
+"""An operator in this process that stops at a given API call and is followed by a new one.
 
-Its caches, queue, reconciler and connection are the real ones; only kopf is replaced by a plain
-watch, for it cannot be started a hundred times in one process.
+Its caches, queue, reconciler and connection are the real ones. Only kopf is replaced, by a plain
+watch, because it cannot be started a hundred times in one process.
 """
 
 import asyncio
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.base import Object
+from finetune_client.api import Api
 from finetune_operator import informer
 from finetune_operator.events import Recorder
 from finetune_operator.health import Health
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs, collection
-from finetune_operator.kube import Kube
-from finetune_operator.queue import Queue
+from finetune_operator.queue import Key, Queue, RetryError
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.reports import Reports
 from finetune_operator.settings import Settings
@@ -26,16 +26,16 @@ SETTINGS = Settings(trainer_image="trainer:1", restart_backoff=0.0)
 
 
 class StoppedError(BaseException):
-    """As if the process had been killed here: no handler for errors may stop it."""
+    """Ends the operator like a kill, so it must not be caught by handlers of errors."""
 
 
 @dataclass
 class StoppingKube:
-    """Counts the calls of all operators of a life; at one of them the operator dies."""
+    """Counts the calls of all operators of a job's life, and stops the operator at one of them."""
 
-    kube: Kube
+    kube: Api
     stop_at: int = 0  # 0: never
-    after: bool = False  # the effect
+    after: bool = False  # whether the call takes effect before the stop
     calls: list[str] = field(default_factory=list)
     stopped: bool = False
 
@@ -61,14 +61,14 @@ class StoppingKube:
         if now and not self.after:
             call.close()
             raise StoppedError
-        answer = await call
+        result = await call
         if now:
             raise StoppedError
-        return answer
+        return result
 
 
-async def operate(kube: Kube, life: StoppingKube, namespace: str) -> None:
-    """Operators one after the other, until cancelled."""
+async def operate(kube: Api, life: StoppingKube, namespace: str) -> None:
+    """Run operators one after the other until cancelled."""
     while True:
         try:
             await _one(kube, life, namespace)
@@ -78,8 +78,8 @@ async def operate(kube: Kube, life: StoppingKube, namespace: str) -> None:
                 raise others from None
 
 
-async def _one(kube: Kube, life: StoppingKube, namespace: str) -> None:
-    """One life of the operator, with empty caches."""
+async def _one(kube: Api, life: StoppingKube, namespace: str) -> None:
+    """Run one operator, with empty caches."""
     queue = Queue()
     pods = Pods(queue.add, queue.add_soon)
     jobs = Jobs(queue.add_new, pods.forget)
@@ -95,18 +95,30 @@ async def _one(kube: Kube, life: StoppingKube, namespace: str) -> None:
         SETTINGS,
         throttle,
     )
+
+    async def reconcile(key: Key) -> float | None:
+        # The operator sends events while it does other work. Here one call follows the other, so
+        # that each call can be named by its number.
+        try:
+            delay = await reconciler.reconcile(key)
+        except RetryError:
+            await recorder.flush()
+            raise
+        await recorder.flush()
+        return delay
+
     heart = Health().heart("pods", 1e9, filled=False)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(informer.run(kube, pods, namespace, heart))
             await heart.filled.wait()
             group.create_task(_watch(kube, jobs, namespace))
-            group.create_task(queue.work(reconciler.reconcile))
+            group.create_task(queue.work(reconcile))
     finally:
         queue.close()
 
 
-async def _watch(kube: Kube, jobs: Jobs, namespace: str) -> None:
+async def _watch(kube: Api, jobs: Jobs, namespace: str) -> None:
     items, version = await kube.list(collection(namespace))
     for item in items:
         jobs.take(item)

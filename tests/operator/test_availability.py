@@ -1,4 +1,4 @@
-"""Whole lives of jobs while the API server, seen through a proxy, is slow, refuses or is away."""
+"""Jobs run to their end while a proxy makes the API server slow, refusing or unreachable."""
 
 import json
 import time
@@ -33,7 +33,7 @@ def proxy(api: Cluster) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def operator(api: Cluster, proxy, tmp_path_factory) -> Iterator[Operator]:
-    """One for all tests: none of them may end it."""
+    """One operator for all tests, which must survive all of them."""
     port = free_port()
     running = Operator(
         api,
@@ -72,7 +72,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_life_ends_as_if_nothing_had_happened(api, operator, proxy, fault):
+def test_a_job_ends_as_without_the_fault(api, operator, proxy, fault):
     kubelet, name = Kubelet(api), f"life-{fault}"
     with ExitStack() as faults:
         active = [faults.enter_context(proxy.fault(**what)) for what in FAULTS[fault]]
@@ -82,7 +82,7 @@ def test_a_life_ends_as_if_nothing_had_happened(api, operator, proxy, fault):
         proxy.cut_streams()
         end(kubelet, name, 1)
         done = finished(api, name, 40)
-        # How many deletes a life needs is for the policies to say.
+        # Whether a job needs deletions is up to the policies.
         assert all(what.met or what.methods == ("DELETE",) for what in active)
     assert (done["phase"], done["attempt"], done.get("restarts", 0)) == ("Succeeded", 1, 0)
     parts = ("productive", "lost", "overhead")
@@ -91,7 +91,7 @@ def test_a_life_ends_as_if_nothing_had_happened(api, operator, proxy, fault):
     assert operator.running
 
 
-def test_an_api_server_that_is_away_loses_nothing_and_is_not_flooded(api, operator, proxy):
+def test_nothing_is_lost_while_the_api_server_is_away_and_it_is_not_flooded(api, operator, proxy):
     kubelet = Kubelet(api)
     apply(api, "away")
     prepare(api, kubelet, "away")
@@ -110,7 +110,7 @@ def test_an_api_server_that_is_away_loses_nothing_and_is_not_flooded(api, operat
     wait_for("the other", lambda: names(api, "created-meanwhile"), 30)
 
 
-def test_a_job_created_again_at_once_under_its_name_is_a_new_one(api, operator):
+def test_a_job_deleted_and_created_again_under_its_name_is_a_new_one(api, operator):
     kubelet = Kubelet(api)
     apply(api, "twice")
     prepare(api, kubelet, "twice")
@@ -141,7 +141,7 @@ def _live(api: Cluster, name: str, old: set[str]) -> bool:
     return bool(found) and found[0]["uid"] not in old
 
 
-def test_a_foreign_pod_of_a_workers_name_is_left_alone(api, operator):
+def test_a_pod_of_another_owner_with_the_name_of_a_worker_is_left_alone(api, operator):
     kubelet = Kubelet(api)
     api.kubectl("run", "foreign-1-1", "--image=other")
     uid = api.kubectl("get", "pod", "foreign-1-1", "-o", "jsonpath={.metadata.uid}")
@@ -149,7 +149,7 @@ def test_a_foreign_pod_of_a_workers_name_is_left_alone(api, operator):
     wait_for("prepare pod", lambda: "foreign-prepare" in names(api, "foreign"), 30)
     kubelet.run("foreign-prepare")
     kubelet.end("foreign-prepare", 0, result(prepared=prepared()))
-    wait_for("it is said", lambda: accepted(api, "foreign").get("reason") == "NameTaken", 30)
+    wait_for("it is shown", lambda: accepted(api, "foreign").get("reason") == "NameTaken", 30)
     assert "foreign-1-1" in accepted(api, "foreign")["message"]
     assert api.kubectl("get", "pod", "foreign-1-1", "-o", "jsonpath={.metadata.uid}") == uid
     api.kubectl("delete", "pod", "foreign-1-1", "--grace-period=0", "--force")
@@ -158,7 +158,7 @@ def test_a_foreign_pod_of_a_workers_name_is_left_alone(api, operator):
     assert finished(api, "foreign")["phase"] == "Succeeded"
 
 
-def test_what_a_proxy_answers_is_not_written_to_the_log(api, operator, proxy):
+def test_the_page_of_a_proxy_is_not_written_to_the_log(api, operator, proxy):
     page = "<html>authorization: Bearer s3cr3t</html>"
     with proxy.fault(methods=("POST", "GET"), code=502, body=page, times=12):
         proxy.cut_streams()

@@ -1,4 +1,4 @@
-"""What the health endpoint says about parts that hang and caches that are empty."""
+"""The health endpoint names parts that hang and caches that are not filled."""
 
 import asyncio
 import urllib.error
@@ -18,23 +18,23 @@ class Clock:
         return self.now
 
 
-def test_a_part_that_does_nothing_for_too_long_is_named():
+def test_a_part_without_activity_is_named():
     clock = Clock()
     health = Health(clock=clock)
     pods, jobs = health.heart("watch on pods", 240), health.heart("watch on jobs", 400)
     clock.now = 241
     jobs.beat()
-    assert health.late() == ["watch on pods: nothing for 241 s, 240 s are allowed"]
+    assert health.late() == ["watch on pods: no activity for 241 s, 240 s are allowed"]
     pods.beat()
     assert health.late() == []
 
 
-def test_a_look_that_hangs_is_named():
+def test_a_worker_that_hangs_is_named():
     health = Health(longest=lambda: (("team", "job"), 601.0))
-    assert health.late() == ["worker on team/job: one look for 601 s, 600 s are allowed"]
+    assert health.late() == ["worker on team/job: reconciling for 601 s, 600 s are allowed"]
 
 
-async def test_the_queue_knows_its_longest_look():
+async def test_the_queue_reports_the_key_that_is_processed_for_the_longest():
     queue, hang = Queue(), asyncio.Event()
 
     async def handle(_) -> None:
@@ -53,7 +53,7 @@ async def test_the_queue_knows_its_longest_look():
     worker.cancel()
 
 
-def test_a_namespace_that_is_refused_holds_up_nothing_where_another_one_is_served():
+def test_a_refused_namespace_does_not_prevent_readiness_if_another_one_is_served():
     health = Health()
     first, second = (
         health.heart(f"watch on pods in {name}", 240, filled=False, kind="pods") for name in "ab"
@@ -71,7 +71,7 @@ def test_a_namespace_that_is_refused_holds_up_nothing_where_another_one_is_serve
     assert first.refusal == ""
 
 
-async def test_ready_means_filled_and_alive_and_both_say_why_not():
+async def test_readiness_needs_filled_caches_and_liveness_and_both_give_the_reason():
     clock, port = Clock(), free_port()
     health = Health(clock=clock, role=lambda: "standby")
     heart = health.heart("watch on jobs", 400, filled=False)
@@ -80,8 +80,8 @@ async def test_ready_means_filled_and_alive_and_both_say_why_not():
 
     def ask(path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+                return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
@@ -96,7 +96,7 @@ async def test_ready_means_filled_and_alive_and_both_say_why_not():
     for path in ("/healthz", "/readyz"):
         code, text = await asyncio.to_thread(ask, path)
         assert code == 503
-        assert "watch on jobs: nothing for 500 s, 400 s are allowed" in text
+        assert "watch on jobs: no activity for 500 s, 400 s are allowed" in text
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

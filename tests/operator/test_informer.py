@@ -1,4 +1,4 @@
-"""Which news of a pod is looked at now, and which together with what follows."""
+"""Which changes of a pod are processed at once, and which together with later ones."""
 
 from typing import Any
 
@@ -27,46 +27,46 @@ def pod(
     }
 
 
-class Told:
-    """A cache that knows a pending worker, and what it told since."""
+class Cache:
+    """A cache with a pending worker, and its notifications since."""
 
     def __init__(self) -> None:
         self.now: list[Any] = []
         self.soon: list[Any] = []
         self.pods = Pods(self.now.append, self.soon.append)
-        self.pods.take(pod(1), tell=False)
+        self.pods.take(pod(1), notify=False)
 
 
-NEWS: dict[str, tuple[dict[str, Any], str]] = {
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "it runs": ({"status": podstatus.running()}, "soon"),
     "it failed": ({"status": podstatus.ended(1)}, "now"),
     "it succeeded": ({"status": podstatus.ended(0)}, "now"),
     "it was evicted": ({"status": {"phase": "Failed", "reason": "Evicted"}}, "now"),
-    "it is to go": ({"deletionTimestamp": "2026-01-01T00:00:00Z"}, "now"),
+    "it is being deleted": ({"deletionTimestamp": "2026-01-01T00:00:00Z"}, "now"),
     "a prepare pod runs": ({"role": "prepare", "status": podstatus.running()}, "now"),
-    "nothing that matters": ({}, ""),
+    "nothing relevant": ({}, ""),
 }
 
 
-@pytest.mark.parametrize("news", NEWS)
-def test_what_a_gang_tells_by_the_dozen_is_looked_at_together(news):
-    changes, when = NEWS[news]
-    told = Told()
-    told.pods.take(pod(2, **changes))
-    assert (told.now, told.soon) == ([KEY] * (when == "now"), [KEY] * (when == "soon"))
+@pytest.mark.parametrize("change", CHANGES)
+def test_starting_workers_are_processed_together_and_other_changes_at_once(change):
+    changes, when = CHANGES[change]
+    cache = Cache()
+    cache.pods.take(pod(2, **changes))
+    assert (cache.now, cache.soon) == ([KEY] * (when == "now"), [KEY] * (when == "soon"))
 
 
-def test_a_pod_that_is_gone_is_told_now():
-    told = Told()
-    told.pods.vanish("u", "p")
-    assert (told.now, told.soon) == ([KEY], [])
+def test_a_deletion_is_processed_at_once():
+    cache = Cache()
+    cache.pods.vanish("u", "p")
+    assert (cache.now, cache.soon) == ([KEY], [])
 
 
-def test_what_a_look_read_itself_is_no_news():
-    told = Told()
-    told.pods.replace([pod(2, status=podstatus.ended(1))], "default", "u", tell=False)
-    assert (told.now, told.soon) == ([], [])
-    assert told.pods.of("u")[0].ended
-    told.pods.replace([], "default", "u", tell=False)
-    assert told.pods.of("u")[0].gone
-    assert (told.now, told.soon) == ([], [])
+def test_pods_read_while_reconciling_cause_no_notification():
+    cache = Cache()
+    cache.pods.replace([pod(2, status=podstatus.ended(1))], "default", "u", notify=False)
+    assert (cache.now, cache.soon) == ([], [])
+    assert cache.pods.of("u")[0].ended
+    cache.pods.replace([], "default", "u", notify=False)
+    assert cache.pods.of("u")[0].gone
+    assert (cache.now, cache.soon) == ([], [])

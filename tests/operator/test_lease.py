@@ -1,4 +1,4 @@
-"""Leader election: the rule itself, and one replica of it, on the real API server."""
+"""Leader election: its rules, and replicas on the real API server."""
 
 import asyncio
 import json
@@ -6,18 +6,18 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from finetune_client.api import Api
 from finetune_local.cluster import Cluster
-from finetune_operator.kube import Kube
-from finetune_operator.lease import MARGIN, Elector, LeaseLostError, Sight, claim
+from finetune_operator.lease import MARGIN, Elector, LeaseLostError, Observation, held_by
 from finetune_operator.settings import LeaseSettings
 
 WALL = datetime(2026, 1, 1, tzinfo=UTC)
 HELD = {"holderIdentity": "other", "leaseDurationSeconds": 15}
 FREE = {
-    "nobody holds it": ({}, 0, True),
+    "it has no holder": ({}, 0, True),
     "it was released": ({**HELD, "holderIdentity": ""}, 0, True),
     "it is ours": ({**HELD, "holderIdentity": "me"}, 0, True),
-    "just seen": (HELD, 0, False),
+    "just observed": (HELD, 0, False),
     "unchanged, not for long enough": (HELD, 14.9, False),
     "unchanged for its duration": (HELD, 15, True),
     "its own duration counts, not ours": ({**HELD, "leaseDurationSeconds": 60}, 30, False),
@@ -27,39 +27,39 @@ FREE = {
 
 @pytest.mark.parametrize(("spec", "seconds", "expected"), FREE.values(), ids=FREE.keys())
 def test_when_a_lease_may_be_taken(spec, seconds, expected):
-    assert Sight(spec, 100.0).free("me", 100.0 + seconds, 10) is expected
+    assert Observation(spec, 100.0).free("me", 100.0 + seconds, 10) is expected
 
 
-def test_each_renewal_that_is_seen_starts_the_wait_again():
-    sight = Sight({}, 0).again(HELD, 10)
-    assert sight.again(HELD, 20).since == 10
-    assert sight.again({**HELD, "renewTime": "later"}, 20).since == 20
+def test_each_observed_renewal_restarts_the_wait():
+    observed = Observation({}, 0).updated(HELD, 10)
+    assert observed.updated(HELD, 20).since == 10
+    assert observed.updated({**HELD, "renewTime": "later"}, 20).since == 20
 
 
 def test_a_deleted_lease_still_protects_its_holder():
-    sight = Sight({}, 0).again(HELD, 10).again(None, 20)
-    assert not sight.free("me", 24, 15)
-    assert sight.free("me", 25, 15)
+    observed = Observation({}, 0).updated(HELD, 10).updated(None, 20)
+    assert not observed.free("me", 24, 15)
+    assert observed.free("me", 25, 15)
 
 
-def test_the_times_in_a_lease_are_of_no_consequence():
+def test_the_times_in_a_lease_have_no_effect():
     for skew in (timedelta(hours=-5), timedelta(hours=5)):
-        spec = claim({}, "other", 15, WALL + skew)
-        sight = Sight(spec, 100.0)
-        assert (sight.free("me", 114, 15), sight.free("me", 115, 15)) == (False, True)
+        spec = held_by({}, "other", 15, WALL + skew)
+        observed = Observation(spec, 100.0)
+        assert (observed.free("me", 114, 15), observed.free("me", 115, 15)) == (False, True)
 
 
 def test_transitions_count_changes_of_the_holder():
-    first = claim({}, "a", 15, WALL)
-    again = claim(first, "a", 15, WALL + timedelta(seconds=5))
-    other = claim(again, "b", 15, WALL + timedelta(seconds=60))
+    first = held_by({}, "a", 15, WALL)
+    again = held_by(first, "a", 15, WALL + timedelta(seconds=5))
+    other = held_by(again, "b", 15, WALL + timedelta(seconds=60))
     assert [spec["leaseTransitions"] for spec in (first, again, other)] == [0, 0, 1]
     assert again["acquireTime"] == first["acquireTime"] != other["acquireTime"]
     assert again["renewTime"] != first["renewTime"]
 
 
 class Clock:
-    """Seconds that a test moves."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -80,9 +80,9 @@ def holder(api: Cluster) -> str:
 
 @pytest.mark.cluster
 @pytest.mark.slow
-async def test_of_two_replicas_one_leads_until_it_lets_go(control_plane, configuration):
+async def test_one_of_two_replicas_leads_until_it_releases_the_lease(control_plane, configuration):
     settings = LeaseSettings("default", "test", 10)
-    kube = Kube(configuration)
+    kube = Api(configuration)
     first, second = Elector(kube, settings), Elector(kube, settings)
     await first.acquire()
     waiting = asyncio.create_task(second.acquire())
@@ -102,25 +102,25 @@ async def test_of_two_replicas_one_leads_until_it_lets_go(control_plane, configu
 
 @pytest.mark.cluster
 @pytest.mark.slow
-async def test_a_lease_that_somebody_else_took_is_noticed_and_left_alone(
+async def test_a_leader_notices_that_another_replica_took_the_lease_and_leaves_it(
     control_plane, configuration
 ):
-    kube = Kube(configuration)
+    kube = Api(configuration)
     elector = Elector(kube, LeaseSettings("default", "test", 10))
     await elector.acquire()
-    taken = json.dumps({"spec": {"holderIdentity": "thief"}})
+    taken = json.dumps({"spec": {"holderIdentity": "intruder"}})
     control_plane.kubectl("patch", "lease", "test", "--type=merge", "-p", taken)
     with pytest.raises(LeaseLostError, match="taken"):
         await asyncio.wait_for(elector.renew(), 8)
     await elector.release()
-    assert holder(control_plane) == "thief"
+    assert holder(control_plane) == "intruder"
     await kube.close()
 
 
 @pytest.mark.cluster
 @pytest.mark.slow
-async def test_a_leader_that_cannot_renew_gives_up_before_its_lease_ends(configuration, proxy):
-    kube = Kube(configuration)
+async def test_a_leader_that_cannot_renew_stops_before_its_lease_ends(configuration, proxy):
+    kube = Api(configuration)
     elector = Elector(kube, LeaseSettings("default", "test", 10))
     await elector.acquire()
     with proxy.fault(cut=True), pytest.raises(LeaseLostError):
@@ -131,8 +131,8 @@ async def test_a_leader_that_cannot_renew_gives_up_before_its_lease_ends(configu
 
 @pytest.mark.cluster
 @pytest.mark.slow
-async def test_one_slow_answer_does_not_cost_the_lease(configuration, proxy):
-    kube = Kube(configuration)
+async def test_one_slow_response_does_not_lose_the_lease(configuration, proxy):
+    kube = Api(configuration)
     elector = Elector(kube, LeaseSettings("default", "test", 10))
     await elector.acquire()
     renewing = asyncio.create_task(elector.renew())
@@ -149,9 +149,9 @@ async def test_one_slow_answer_does_not_cost_the_lease(configuration, proxy):
 @pytest.mark.slow
 async def test_nothing_is_sent_when_little_of_the_lease_is_left(configuration, proxy):
     clock = Clock()
-    lease_kube = Kube(configuration)
+    lease_kube = Api(configuration)
     elector = Elector(lease_kube, LeaseSettings("default", "test", 15), clock)
-    kube = Kube(configuration, elector.guard)
+    kube = Api(configuration, guard=elector.guard)
     pods = "/api/v1/namespaces/default/pods"
     with pytest.raises(LeaseLostError):
         await kube.create(pods, {})
@@ -164,7 +164,7 @@ async def test_nothing_is_sent_when_little_of_the_lease_is_left(configuration, p
         with pytest.raises(LeaseLostError, match=r"4\.9 s are left"):
             await write
     assert len(proxy.seen) == before
-    await kube.list(pods)  # reading is free
+    await kube.list(pods)  # Reads are always allowed.
     await kube.close()
     await lease_kube.close()
 
@@ -175,7 +175,7 @@ async def test_nothing_is_sent_when_the_lease_ended_while_the_connection_was_ope
     configuration, proxy
 ):
     class Paused:
-        """Asked twice: before it connects the lease is ours, after that it is not."""
+        """A guard that allows the first call, before the connection, and refuses the second."""
 
         left = iter((8.0, 4.0))
 
@@ -184,7 +184,7 @@ async def test_nothing_is_sent_when_the_lease_ended_while_the_connection_was_ope
                 raise LeaseLostError("paused while connecting")
             return left
 
-    kube = Kube(configuration, Paused())
+    kube = Api(configuration, guard=Paused())
     with pytest.raises(LeaseLostError, match="while connecting"):
         await kube.create("/api/v1/namespaces/default/pods", {})
     assert not proxy.seen
@@ -194,8 +194,8 @@ async def test_nothing_is_sent_when_the_lease_ended_while_the_connection_was_ope
 
 @pytest.mark.cluster
 @pytest.mark.slow
-async def test_a_write_is_over_before_its_lease_could_be(configuration, proxy):
-    kube = Kube(configuration, lambda: 0.5)
+async def test_a_write_ends_before_the_lease_can(configuration, proxy):
+    kube = Api(configuration, guard=lambda: 0.5)
     with proxy.fault(path="/pods", delay=20), pytest.raises(TimeoutError):
         await asyncio.wait_for(kube.create("/api/v1/namespaces/default/pods", {}), 15)
     await kube.close()

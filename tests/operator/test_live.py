@@ -1,4 +1,4 @@
-"""The operator process on the real API server, as its own service account; pods are scripted."""
+"""The operator process on the real API server, with its service account; pods are scripted."""
 
 import json
 from collections.abc import Iterator
@@ -51,13 +51,13 @@ def accepted(api: Cluster, name: str):
 
 
 def refusal(api: Cluster, name: str):
-    """Its condition once it is refused; a pod is sent before it is known that it will be."""
+    """Return the condition once the job is refused, which the first request for a pod shows."""
     found = accepted(api, name)
     return found if found.get("status") == "False" else None
 
 
 def prepare(api: Cluster, kubelet: Kubelet, name: str) -> None:
-    """Through the prepare pod to the gang."""
+    """Run the prepare pod and the first gang."""
     wait_for("prepare pod", lambda: f"{name}-prepare" in names(api, name))
     kubelet.run(f"{name}-prepare")
     kubelet.end(f"{name}-prepare", 0, result(prepared=prepared()))
@@ -72,7 +72,7 @@ def gang(api: Cluster, kubelet: Kubelet, name: str, attempt: int) -> None:
     wait_for("Running", lambda: status(api, name).get("phase") == "Running")
 
 
-def test_a_life_with_a_crash_in_it(api, operator):
+def test_a_job_with_one_crash_runs_to_its_end(api, operator):
     kubelet = Kubelet(api)
     apply(api, "life")
     prepare(api, kubelet, "life")
@@ -80,8 +80,8 @@ def test_a_life_with_a_crash_in_it(api, operator):
     kubelet.end("life-1-0", 88, result("Failed", reason="PeerLost", **progressed(20, saved=10)))
     kubelet.end("life-1-1", 137)
     gang(api, kubelet, "life", 2)
-    said = result(output=OUTPUT, **progressed(100, redone=10, saved=100))
-    kubelet.end("life-2-0", 0, said)
+    termination = result(output=OUTPUT, **progressed(100, redone=10, saved=100))
+    kubelet.end("life-2-0", 0, termination)
     kubelet.end("life-2-1", 0)
     done = finished(api, "life")
     assert (done["phase"], done["restarts"], done["attempt"]) == ("Succeeded", 1, 2)
@@ -98,7 +98,7 @@ def test_a_life_with_a_crash_in_it(api, operator):
 
 
 @pytest.mark.slow
-def test_the_operator_killed_and_started_again_goes_on(api, operator):
+def test_an_operator_that_was_killed_continues_after_its_start(api, operator):
     kubelet = Kubelet(api)
     apply(api, "again")
     prepare(api, kubelet, "again")
@@ -114,7 +114,7 @@ def test_the_operator_killed_and_started_again_goes_on(api, operator):
 
 
 @pytest.mark.slow
-def test_bad_surroundings_are_said_and_mended_without_a_crash_loop(api, operator):
+def test_a_missing_claim_and_a_bad_template_are_shown_and_can_be_corrected(api, operator):
     apply(api, "claimless", model={"source": "pvc://nowhere/model"})
     typo = {"spec": {"nodeSelectr": {"a": "b"}}}
     apply(api, "typo", workers={"template": typo})
@@ -128,12 +128,12 @@ def test_bad_surroundings_are_said_and_mended_without_a_crash_loop(api, operator
     claim = _CLAIM.replace("name: w", "name: nowhere")
     api.kubectl("apply", "-f", "-", stdin=claim)
     wait_for("prepare pod", lambda: names(api, "claimless") == {"claimless-prepare"})
-    # The look that made the pod still told the old refusal; the next one takes it back.
+    # The status written before the pod was created still shows the refusal.
     wait_for("acceptance", lambda: accepted(api, "claimless")["status"] == "True")
 
 
 @pytest.mark.slow
-def test_a_foreign_service_of_that_name_is_left_alone(api, operator):
+def test_a_service_of_another_owner_with_the_name_is_left_alone(api, operator):
     kubelet = Kubelet(api)
     api.kubectl("create", "service", "clusterip", "taken", "--tcp=80")
     apply(api, "taken")
@@ -149,7 +149,7 @@ def test_a_foreign_service_of_that_name_is_left_alone(api, operator):
 
 
 @pytest.mark.slow
-def test_a_deleted_job_takes_its_pods_with_it(api, operator):
+def test_deleting_a_job_deletes_its_pods(api, operator):
     kubelet = Kubelet(api)
     apply(api, "gone")
     prepare(api, kubelet, "gone")
@@ -160,7 +160,7 @@ def test_a_deleted_job_takes_its_pods_with_it(api, operator):
 
 
 @pytest.mark.slow
-def test_at_rest_nothing_is_written(api, operator):
+def test_a_finished_job_is_not_written_again(api, operator):
     kubelet = Kubelet(api)
     apply(api, "rest")
     wait_for("prepare pod", lambda: "rest-prepare" in names(api, "rest"))

@@ -1,4 +1,4 @@
-"""The page that Prometheus scrapes: names, bounds, and series that end with their job."""
+"""The metrics page: names, bounds, and series that end with their job."""
 
 import asyncio
 import re
@@ -14,11 +14,11 @@ from finetune_local.cache import TREE
 from finetune_local.ports import free_port
 from finetune_operator.health import Health
 from finetune_operator.job_metrics import CAUSES, METRICS
-from finetune_operator.metrics import CONTENT_TYPE, Metrics, View
+from finetune_operator.metrics import CONTENT_TYPE, Metrics, Snapshot
 from finetune_operator.plan.observe import Job
 from finetune_operator.queue import RetryError
 from finetune_operator.status import Urgency
-from tests.operator.test_jobs import KEY, Told, item
+from tests.operator.test_jobs import KEY, Cache, item
 from tests.operator.worlds import (
     START,
     at,
@@ -36,7 +36,7 @@ Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def series(page: bytes) -> Series:
-    """Name and labels -> value."""
+    """Return the value by name and labels."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(page.decode())
@@ -45,12 +45,12 @@ def series(page: bytes) -> Series:
 
 
 async def of(*jobs: Job, **changes) -> Series:
-    view = View(jobs=jobs, **changes)
+    view = Snapshot(jobs=jobs, **changes)
     return series(await Metrics(lambda: view).page())
 
 
 def values(found: Series, name: str, label: str = "") -> dict[str, float]:
-    """Value of the label (or nothing) -> value, of the one job."""
+    """Return the values of a metric of the only job, by the value of a label ("" if none)."""
     return {
         dict(labels).get(label, ""): value
         for (metric, labels), value in found.items()
@@ -59,15 +59,15 @@ def values(found: Series, name: str, label: str = "") -> dict[str, float]:
 
 
 def training(**changes) -> Job:
-    """A job that runs and tells of itself."""
+    """A running job with a report."""
     facts = {"step": 25, "total_steps": 100, "last_update_time": at(90), "mfu": 0.47}
     facts |= {"tokens_per_second": 15800}
-    said = report(progress=Progress(**(facts | changes)), checkpoints=[checkpoint(20)])
+    newest = report(progress=Progress(**(facts | changes)), checkpoints=[checkpoint(20)])
     job = running()
-    return job.with_status(look(job, worker(0), worker(1), now=100, report=said).status)
+    return job.with_status(look(job, worker(0), worker(1), now=100, report=newest).status)
 
 
-async def test_a_job_is_told_in_full():
+async def test_a_running_job_has_all_metrics():
     found = await of(training())
     assert values(found, "finetune_job_phase", "phase") == {"Running": 1}
     assert values(found, "finetune_job_progress_ratio") == {"": 0.25}
@@ -83,7 +83,7 @@ async def test_a_job_is_told_in_full():
     assert sum(kinds.values()) == 2 * 4 * 90
 
 
-async def test_what_was_measured_last_does_not_stand_when_the_job_does_not_run():
+async def test_measurements_end_when_the_job_does_not_run():
     job = training()
     status = job.status.replace(phase="Restarting")
     found = await of(job.with_status(status))
@@ -92,7 +92,7 @@ async def test_what_was_measured_last_does_not_stand_when_the_job_does_not_run()
     assert values(found, "finetune_job_progress_ratio") == {"": 0.25}
 
 
-async def test_a_job_without_a_status_has_few_series_and_none_that_is_wrong():
+async def test_a_job_without_a_status_has_only_the_series_that_are_known():
     found = await of(make_job())
     own = {name for name, labels in found if name.startswith("finetune_job_")}
     assert own == {"finetune_job_restarts_total", "finetune_job_checkpoint_interval_seconds"}
@@ -106,13 +106,13 @@ async def test_a_job_without_a_status_has_few_series_and_none_that_is_wrong():
         ({"intervalSteps": 100, "intervalSeconds": 60}, {"": 60}),
     ],
 )
-async def test_the_interval_of_checkpoints_is_the_one_that_the_job_asks_for(own, seconds):
+async def test_the_checkpoint_interval_is_that_of_the_job(own, seconds):
     found = await of(make_job(checkpoints={"storage": "pvc://w/runs/a"} | own))
     assert values(found, "finetune_job_checkpoint_interval_seconds") == seconds
 
 
 def with_attempts(*ends: tuple[str, str], restarts: int) -> Job:
-    """A job whose earlier attempts ended so, and whose newest one goes on."""
+    """A job whose earlier attempts ended as given, and whose newest attempt runs."""
     attempts = [
         Attempt(number=number, start_time=START, outcome=outcome, reason=reason)
         for number, (outcome, reason) in enumerate(ends, start=1)
@@ -122,11 +122,11 @@ def with_attempts(*ends: tuple[str, str], restarts: int) -> Job:
     return job.with_status(job.status.replace(attempts=[*attempts, newest], restarts=restarts))
 
 
-async def test_restarts_are_told_by_cause_and_add_up():
+async def test_restarts_by_cause_add_up_to_all_restarts():
     job = with_attempts(
         ("Failed", "Crashed"),
         ("Preempted", "Preempted"),
-        ("Suspended", "Suspended"),  # no restart
+        ("Suspended", "Suspended"),  # not a restart
         ("Failed", "Crashed"),
         restarts=7,
     )
@@ -136,15 +136,15 @@ async def test_restarts_are_told_by_cause_and_add_up():
     assert values(found, "finetune_job_restarts_total") == {"": sum(causes.values())}
 
 
-async def test_a_cause_that_a_pod_made_up_is_no_label():
+async def test_a_cause_from_a_pod_is_not_used_as_a_label():
     hostile = ['x"} 1\nfinetune_job_phase 9', "ü" * 64, *(f"R{number}" for number in range(7))]
     job = with_attempts(*(("Failed", reason) for reason in hostile), restarts=9)
     assert values(await of(job), "finetune_job_restarts_by_cause", "cause") == {"Other": 9}
 
 
-async def test_every_cause_that_the_operator_itself_names_is_known():
-    told = {"Crashed", "Evicted", "Hang", "OutOfMemory", "PeerLost", "Preempted", "WorkerLost"}
-    assert told < CAUSES
+async def test_every_cause_that_the_operator_sets_is_known():
+    causes = {"Crashed", "Evicted", "Hang", "OutOfMemory", "PeerLost", "Preempted", "WorkerLost"}
+    assert causes < CAUSES
     job, lost = running(), worker(1, gone=True, running=False)
     _, after = follow(job, worker(0), lost, now=200)
     ended = after.status.attempts[-1]
@@ -169,47 +169,47 @@ async def test_the_number_of_series_of_a_job_is_bounded():
 
 
 async def test_series_end_with_the_job():
-    told = Told()
-    told.jobs.take(item(5))
-    metrics = Metrics(lambda: View(jobs=told.jobs.seen()))
+    cache = Cache()
+    cache.jobs.take(item(5))
+    metrics = Metrics(lambda: Snapshot(jobs=cache.jobs.seen()))
 
     async def names() -> set[str]:
         return {dict(labels).get("name", "") for _, labels in series(await metrics.page())} - {""}
 
-    assert await names() == set()  # nobody has looked at it yet
-    told.jobs.get(KEY)
+    assert await names() == set()  # It was not parsed yet.
+    cache.jobs.get(KEY)
     assert await names() == {"a"}
-    told.jobs.take(item(6))  # waits for its look: as it was before
+    cache.jobs.take(item(6))  # Until it is parsed, the previous version counts.
     assert await names() == {"a"}
-    told.jobs.remove(KEY, "u1")
+    cache.jobs.remove(KEY, "u1")
     assert await names() == set()
 
 
-async def test_a_standby_tells_of_itself_and_of_no_job():
+async def test_a_standby_shows_its_own_metrics_and_no_jobs():
     found = await of(training(), leading=False, lease=0.0, waiting=3)
     assert values(found, "finetune_operator_leading") == {"": 0}
     assert values(found, "finetune_operator_workqueue_depth") == {"": 3}
     assert not [name for name, _ in found if name.startswith("finetune_job_")]
 
 
-async def test_without_a_lease_there_is_no_time_left_of_it():
+async def test_a_single_replica_has_no_remaining_lease():
     found = await of()
     assert values(found, "finetune_operator_leading") == {"": 1}
     assert values(found, "finetune_operator_lease_remaining_seconds") == {}
 
 
-async def test_what_is_done_is_counted():
-    metrics = Metrics(View)
+async def test_requests_writes_and_reconciles_are_counted():
+    metrics = Metrics(Snapshot)
     metrics.request("patch", 200)
     metrics.request("patch", 200)
     metrics.request("watch", None)
     metrics.write(Urgency.NOW)
 
-    async def look(key):
+    async def reconcile(key):
         if key == KEY:
             raise RetryError
 
-    measured = metrics.timed(look)
+    measured = metrics.timed(reconcile)
     await measured(("default", "b"))
     with pytest.raises(RetryError):
         await measured(KEY)
@@ -222,19 +222,19 @@ async def test_what_is_done_is_counted():
     assert requests == {("200", "patch"): 2, ("none", "watch"): 1}
     writes = values(found, "finetune_operator_status_writes_total", "what")
     assert writes == {"facts": 1, "progress": 0, "usage": 0}
-    looks = values(found, "finetune_operator_reconcile_duration_seconds_count", "result")
-    assert looks == {"done": 1, "retry": 1}
+    reconciles = values(found, "finetune_operator_reconcile_duration_seconds_count", "result")
+    assert reconciles == {"done": 1, "retry": 1}
 
 
-async def test_the_page_is_served_beside_health():
+async def test_the_page_is_served_by_the_health_server():
     port = free_port()
-    metrics = Metrics(lambda: View(jobs=[training()]))
+    metrics = Metrics(lambda: Snapshot(jobs=[training()]))
     task = asyncio.create_task(Health(page=metrics.page).run(port))
     await asyncio.sleep(0.1)
 
     def ask() -> tuple[str, bytes]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            return answer.headers["Content-Type"], answer.read()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+            return response.headers["Content-Type"], response.read()
 
     content_type, page = await asyncio.to_thread(ask)
     assert content_type == CONTENT_TYPE
@@ -247,16 +247,16 @@ async def test_the_page_is_served_beside_health():
 KEY_LABELS = (("name", "a"), ("namespace", "default"))
 
 
-# Names and the page that lists them
+# Names, and the page of the documentation that lists them
 
 
 async def families() -> dict[str, tuple[str, str, set[str]]]:
-    """Every metric of ours: its type, its help, its labels."""
+    """Return the type, the help and the labels of every metric of this project."""
     metrics = Metrics(
-        lambda: View(jobs=[with_attempts(("Failed", "Crashed"), restarts=1)], lease=9)
+        lambda: Snapshot(jobs=[with_attempts(("Failed", "Crashed"), restarts=1)], lease=9)
     )
     metrics.request("get", 200)
-    full = Metrics(lambda: View(jobs=[training()]))
+    full = Metrics(lambda: Snapshot(jobs=[training()]))
     found: dict[str, tuple[str, str, set[str]]] = {}
     labels: dict[str, set[str]] = defaultdict(set)
     for page in (await metrics.page(), await full.page()):
@@ -274,7 +274,7 @@ async def test_names_follow_the_conventions_of_prometheus():
         assert re.fullmatch(r"finetune_(operator|job)_[a-z_]+", name)
         assert (kind == "counter") == name.endswith("_total"), name
         assert text.endswith("."), name
-        assert "job" not in labels, "Prometheus' own label"
+        assert "job" not in labels, "Prometheus uses this label itself"
         if "seconds" in name and kind != "counter":
             assert name.endswith("_seconds"), name
 
@@ -285,12 +285,14 @@ async def test_the_page_of_the_documentation_lists_every_metric():
         (TREE / "docs" / "reference" / "metrics.md").read_text(),
         re.M,
     )
-    told = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
-    assert len(told) == len(rows)
-    assert told == {name: (kind, labels) for name, (kind, _, labels) in (await families()).items()}
+    documented = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert len(documented) == len(rows)
+    assert documented == {
+        name: (kind, labels) for name, (kind, _, labels) in (await families()).items()
+    }
 
 
-async def test_the_help_of_a_job_s_metric_is_its_own():
+async def test_the_help_on_the_page_is_that_of_the_declaration():
     found = await families()
     for metric in METRICS:
         assert found[metric.name][1] == metric.help

@@ -1,4 +1,4 @@
-"""The work queue: each key once, one worker per key, nobody starves."""
+"""The work queue: each key once, one worker per key, no starvation."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ async def run(queue: Queue, handle, seconds: float, workers: int = 2) -> None:
     queue.close()
 
 
-async def test_a_key_added_often_is_handled_once():
+async def test_a_key_that_is_added_repeatedly_is_processed_once():
     queue, seen = Queue(), []
 
     async def handle(key: Key) -> None:
@@ -31,7 +31,7 @@ async def test_a_key_added_often_is_handled_once():
     assert sorted(seen) == [A, B]
 
 
-async def test_a_key_is_never_handled_twice_at_once_and_not_forgotten():
+async def test_a_key_added_while_it_is_processed_is_processed_again_afterwards():
     queue, active, most, count = Queue(), 0, 0, 0
 
     async def handle(_: Key) -> None:
@@ -39,7 +39,7 @@ async def test_a_key_is_never_handled_twice_at_once_and_not_forgotten():
         active, count = active + 1, count + 1
         most = max(most, active)
         if count == 1:
-            queue.add(A)  # while it is worked on
+            queue.add(A)  # while it is processed
         await asyncio.sleep(0.02)
         active -= 1
 
@@ -48,33 +48,33 @@ async def test_a_key_is_never_handled_twice_at_once_and_not_forgotten():
     assert (most, count) == (1, 2)
 
 
-class Impatient(Queue):
-    """Notes how long it should wait, and does not."""
+class WithoutDelays(Queue):
+    """Records the delays and does not wait."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.pauses: list[float] = []
+        self.delays: list[float] = []
 
     def add_after(self, key: Key, seconds: float) -> None:
-        self.pauses.append(seconds)
-        if len(self.pauses) < 12:
+        self.delays.append(seconds)
+        if len(self.delays) < 12:
             self.add(key)
 
 
-async def test_a_failing_key_is_tried_again_with_growing_pauses():
-    queue = Impatient()
+async def test_a_failing_key_is_retried_with_growing_delays():
+    queue = WithoutDelays()
 
     async def handle(_: Key) -> None:
         raise RetryError
 
     queue.add(A)
     await run(queue, handle, 0.2)
-    assert queue.pauses[:3] == [0.4, 0.8, 1.6]
-    assert queue.pauses == sorted(queue.pauses)
-    assert queue.pauses[-1] == 60
+    assert queue.delays[:3] == [0.4, 0.8, 1.6]
+    assert queue.delays == sorted(queue.delays)
+    assert queue.delays[-1] == 60
 
 
-async def test_of_several_timers_the_earliest_counts():
+async def test_the_earliest_of_several_timers_is_kept():
     queue, times = Queue(), []
     begin = asyncio.get_running_loop().time()
 
@@ -89,7 +89,7 @@ async def test_of_several_timers_the_earliest_counts():
     assert 0.09 < times[0] < 0.3
 
 
-async def test_a_key_that_always_wants_more_starves_nobody():
+async def test_a_key_that_is_always_added_again_does_not_starve_others():
     queue, seen = Queue(), []
 
     async def handle(key: Key) -> float | None:

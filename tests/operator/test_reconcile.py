@@ -1,4 +1,4 @@
-"""One look at one job against an API server that misbehaves."""
+"""Reconciling one job against an API server that fails requests."""
 
 import pytest
 
@@ -9,8 +9,8 @@ from tests.operator.simulator.events import Config, Event
 from tests.operator.simulator.world import KEY, World
 
 
-def armed(*faults: str) -> World:
-    """A new job, and what happens to the first calls of the operator."""
+def world_with(*faults: str) -> World:
+    """A world with a new job, and the faults of the operator's first calls ("": none)."""
     world = World(Config())
     for number, name in enumerate(faults, start=1):
         if name:
@@ -18,26 +18,26 @@ def armed(*faults: str) -> World:
     return world
 
 
-async def test_a_conflict_whose_live_read_fails_too_is_tried_again():
-    """It ended the operator: the answer to a 409 is a read, which may fail like any other."""
-    world = armed("", "", "conflict", "connection refused")
+async def test_a_conflict_whose_live_read_fails_too_is_retried():
+    """This once ended the operator: a 409 is followed by a read, which can fail as well."""
+    world = world_with("", "", "conflict", "connection refused")
     for _ in range(2):
         with pytest.raises(RetryError):
             await world.controller.reconciler.reconcile(KEY)
     assert world.wire.calls == 4
 
 
-async def test_a_pod_that_was_in_the_way_and_went_is_created_by_a_retry():
-    """Nothing else would tell: the next look would have come with the next event, or never."""
-    world = armed("", "", "", "conflict")
+async def test_a_pod_whose_name_was_taken_for_a_moment_is_created_by_a_retry():
+    """No event would trigger another attempt: the pod that had the name is already gone."""
+    world = world_with("", "", "", "conflict")
     with pytest.raises(RetryError):
         await world.controller.reconciler.reconcile(KEY)
     await world.wait(2)
     assert "a-prepare" in world.store.objects["pods"]
 
 
-async def test_a_job_that_went_unseen_is_forgotten():
-    """A watch that was too old lists what is there and does not tell what went."""
+async def test_a_job_whose_deletion_was_missed_is_forgotten():
+    """A watch that was too old starts again from a list, which does not contain deletions."""
     world = World(Config())
     await world.work()
     world.controller.stalled.add("finetunejobs")
@@ -50,8 +50,8 @@ async def test_a_job_that_went_unseen_is_forgotten():
     assert not world.controller.failures
 
 
-async def test_a_late_answer_about_the_job_before_does_not_hide_the_new_one():
-    """Deleted and made again while a status write was under way: its answer is of the old job."""
+async def test_a_late_response_about_the_previous_job_does_not_hide_the_new_one():
+    """If a job is replaced during a status write, the response is about the old job."""
     world = World(Config())
     world.wire.schedule(3, BeforeResponse(Event("delete job", True)))
     await world.controller.reconciler.reconcile(KEY)
@@ -60,7 +60,7 @@ async def test_a_late_answer_about_the_job_before_does_not_hide_the_new_one():
 
 
 async def test_pods_are_listed_only_once_there_can_be_a_gang(monkeypatch):
-    """A server looks through all pods of a namespace to find those of one job."""
+    """To find the pods of one job, the server looks through all pods of the namespace."""
     world, listed = World(Config()), []
     original = Api.list
 

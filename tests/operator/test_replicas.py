@@ -1,4 +1,4 @@
-"""Two replicas as processes: who leads, who takes over when, and what a paused one may do."""
+"""Two replicas as processes: which one leads, when the other takes over, what a paused one does."""
 
 import json
 import signal
@@ -23,7 +23,7 @@ LEASE = {
     "LEASE_DURATION_SECONDS": "10",
 }
 DURATION = timedelta(seconds=10)
-SLACK = timedelta(seconds=2)  # of a machine that is busy
+SLACK = timedelta(seconds=2)  # for a busy machine
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def second_proxy(api: Cluster) -> Iterator[Proxy]:
 
 @pytest.fixture
 def replicas(api: Cluster, proxy, second_proxy, tmp_path) -> Iterator[tuple[Operator, Operator]]:
-    """The first leads, the second stands by and is ready; each has its own proxy."""
+    """The first leads, the second is a standby and ready. Each has a proxy of its own."""
     user = api.user_kubeconfig("finetune-system", "finetune-operator")
     first = Operator(api, tmp_path / "first.log", proxy.kubeconfig(user), **LEASE)
     port = free_port()
@@ -52,7 +52,7 @@ def replicas(api: Cluster, proxy, second_proxy, tmp_path) -> Iterator[tuple[Oper
     first.start()
     wait_for("the first leads", lambda: leads(api, first))
     second.start()
-    assert "standby as" in wait_for("the second stands by", lambda: ready(port))
+    assert "standby as" in wait_for("the second is a standby", lambda: ready(port))
     yield first, second
     for replica in (first, second):
         replica.kill()
@@ -77,7 +77,7 @@ def works(api: Cluster, name: str) -> None:
     wait_for("prepare pod", lambda: f"{name}-prepare" in names(api, name), 30)
 
 
-def test_a_stop_hands_over_at_once_and_a_kill_when_the_lease_has_run_out(
+def test_a_stop_hands_over_at_once_and_a_kill_when_the_lease_has_expired(
     api, replicas, second_proxy
 ):
     first, second = replicas
@@ -89,7 +89,7 @@ def test_a_stop_hands_over_at_once_and_a_kill_when_the_lease_has_run_out(
     assert acquired(api) - stopped < timedelta(seconds=2) + SLACK
     works(api, "over")
     first.start()
-    wait_for("the first stands by", lambda: first.log.count("operating in") == 2)
+    wait_for("the first is a standby", lambda: first.log.count("operating in") == 2)
     second.kill()
     killed, renewed = datetime.now(UTC), datetime.fromisoformat(lease(api)["renewTime"])
     wait_for("the first leads again", lambda: leads(api, first))
@@ -100,17 +100,15 @@ def test_a_stop_hands_over_at_once_and_a_kill_when_the_lease_has_run_out(
     assert lease(api)["holderIdentity"] == ""
 
 
-def test_a_leader_paused_for_longer_than_its_lease_writes_nothing_more_and_ends(
-    api, replicas, proxy
-):
+def test_a_leader_paused_for_longer_than_its_lease_writes_nothing_and_ends(api, replicas, proxy):
     first, second = replicas
     works(api, "before")
-    # Its status and its event follow the pod; what was on its way is no write of a paused one.
+    # The status and the event follow the pod. A request that was sent before the pause may arrive.
     wait_for("nothing more to write", lambda: not proxy.writes(since=time.monotonic() - 3))
     paused = time.monotonic()
     first.signal(signal.SIGSTOP)
     wait_for("the second leads", lambda: leads(api, second))
-    # Something to do for whoever thinks that it leads, and nobody else who does it.
+    # There is work for a replica that believes to lead, and no other replica that does it.
     second.signal(signal.SIGSTOP)
     apply(api, "meanwhile")
     first.signal(signal.SIGCONT)

@@ -1,11 +1,11 @@
-"""Which reports make the operator look at a job."""
+"""Which reports trigger a reconcile, and how often gangs are polled."""
 
 import pytest
 
 from finetune_api.progress import Progress
 from finetune_api.run import RankHeartbeat, Report
 from finetune_operator import reports
-from finetune_operator.reports import SILENT_AFTER, Reports, Target, pause, tells_more
+from finetune_operator.reports import SILENT_AFTER, Reports, Target, is_news, poll_interval
 from tests.operator.worlds import at, worker
 
 BASE = Report(
@@ -22,7 +22,7 @@ BASE = Report(
 
 
 @pytest.mark.parametrize(
-    ("changes", "looks"),
+    ("changes", "expected"),
     [
         ({}, False),
         ({"sequence": 9, "activity": 8, "activity_age_seconds": 4.0, "ranks": []}, False),
@@ -30,26 +30,32 @@ BASE = Report(
         ({"stage": "Training"}, True),
         ({"progress": Progress(step=1, total_steps=9)}, True),
     ],
-    ids=["the same", "it lives", "nothing moves: the clock tells", "another stage", "a step"],
+    ids=[
+        "no change",
+        "activity",
+        "no activity",
+        "another stage",
+        "a step",
+    ],
 )
-def test_a_report_that_only_grew_older_is_no_news(changes, looks):
-    assert tells_more(BASE, BASE.replace(**changes)) is looks
+def test_a_report_with_new_facts_is_news_and_one_with_new_ages_is_not(changes, expected):
+    assert is_news(BASE, BASE.replace(**changes)) is expected
 
 
 def test_the_first_report_is_news():
-    assert tells_more(None, BASE)
+    assert is_news(None, BASE)
 
 
-class Asked:
-    """Reports of one gang, a clock that is set by hand, and the keys that were told."""
+class Polling:
+    """The reports of one gang, a clock that the test sets, and the notifications."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         monkeypatch.setattr(reports.time, "monotonic", lambda: self.now)
-        self.told: list[object] = []
+        self.notified: list[object] = []
         self.pods = (worker(0),)
         self.attempt = 1
-        self.reports = Reports(5.0, self._targets, self.told.append)
+        self.reports = Reports(5.0, self._targets, self.notified.append)
 
     def _targets(self, due):
         return [self.target] if due("u") else []
@@ -58,59 +64,59 @@ class Asked:
     def target(self) -> Target:
         return Target(("default", "a"), "u", self.attempt, self.pods)
 
-    def turn(self, seconds: float) -> int:
-        """How many gangs are asked after so long."""
+    def advance(self, seconds: float) -> int:
+        """Move the clock and return how many gangs are polled."""
         self.now += seconds
         return len(list(self.reports._take_due(self.now)))
 
 
-def test_a_gang_is_asked_once_an_interval(monkeypatch):
-    asked = Asked(monkeypatch)
-    assert [asked.turn(seconds) for seconds in (0, 1, 1, 6, 1)] == [1, 0, 0, 1, 0]
+def test_a_gang_is_polled_once_per_interval(monkeypatch):
+    polling = Polling(monkeypatch)
+    assert [polling.advance(seconds) for seconds in (0, 1, 1, 6, 1)] == [1, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize(
     ("interval", "gangs", "seconds"),
     [(5, 1, 5), (5, 500, 5), (5, 800, 8), (5, 20_000, SILENT_AFTER / 3), (20, 20_000, 20)],
 )
-def test_many_gangs_are_asked_less_often(interval, gangs, seconds):
-    assert pause(interval, gangs) == seconds
+def test_many_gangs_are_polled_less_often(interval, gangs, seconds):
+    assert poll_interval(interval, gangs) == seconds
 
 
-def test_silence_is_told_once_and_so_is_its_end(monkeypatch):
-    asked = Asked(monkeypatch)
-    asked.turn(0)
-    asked.reports.take(asked.target, BASE)
-    assert len(asked.told) == 1
+def test_silence_and_its_end_are_notified_once(monkeypatch):
+    polling = Polling(monkeypatch)
+    polling.advance(0)
+    polling.reports.take(polling.target, BASE)
+    assert len(polling.notified) == 1
     for _ in range(3):
-        asked.turn(SILENT_AFTER)
-        asked.reports.miss(asked.target)
-    assert len(asked.told) == 2
-    assert asked.reports.silent("u")
-    asked.reports.take(asked.target, BASE)  # no news but that it can be heard again
-    assert len(asked.told) == 3
-    assert not asked.reports.silent("u")
-    asked.reports.take(asked.target, BASE)
-    assert len(asked.told) == 3
+        polling.advance(SILENT_AFTER)
+        polling.reports.miss(polling.target)
+    assert len(polling.notified) == 2
+    assert polling.reports.silent("u")
+    polling.reports.take(polling.target, BASE)  # no news, except that the gang is no longer silent
+    assert len(polling.notified) == 3
+    assert not polling.reports.silent("u")
+    polling.reports.take(polling.target, BASE)
+    assert len(polling.notified) == 3
 
 
-def test_a_new_gang_is_not_silent_because_the_one_before_was(monkeypatch):
-    asked = Asked(monkeypatch)
-    asked.turn(0)
-    asked.turn(2 * SILENT_AFTER)
-    assert asked.reports.silent("u")
-    asked.attempt = 2
-    asked.turn(6)
-    assert not asked.reports.silent("u")
+def test_a_new_gang_does_not_inherit_the_silence_of_the_previous_one(monkeypatch):
+    polling = Polling(monkeypatch)
+    polling.advance(0)
+    polling.advance(2 * SILENT_AFTER)
+    assert polling.reports.silent("u")
+    polling.attempt = 2
+    polling.advance(6)
+    assert not polling.reports.silent("u")
 
 
-def test_what_no_gang_runs_any_more_is_forgotten_but_its_last_report_stays(monkeypatch):
-    asked = Asked(monkeypatch)
-    asked.turn(0)
-    asked.reports.take(asked.target, BASE)
-    asked.pods = ()
-    assert asked.turn(60) == 0
-    assert not asked.reports.silent("u")
-    assert asked.reports.newest("u", 1) == BASE
-    asked.reports.drop("u")
-    assert asked.reports.newest("u", 1) is None
+def test_a_gang_that_ended_is_forgotten_but_its_last_report_is_kept(monkeypatch):
+    polling = Polling(monkeypatch)
+    polling.advance(0)
+    polling.reports.take(polling.target, BASE)
+    polling.pods = ()
+    assert polling.advance(60) == 0
+    assert not polling.reports.silent("u")
+    assert polling.reports.newest("u", 1) == BASE
+    polling.reports.drop("u")
+    assert polling.reports.newest("u", 1) is None

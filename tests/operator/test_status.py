@@ -1,4 +1,4 @@
-"""What is written, and when."""
+"""The patches of statuses, and when they are written."""
 
 import pytest
 from hypothesis import given
@@ -19,12 +19,12 @@ OBJECTS = st.dictionaries(st.sampled_from("abcd"), VALUES, max_size=4)
 
 
 @given(OBJECTS, OBJECTS)
-def test_the_patch_turns_the_old_into_the_new(old, new):
+def test_a_merge_patch_applied_to_the_old_status_gives_the_new_one(old, new):
     assert merged(old, merge_patch(old, new)) == new
 
 
 @given(OBJECTS)
-def test_no_change_is_no_patch(value):
+def test_the_patch_of_an_unchanged_status_is_empty(value):
     assert merge_patch(value, value) == {}
 
 
@@ -42,8 +42,8 @@ OLD = FineTuneJobStatus(
 )
 CHANGES = {
     "nothing": ({}, Urgency.NONE),
-    "sentence": ({"message": "step 1 of 9, about 3m left"}, Urgency.NONE),
-    "time": ({"usage": Usage(device_seconds=2)}, Urgency.USAGE),
+    "message": ({"message": "step 1 of 9, about 3m left"}, Urgency.NONE),
+    "device seconds": ({"usage": Usage(device_seconds=2)}, Urgency.USAGE),
     "step": ({"progress": Progress(step=2, total_steps=9)}, Urgency.PROGRESS),
     "one more worker": (
         {
@@ -52,12 +52,12 @@ CHANGES = {
         },
         Urgency.PROGRESS,
     ),
-    "why it waits": (
+    "the reason to wait": (
         {"conditions": ready("Unschedulable", "1 of 10 workers run")},
         Urgency.NOW,
     ),
     "phase": ({"phase": "Restarting"}, Urgency.NOW),
-    "checkpoint": ({"restarts": 1}, Urgency.NOW),
+    "restart": ({"restarts": 1}, Urgency.NOW),
 }
 
 
@@ -66,7 +66,7 @@ def test_how_soon_a_change_is_written(change, expected):
     assert urgency(OLD, OLD.replace(**change)) is expected
 
 
-def test_progress_is_written_at_most_every_interval_and_the_rest_at_once():
+def test_progress_is_written_once_per_interval_and_facts_at_once():
     throttle = Throttle(5.0)
     key = ("default", "a")
     assert throttle.wait(key, Urgency.PROGRESS, 100.0) == 0
@@ -81,13 +81,13 @@ JOBS = [("default", f"job-{number}") for number in range(4)]
 def test_all_jobs_together_write_progress_at_most_twenty_times_a_second():
     throttle = Throttle(5.0)
     waits = [throttle.wait(key, Urgency.PROGRESS, 100.0) for key in JOBS]
-    # Each its own turn: all would come back for the next one, and all but one in vain.
+    # Each job has a slot of its own, so that no job is reconciled without being able to write.
     assert waits == pytest.approx([0, 0.05, 0.1, 0.15])
     assert throttle.wait(JOBS[3], Urgency.PROGRESS, 100.04) == pytest.approx(0.11)
     assert [throttle.wait(key, Urgency.PROGRESS, 100.16) for key in JOBS[1:]] == [0, 0, 0]
 
 
-def test_a_turn_is_given_up_by_what_cannot_wait_and_by_a_job_that_goes():
+def test_an_urgent_write_or_a_deletion_gives_up_the_slot_of_a_job():
     throttle = Throttle(5.0)
     for key in JOBS:
         throttle.wait(key, Urgency.PROGRESS, 100.0)

@@ -9,12 +9,12 @@ import pytest
 from kubernetes import client, config
 
 from finetune_api import names
+from finetune_client.api import Api
 from finetune_local.cluster import Cluster
 from finetune_operator import informer
 from finetune_operator.events import Recorder
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs, collection
-from finetune_operator.kube import Kube
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.observe import Job, Pod, World
 from finetune_operator.plan.planner import plan
@@ -136,7 +136,7 @@ async def start(api: Cluster, namespace: str, settings: Settings) -> list[str]:
     """Start an operator, reconcile all jobs twice and return the calls that it made."""
     configuration = client.Configuration()
     config.load_kube_config(str(api.kubeconfig), client_configuration=configuration)
-    kube = Kube(configuration)
+    kube = Api(configuration)
     recording = StoppingKube(kube)
     try:
         pods = Pods(lambda _: None, lambda _: None)
@@ -144,12 +144,13 @@ async def start(api: Cluster, namespace: str, settings: Settings) -> list[str]:
         pods.replace((await kube.list(informer.path(namespace)))[0])
         for item in (await kube.list(collection(namespace)))[0]:
             jobs.take(item)
+        recorder = Recorder(recording)
         reconciler = Reconciler(
             recording,
             jobs,
             pods,
             Reports(60.0, lambda _: [], lambda _: None),
-            Recorder(recording),
+            recorder,
             settings,
             Throttle(0.0),
         )
@@ -157,6 +158,7 @@ async def start(api: Cluster, namespace: str, settings: Settings) -> list[str]:
         for _ in range(2):
             assert jobs.get(key)
             await reconciler.reconcile(key)
+            await recorder.flush()
     finally:
         await kube.close()
     return recording.calls

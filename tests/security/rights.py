@@ -16,9 +16,9 @@ from pathlib import Path
 import yaml
 
 from finetune_api.base import Object
+from finetune_client.errors import ApiError
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
-from finetune_operator.kube import ApiError
 from tests.installed import Operator, install
 from tests.operator.lives import Life, viewed
 from tests.operator.worlds import make_spec

@@ -5,10 +5,11 @@ import asyncio
 import logging
 from pathlib import Path
 
+from finetune_client.api import Api
+from finetune_client.configuration import load_configuration
 from finetune_local.node import images, provisioner
 from finetune_local.node.addresses import Addresses
 from finetune_local.node.agent import Agent
-from finetune_local.node.api import Api
 from finetune_local.node.log_server import LogServer
 from finetune_local.node.registration import Registration
 from finetune_local.node.service_discovery import ServiceDiscovery
@@ -39,12 +40,16 @@ def main() -> None:
     asyncio.run(_run(parser.parse_args()))
 
 
+def _api(kubeconfig: Path) -> Api:
+    return Api(load_configuration(kubeconfig), timeout=15.0, user_agent="finetune-local")
+
+
 async def _run(arguments: argparse.Namespace) -> None:
     arguments.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    api, storage = Api(arguments.kubeconfig), Api(arguments.provisioner_kubeconfig)
+    api, storage = _api(arguments.kubeconfig), _api(arguments.provisioner_kubeconfig)
     known = images.load(arguments.images)
     addresses = Addresses(arguments.pod_network, arguments.state / "next-address")
-    discovery = ServiceDiscovery(Api(arguments.names_kubeconfig))
+    discovery = ServiceDiscovery(_api(arguments.names_kubeconfig))
     name, state = arguments.name, arguments.state
     agent = Agent(api, name, state, known, addresses, arguments.devices, discovery)
     server = LogServer(

@@ -5,9 +5,10 @@ import logging
 from pathlib import Path
 
 from finetune_api.base import Object
+from finetune_client.api import Api
+from finetune_client.errors import TRANSIENT, ApiError
 from finetune_local.node import admission, cleanup, etc_hosts, volumes
 from finetune_local.node.addresses import Addresses
-from finetune_local.node.api import TRANSIENT, Api, ApiError
 from finetune_local.node.config_data import read_data
 from finetune_local.node.events import Recorder
 from finetune_local.node.images import Image

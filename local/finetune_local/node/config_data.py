@@ -2,7 +2,8 @@
 
 import base64
 
-from finetune_local.node.api import Api, ApiError
+from finetune_client.api import Api
+from finetune_client.errors import ApiError
 
 
 async def read_data(api: Api, namespace: str, kind: str, name: str) -> dict[str, bytes] | None:

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from finetune_api.base import Object
-from finetune_local.node.api import TRANSIENT, Api, ApiError
+from finetune_client.api import Api
+from finetune_client.errors import TRANSIENT, ApiError
 from finetune_local.node.status import stamp
 
 _log = logging.getLogger(__name__)

@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from finetune_api.base import Object
+from finetune_client.api import Api
+from finetune_client.errors import TRANSIENT, ApiError
 from finetune_local.node import admission, images, restore, volumes
 from finetune_local.node.admission import RefusedError
-from finetune_local.node.api import TRANSIENT, Api, ApiError
 from finetune_local.node.container import Container
 from finetune_local.node.environment import Lookup, UnresolvedError
 from finetune_local.node.events import Recorder

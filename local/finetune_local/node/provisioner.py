@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 from finetune_api.base import Object
-from finetune_local.node.api import TRANSIENT, Api, ApiError
+from finetune_client.api import Api
+from finetune_client.errors import TRANSIENT, ApiError
 
 PROVISIONER = "finetune.dev/local"
 _log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ import platform
 from datetime import UTC, datetime
 
 from finetune_api.base import Object
-from finetune_local.node.api import TRANSIENT, Api, ApiError
+from finetune_client.api import Api
+from finetune_client.errors import TRANSIENT, ApiError
 from finetune_local.node.status import stamp
 
 DEVICE = "finetune.dev/cpu-device"

@@ -5,7 +5,8 @@ import logging
 from collections.abc import Callable
 
 from finetune_api.base import Object
-from finetune_local.node.api import TRANSIENT, Api, ApiError
+from finetune_client.api import Api
+from finetune_client.errors import TRANSIENT, ApiError
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from finetune_api.base import Object
-from finetune_local.node.api import TRANSIENT, Api, ApiError
+from finetune_client.api import Api
+from finetune_client.errors import TRANSIENT, ApiError
 from finetune_local.node.status import PodState, status
 
 _RETRY = 1.0  # s

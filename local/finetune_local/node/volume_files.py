@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.base import Object
-from finetune_local.node.api import Api
+from finetune_client.api import Api
 from finetune_local.node.environment import Lookup, UnresolvedError, field
 
 _DEFAULT_MODE = 0o644  # as in the kubelet
@@ -69,7 +69,7 @@ class VolumeFiles:
         if source.get("audience"):
             spec["audiences"] = [source["audience"]]
         base = f"/api/v1/namespaces/{metadata['namespace']}/serviceaccounts"
-        created = await self._api.create(f"{base}/{account}/token", {"spec": spec})
+        created = await self._api.post(f"{base}/{account}/token", {"spec": spec})
         token: str = created["status"]["token"]
         return token
 

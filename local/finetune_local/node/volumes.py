@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.base import Object
+from finetune_client.api import Api
+from finetune_client.errors import ApiError
 from finetune_local.node import fs_group, volume_files
-from finetune_local.node.api import Api, ApiError
 from finetune_local.node.environment import Lookup, UnresolvedError
 from finetune_local.node.volume_files import VolumeFiles
 

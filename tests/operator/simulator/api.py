@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.base import Object
-from finetune_operator.kube import ApiError
+from finetune_client.errors import ApiError
 from tests.operator.simulator.store import Store, parse
 
 
@@ -86,7 +86,7 @@ class Wire:
 
 
 class Api:
-    """The requests of finetune_operator.kube.Requests in one run of the operator process."""
+    """The requests of finetune_operator.execute.Requests in one run of the operator process."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire, self._store, self.dead = wire, wire.store, False

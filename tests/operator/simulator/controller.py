@@ -54,12 +54,13 @@ class Controller:
         self.api = Api(self.wire)
         self.pods = Pods(self.ready.add, self._soon, lambda uid: self.jobs.knows(uid))
         self.jobs = Jobs(self.ready.add, self._removed)
+        self.recorder = Recorder(self.api)
         self.reconciler = Reconciler(
             self.api,
             self.jobs,
             self.pods,
             self.reports,
-            Recorder(self.api),
+            self.recorder,
             SETTINGS,
             SimulatedThrottle(self.clock),
             self.clock.now,
@@ -137,5 +138,8 @@ class Controller:
         except RetryError:
             failures = self.failures[key] = self.failures.get(key, 0) + 1
             delay = min(queue._LONGEST, queue._FIRST * 2 ** min(failures, 10))
+        # In the operator a task of its own does this; here the order of the calls is to be the same
+        # in every run of a history.
+        await self.recorder.flush()
         if delay is not None:
             self.timers[key] = min(self.timers.get(key, 1e12), self.clock.seconds + delay)

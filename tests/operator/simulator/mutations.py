@@ -44,7 +44,7 @@ def a_decision_is_not_repeated_from_a_live_read(patch: Patch) -> None:
     async def cached(self: Reconciler, key: Any) -> Job | None:
         return self.jobs.get(key)
 
-    patch.setattr(Reconciler, "_refresh", cached)
+    patch.setattr(Reconciler, "_read_live", cached)
 
 
 @mutation
@@ -161,7 +161,7 @@ def a_name_that_is_taken_counts_as_created(patch: Patch) -> None:
     async def ignore(*_: Any) -> None:
         return None
 
-    patch.setattr(execute, "_taken", ignore)
+    patch.setattr(execute, "_check_owner", ignore)
 
 
 @mutation
@@ -170,7 +170,7 @@ def pods_are_created_before_the_attempt_is_written(patch: Patch) -> None:
         original: Any, self: Any, key: Any, world: Any, decision: Decision
     ) -> Any:
         if decision.check and decision.check.pod and decision.commits:
-            await execute.create(self.kube, world.job, [decision.check.pod])
+            await execute.create(self.api, world.job, [decision.check.pod])
         return await original(self, key, world, decision)
 
     _wrap(patch, Reconciler, "_write", create_first)

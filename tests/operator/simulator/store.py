@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from finetune_api.base import Object
-from finetune_operator.kube import ApiError
+from finetune_client.errors import ApiError
 from tests.operator.merge import merged
 from tests.operator.simulator.clock import Clock
 
