@@ -38,8 +38,9 @@ from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest, ManifestEntry
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
-from finetune_trainer.common.reporter import SilentReporter
+from finetune_trainer.common.reporter import ChannelReporter
 from finetune_trainer.export import contents, model_export, weights
+from finetune_trainer.model import folder as model_folder
 from finetune_trainer.run_dir import fence, tensor_file
 from finetune_trainer.run_dir.paths import RunPaths
 
@@ -117,7 +118,7 @@ def make(folder: Path, size: int) -> int:
     paths = RunPaths.of(run)
     paths.storage.mkdir(parents=True)
     make_base(paths.model, size)
-    shapes = folder.parameters(paths.model, "model")
+    shapes = model_folder.parameters(paths.model, "model")
     entries = [tensor_file.Entry(n, tuple(s), torch.bfloat16) for n, s in shapes.items()]
     tensor_file.write_pieces(
         paths.model / "model.safetensors",
@@ -203,7 +204,8 @@ def measure(part: str, folder: Path) -> dict[str, float]:
     watch = MemoryWatch()
     began = time.monotonic()
     if part == "export":
-        model_export.run(run, paths, SilentReporter(), 1)
+        report = ChannelReporter(os.open(os.devnull, os.O_WRONLY))
+        model_export.run(run, paths, report, epoch=1, final_step=1)
         out = paths.final
     else:
         found = store.read_manifest(paths.checkpoint(1, 1))

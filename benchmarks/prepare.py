@@ -35,11 +35,11 @@ _INTERVAL = 0.2  # s
 _PROJECTED_BYTES = 10e9  # input size for which the table projects the time
 _console = Console(highlight=False, stderr=True, soft_wrap=True)
 _CHILD = """
-import json, sys, time
+import json, os, sys, time
 from finetune_api.run import RunConfig
 from finetune_trainer.prepare import preparation
 from finetune_trainer.data import build
-from finetune_trainer.common.reporter import SilentReporter
+from finetune_trainer.common.reporter import ChannelReporter
 if __name__ == "__main__":
     import logging
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
@@ -47,7 +47,7 @@ if __name__ == "__main__":
     if sys.argv[2] != "0":
         build.processes = lambda size: int(sys.argv[2])
     started = time.monotonic()
-    result = preparation.run(config, SilentReporter())
+    result = preparation.run(config, ChannelReporter(os.open(os.devnull, os.O_WRONLY)))
     size = sum(source["bytes"] for source in json.loads(sys.argv[3]))
     print(json.dumps({
         "seconds": time.monotonic() - started,

@@ -61,7 +61,8 @@ def make(options: argparse.Namespace, out: Path) -> Workload:
     _conversations(options, claim)
     config = _prepared(options, claim, out)
     folder = RunPaths.of(config).prepared(config.prepared_digest or "")
-    rows, sequence = Rows(folder, "train"), prepared.sequence(config, folder)
+    rows = Rows(folder, "train")
+    sequence = prepared.sequence(folder, config.dataset.train, config.training.seed)
     size = plan(options).global_batch_size
     rows_of = [sequence.step(step * size, size) for step in range(options.steps)]
     documents = [document for step in rows_of for row in step for document in _documents(rows[row])]

@@ -9,7 +9,7 @@ from finetune_api.run import RunConfig
 from finetune_api.spec import Optimizer
 from finetune_local.cache import TREE
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.prepare import disk_space
+from finetune_trainer.prepare import storage_checks
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.docs.pages import code, page, rows, sections
 
@@ -36,7 +36,13 @@ def test_a_run_needs_the_space_that_the_page_names(tmp_path: Path) -> None:
     paths = RunPaths.of(config)
     paths.storage.mkdir()
     with pytest.raises(TrainerError) as caught:
-        disk_space.check(config, paths, int(PARAMETERS * VAST))
+        storage_checks.check_room(
+            paths,
+            int(PARAMETERS * VAST),
+            config.training,
+            config.checkpoints,
+            has_validation=True,
+        )
     found = re.search(
         r"needs (\S+) GB: up to (\d) checkpoints of (\S+) GB .* model of (\S+) GB",
         caught.value.message,

@@ -1,7 +1,7 @@
-"""Downloads in a process of its own: `python -m tests.trainer.download model|data`.
+"""Downloads in a separate process: `python -m tests.trainer.download model|data`.
 
-huggingface_hub reads its environment when it is imported, as in a pod. Prints one line of JSON: how
-it ended.
+huggingface_hub reads its environment when it is imported, as in a pod. Prints the result as one
+line of JSON.
 """
 
 import json
@@ -23,7 +23,7 @@ SECRETS = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY")
 
 @dataclass
 class Download:
-    """Runs the driver over a claim, with an environment and nothing else of the caller's."""
+    """Runs this module as a process over a claim, with an environment of its choice."""
 
     claim: Path
     env: dict[str, str]
@@ -31,16 +31,16 @@ class Download:
     uid: str = "uid-1"
 
     def model(self, source: str, **changes: Any) -> dict[str, Any]:
-        """Result for a model."""
+        """Download a model and return the result."""
         return self._run("model", self.config(model={"source": source, **changes}))
 
     def data(self, source: str, **changes: Any) -> dict[str, Any]:
-        """Result for a source of training data."""
+        """Download a source of training data and return the result."""
         entry = {"source": source, **changes}
         return self._run("data", self.config(dataset={"train": [entry]}))
 
     def start(self, what: str, config: dict[str, Any]) -> "subprocess.Popen[str]":
-        """The driver, not waited for."""
+        """Start the process and return without waiting for it."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "AWS_"))}
         environment |= {"FINETUNE_RUN": json.dumps(config), **self.env}
         return subprocess.Popen(
@@ -52,14 +52,14 @@ class Download:
         )
 
     def config(self, **changes: Any) -> dict[str, Any]:
-        """A run configuration over the claim."""
+        """Return a run configuration over the claim."""
         config = gang.make_job(self.claim).config | {"role": "prepare", "jobUid": self.uid}
         config = config | {"mounts": {"w": str(self.claim)}, "cache": "pvc://w/cache"} | changes
         RunConfig.model_validate(config)
         return config
 
     def end(self, process: "subprocess.Popen[str]") -> dict[str, Any]:
-        """What it printed."""
+        """Wait for the process and return its result."""
         text, _ = process.communicate(timeout=120)
         self.output.append(text)
         for name in SECRETS:
@@ -73,39 +73,43 @@ class Download:
         return self.end(self.start(what, config))
 
 
-class Pulse:
-    """Hears work; slows it down where a test wants to come in between."""
+class Activity:
+    """A Reporter that counts work and slows it down for tests that interrupt it."""
 
     def __init__(self) -> None:
-        self.heard = 0
+        self.amount = 0
 
     def stage(self, *_: object) -> None:
-        """Not told here."""
+        """Do nothing."""
 
     def training(self, **_: object) -> None:
-        """Not told here."""
+        """Do nothing."""
 
     def advance(self, amount: int = 1) -> None:
-        self.heard += amount
+        self.amount += amount
         time.sleep(float(os.environ.get("TEST_SLOWLY", "0")))
 
 
 def main() -> None:
     from finetune_trainer.common.errors import TrainerError
-    from finetune_trainer.sources import network, remote
+    from finetune_trainer.run_dir.paths import Cache
+    from finetune_trainer.sources import network
+    from finetune_trainer.sources.downloads import Downloads
+    from finetune_trainer.sources.remote_inputs import download_data, download_model
 
     logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
     network.WAITS = (0.01,) * 3
-    config, pulse = RunConfig.model_validate_json(os.environ["FINETUNE_RUN"]), Pulse()
+    config, activity = RunConfig.model_validate_json(os.environ["FINETUNE_RUN"]), Activity()
+    downloads = Downloads(Cache.of(config), config.job_uid, activity)
     result: dict[str, Any]
     try:
         if sys.argv[1] == "model":
-            folder, revision = remote.model_folder(config, pulse)
+            folder, revision = download_model(config.model, downloads)
             result = {"folder": str(folder), "revision": revision}
         else:
-            found = [remote.files(config, source, pulse) for source in config.dataset.train]
-            result = {"files": [[str(path), name] for part in found for path, name in part]}
-        result["advanced"] = pulse.heard
+            found = [download_data(source, downloads) for source in config.dataset.train]
+            result = {"files": [[str(file.path), file.name] for part in found for file in part]}
+        result["advanced"] = activity.amount
     except TrainerError as error:
         result = {"code": int(error.code), "reason": error.reason, "message": error.message}
     print(_RESULT + json.dumps(result), flush=True)

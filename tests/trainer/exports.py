@@ -9,21 +9,21 @@ import torch
 
 from finetune_api.progress import DataSummary, SourceSummary
 from finetune_api.run import RunConfig
-from finetune_trainer.common.reporter import SilentReporter
 from finetune_trainer.export import model_export
 from finetune_trainer.run_dir import fence
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import weights
 from tests.trainer.checkpoints import DIGEST, write_checkpoint
 from tests.trainer.gang import make_plan
+from tests.trainer.silent import SilentReporter
 
 Configure = Callable[..., RunConfig]
 Masters = dict[str, torch.Tensor]
-STEPS = 8  # with which the run ended
+STEPS = 8  # of the finished run
 
 
 def make_run(configured: Configure, **changes: Any) -> RunConfig:
-    """A worker's configuration whose run has prepared data and holds the fence."""
+    """Return a worker's configuration. Its run has prepared data and holds the fence."""
     plan = make_plan().to_dict()
     values = {"runDigest": DIGEST, "preparedDigest": "data", "plan": plan, "attempt": 1}
     made = configured(**(values | changes))
@@ -44,7 +44,7 @@ def make_run(configured: Configure, **changes: Any) -> RunConfig:
 
 
 def trained(config: RunConfig) -> Masters:
-    """The base's parameters, moved a little: fp32 masters, in their shapes."""
+    """Return fp32 master weights that differ a little from the base model's parameters."""
     torch.manual_seed(1)
     return {
         name: parameter.detach().float() + 0.1 * torch.randn(parameter.shape)
@@ -53,7 +53,7 @@ def trained(config: RunConfig) -> Masters:
 
 
 def save(config: RunConfig, masters: Masters, step: int = STEPS) -> None:
-    """A checkpoint of two ranks, each with one half of every parameter."""
+    """Write a checkpoint of two ranks, each with one half of every parameter."""
     slices: list[Masters] = [{}, {}]
     for name, master in masters.items():
         flat, half = master.flatten(), master.numel() // 2
@@ -63,7 +63,7 @@ def save(config: RunConfig, masters: Masters, step: int = STEPS) -> None:
 
 
 def run(config: RunConfig, epoch: int = 1) -> RunPaths:
-    """Export; nothing is left beside `final`."""
+    """Export the run and check that no partial folder is left."""
     paths = RunPaths.of(config)
     output = model_export.run(config, paths, SilentReporter(), epoch, STEPS)
     assert output.verified
@@ -82,7 +82,7 @@ def edit(file: Path, drop: tuple[str, ...] = (), **changes: Any) -> None:
 
 
 def as_published_before_transformers_5(folder: Path) -> Path:
-    """The spelling that most models have which people fine-tune, and a RoPE that is not plain."""
+    """Rewrite a model folder as transformers 4 would, with scaled RoPE."""
     edit(
         folder / "config.json",
         ("rope_parameters", "dtype"),

@@ -1,7 +1,7 @@
 """A small Hugging Face Hub: the endpoints that huggingface_hub and datasets really call.
 
-Repositories are folders of commits. It speaks as the real one does: ETag and X-Repo-Commit on
-files, X-Error-Code on refusals, 401 for a repository that an anonymous caller may not know of.
+Repositories are folders of commits. It answers as the real Hub does: ETag and X-Repo-Commit with
+files, X-Error-Code with refusals, 401 for a repository that an anonymous client may not see.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ LARGE = 60_000  # bytes; from here on a file is in LFS, with a sha256
 
 @dataclass
 class Repository:
-    """One repository. A newer commit is what `main` means."""
+    """One repository. `main` is its newest commit."""
 
     commits: dict[str, Path] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
-    token: str | None = None  # private: who may know of it
+    token: str | None = None  # of a private repository: the one that may see it
     gated: bool = False
 
     def commit(self, folder: Path, ref: str = "main") -> str:
-        """Take a folder as the next commit of a branch."""
+        """Make a folder the next commit of a branch and return its name."""
         text = f"{folder}-{len(self.commits)}"
         name = hashlib.sha1(text.encode()).hexdigest()
         self.commits[name], self.refs[ref] = folder, name
@@ -37,7 +37,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What is served, what was asked for, and what goes wrong on purpose."""
+    """What is served, the requests that came, and the failures to simulate."""
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -45,21 +45,21 @@ class Hub:
     ranges: list[str] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)  # answers of the next requests for contents
     cut_after: list[int] = field(default_factory=list)  # bytes after which a transfer is cut
-    stall_after: int | None = None  # bytes after which every transfer stands still
+    stall_after: int | None = None  # bytes after which every transfer stalls
     cdn: str = ""  # another server that large files are redirected to
     tokens_seen: set[str] = field(default_factory=set)
     flip: int = 0  # transfers of large files that arrive with a wrong byte
 
     def model(self, name: str) -> Repository:
-        """The model of a name, made when there is none."""
+        """Return the model of a name, created if necessary."""
         return self.repositories.setdefault(f"models/{name}", Repository())
 
     def dataset(self, name: str) -> Repository:
-        """The data set of a name, made when there is none."""
+        """Return the data set of a name, created if necessary."""
         return self.repositories.setdefault(f"datasets/{name}", Repository())
 
     def contents(self) -> list[str]:
-        """Requests for the contents of files."""
+        """Return the requests for the contents of files."""
         return [r for r in self.requests if r.startswith("GET") and "/resolve/" in r]
 
 
@@ -69,11 +69,11 @@ def refusal(status: int, code: str, message: str) -> web.Response:
 
 
 class Handlers:
-    """The routes."""
+    """The handlers of the routes."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        self._still = asyncio.Event()
+        self._never = asyncio.Event()
 
     def routes(self) -> list[web.RouteDef]:
         name = "{org}/{name}"
@@ -88,7 +88,7 @@ class Handlers:
         ]
 
     def find(self, request: web.Request) -> tuple[Path, str] | web.Response:
-        """Folder and commit, or why not."""
+        """Return folder and commit of a request, or the refusal."""
         self.hub.requests.append(f"{request.method} {request.path}")
         info = request.match_info
         kind = info.get("kind", "models")
@@ -182,14 +182,14 @@ class Handlers:
             request.transport.close()
         elif self.hub.stall_after is not None and len(data) > LARGE:
             await answer.write(body[: self.hub.stall_after])
-            await self._still.wait()
+            await self._never.wait()
         else:
             await answer.write(body)
         return answer
 
 
 def tag(data: bytes) -> str:
-    """As the Hub names contents: sha256 in LFS, Git's blob id elsewhere."""
+    """Return the Hub's tag of contents: the sha256 in LFS, Git's blob id otherwise."""
     if len(data) > LARGE:
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -209,7 +209,7 @@ def entry(path: Path, root: Path) -> dict[str, Any]:
 
 @contextmanager
 def serve() -> Iterator[Hub]:
-    """A hub on a port of its own, in a thread, until the block ends."""
+    """Run a hub in a thread, on a free port, until the block ends."""
     hub, loop, ready = Hub(), asyncio.new_event_loop(), threading.Event()
 
     async def start() -> web.AppRunner:

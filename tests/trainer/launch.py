@@ -21,7 +21,6 @@ from finetune_api.run import RunConfig
 from finetune_trainer.checkpoint import choose
 from finetune_trainer.checkpoint.write import Owner
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.reporter import SilentReporter
 from finetune_trainer.common.stop_signal import StopSignal
 from finetune_trainer.model import language_model
 from finetune_trainer.model.engine import Engine
@@ -29,6 +28,7 @@ from finetune_trainer.run_dir.paths import RunPaths
 from finetune_trainer.training import rendezvous
 from finetune_trainer.training.loop import Loop
 from finetune_trainer.training.rendezvous import Place
+from tests.trainer.silent import SilentReporter
 
 
 class Recorder(SilentReporter):

@@ -36,7 +36,7 @@ def main() -> None:
     from finetune_trainer.training import attempt  # noqa: F401
 
     deepspeed_import.load()
-    garbage_collection.settle()  # and no rank walks over it, which would copy its pages
+    garbage_collection.freeze()  # and no rank walks over it, which would copy its pages
 
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

@@ -1,6 +1,6 @@
-"""transformers 4 beside ours: a folder of packages that a process of its own puts first.
+"""A process with transformers 4, whose packages precede those of the tests' environment.
 
-torch, numpy and the rest come from the tests' own environment.
+torch, numpy and the rest come from the tests' environment.
 """
 
 import fcntl
@@ -16,11 +16,11 @@ from typing import Any
 from finetune_local.cache import cache_folder
 
 PACKAGES = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
-_SCRIPT = Path(__file__).with_name("speak.py")
+_SCRIPT = Path(__file__).with_name("load_and_generate.py")
 
 
 def overlay() -> Path:
-    """The folder, made once a machine."""
+    """Return the folder with the packages. It is installed once on each machine."""
     key = hashlib.sha256("\n".join([sys.version, *PACKAGES]).encode()).hexdigest()[:16]
     folder = cache_folder() / f"transformers4-{key}"
     with folder.with_suffix(".lock").open("w") as lock:
@@ -34,8 +34,11 @@ def overlay() -> Path:
     return folder
 
 
-def speak(folder: Path, out: Path, packages: Path | None = None) -> dict[str, Any]:
-    """What `speak.py` finds out about a model folder, with transformers from `packages`."""
+def load(folder: Path, out: Path, packages: Path | None = None) -> dict[str, Any]:
+    """Return what `load_and_generate.py` reports about a model folder.
+
+    `packages` is a folder with another version of transformers.
+    """
     path = os.environ.get("PYTHONPATH")
     first = [str(packages)] if packages else []
     env = os.environ | {"PYTHONPATH": os.pathsep.join([*first, *([path] if path else [])])}

@@ -1,16 +1,27 @@
-"""Reading one file of examples the way preparation does."""
+"""Reads and renders examples the way preparation does."""
 
 from pathlib import Path
 from typing import Any
 
 from finetune_api.spec import DataSource
 from finetune_trainer.data import read
-from finetune_trainer.data.shapes import Example, shape_of
+from finetune_trainer.data.example import Example
+from finetune_trainer.data.render import Document, Dropped, Renderer
+from finetune_trainer.data.row_errors import UnfitRowError
+from finetune_trainer.data.shapes import shape_of
 
 
 def examples(path: Path, name: str, *, chat: bool = True, **source: Any) -> list[Example]:
-    """Every example of a file; keys of the source beside its address."""
+    """Return every example of a file; `source` are fields of the source besides its address."""
     wanted = DataSource.model_validate({"source": "pvc://w/x", **source})
     found = [row for block in read.blocks(path, name) for row in read.rows(block)]
     shape = shape_of(found[0], wanted, chat=chat) if found else None
     return [shape.example(row) for row in found] if shape else []
+
+
+def rendered(renderer: Renderer, example: Example) -> Document | Dropped:
+    """Return the document of one example; UnfitRowError if it cannot be rendered."""
+    (found,) = renderer.render([example])
+    if isinstance(found, UnfitRowError):
+        raise found
+    return found

@@ -27,7 +27,7 @@ KEY, SECRET = "test-access-key", "the-secret-access-key"
 
 @dataclass
 class S3:
-    """Where it is, and how one gets in."""
+    """A running server."""
 
     url: str
     folder: Path
@@ -35,7 +35,7 @@ class S3:
 
     @property
     def env(self) -> dict[str, str]:
-        """The variables that vendors' tools read."""
+        """The environment variables of the vendors' tools."""
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": KEY,
@@ -44,7 +44,7 @@ class S3:
         }
 
     def put(self, bucket: str, key: str, source: Path | bytes) -> None:
-        """Put a file; the bucket is made when there is none."""
+        """Put a file into a bucket, which is created if necessary."""
         (self.folder / bucket).mkdir(exist_ok=True)
         store = S3Store(
             bucket,
@@ -61,8 +61,8 @@ class S3:
         for path in (path for path in source.rglob("*") if path.is_file()):
             self.put(bucket, f"{prefix}/{path.relative_to(source)}", path)
 
-    def open_to_everybody(self, bucket: str) -> None:
-        """Let anybody list and read a bucket."""
+    def make_public(self, bucket: str) -> None:
+        """Let anonymous clients list and read a bucket."""
         statement = {
             "Effect": "Allow",
             "Principal": "*",
@@ -76,7 +76,7 @@ class S3:
 
 
 def signed(url: str, body: bytes) -> urllib.request.Request:
-    """A PUT with AWS Signature 4, for what obstore has no words for."""
+    """Return a PUT request with AWS Signature 4, for operations that obstore does not have."""
     parts, when = urlsplit(url), datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     payload = hashlib.sha256(body).hexdigest()
     headers = {"host": parts.netloc, "x-amz-content-sha256": payload, "x-amz-date": when}
@@ -103,10 +103,10 @@ def signed(url: str, body: bytes) -> urllib.request.Request:
 
 @contextmanager
 def serve(folder: Path) -> Iterator[S3]:
-    """A server whose buckets are the folders in `folder`; it dies with this process."""
+    """Run a server with its files below `folder`; it ends with this process."""
     program, address = go_tool.program(go_tool.VERSITYGW), f"127.0.0.1:{free_port()}"
     environment = {"PATH": os.environ["PATH"], "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
-    # Buckets in a folder, the rest beside it: not every file system keeps extended attributes.
+    # Metadata in a folder beside the buckets: not every file system has extended attributes.
     buckets, beside = folder / "buckets", folder / "sidecar"
     buckets.mkdir(parents=True)
     beside.mkdir()

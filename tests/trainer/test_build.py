@@ -1,4 +1,4 @@
-"""Building prepared data: the same rows whatever interrupts it, and what is counted."""
+"""Building prepared data: the same rows after any interruption, and the counts."""
 
 import json
 import logging
@@ -14,12 +14,12 @@ import pytest
 
 from finetune_api.run import PrepareResult, RunConfig
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.reporter import SilentReporter
 from finetune_trainer.data import build
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.prepare import preparation
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import tiny
+from tests.trainer.silent import SilentReporter
 from tests.trainer.test_formats import write_parquet
 
 Configure = Callable[..., RunConfig]
@@ -41,7 +41,7 @@ def contents(config: RunConfig, result: PrepareResult) -> dict[str, bytes]:
 
 
 def documents(config: RunConfig, result: PrepareResult, split: str = "train") -> list[str]:
-    """Every document of a split, decoded."""
+    """Return every document of a split, decoded."""
     from transformers import AutoTokenizer
 
     paths = RunPaths.of(config)
@@ -64,13 +64,13 @@ def write_texts(claim: Path, count: int) -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of a few rows, so that small files have many."""
-    monkeypatch.setattr("finetune_trainer.data.read._BLOCK", 2000)
+    """Make blocks so small that small files have many of them."""
+    monkeypatch.setattr("finetune_trainer.data.read_text.BLOCK_BYTES", 2000)
 
 
 @pytest.fixture
 def mixed(configured: Configure, claim: Path) -> RunConfig:
-    """A source of each kind of reader."""
+    """Return a configuration with one source for each kind of reader."""
     write_parquet(claim / "data/more.parquet", tiny.make_messages(700, 3))
     write_texts(claim, 40)
     return configured(
@@ -87,7 +87,7 @@ def mixed(configured: Configure, claim: Path) -> RunConfig:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
-def test_any_number_of_processes_makes_the_same_bytes(
+def test_the_number_of_processes_does_not_change_the_bytes(
     mixed: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "processes", lambda size: 1)
@@ -100,7 +100,9 @@ def test_any_number_of_processes_makes_the_same_bytes(
     assert together == alone
 
 
-def test_a_few_bytes_are_no_work_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_processes_follows_input_cpus_and_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("finetune_trainer.common.machine.usable_cpus", lambda: 64)
     monkeypatch.setattr("finetune_trainer.common.machine.memory_limit", lambda: None)
     assert build.processes(1000) == 1
@@ -112,15 +114,16 @@ def test_a_few_bytes_are_no_work_for_many(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 PREPARE = """
-import sys
+import os, sys
 from finetune_api.run import RunConfig
 from finetune_trainer.prepare import preparation
-from finetune_trainer.data import build, parts, read
-from finetune_trainer.common.reporter import SilentReporter
-read._BLOCK, parts._BLOCKS = 2000, 3
+from finetune_trainer.data import build, build_parts, read_text
+from finetune_trainer.common.reporter import ChannelReporter
+read_text.BLOCK_BYTES, build_parts._BLOCKS = 2000, 3
 if __name__ == "__main__":
     build.processes = lambda size: int(sys.argv[2])
-    preparation.run(RunConfig.model_validate_json(sys.argv[1]), SilentReporter())
+    report = ChannelReporter(os.open(os.devnull, os.O_WRONLY))
+    preparation.run(RunConfig.model_validate_json(sys.argv[1]), report)
 """
 
 
@@ -132,7 +135,7 @@ def start(config: RunConfig, script: Path, processes: int) -> subprocess.Popen[b
 
 
 def wait_for_part(config: RunConfig, number: int) -> Path:
-    """The finished part of that number, of the first source."""
+    """Wait for a finished part of the first source and return its path."""
     deadline = time.monotonic() + 200
     pattern = f"prepared/.building-*/parts/source-00-{number:06d}.json"
     while not (found := list(RunPaths.of(config).cache.glob(pattern))):
@@ -144,7 +147,7 @@ def wait_for_part(config: RunConfig, number: int) -> Path:
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_builder_leaves_what_it_finished(
+def test_a_build_continues_with_the_parts_of_a_killed_builder(
     configured: Configure, claim: Path, tmp_path: Path, processes: int
 ) -> None:
     tiny.write_jsonl(claim / "data/train.jsonl", tiny.make_messages(3000, 1))
@@ -177,7 +180,7 @@ def test_workers_end_when_the_builder_is_killed(
     wait_for_part(config, 1)
     group = subprocess.run(["pgrep", "-g", str(builder.pid)], capture_output=True, text=True)
     assert len(group.stdout.split()) > 3
-    builder.kill()  # nobody else of the group is told
+    builder.kill()  # no other process of the group gets a signal
     builder.wait()
     deadline = time.monotonic() + 30
     while subprocess.run(["pgrep", "-g", str(builder.pid)], capture_output=True).stdout:
@@ -187,7 +190,7 @@ def test_workers_end_when_the_builder_is_killed(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
-def test_an_error_in_another_process_is_told_as_here(
+def test_an_error_in_a_worker_process_is_reported_unchanged(
     configured: Configure, claim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "processes", lambda size: 2)
@@ -200,10 +203,10 @@ def test_an_error_in_another_process_is_told_as_here(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
-def test_a_worker_that_is_killed_is_named(
+def test_a_killed_worker_process_is_reported_as_out_of_memory(
     configured: Configure, claim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune_trainer.data.pool import _Worker
+    from finetune_trainer.data.worker_pool import _Worker
 
     monkeypatch.setattr(build, "processes", lambda size: 2)
     send = _Worker.send
@@ -216,10 +219,10 @@ def test_a_worker_that_is_killed_is_named(
     monkeypatch.setattr(_Worker, "send", kill_and_send)
     error = refusal(configured())
     assert error.code == 87
-    assert "was killed, probably for lack of memory; raise the memory" in error.message
+    assert "was killed, probably because memory ran out; raise the memory" in error.message
 
 
-def test_everything_that_is_left_out_is_counted(configured: Configure, claim: Path) -> None:
+def test_dropped_examples_are_counted_by_reason(configured: Configure, claim: Path) -> None:
     chats = tiny.make_messages(100, 1)
     silent = {"messages": [{"role": "user", "content": "x"}]}
     untrained = {"messages": [chats[0]["messages"][0], {**chats[0]["messages"][1], "train": False}]}
@@ -235,7 +238,7 @@ def test_many_rows_that_cannot_be_rendered_are_bad_data(configured: Configure, c
     tiny.write_jsonl(claim / "data/train.jsonl", [*tiny.make_messages(9, 1), silent])
     assert refusal(configured()).message == (
         "dataset.train: 1 of 10 examples cannot be rendered; at most 5 % may be left out; the "
-        "first: pvc://w/data/train.jsonl line 10: no assistant turn, nothing to learn from; every "
+        "first: pvc://w/data/train.jsonl line 10: no assistant turn to learn from; every "
         'conversation needs a message with the role "assistant"'
     )
 
@@ -243,14 +246,14 @@ def test_many_rows_that_cannot_be_rendered_are_bad_data(configured: Configure, c
 LONG = " ".join(["mat"] * 300)
 
 
-def test_documents_that_are_too_long_are_split(configured: Configure, claim: Path) -> None:
+def test_overlong_documents_are_split(configured: Configure, claim: Path) -> None:
     texts = [LONG, "the cat sat", LONG + " end"]
     tiny.write_jsonl(claim / "data/train.jsonl", [{"text": text} for text in texts])
     config = configured(dataset={"train": [{"source": "pvc://w/data/train.jsonl"}]})
     result = run(config)
     assert (result.data.examples, result.data.split, result.data.truncated) == (3, 2, 0)
-    whole = "".join(sorted(documents(config, result)))
-    assert len(whole) == len("".join(texts) + "<|im_end|>" * 3)
+    joined = "".join(sorted(documents(config, result)))
+    assert len(joined) == len("".join(texts) + "<|im_end|>" * 3)
     rows = Rows(RunPaths.of(config).prepared(result.prepared_digest), "train")
     assert max(len(rows[n].tokens) for n in range(len(rows))) <= 128
 
@@ -266,7 +269,7 @@ def with_overlong(configured: Configure, policy: str) -> RunConfig:
     return configured(dataset={"train": train, "overlong": policy})
 
 
-def test_examples_that_are_too_long_are_cut_where_asked(configured: Configure, claim: Path) -> None:
+def test_overlong_examples_are_truncated_if_configured(configured: Configure, claim: Path) -> None:
     chats_with_long(claim, 5)
     config = with_overlong(configured, "Truncate")
     result = run(config)
@@ -284,25 +287,25 @@ OVERLONG_REFUSED = {
     "Split": (
         1,
         64,
-        "dataset.overlong Split fits documents (Text) only, and pvc://w/data/train.jsonl line 21 "
-        "is none; allowed are Auto, Drop, Truncate, Fail",
+        "dataset.overlong Split works only for documents (Text), which pvc://w/data/train.jsonl "
+        "line 21 is not; allowed are Auto, Drop, Truncate, Fail",
     ),
     "Auto": (3, 65, "dataset.train: 3 of 23 examples are longer than sequenceLength 128"),
 }
 
 
 @pytest.mark.parametrize("policy", OVERLONG_REFUSED)
-def test_examples_that_are_too_long_are_refused(
-    configured: Configure, claim: Path, policy: str
-) -> None:
-    count, code, words = OVERLONG_REFUSED[policy]
+def test_overlong_examples_are_refused(configured: Configure, claim: Path, policy: str) -> None:
+    count, code, message = OVERLONG_REFUSED[policy]
     chats_with_long(claim, count)
     error = refusal(with_overlong(configured, policy))
     assert error.code == code
-    assert error.message.startswith(words)
+    assert error.message.startswith(message)
 
 
-def test_a_share_is_held_out_and_copies_stay_together(configured: Configure, claim: Path) -> None:
+def test_a_fraction_is_held_out_and_duplicates_stay_in_one_split(
+    configured: Configure, claim: Path
+) -> None:
     rows = tiny.make_messages(300, 1)
     tiny.write_jsonl(claim / "data/train.jsonl", [*rows, *rows])
     train = [{"source": "pvc://w/data/train.jsonl"}]
@@ -321,7 +324,9 @@ def test_a_share_is_held_out_and_copies_stay_together(configured: Configure, cla
     assert set(documents(smaller, run(smaller), "validation")) < held_out
 
 
-def test_a_share_that_holds_nothing_out_is_refused(configured: Configure, claim: Path) -> None:
+def test_a_fraction_that_holds_out_no_example_is_refused(
+    configured: Configure, claim: Path
+) -> None:
     tiny.write_jsonl(claim / "data/train.jsonl", tiny.make_messages(4, 1))
     train = [{"source": "pvc://w/data/train.jsonl"}]
     error = refusal(configured(dataset={"train": train, "validationFraction": 0.001}))
@@ -341,7 +346,7 @@ def weighted(configured: Configure, *weights: float | None, **changes: object) -
     return configured(dataset={"train": train}, **changes)
 
 
-def test_weights_make_the_epoch_longer_and_leave_the_rows(configured: Configure) -> None:
+def test_weights_lengthen_the_epoch_and_do_not_change_the_rows(configured: Configure) -> None:
     plain = run(weighted(configured, None, None))
     rows = [source.rows for source in plain.data.sources]
     assert plain.data.epoch_rows == sum(rows) == plain.data.rows
@@ -352,7 +357,7 @@ def test_weights_make_the_epoch_longer_and_leave_the_rows(configured: Configure)
     assert mixed.data.epoch_rows == 2 * max(rows)
 
 
-def test_a_source_without_rows_has_no_share(configured: Configure, claim: Path) -> None:
+def test_a_weight_of_a_source_without_rows_is_refused(configured: Configure, claim: Path) -> None:
     write = tiny.write_jsonl
     write(claim / "data/validation.jsonl", [{"messages": []}])
     storage = {"jobUid": "uid-2", "checkpoints": {"storage": "pvc://w/b"}}
@@ -366,7 +371,7 @@ def test_a_source_without_rows_has_no_share(configured: Configure, claim: Path) 
         )
 
 
-def test_rows_never_mix_sources(mixed: RunConfig) -> None:
+def test_a_row_holds_examples_of_one_source_only(mixed: RunConfig) -> None:
     result = run(mixed)
     rows = Rows(RunPaths.of(mixed).prepared(result.prepared_digest), "train")
     assert sum(source.rows for source in result.data.sources) == len(rows)
@@ -385,7 +390,9 @@ def test_rows_never_mix_sources(mixed: RunConfig) -> None:
         assert all("<|im_start|>" in t for t in found[places[row] : places[row + 1]])
 
 
-def test_three_rows_are_shown(configured: Configure, caplog: pytest.LogCaptureFixture) -> None:
+def test_three_examples_are_logged_and_written_beside_the_rows(
+    configured: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
     config = configured()
     with caplog.at_level(logging.INFO):
         result = run(config)
@@ -398,14 +405,14 @@ def test_three_rows_are_shown(configured: Configure, caplog: pytest.LogCaptureFi
     assert json.loads((folder / "stop_token.json").read_text()) == "<|im_end|>"
 
 
-def test_progress_is_said(
+def test_progress_is_logged(
     mixed: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.data.progress._SAY_EVERY", 0.0)
+    monkeypatch.setattr("finetune_trainer.data.build_progress._LOG_INTERVAL", 0.0)
     with caplog.at_level(logging.INFO):
         run(mixed)
-    said = [r.getMessage() for r in caplog.records if "preparing data" in r.getMessage()]
-    shares = [int(text.split(":")[1].split("%")[0]) for text in said]
+    logged = [r.getMessage() for r in caplog.records if "preparing data" in r.getMessage()]
+    shares = [int(text.split(":")[1].split("%")[0]) for text in logged]
     assert shares == sorted(shares)
     assert shares[-1] == 100
-    assert "tokens/s" in said[-1]
+    assert "tokens/s" in logged[-1]

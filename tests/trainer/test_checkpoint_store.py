@@ -12,10 +12,10 @@ from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.checkpoint.retention import Keeper
 from finetune_trainer.checkpoint.write import Owner
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.reporter import SilentReporter
 from finetune_trainer.run_dir.paths import RunPaths
 from finetune_trainer.training.divergence import Divergence
 from tests.trainer.checkpoints import DIGEST, flip_a_byte, make_paths, write_checkpoint
+from tests.trainer.silent import SilentReporter
 
 RANK_FILE = "rank-00000-of-00001.safetensors"
 

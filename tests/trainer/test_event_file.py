@@ -1,4 +1,4 @@
-"""TensorBoard's files on storage that fails, as TensorBoard itself reads them."""
+"""Event files on storage whose writes fail, as TensorBoard reads them."""
 
 import resource
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from finetune_trainer.tracking.event_file import EventFile
 
 @contextmanager
 def no_file_larger(size: int) -> Iterator[None]:
-    """The kernel cuts a write short at `size` and refuses the next one, like a full disk."""
+    """Make the kernel truncate a write at `size` and refuse the next one, like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -28,7 +28,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in reader.Scalars(tag)]
 
 
-def test_points_of_a_time_without_room_are_lost_and_no_others(tmp_path: Path) -> None:
+def test_a_full_disk_loses_only_the_points_of_that_time(tmp_path: Path) -> None:
     file = EventFile(tmp_path / "job", 1)
     file.log(1, {"train/loss": 1.0, "train/gradNorm": 7.0})
     (path,) = (tmp_path / "job").iterdir()

@@ -1,4 +1,4 @@
-"""The finished model from checkpoint files, in process."""
+"""The export of checkpoint files, in this process."""
 
 import errno
 import json
@@ -10,18 +10,18 @@ import torch
 from finetune_api.run import RunConfig
 from finetune_trainer.checkpoint import store
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.reporter import SilentReporter
 from finetune_trainer.export import model_export
 from finetune_trainer.run_dir import fence
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import exports, tiny, weights
 from tests.trainer.checkpoints import flip_a_byte
 from tests.trainer.exports import Configure, run
+from tests.trainer.silent import SilentReporter
 
 
 @pytest.fixture
 def config(configured: Configure) -> RunConfig:
-    """A run with two checkpoints, the last one of the last step."""
+    """Return a run with two checkpoints, the second of the last step."""
     made = exports.make_run(configured)
     masters = exports.trained(made)
     exports.save(made, masters, 4)
@@ -38,13 +38,13 @@ def refusal(config: RunConfig, epoch: int = 1) -> TrainerError:
 def test_large_models_are_exported_in_shards(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = weights.load(run(config).final).state_dict()
+    expected = weights.load(run(config).final).state_dict()
     shutil.rmtree(RunPaths.of(config).final)
     monkeypatch.setattr(model_export.weights, "SHARD_BYTES", 60_000)
     final = run(config).final
     assert len(list(final.glob("model-*-of-*.safetensors"))) > 2
     sharded = weights.load(final).state_dict()
-    assert all(torch.equal(sharded[name], tensor) for name, tensor in whole.items())
+    assert all(torch.equal(sharded[name], tensor) for name, tensor in expected.items())
 
 
 def test_an_export_is_done_once(config: RunConfig) -> None:
@@ -52,7 +52,7 @@ def test_an_export_is_done_once(config: RunConfig) -> None:
     assert (run(config).final / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_an_export_whose_weights_were_moved_away_is_done_again(config: RunConfig) -> None:
+def test_an_export_without_its_weights_is_repeated(config: RunConfig) -> None:
     (run(config).final / "model.safetensors").unlink()
     assert (run(config).final / "model.safetensors").is_file()
 
@@ -77,14 +77,14 @@ def test_a_fenced_attempt_publishes_nothing(config: RunConfig) -> None:
 def test_two_gangs_never_write_the_same_files(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The old one is paused between its look at the fence and its rename, and wakes up too late."""
+    """The old gang is paused after it checked the fence, until the new gang has published."""
     paths = RunPaths.of(config)
-    look = fence.check
+    check = fence.check
     published = []
 
     def pause(paths: RunPaths, epoch: int, attempt: int) -> None:
-        look(paths, epoch, attempt)
-        monkeypatch.setattr(fence, "check", look)
+        check(paths, epoch, attempt)
+        monkeypatch.setattr(fence, "check", check)
         newer = config.replace(attempt=2)
         assert fence.claim(paths, config.job_uid, 2) == 2
         model_export.run(newer, paths, SilentReporter(), 2, exports.STEPS)
@@ -96,24 +96,26 @@ def test_two_gangs_never_write_the_same_files(
     assert weights.load(paths.final)
 
 
-@pytest.mark.parametrize("left", [8, 4], ids=["the older one is left", "nothing is left"])
-def test_only_the_last_step_is_a_model(config: RunConfig, left: int) -> None:
+@pytest.mark.parametrize("left", [8, 4], ids=["the older one is valid", "none is valid"])
+def test_a_run_without_a_valid_last_checkpoint_is_not_exported(
+    config: RunConfig, left: int
+) -> None:
     paths = RunPaths.of(config)
     for step in (8, 4)[: 1 if left == 8 else 2]:
         flip_a_byte(paths.checkpoint(step, 1) / "rank-00000-of-00002.safetensors")
     error = refusal(config)
     assert (error.code, error.reason) == (78, "CheckpointDamaged")
-    found = "the newest valid one is of step 4" if left == 8 else "there is none"
+    found = "the newest valid one is of step 4" if left == 8 else "no other is valid"
     assert error.message == (
-        f"pvc://w/runs/a: the checkpoint of the last step (8) is damaged or absent, {found}; "
+        f"pvc://w/runs/a: the checkpoint of the last step (8) is damaged or missing, {found}; "
         "the next attempt trains the rest again"
     )
     assert not paths.final.exists()
-    # What the next attempt resumes from is not the damaged one.
+    # The next attempt does not resume from a damaged one.
     assert [r.verified for r in store.records(paths)] == [False, left == 8]
 
 
-def test_storage_that_cannot_be_written_is_named(
+def test_an_error_of_storage_names_the_storage(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> str:
@@ -126,7 +128,9 @@ def test_storage_that_cannot_be_written_is_named(
     assert not list(RunPaths.of(config).storage.glob("final*"))
 
 
-def test_what_older_gangs_half_exported_goes_and_a_newer_one_s_stays(config: RunConfig) -> None:
+def test_partial_exports_of_older_gangs_are_removed_and_of_newer_ones_kept(
+    config: RunConfig,
+) -> None:
     paths = RunPaths.of(config)
     assert fence.claim(paths, config.job_uid, 1) == 2
     for epoch in (1, 3):
@@ -135,7 +139,7 @@ def test_what_older_gangs_half_exported_goes_and_a_newer_one_s_stays(config: Run
     assert sorted(path.name for path in paths.storage.glob("final*")) == ["final", "final.tmp-3"]
 
 
-def test_the_template_that_was_trained_with_is_saved_in_both_places(config: RunConfig) -> None:
+def test_the_chat_template_of_the_training_is_saved_in_both_places(config: RunConfig) -> None:
     from transformers import AutoTokenizer
 
     paths = RunPaths.of(config)

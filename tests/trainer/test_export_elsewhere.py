@@ -1,4 +1,4 @@
-"""The exported folder in an environment with transformers 4, as most servers have it."""
+"""The exported folder in transformers 4, which most servers use."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import exports
 from tests.trainer.exports import Configure
-from tests.trainer.other_transformers import overlay, speak
+from tests.trainer.other_transformers import load, overlay
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +29,11 @@ def test_transformers_4_computes_what_transformers_5_computes(
     final = exports.run(config).final
 
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    new, old = speak(final, ours), speak(final, theirs, transformers_4)
+    new, old = load(final, ours), load(final, theirs, transformers_4)
     assert new.pop("transformers").startswith("5.")
     assert old.pop("transformers").startswith("4.57.")
     assert old == new
-    assert new["trouble"] == {}
+    assert new["problems"] == {}
     assert new["dtype"] == {"BF16": "torch.bfloat16", "FP32": "torch.float32"}[precision]
     assert new["stops"] == [7, 1]
     logits = [load_file(out.with_suffix(".safetensors"))["logits"] for out in (ours, theirs)]

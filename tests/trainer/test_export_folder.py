@@ -1,5 +1,7 @@
-"""The exported folder as others read it. Each test is a way in which exports are read wrongly
-without an error: vllm#42624, LlamaFactory#10310, safetensors#782, vllm#4180, transformers#20082.
+"""The exported folder in the programs that read it.
+
+Each test covers a way in which exports are read wrongly without an error: vllm#42624,
+LlamaFactory#10310, safetensors#782, vllm#4180, transformers#20082.
 """
 
 import hashlib
@@ -30,7 +32,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 
 @pytest.fixture
 def config(configured: Configure) -> RunConfig:
-    """A run on a base model of the usual spelling, with nothing saved yet."""
+    """Return a run on a base model that transformers 4 wrote, without a checkpoint."""
     made = exports.make_run(configured)
     exports.as_published_before_transformers_5(RunPaths.of(made).model)
     return made
@@ -42,7 +44,7 @@ def base(config: RunConfig) -> Path:
 
 
 def final(config: RunConfig, masters: exports.Masters | None = None) -> Path:
-    """Save, export, and the folder."""
+    """Save a checkpoint, export it and return the folder."""
     exports.save(config, masters or exports.trained(config))
     return exports.run(config).final
 
@@ -62,7 +64,7 @@ def test_logits_are_those_of_the_trained_model(configured: Configure, precision:
     exports.as_published_before_transformers_5(RunPaths.of(config).model)
     masters = exports.trained(config)
     exported = weights.load(final(config, masters))
-    # Not `.to(dtype)`: that would round the RoPE frequencies too.
+    # `.to(dtype)` would also round the RoPE frequencies.
     expected = weights.load(RunPaths.of(config).model, dtype=exported.dtype)
     for name, parameter in expected.named_parameters():
         parameter.data.copy_(masters[name])
@@ -71,7 +73,7 @@ def test_logits_are_those_of_the_trained_model(configured: Configure, precision:
         assert torch.equal(exported(tokens).logits, expected(tokens).logits)
 
 
-def test_config_keeps_the_spelling_of_the_base(config: RunConfig, base: Path) -> None:
+def test_config_keeps_the_keys_of_the_base(config: RunConfig, base: Path) -> None:
     """transformers 4 ignores rope_parameters and computes with a theta of 10,000."""
     before, after = read(base / "config.json"), read(final(config) / "config.json")
     assert after["rope_theta"] == 500000.0
@@ -80,7 +82,7 @@ def test_config_keeps_the_spelling_of_the_base(config: RunConfig, base: Path) ->
     assert {key: after[key] for key in before} == before
 
 
-def test_a_base_of_the_new_spelling_keeps_it_too(configured: Configure) -> None:
+def test_config_keeps_the_new_keys_of_a_newer_base(configured: Configure) -> None:
     config = exports.make_run(configured)
     before = read(RunPaths.of(config).model / "config.json")
     after = read(final(config) / "config.json")
@@ -89,7 +91,7 @@ def test_a_base_of_the_new_spelling_keeps_it_too(configured: Configure) -> None:
 
 
 @pytest.mark.parametrize(("precision", "name"), [("BF16", "bfloat16"), ("FP32", "float32")])
-def test_the_type_of_the_weights_is_named_for_old_and_new_readers(
+def test_config_names_the_type_of_the_weights_for_old_and_new_readers(
     configured: Configure, precision: str, name: str
 ) -> None:
     training = {"sequenceLength": 128, "precision": precision}
@@ -101,7 +103,7 @@ def test_the_type_of_the_weights_is_named_for_old_and_new_readers(
     }
 
 
-def test_tokenizer_files_are_the_base_s_byte_for_byte(config: RunConfig, base: Path) -> None:
+def test_tokenizer_files_are_copied_byte_for_byte(config: RunConfig, base: Path) -> None:
     """transformers 5 would write a tokenizer_class that transformers 4 does not know."""
     added = {"special_tokens_map.json": {"eos_token": "<|im_end|>"}, "added_tokens.json": {"a": 1}}
     for name, values in added.items():
@@ -109,7 +111,7 @@ def test_tokenizer_files_are_the_base_s_byte_for_byte(config: RunConfig, base: P
     (base / "tokenizer.model").write_bytes(b"\x00sentencepiece")
     (base / "merges.txt").write_text("a b\n")
     (base / "preprocessor_config.json").write_text("{}")
-    (base / "LICENSE.txt").write_text("as it is")
+    (base / "LICENSE.txt").write_text("license")
     folder = final(config)
     for name in (*TOKENIZER_FILES, "added_tokens.json", "tokenizer.model", "merges.txt",
                  "preprocessor_config.json", "LICENSE.txt"):  # fmt: skip
@@ -117,7 +119,7 @@ def test_tokenizer_files_are_the_base_s_byte_for_byte(config: RunConfig, base: P
     assert read(folder / "tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-def test_the_chat_template_stands_in_both_places(config: RunConfig, base: Path) -> None:
+def test_the_chat_template_is_written_to_both_places(config: RunConfig, base: Path) -> None:
     """transformers 5 writes only the file, TGI reads only tokenizer_config.json."""
     template = read(base / "tokenizer_config.json")["chat_template"]
     folder = final(config)
@@ -125,7 +127,7 @@ def test_the_chat_template_stands_in_both_places(config: RunConfig, base: Path) 
     assert read(folder / "tokenizer_config.json")["chat_template"] == template
 
 
-def test_a_template_in_a_file_of_its_own_wins_and_stands_in_both_places(
+def test_a_template_file_takes_precedence_and_is_written_to_both_places(
     config: RunConfig, base: Path
 ) -> None:
     template = read(base / "tokenizer_config.json")["chat_template"] + "{# newer #}"
@@ -137,7 +139,7 @@ def test_a_template_in_a_file_of_its_own_wins_and_stands_in_both_places(
 
 
 def test_all_of_several_named_templates_are_kept(config: RunConfig, base: Path) -> None:
-    """A lone chat_template.jinja would hide the others."""
+    """A chat_template.jinja without the other files would hide the other templates."""
     template = read(base / "tokenizer_config.json")["chat_template"]
     named = [
         {"name": "default", "template": template},
@@ -152,7 +154,7 @@ def test_all_of_several_named_templates_are_kept(config: RunConfig, base: Path) 
     assert found == {entry["name"]: entry["template"] for entry in named}
 
 
-def test_the_template_that_was_trained_with_replaces_those_of_the_base(
+def test_the_template_of_the_training_replaces_all_of_the_base(
     config: RunConfig, base: Path, tmp_path: Path
 ) -> None:
     named = [{"name": name, "template": name} for name in ("default", "tool_use")]
@@ -169,7 +171,7 @@ def test_the_template_that_was_trained_with_replaces_those_of_the_base(
 
 
 def test_generation_stops_at_the_end_of_a_turn(config: RunConfig, base: Path) -> None:
-    """A base that was pre-trained stops at the end of a document only: it would talk for ever."""
+    """A pre-trained base stops only at the end of a document, so a chat would never end."""
     edit(base / "generation_config.json", eos_token_id=7, temperature=0.6, do_sample=True)
     before = read(base / "generation_config.json")
     folder = final(config)
@@ -182,7 +184,7 @@ def test_generation_stops_at_the_end_of_a_turn(config: RunConfig, base: Path) ->
     )
 
 
-def test_a_generation_config_that_stops_already_is_copied_as_it_is(
+def test_a_generation_config_with_all_stop_tokens_is_copied_unchanged(
     config: RunConfig, base: Path
 ) -> None:
     name = "generation_config.json"
@@ -199,7 +201,7 @@ def test_a_base_without_a_generation_config_gets_one_that_stops(
 
 
 def test_files_can_be_read_by_another_user(config: RunConfig, base: Path) -> None:
-    """safetensors writes 0600; servers run as a user of their own."""
+    """safetensors writes 0600, but servers run as another user."""
     template = read(base / "tokenizer_config.json")["chat_template"]
     named = [{"name": name, "template": template} for name in ("default", "rag")]
     edit(base / "tokenizer_config.json", chat_template=named)
@@ -234,7 +236,7 @@ def test_no_second_set_of_weights_is_copied(config: RunConfig, base: Path) -> No
     assert (folder / "README.md").read_text().startswith("---\n")
 
 
-def test_code_that_config_names_comes_along(config: RunConfig, base: Path) -> None:
+def test_code_that_config_names_is_copied(config: RunConfig, base: Path) -> None:
     auto_map = {"AutoConfig": "configuration_own.OwnConfig"}
     edit(base / "config.json", auto_map=auto_map)
     (base / "configuration_own.py").write_text("x = 1\n")
@@ -243,7 +245,7 @@ def test_code_that_config_names_comes_along(config: RunConfig, base: Path) -> No
     assert (folder / "configuration_own.py").read_text() == "x = 1\n"
 
 
-def test_a_file_says_that_it_is_for_torch(config: RunConfig) -> None:
+def test_a_weight_file_has_the_format_in_its_metadata(config: RunConfig) -> None:
     with safe_open(str(final(config) / "model.safetensors"), framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
 
@@ -276,7 +278,7 @@ def store_head(base: Path, *, equal: bool) -> None:
     save_file(tensors, path, {"format": "pt"})
 
 
-def test_a_tied_head_that_the_base_stores_twice_is_not_exported_untrained(
+def test_a_tied_head_that_the_base_stores_twice_is_exported_with_its_training(
     config: RunConfig, base: Path
 ) -> None:
     store_head(base, equal=True)
@@ -286,10 +288,10 @@ def test_a_tied_head_that_the_base_stores_twice_is_not_exported_untrained(
     assert torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
 
 
-def test_a_head_that_was_trained_apart_is_stored_and_not_called_tied(
+def test_a_head_that_was_trained_separately_is_stored_and_not_tied(
     config: RunConfig, base: Path
 ) -> None:
-    """A reader that believes tie_word_embeddings drops the head in silence."""
+    """Readers that rely on tie_word_embeddings silently drop the head."""
     store_head(base, equal=False)
     masters = exports.trained(config)
     assert "lm_head.weight" in masters  # transformers does not tie what differs
@@ -300,7 +302,7 @@ def test_a_head_that_was_trained_apart_is_stored_and_not_called_tied(
         assert torch.equal(loaded.get_parameter(name), masters[name].to(torch.bfloat16))
 
 
-def test_heads_that_are_equal_after_all_are_stored_once(config: RunConfig) -> None:
+def test_a_separate_head_that_equals_the_embedding_is_stored_once(config: RunConfig) -> None:
     masters = exports.trained(config)
     masters["lm_head.weight"] = masters["model.embed_tokens.weight"].clone()
     folder = final(config, masters)
@@ -308,23 +310,23 @@ def test_heads_that_are_equal_after_all_are_stored_once(config: RunConfig) -> No
     assert read(folder / "config.json")["tie_word_embeddings"] is True
 
 
-def test_an_empty_tensor_is_no_weight(config: RunConfig) -> None:
-    """ZeRO-3 leaves such ones behind in other trainers' files."""
+def test_an_empty_tensor_is_refused(config: RunConfig) -> None:
+    """Other trainers leave empty tensors in files after training with ZeRO-3."""
     masters = exports.trained(config)
     name = "model.layers.1.mlp.up_proj.weight"
     masters[name] = torch.empty(0)
     assert f"{name} has 0 elements, its shape is [128, 64]" in refused(config, masters)
 
 
-def test_a_parameter_that_only_one_of_them_has_is_named(config: RunConfig) -> None:
+def test_a_parameter_of_only_the_base_or_the_checkpoint_is_named(config: RunConfig) -> None:
     masters = exports.trained(config)
     masters["model.extra"] = masters.pop("model.norm.weight")
-    words = refused(config, masters)
-    assert "parameters of only one of them: model.extra, model.norm.weight" in words
+    message = refused(config, masters)
+    assert "parameters of only one of them: model.extra, model.norm.weight" in message
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "words"),
+    ("file", "change", "found"),
     [
         ("generation_config.json", {"eos_token_id": [1, 50_000]}, "50000 (eos_token_id)"),
         ("config.json", {"bos_token_id": 400}, "400 (bos_token_id)"),
@@ -335,19 +337,19 @@ def test_a_parameter_that_only_one_of_them_has_is_named(config: RunConfig) -> No
         ),
     ],
 )
-def test_a_token_without_a_row_is_refused_before_a_device_is_held(
-    base: Path, file: str, change: dict, words: str
+def test_a_token_without_an_embedding_is_refused_by_the_prepare_pod(
+    base: Path, file: str, change: dict, found: str
 ) -> None:
     edit(base / file, **change)
     with pytest.raises(TrainerError) as caught:
         folder.inspect(base, "pvc://w/model", lambda: None)
     assert caught.value.code == 64
     rows = read(base / "config.json")["vocab_size"]
-    assert f"pvc://w/model: {file} has the id {words}" in caught.value.message
+    assert f"pvc://w/model: {file} has the id {found}" in caught.value.message
     assert f"has {rows} rows (0 to {rows - 1})" in caught.value.message
 
 
-def test_the_card_tells_how_it_was_made_and_how_to_load_it(config: RunConfig) -> None:
+def test_the_card_states_how_the_model_was_trained_and_how_to_load_it(config: RunConfig) -> None:
     paths = RunPaths.of(config)
     measured = History()
     for step, loss in ((0, 4.5), (6, 3.125), (8, 3.25)):
@@ -355,7 +357,7 @@ def test_the_card_tells_how_it_was_made_and_how_to_load_it(config: RunConfig) ->
     paths.evaluations.write_text(measured.to_json())
     paths.logs.mkdir()
     lines = [{"step": 8, "part": "train", "loss": loss} for loss in (9.0, 2.75)]
-    for epoch, line in enumerate(lines, 1):  # the newer attempt made the step again
+    for epoch, line in enumerate(lines, 1):  # the newer attempt repeated the step
         paths.log(epoch).write_text(json.dumps(line) + "\n")
     folder = final(config)
     text = (folder / "README.md").read_text()

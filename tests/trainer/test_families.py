@@ -1,7 +1,7 @@
-"""Masks with the chat templates that model families ship, proven by decoding what is trained.
+"""Loss masks with the chat templates of model families, verified by decoding the trained tokens.
 
-The templates are those that the package trl carries, as the families publish them and, under
-"training", with `{% generation %}` markers. Each tokenizer knows the special tokens of its family.
+The templates come from the package trl, as the families publish them and, under "training", with
+`{% generation %}` markers. Each tokenizer has the special tokens of its family.
 """
 
 from importlib.resources import files
@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.refuse import UnfitRowError
+from finetune_trainer.data.example import Example
 from finetune_trainer.data.render import Document, Renderer
-from finetune_trainer.data.shapes import Example
+from finetune_trainer.data.row_errors import UnfitRowError
 from tests.trainer import tiny
+from tests.trainer.reading import rendered
 from tests.trainer.test_render import trained_parts
 
 WHERE = "x line 1"
@@ -28,7 +29,7 @@ LLAMA = tuple(
 GEMMA = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
 PHI = ("<s>", "<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 MISTRAL = ("<s>", "</s>")
-# Template -> special tokens, bos, eos, what ends a turn.
+# Template -> special tokens, bos, eos, token that ends a turn.
 QWEN3 = (CHATML, None, "<|im_end|>", "<|im_end|>")
 FAMILIES: dict[str, tuple[tuple[str, ...], str | None, str, str]] = {
     "llama3": (LLAMA, "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"),
@@ -51,7 +52,7 @@ FAMILIES: dict[str, tuple[tuple[str, ...], str | None, str, str]] = {
     "mistral": (MISTRAL, "<s>", "</s>", "</s>"),
     "smollm2": (CHATML, "<|im_start|>", "<|im_end|>", "<|im_end|>"),
 }
-# In the manner of the two families whose text models trl carries no template of.
+# Templates in the style of two families whose text models have none in trl.
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -74,7 +75,7 @@ MISTRAL_STYLE = (
     "{% else %}{{ raise_exception('unknown role') }}{% endif %}{% endfor %}"
 )
 OWN = {"smollm2": SMOLLM2, "mistral": MISTRAL_STYLE}
-# Qwen3 writes an empty thought before an answer without one.
+# Qwen3 writes empty reasoning before an answer without any.
 THOUGHT = {"qwen3_training": "<think>\n\n</think>\n\n"}
 CHAT = [
     {"role": "user", "content": "the cat sat"},
@@ -96,7 +97,7 @@ def tokenizer_of(family: str) -> Any:
 
 def parts(family: str, chat: list[dict], loss_on: str | None = None, **fields: Any) -> list[str]:
     tokenizer = tokenizer_of(family)
-    document = Renderer(tokenizer, loss_on).render(Example(WHERE, chat, **fields))
+    document = rendered(Renderer(tokenizer, loss_on), Example(WHERE, chat, **fields))
     assert isinstance(document, Document)
     expected = tokenizer.apply_chat_template(chat, tokenize=True, tools=fields.get("tools"))
     assert document.tokens.tolist() == expected["input_ids"]
@@ -114,7 +115,7 @@ def test_answers_and_their_stop_tokens_are_trained_and_nothing_else(family: str)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_system_turns_are_read_and_not_trained_or_refused(family: str) -> None:
+def test_system_messages_are_not_trained_or_are_refused(family: str) -> None:
     chat = [SYSTEM, *CHAT[:2]]
     stop, thought = FAMILIES[family][3], THOUGHT.get(family, "")
     if family in ("gemma", "gemma_training"):
@@ -124,8 +125,8 @@ def test_system_turns_are_read_and_not_trained_or_refused(family: str) -> None:
         assert parts(family, chat) == [f"{thought}on a warm mat{stop}"]
 
 
-def test_a_thinking_template_does_not_train_what_it_would_not_say() -> None:
-    """Qwen3 leaves thoughts out of all turns but the last, so earlier ones are no training data."""
+def test_earlier_answers_of_a_template_that_removes_reasoning_are_refused() -> None:
+    """Qwen3 removes the reasoning of all turns but the last, so only the last can be trained."""
     with pytest.raises(UnfitRowError, match="rewrites what came before message 2"):
         parts("qwen3", CHAT)
     answer = "<think>\n\n</think>\n\nrain fell\n  over hills<|im_end|>"
@@ -133,7 +134,7 @@ def test_a_thinking_template_does_not_train_what_it_would_not_say() -> None:
     assert parts("qwen3", CHAT[2:]) == [answer]
 
 
-def test_thoughts_are_trained() -> None:
+def test_reasoning_is_trained() -> None:
     thinking = [CHAT[0], {**CHAT[1], "reasoning_content": "hm, a cat"}]
     expected = ["<think>\nhm, a cat\n</think>\n\non a warm mat<|im_end|>"]
     assert parts("qwen3", thinking) == parts("qwen3_training", thinking) == expected
@@ -143,7 +144,7 @@ TOOL = {
     "type": "function",
     "function": {
         "name": "rain",
-        "description": "tells whether rain fell",
+        "description": "answers whether rain fell",
         "parameters": {"type": "object", "properties": {"town": {"type": "string"}}},
     },
 }
@@ -173,14 +174,14 @@ CALLS = {
 
 
 @pytest.mark.parametrize("family", CALLS)
-def test_tool_calls_are_trained_and_their_answers_are_not(family: str) -> None:
+def test_tool_calls_are_trained_and_results_of_tools_are_not(family: str) -> None:
     stop = FAMILIES[family][3]
     found = parts(family, TOOL_CHAT, tools=[TOOL])
     assert [part.lstrip("\n") for part in found] == [CALLS[family], f"rain fell{stop}"]
 
 
-def test_a_template_that_moves_the_tools_is_noticed() -> None:
-    """Mistral's stand before the last user turn."""
+def test_a_template_that_moves_the_tools_is_refused() -> None:
+    """Mistral's template puts the tools before the last user turn."""
     chat = [*TOOL_CHAT, *CHAT[:2]]
     with pytest.raises(UnfitRowError, match="rewrites what came before message 2"):
         parts("mistral", chat, tools=[TOOL])
@@ -193,10 +194,10 @@ def test_templates_without_tools_refuse_them(family: str) -> None:
         parts(family, TOOL_CHAT, tools=[TOOL])
 
 
-def test_the_rendered_row_shows_what_is_trained() -> None:
+def test_a_shown_document_marks_its_trained_parts() -> None:
     tokenizer = tokenizer_of("llama3")
     renderer = Renderer(tokenizer, None)
-    document = renderer.render(Example(WHERE, CHAT[:2]))
+    document = rendered(renderer, Example(WHERE, CHAT[:2]))
     assert isinstance(document, Document)
     assert renderer.show(document) == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nthe cat sat<|eot_id|>"

@@ -1,4 +1,4 @@
-"""Who may write to a run's storage."""
+"""The fence: which attempt may write to a run's storage."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_every_attempt_claims_the_next_epoch(paths: RunPaths) -> None:
     assert [fence.claim(paths, "uid", attempt) for attempt in (1, 2, 2, 5)] == [1, 2, 3, 4]
 
 
-def test_epochs_are_numbers_not_words(paths: RunPaths) -> None:
+def test_epochs_are_compared_as_numbers(paths: RunPaths) -> None:
     for attempt in range(1, 12):
         fence.claim(paths, "uid", attempt)
     newest = fence.newest(paths)

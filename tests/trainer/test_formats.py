@@ -1,4 +1,4 @@
-"""What a data file may be, and what its owner is told when it is not."""
+"""Formats of data files, and the messages about files that cannot be read."""
 
 import csv
 import gzip
@@ -10,7 +10,7 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data.shapes import Example
+from finetune_trainer.data.example import Example
 from tests.trainer import reading
 
 CHAT = {
@@ -50,7 +50,7 @@ READABLE = {
         gzip.compress(b"\xef\xbb\xbf" + json.dumps([CHAT, CHAT]).encode()),
     ),
     "dots in the name": ("v1.2.chat.jsonl", lines(CHAT, CHAT)),
-    "fields that say what happens anyway": (
+    "fields that have no effect": (
         "x.jsonl",
         lines(
             {**CHAT, "tools": None, "functions": []},
@@ -98,7 +98,7 @@ REFUSED = {
     "not JSON at line 17": (
         lines(*[CHAT] * 16) + b"{'messages': []}\n",
         f"{NAME} line 17: not JSON (Expecting property name enclosed in double quotes at column "
-        "2); every line must be one JSON object; mend or remove it",
+        "2); every line must be one JSON object; fix or remove it",
     ),
     "invalid UTF-8": (
         lines(CHAT, CHAT).replace("ü".encode(), b"\xfc", 1),
@@ -126,8 +126,8 @@ REFUSED = {
     ),
     "messages is text": (
         lines({"messages": "hello"}),
-        f"{NAME} line 1: 'messages' is text and no JSON (Expecting value: line 1 column 1 (char "
-        "0)); mend it",
+        f"{NAME} line 1: 'messages' is text that is not valid JSON (Expecting value: line 1 "
+        "column 1 (char 0)); fix or remove it",
     ),
     "messages is a number": (
         lines({"messages": 5}),
@@ -154,7 +154,7 @@ REFUSED = {
         f"{NAME} line 1, message 1: a tool call without a name; give "
         '{"name": ..., "arguments": ...}',
     ),
-    "arguments that are no JSON": (
+    "arguments that are not JSON": (
         lines(
             {
                 "messages": [
@@ -165,20 +165,20 @@ REFUSED = {
                 ]
             }
         ),
-        f"{NAME} line 1, message 1: 'arguments' is text and no JSON (Expecting property name "
-        "enclosed in double quotes: line 1 column 2 (char 1)); mend it",
+        f"{NAME} line 1, message 1: 'arguments' is text that is not valid JSON (Expecting "
+        "property name enclosed in double quotes: line 1 column 2 (char 1)); fix or remove it",
     ),
-    "train that is no truth value": (
+    "train that is not a boolean": (
         lines({"messages": [{**CHAT["messages"][0], "train": "no"}]}),
         f"{NAME} line 1, message 1: 'train' is 'no'; allowed are true or false",
     ),
-    "half a weight": (
+    "a weight between 0 and 1": (
         lines({"messages": [{**CHAT["messages"][0], "weight": 0.5}]}),
         f"{NAME} line 1, message 1: 'weight' is 0.5; allowed are 0 or 1",
     ),
-    "tools that are none": (
+    "tools that are not objects": (
         lines({**CHAT, "tools": ["search"]}),
-        f"{NAME} line 1: 'tools' is no list of objects; give a list of JSON schemas",
+        f"{NAME} line 1: 'tools' is not a list of objects; give a list of JSON schemas",
     ),
     "functions": (
         lines({**CHAT, "functions": [{"name": "f"}]}),
@@ -188,10 +188,10 @@ REFUSED = {
         lines({"messages": [{**CHAT["messages"][0], "function_call": {"name": "f"}}]}),
         f"{NAME} line 1, message 1: 'function_call' is not supported; use 'tool_calls'",
     ),
-    "an integer without end": (
+    "an integer with too many digits": (
         lines(CHAT) + b'{"id": ' + b"1" * 5000 + b"}",
         f"{NAME} line 2: not JSON (Exceeds the limit (4300 digits) for integer string conversion: "
-        "value has 5000 digits); every line must be one JSON object; mend or remove it",
+        "value has 5000 digits); every line must be one JSON object; fix or remove it",
     ),
     "an image": (
         lines(say([{"type": "text", "text": "x"}, {"type": "image_url"}])),
@@ -214,14 +214,14 @@ REFUSED = {
         lines({"prompt": "x", "completion": 3}),
         f"{NAME} line 1: 'completion' is a number; it must be text",
     ),
-    "half a character": (
+    "half of a surrogate pair": (
         rb'{"prompt": "x", "completion": "\ud800"}',
-        f"{NAME} line 1: the escape \\ud800 is half a character; write the whole pair, or "
-        "remove it",
+        f"{NAME} line 1: the escape \\ud800 is half of a surrogate pair; write the complete "
+        "pair, or remove it",
     ),
-    "nested beyond reason": (
+    "nested too deeply": (
         b"[" * 100_000,
-        f"{NAME} line 1: not JSON (nested too deeply); every line must be one JSON object; mend "
+        f"{NAME} line 1: not JSON (nested too deeply); every line must be one JSON object; fix "
         "or remove it",
     ),
 }
@@ -235,7 +235,7 @@ def test_refused_rows_name_file_line_and_remedy(tmp_path: Path, data: bytes, mes
     assert error.message == message
 
 
-def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
+def test_a_row_of_another_format_than_the_named_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(lines(PAIR))
     assert refusal(tmp_path / "x.jsonl", "Messages").message == (
         f"{NAME} line 1: an object with the keys ['completion', 'prompt'] is PromptCompletion; "
@@ -245,14 +245,14 @@ def test_a_named_format_is_not_guessed(tmp_path: Path) -> None:
 
 JSON_REFUSED = {
     "not JSON": (b'[\n{"a": 1}\n{"b": 2}]', "not JSON (Expecting ',' delimiter at line 3)"),
-    "something behind": (b'[{"a": 1}]\n[]', "not JSON (Extra data at line 2)"),
+    "text after the list": (b'[{"a": 1}]\n[]', "not JSON (Extra data at line 2)"),
     "cut short": (b'[{"a": 1},\n{"b": 2', "not JSON (Expecting ',' delimiter at line 2)"),
-    "an endless number": (b"[" + b"1" * 5000 + b"]", "Exceeds the limit (4300 digits)"),
-    "nested beyond reason": (b"[" * 100_000, "not JSON (nested too deeply at line 1)"),
+    "a number with too many digits": (b"[" + b"1" * 5000 + b"]", "Exceeds the limit (4300 digits)"),
+    "nested too deeply": (b"[" * 100_000, "not JSON (nested too deeply at line 1)"),
     "nothing": (b" ", "is empty; a .json file must be a list"),
     "an object": (b'{"messages": []}', "begins with '{'; a .json file must be a list of objects"),
     "invalid UTF-8": (b'[\n"\xff"]', " line 2: byte 0xff is not UTF-8"),
-    "json lines in disguise": (lines(CHAT, CHAT), "begins with '{'; a .json file"),
+    "JSON Lines": (lines(CHAT, CHAT), "begins with '{'; a .json file"),
 }
 
 
@@ -352,7 +352,7 @@ def test_refused_csv_names_the_line(tmp_path: Path, data: bytes, part: str) -> N
     assert part in error.message
 
 
-def test_lines_of_csv_are_counted_over_quoted_line_ends(tmp_path: Path) -> None:
+def test_line_numbers_of_csv_count_quoted_line_ends(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(b'prompt,completion\r\n"a\nb",c\r\n\r\nd,e\r\n')
     found = read(tmp_path / "x.csv")
     assert [(e.where, e.prompt, e.completion) for e in found] == [
@@ -361,20 +361,20 @@ def test_lines_of_csv_are_counted_over_quoted_line_ends(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_of_a_json_file_are_counted(tmp_path: Path) -> None:
+def test_a_row_of_a_json_file_is_named_by_its_number(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(json.dumps([CHAT, {"messages": 1}]))
     assert refusal(tmp_path / "x.json").message.startswith(f"{NAME} row 2: 'messages' is a number")
 
 
 def damaged(data: bytes) -> bytes:
-    """Its first block has a type that does not exist."""
+    """Return gzip data whose first block has an invalid type."""
     return data[:10] + b"\xff" + data[11:]
 
 
 BROKEN_GZIP = {
     "cut short": gzip.compress(lines(*[CHAT] * 500))[:-20],
     "damaged": damaged(gzip.compress(lines(CHAT))),
-    "no gzip": lines(CHAT),
+    "not gzip": lines(CHAT),
 }
 
 

@@ -17,7 +17,7 @@ def _as_before() -> Iterator[None]:
 
 def test_collections_happen_after_every_fiftieth_step_and_never_else() -> None:
     garbage_collection.hold()
-    garbage_collection.settle()
+    garbage_collection.freeze()
     collected: list[int] = []
     step = 0
 
@@ -38,6 +38,6 @@ def test_collections_happen_after_every_fiftieth_step_and_never_else() -> None:
 
 
 def test_what_exists_when_training_starts_is_never_walked_over() -> None:
-    garbage_collection.settle()
+    garbage_collection.freeze()
     assert gc.get_freeze_count() > 10_000
     assert len(gc.get_objects()) < 1_000

@@ -27,7 +27,7 @@ async def test_a_frozen_rank_ends_its_gang_with_89_and_the_next_attempt_knows(
     result = job.pods[0].result
     assert (result.outcome, result.reason) == ("Failed", "Hang")
     assert "progressDeadlineSeconds is 10" in result.message
-    assert "was last heard" in result.message
+    assert "last reported" in result.message
     text = (job.storage / "attempts/1.json").read_text()
     record = AttemptFile.model_validate_json(text)
     assert (record.outcome, record.reason) == ("Failed", "Hang")

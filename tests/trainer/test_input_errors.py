@@ -1,4 +1,4 @@
-"""Inputs that cannot be read, and volumes that cannot be written: real rights, real mounts."""
+"""Inputs that cannot be read and volumes that cannot be written: real permissions, real mounts."""
 
 import errno
 import os
@@ -8,23 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.input_errors import reading
-from finetune_trainer.prepare import preparation
+from finetune_trainer.common.errors import TrainerError, reading
+from finetune_trainer.prepare import storage_checks
 from tests.trainer.conftest import MakeJob
 
 ERRORS: dict[str, tuple[OSError, int, str]] = {
-    "no right": (
+    "no permission": (
         PermissionError(errno.EACCES, "Permission denied", "/mnt/x"),
         77,
-        "pvc://w/x: no permission to read /mnt/x; make it readable for everybody (chmod -R a+rX)",
+        "pvc://w/x: no permission to read /mnt/x; make it readable for all users (chmod -R a+rX)",
     ),
-    "a worn disk": (
+    "an I/O error": (
         OSError(errno.EIO, "Input/output error"),
         66,
         "pvc://w/x: cannot be read: Input/output error; check the volume",
     ),
-    "gone meanwhile": (
+    "removed meanwhile": (
         FileNotFoundError(errno.ENOENT, "No such file or directory", "/mnt/x"),
         66,
         "pvc://w/x: cannot be read (/mnt/x): No such file or directory; check the volume",
@@ -32,12 +31,12 @@ ERRORS: dict[str, tuple[OSError, int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("error", "code", "words"), ERRORS.values(), ids=ERRORS.keys())
-def test_what_cannot_be_read_is_named(error: OSError, code: int, words: str) -> None:
+@pytest.mark.parametrize(("error", "code", "message"), ERRORS.values(), ids=ERRORS.keys())
+def test_an_unreadable_input_is_named(error: OSError, code: int, message: str) -> None:
     with pytest.raises(TrainerError) as caught, reading("pvc://w/x"):
         raise error
     assert caught.value.code == code
-    assert caught.value.message.startswith(words)
+    assert caught.value.message.startswith(message)
 
 
 @pytest.mark.slow
@@ -46,7 +45,7 @@ def test_files_of_another_user_are_named(make_job: MakeJob, file: str) -> None:
     job = make_job()
     path = job.claim / file
     path.chmod(0o600 if os.getuid() == 0 else 0)
-    if os.getuid() == 0:  # of a user whom the pod's namespace does not know
+    if os.getuid() == 0:  # owned by a user outside the user namespace of the pod
         os.chown(path, 12345, 12345)
     job.mount = "true"
     pod = job.prepare()
@@ -65,23 +64,23 @@ PROBE = """
 import sys
 from pathlib import Path
 from finetune_trainer.common import errors
-from finetune_trainer.prepare import preparation
+from finetune_trainer.prepare import storage_checks
 try:
-    preparation.check_writable(Path(sys.argv[1]), "pvc://w/runs")
+    storage_checks.check_writable(Path(sys.argv[1]), "pvc://w/runs")
 except errors.TrainerError as error:
     print(int(error.code), error.message)
 """
 
 
-@pytest.mark.parametrize(("options", "then", "words"), MOUNTS.values(), ids=MOUNTS.keys())
+@pytest.mark.parametrize(("options", "then", "message"), MOUNTS.values(), ids=MOUNTS.keys())
 def test_volumes_that_cannot_be_written_are_named(
-    tmp_path: Path, options: str, then: str, words: str
+    tmp_path: Path, options: str, then: str, message: str
 ) -> None:
     script = f'mount -t tmpfs -o {options} none "$1" && {then} && exec "$2" -c "$3" "$1"'
     unshare = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec", script, "sh"]
     command = [*unshare, str(tmp_path), sys.executable, PROBE]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert said.startswith(f"73 pvc://w/runs: {words}")
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert output.startswith(f"73 pvc://w/runs: {message}")
 
 
 def test_a_volume_without_hard_links_is_named(
@@ -92,6 +91,6 @@ def test_a_volume_without_hard_links_is_named(
 
     monkeypatch.setattr(os, "link", link)
     with pytest.raises(TrainerError, match=r"runs: the file system has no hard links") as caught:
-        preparation.check_writable(tmp_path, "pvc://w/runs")
+        storage_checks.check_writable(tmp_path, "pvc://w/runs")
     assert caught.value.code == 73
     assert not list(tmp_path.glob(".*"))

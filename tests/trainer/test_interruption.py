@@ -196,7 +196,7 @@ def test_rank_0_has_time_for_its_last_points_after_another_rank_has_left(make_jo
     job.wait_for_step(2)
     job.pods[0].terminate()
     assert job.wait(60) == [75], job.log
-    assert "the log of steps does not come to an end; its last points are lost" in job.log
+    assert "the log of steps did not finish in time; its last points are lost" in job.log
 
 
 def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undisturbed) -> None:

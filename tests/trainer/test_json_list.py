@@ -1,4 +1,4 @@
-"""A JSON list of any size, element by element."""
+"""Splitting a JSON list into its elements."""
 
 import json
 import tracemalloc
@@ -28,17 +28,38 @@ def cut(data: bytes, size: int) -> Iterator[bytes]:
     st.sampled_from([None, 1]),
     st.booleans(),
 )
-def test_every_element_comes_whole_wherever_the_file_is_cut(
+def test_elements_do_not_depend_on_the_size_of_chunks(
     values: list[Any], size: int, indent: int | None, escaped: bool
 ) -> None:
     data = json.dumps(values, indent=indent, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
     blocks = json_list._BLOCK
-    json_list._BLOCK = 1  # look no further than one chunk at a time
+    json_list._BLOCK = 1  # read one chunk at a time
     try:
         found = [json.loads(text) for text in json_list.elements(cut(data, size), "x")]
     finally:
         json_list._BLOCK = blocks
     assert found == values
+
+
+VALUES = {
+    "numbers": (
+        b"[-0, -0.0, 0.1, 1e5, 12345678901234567890123]",
+        [0, -0.0, 0.1, 1e5, 12345678901234567890123],
+    ),
+    "numbers that are not finite": (b"[Infinity, -Infinity]", [float("inf"), float("-inf")]),
+    "duplicate keys": (b'[{"a": 1, "a": 2}]', [{"a": 2}]),
+    "half of a surrogate pair": (rb'["\ud800"]', ["\ud800"]),
+    "a surrogate pair": (rb'["\ud83d\ude00"]', ["\U0001f600"]),
+}
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize(("data", "values"), VALUES.values(), ids=VALUES.keys())
+def test_values_are_those_of_the_standard_library(
+    data: bytes, values: list[Any], size: int
+) -> None:
+    found = [json.loads(text) for text in json_list.elements(cut(data, size), "x")]
+    assert repr(found) == repr(values)
 
 
 @pytest.mark.slow

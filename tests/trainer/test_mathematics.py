@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy
 from finetune_api.run import RunConfig
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
-from finetune_trainer.common.reporter import SilentReporter
 from finetune_trainer.data import order
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.export import model_export
@@ -26,6 +25,7 @@ from tests.trainer import gang, weights
 from tests.trainer.checkpoints import flip_a_byte
 from tests.trainer.conftest import MakeJob
 from tests.trainer.launch import run_cases
+from tests.trainer.silent import SilentReporter
 from tests.trainer.test_packed_rows import separate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

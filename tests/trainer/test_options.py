@@ -154,7 +154,8 @@ def test_a_mixture_is_cut_behind_its_first_epoch_and_evaluated_as_if_it_were_not
 ) -> None:
     config = RunConfig.model_validate(launch.configs[name])
     folder = launch.paths(name).prepared(launch.configs[name]["preparedDigest"])
-    epoch, reached = prepared.sequence(config, folder).epoch, launch.results[f"{name}-cut"]["steps"]
+    sequence = prepared.sequence(folder, config.dataset.train, config.training.seed)
+    epoch, reached = sequence.rows_per_epoch, launch.results[f"{name}-cut"]["steps"]
     trained = 4 * reached[-1]["step"]  # rows
     assert trained > epoch
     assert trained % epoch  # not between two epochs
@@ -211,7 +212,6 @@ def test_early_stopping_ends_the_run_well(launch: Launch) -> None:
 
 def test_the_best_checkpoint_is_kept_and_chosen(launch: Launch) -> None:
     paths = launch.paths("overfit")
-    config = RunConfig.model_validate(launch.configs["overfit"])
     evaluation = launch.results["overfit"]["evaluation"]
     kept = {manifest.step: manifest for _, manifest in store.published(paths)}
     best = min(
@@ -222,6 +222,5 @@ def test_the_best_checkpoint_is_kept_and_chosen(launch: Launch) -> None:
     if evaluation["bestStep"] > 0:
         assert best == (evaluation["best"], evaluation["bestStep"])
     for wanted, step in (("Best", best[1]), ("Last", STEPS), (None, best[1])):
-        asked = config.replace(output=config.output and config.output.replace(weights=wanted))
-        _, manifest = select.checkpoint(asked, paths, STEPS, lambda: None)
+        _, manifest = select.checkpoint(paths, "digest", STEPS, wanted, lambda: None)
         assert manifest.step == step

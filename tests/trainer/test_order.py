@@ -1,4 +1,4 @@
-"""Which row comes when, whatever the world size."""
+"""The order of rows, which is the same for every world size."""
 
 from collections import Counter
 
@@ -27,7 +27,7 @@ def test_without_weights_every_epoch_is_a_permutation(
     rows: list[int], seed: int, epoch: int
 ) -> None:
     sequence = Sequence(tuple(rows), seed)
-    assert sequence.epoch == sum(rows)
+    assert sequence.rows_per_epoch == sum(rows)
     found = [sequence.at(epoch * sum(rows) + place) for place in range(sum(rows))]
     assert sorted(found) == list(range(sum(rows)))
 
@@ -37,21 +37,21 @@ def test_with_weights_every_epoch_has_every_row_and_the_shares(
     sources: list[tuple[int, float]], seed: int, epoch: int
 ) -> None:
     sequence = mixture(sources, seed)
-    size = sequence.epoch
+    size = sequence.rows_per_epoch
     found = Counter(sequence.at(epoch * size + place) for place in range(size))
     assert sorted(found) == list(range(sum(sequence.rows)))
-    first, whole = 0, sum(sequence.weights)
+    first, all_weights = 0, sum(sequence.weights)
     for rows, weight in sources:
         own = [found[row] for row in range(first, first + rows)]
-        assert max(own) - min(own) <= 1  # passes are whole, but for the last
-        assert abs(sum(own) - size * weight / whole) < 1.001
+        assert max(own) - min(own) <= 1  # all passes but the last are complete
+        assert abs(sum(own) - size * weight / all_weights) < 1.001
         first += rows
 
 
 def test_epochs_and_seeds_differ() -> None:
     def epoch(seed: int, number: int, *weights: float) -> list[int]:
         sequence = Sequence((30, 20), seed, weights)
-        return sequence.step(number * sequence.epoch, sequence.epoch)
+        return sequence.step(number * sequence.rows_per_epoch, sequence.rows_per_epoch)
 
     for weights in ((), (0.5, 0.5)):
         orders = [epoch(seed, number, *weights) for seed in (0, 1) for number in (0, 1)]
@@ -59,12 +59,12 @@ def test_epochs_and_seeds_differ() -> None:
         assert epoch(0, 1, *weights) == epoch(0, 1, *weights)
 
 
-def test_rows_that_repeat_are_others_in_the_next_epoch() -> None:
-    """15 of 30 rows come twice: not the same ones each time."""
+def test_the_repeated_rows_differ_from_epoch_to_epoch() -> None:
+    """Check that 15 of 30 rows come twice, and not the same ones in each epoch."""
     sequence = Sequence((30, 45), 3, (0.5, 0.5))
 
     def twice(epoch: int) -> set[int]:
-        counts = Counter(sequence.step(epoch * sequence.epoch, sequence.epoch))
+        counts = Counter(sequence.step(epoch * sequence.rows_per_epoch, sequence.rows_per_epoch))
         return {row for row, count in counts.items() if count == 2}
 
     assert len(twice(0)) == len(twice(1)) == 15
@@ -72,21 +72,23 @@ def test_rows_that_repeat_are_others_in_the_next_epoch() -> None:
 
 
 @given(MIXED, SEED, st.integers(1, 17), st.booleans())
-def test_steps_are_one_sequence_across_epochs(
+def test_steps_continue_across_epochs(
     sources: list[tuple[int, float]], seed: int, size: int, weighted: bool
 ) -> None:
-    """No row is dropped at an epoch's end, and only the last step of all is short."""
+    """Check that no row is dropped at the end of an epoch, and that only the last step is short."""
     sequence = mixture(sources, seed)
     if not weighted:
         sequence = Sequence(sequence.rows, seed)
-    end = 3 * sequence.epoch
+    end = 3 * sequence.rows_per_epoch
     steps = [sequence.step(at, size, end) for at in range(0, end, size)]
     assert [row for step in steps for row in step] == [sequence.at(at) for at in range(end)]
     assert all(len(step) == size for step in steps[:-1])
 
 
 @given(st.lists(st.integers(), min_size=1, max_size=40), st.integers(1, 7), st.integers(1, 5))
-def test_ranks_share_a_step_and_run_equally_often(rows: list[int], world: int, micro: int) -> None:
+def test_ranks_share_the_rows_of_a_step_and_have_equally_many_passes(
+    rows: list[int], world: int, micro: int
+) -> None:
     shares = [order.micro_batches(rows, rank, world, micro) for rank in range(world)]
     assert sorted(row for share in shares for batch in share for row in batch) == sorted(rows)
     assert len({len(share) for share in shares}) == 1

@@ -1,4 +1,4 @@
-"""Whose storage it is: in prepare pods, and at the start of an attempt."""
+"""The owner of a run's storage, in prepare pods and at the start of an attempt."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from finetune_api.progress import StepLedger
 from finetune_api.run import PrepareResult, RunConfig
 from finetune_api.storage import AttemptFile
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.reporter import SilentReporter
 from finetune_trainer.prepare import preparation
 from finetune_trainer.run_dir import fence, ownership, records
 from finetune_trainer.run_dir.paths import RunPaths
+from tests.trainer.silent import SilentReporter
 
 Configure = Callable[..., RunConfig]
 STORAGE = "pvc://w/runs/a"
@@ -43,7 +43,7 @@ def another(configured: Configure, on_existing: str = "Resume") -> RunConfig:
 
 
 def leave_an_attempt(config: RunConfig, *, outcome: str | None, seconds_ago: float) -> None:
-    """What a gang of the first job leaves behind."""
+    """Claim the fence and write a record, as a gang of the first job does."""
     paths = RunPaths.of(config)
     epoch = fence.claim(paths, config.job_uid, 1)
     then = time.time() - seconds_ago
@@ -61,7 +61,7 @@ def leave_an_attempt(config: RunConfig, *, outcome: str | None, seconds_ago: flo
     records.write(paths, record)
 
 
-def test_a_foreign_run_is_refused(configured: Configure) -> None:
+def test_the_storage_of_another_job_is_refused(configured: Configure) -> None:
     run(configured())
     error = refusal(another(configured, "Refuse"))
     assert (error.code, error.reason) == (73, "StorageInUse")
@@ -71,15 +71,16 @@ def test_a_foreign_run_is_refused(configured: Configure) -> None:
     )
 
 
-def test_another_run_cannot_be_gone_on_with(configured: Configure) -> None:
+def test_a_run_with_another_digest_cannot_be_resumed(configured: Configure) -> None:
     run(configured())
     config = another(configured)
     config = config.replace(training=config.training.replace(seed=9))
     error = refusal(config)
     assert (error.code, error.reason) == (73, "StorageInUse")
     assert error.message == (
-        f"{OTHER} with another model, data or training, which onExisting Resume cannot go on "
-        "with; name what it named, or choose another folder for checkpoints.storage"
+        f"{OTHER} with another model, data or training, which onExisting Resume cannot continue; "
+        "use the model, data and training of that run, or choose another folder for "
+        "checkpoints.storage"
     )
     refused = config.replace(checkpoints=config.checkpoints.replace(on_existing="Refuse"))
     assert "onExisting" not in refusal(refused).message
@@ -89,7 +90,7 @@ def test_another_run_cannot_be_gone_on_with(configured: Configure) -> None:
 @pytest.mark.parametrize(
     ("outcome", "seconds_ago"), [("Failed", 1), ("Stopped", 1), (None, 200)], ids=str
 )
-def test_a_run_that_ended_or_fell_silent_is_taken_over(
+def test_a_run_that_ended_or_is_inactive_is_taken_over(
     configured: Configure, outcome: str | None, seconds_ago: float
 ) -> None:
     first = run(configured())
@@ -97,8 +98,8 @@ def test_a_run_that_ended_or_fell_silent_is_taken_over(
     config = another(configured)
     assert run(config).run_digest == first.run_digest
     assert owner(config) == "uid-2"
-    assert run(config).run_digest == first.run_digest  # a second prepare pod finds it its own
-    ownership.check(config, RunPaths.of(config))
+    assert run(config).run_digest == first.run_digest  # a second prepare pod owns it already
+    ownership.check(RunPaths.of(config), config.job_uid)
 
 
 def test_a_run_that_never_had_a_gang_is_taken_over(configured: Configure) -> None:
@@ -108,45 +109,47 @@ def test_a_run_that_never_had_a_gang_is_taken_over(configured: Configure) -> Non
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-def test_a_run_that_lives_is_not_taken_over(configured: Configure, recorded: bool) -> None:
+def test_an_active_run_is_not_taken_over(configured: Configure, recorded: bool) -> None:
     run(configured())
     leave_an_attempt(configured(), outcome=None, seconds_ago=70)
     paths = RunPaths.of(configured())
     if not recorded:
-        paths.attempt(1).unlink()  # its first minute
+        paths.attempt(1).unlink()  # none is written in the first minute
     error = refusal(another(configured))
     assert (error.code, error.reason) == (73, "StorageInUse")
-    assert error.message.startswith(f"{OTHER}, which gave a sign of life 7")
+    assert error.message.startswith(f"{OTHER}, which was active 7")
     assert error.message.endswith(
-        "s ago; onExisting Resume waits for nobody: delete or suspend that job, and apply this one "
+        "s ago; onExisting Resume does not wait: delete or suspend that job, and apply this one "
         "when it has ended"
     )
     assert owner(configured()) == "uid-1"
 
 
-def test_the_job_that_lost_its_storage_starts_no_attempt(configured: Configure) -> None:
+def test_a_job_whose_storage_was_taken_over_starts_no_attempt(configured: Configure) -> None:
     run(configured())
     run(another(configured))
     with pytest.raises(TrainerError) as caught:
-        ownership.check(configured(), RunPaths.of(configured()))
+        ownership.check(RunPaths.of(configured()), "uid-1")
     assert (caught.value.code, caught.value.reason) == (64, "StorageInUse")
     assert caught.value.message == (
-        f"{STORAGE} belongs to job default/another now (uid uid-2), which goes on with this run "
+        f"{STORAGE} belongs to job default/another now (uid uid-2), which continues this run "
         "(onExisting: Resume)"
     )
 
 
-def test_an_attempt_on_an_empty_volume_does_not_begin_again(configured: Configure) -> None:
+def test_an_attempt_on_an_empty_volume_does_not_restart_the_run(configured: Configure) -> None:
     run(configured())
     paths = RunPaths.of(configured())
     paths.run_file.unlink()
     with pytest.raises(TrainerError) as caught:
-        ownership.check(configured(), paths)
+        ownership.check(paths, "uid-1")
     assert caught.value.code == 78
-    assert caught.value.message.startswith(f"{STORAGE}: run.json is gone; this is not the volume")
+    assert caught.value.message.startswith(
+        f"{STORAGE}: run.json is missing; this is not the volume"
+    )
 
 
-def test_a_spec_mended_before_the_first_attempt_is_taken_over(configured: Configure) -> None:
+def test_a_spec_may_change_before_the_first_attempt(configured: Configure) -> None:
     run(configured())
     config = configured()
     second = run(config.replace(training=config.training.replace(seed=9)))

@@ -1,4 +1,4 @@
-"""Packing: every document once, whole, in rows that fit; and rows on disk."""
+"""Packing: every document once and uncut, in rows that fit; and rows on disk."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ LENGTHS = st.lists(st.integers(1, LENGTH), max_size=400)
 
 
 def documents(lengths: list[int]) -> Iterator[Document]:
-    """Document n consists of the token n."""
+    """Yield documents; document n consists of the token n."""
     for number, size in enumerate(lengths):
         trained = np.arange(size, dtype=np.uint8) % 2
         yield Document(np.full(size, number, dtype=np.uint32), trained)
@@ -27,7 +27,7 @@ def pack(lengths: list[int], *, packed: bool = True) -> list[Row]:
 
 
 def contents(rows: list[Row]) -> dict[int, int]:
-    """Document -> its length, as the segments tell; every document may come once only."""
+    """Return document -> length, as in the segments; every document must come once only."""
     found: dict[int, int] = {}
     for row in rows:
         parts = np.split(row.tokens, np.cumsum(row.segments)[:-1])
@@ -39,7 +39,7 @@ def contents(rows: list[Row]) -> dict[int, int]:
 
 
 @given(LENGTHS)
-def test_every_document_is_in_one_row_whole(lengths: list[int]) -> None:
+def test_every_document_is_in_one_row_uncut(lengths: list[int]) -> None:
     assert contents(pack(lengths)) == dict(enumerate(lengths))
 
 
@@ -67,13 +67,13 @@ def test_without_packing_every_row_is_one_document(lengths: list[int]) -> None:
     assert [row.segments.tolist() for row in rows] == [[size] for size in lengths]
 
 
-def test_chats_fill_rows_well() -> None:
+def test_more_than_98_percent_of_a_row_is_filled() -> None:
     lengths = np.random.default_rng(1).integers(1, LENGTH // 2, 2000).tolist()
     rows = pack(lengths)
     assert sum(lengths) / (len(rows) * LENGTH) > 0.98
 
 
-def test_rows_read_back_as_they_were_written(tmp_path: Path) -> None:
+def test_written_rows_are_read_back_unchanged(tmp_path: Path) -> None:
     rows = pack([5, 30, 7, 32, 1, 9])
     with RowWriter(tmp_path, "train") as writer:
         for row in rows:

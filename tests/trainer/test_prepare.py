@@ -1,4 +1,4 @@
-"""The prepare pod's work, in process: what it finds out, and what it refuses."""
+"""The prepare pod's work, in process: its result, and the inputs that it refuses."""
 
 import json
 import logging
@@ -10,11 +10,11 @@ import pytest
 
 from finetune_api.run import PrepareResult, RunConfig
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.reporter import SilentReporter
 from finetune_trainer.data.rows import Rows
 from finetune_trainer.prepare import preparation
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import tiny
+from tests.trainer.silent import SilentReporter
 
 Configure = Callable[..., RunConfig]
 
@@ -29,7 +29,7 @@ def refusal(config: RunConfig) -> TrainerError:
     return caught.value
 
 
-def test_preparation_finds_out_what_the_plan_needs(configured: Configure, tiny_model: Path) -> None:
+def test_the_result_has_what_the_plan_needs(configured: Configure, tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     config = configured()
@@ -50,16 +50,14 @@ def test_preparation_finds_out_what_the_plan_needs(configured: Configure, tiny_m
     assert 0.5 < result.data.packing_efficiency <= 1
 
 
-def test_prepared_data_is_found_again(
-    configured: Configure, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_prepared_data_is_reused(configured: Configure, caplog: pytest.LogCaptureFixture) -> None:
     first = run(configured())
     with caplog.at_level(logging.INFO):
         assert run(configured()) == first
-    assert "data was prepared before" in caplog.text
+    assert "data is already prepared" in caplog.text
 
 
-def test_same_contents_at_another_place_are_the_same_data(
+def test_equal_contents_at_another_address_have_the_same_digest(
     configured: Configure, claim: Path
 ) -> None:
     first = run(configured())
@@ -105,7 +103,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_whatever_changes_the_rows_changes_the_digest(
+def test_a_change_of_the_rows_changes_the_digest(
     configured: Configure, claim: Path, change: Callable
 ) -> None:
     first = run(configured())
@@ -123,7 +121,7 @@ def test_a_learning_rate_changes_the_run_and_not_the_data(configured: Configure)
 
 
 def chats(*lengths: int) -> list[dict]:
-    """Conversations of about so many words."""
+    """Return conversations whose answers have about so many tokens."""
     return [
         {
             "messages": [
@@ -168,7 +166,7 @@ def test_many_useless_examples_are_bad_data(configured: Configure, claim: Path) 
     assert (error.code, error.message) == (
         65,
         "dataset.train: 1 of 10 examples are empty (1) or train no token (0); at most 5 % may be "
-        "dropped; clean the data, or look at dataset.lossOn",
+        "dropped; clean the data, or check dataset.lossOn",
     )
 
 
@@ -191,7 +189,7 @@ def cut(claim: Path) -> None:
 
 
 def outside(claim: Path) -> Path:
-    """Something that lies beside the claim, not on it."""
+    """Create a folder beside the claim, not on it."""
     path = claim.parent / "secret"
     path.mkdir()
     return path
@@ -237,12 +235,12 @@ def remove(name: str) -> Callable[[Path], object]:
     return lambda claim: (claim / name).unlink()
 
 
-# What was done to the claim -> exit code and what its owner reads.
+# A change of the claim, the exit code and the begin of the message.
 REFUSED = {
     "empty data": (
         write("data/train.jsonl", ""),
         65,
-        "dataset.train: no example in any source; add some",
+        "dataset.train: the sources contain no example; add some",
     ),
     "a bad row": (
         write("data/train.jsonl", "{}\nnot json\n"),
@@ -313,7 +311,7 @@ REFUSED = {
         "found chat_template.jinja, config.json, ",
     ),
     "weights cut short": (cut, 66, "pvc://w/model: model.safetensors is incomplete ("),
-    "weights that are none": (
+    "weights that are not safetensors": (
         write("model/model.safetensors", "version https://git-lfs.github.com/spec/v1"),
         66,
         "pvc://w/model: model.safetensors is not a valid safetensors file; copy it again",
@@ -370,17 +368,17 @@ REFUSED = {
         "training.sequenceLength 128: the model has 64 positions; that is the largest value "
         "allowed",
     ),
-    "a file where storage shall be": (
+    "a file in place of the storage": (
         write("runs", "x"),
         73,
         "pvc://w/runs/a: a file is in the way (",
     ),
-    "a file where the cache shall be": (
+    "a file in place of the cache": (
         write("runs/a/cache", "x"),
         73,
         "pvc://w/runs/a/cache: a file is in the way (",
     ),
-    "a file where prepared data shall be": (
+    "a file in place of prepared data": (
         write("runs/a/cache/prepared", "x"),
         73,
         "pvc://w/runs/a/cache: a file is in the way (",
@@ -399,7 +397,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("damage", "code", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_refused_before_a_device_is_held(
+def test_unusable_inputs_are_refused(
     configured: Configure, claim: Path, damage: Callable, code: int, message: str
 ) -> None:
     damage(claim)
@@ -425,7 +423,7 @@ def test_a_cache_is_shared_by_jobs(configured: Configure) -> None:
     assert len(list((RunPaths.of(other).cache / "prepared").iterdir())) == 1
 
 
-def test_nothing_half_built_is_left(configured: Configure, claim: Path) -> None:
+def test_a_failed_build_leaves_no_folder(configured: Configure, claim: Path) -> None:
     write("data/validation.jsonl", "not json\n")(claim)
     config = configured()
     refusal(config)
@@ -454,7 +452,7 @@ def test_weights_in_several_files_are_counted_once(configured: Configure, claim:
     assert run(configured()).parameter_count == before
 
 
-def test_a_chat_template_of_the_job_is_used_and_kept(configured: Configure, claim: Path) -> None:
+def test_a_chat_template_of_the_job_is_used_and_stored(configured: Configure, claim: Path) -> None:
     (claim / "model/chat_template.jinja").unlink()
     template = tiny.TEMPLATE.replace("assistant", "bot").replace("message['role'] +", "'bot' +")
     (claim / "bot.jinja").write_text(template, encoding="utf-8")
@@ -471,26 +469,26 @@ def test_a_chat_template_of_the_job_is_used_and_kept(configured: Configure, clai
 
 TEMPLATES = {
     "no file": (None, 66, "pvc://w/bot.jinja: cannot be read ("),
-    "no text": (
+    "not text": (
         b"\xff",
         64,
-        "dataset.chatTemplate: pvc://w/bot.jinja is not UTF-8 text (invalid start byte); name the "
-        "template",
+        "dataset.chatTemplate: pvc://w/bot.jinja is not UTF-8 text (invalid start byte); name a "
+        "Jinja template",
     ),
-    "no template": (b"{% if %}", 65, "dataset.train: 60 of 60 examples cannot be rendered; "),
+    "not a template": (b"{% if %}", 65, "dataset.train: 60 of 60 examples cannot be rendered; "),
 }
 
 
-@pytest.mark.parametrize(("data", "code", "words"), TEMPLATES.values(), ids=TEMPLATES.keys())
-def test_chat_templates_that_are_none(
-    configured: Configure, claim: Path, data: bytes | None, code: int, words: str
+@pytest.mark.parametrize(("data", "code", "message"), TEMPLATES.values(), ids=TEMPLATES.keys())
+def test_unusable_chat_templates_are_refused(
+    configured: Configure, claim: Path, data: bytes | None, code: int, message: str
 ) -> None:
     if data is not None:
         (claim / "bot.jinja").write_bytes(data)
     train = [{"source": "pvc://w/data/train.jsonl"}]
     template = {"path": "pvc://w/bot.jinja"}
     error = refusal(configured(dataset={"train": train, "chatTemplate": template}))
-    assert error.message.startswith(words)
+    assert error.message.startswith(message)
     assert error.code == code
 
 
@@ -505,7 +503,7 @@ def test_continued_pretraining_trains_on_every_token(configured: Configure) -> N
     assert chats.data.trained_tokens < chats.data.tokens
     rows = Rows(RunPaths.of(other).prepared(everything.prepared_digest), "train")
     documents = sum(len(rows[n].segments) for n in range(len(rows)))
-    # All but the first one of each document, which nothing predicts.
+    # All tokens except the first one of each document, which nothing predicts.
     assert everything.data.trained_tokens == everything.data.tokens - documents
     named = other.replace(dataset=config.dataset.replace(loss_on="Assistant"))
     named = named.replace(checkpoints=config.checkpoints.replace(storage="pvc://w/runs/c"))

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common import machine
-from finetune_trainer.common.channel import ChannelReporter
 from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.reporter import ChannelReporter
 from finetune_trainer.training import attempt, collectives, rendezvous
 from tests.trainer.gang import make_job, make_plan
 

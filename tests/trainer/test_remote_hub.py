@@ -1,4 +1,4 @@
-"""hf://: models and data sets of a hub that these tests serve, by a process as in a pod."""
+"""hf://: models and data sets of a hub that these tests serve, in a process as in a pod."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def download(hub: Hub, tmp_path: Path) -> Download:
 
 @pytest.fixture
 def repository(tiny_model: Path, tmp_path: Path) -> Path:
-    """The tiny model as a repository has it: with what nobody needs."""
+    """Return the tiny model as a repository, with files that are not needed."""
     folder = tmp_path / "repository"
     shutil.copytree(tiny_model, folder)
     (folder / "README.md").write_text("# Tiny")
@@ -51,7 +51,7 @@ def names(folder: str) -> set[str]:
     return {str(p.relative_to(folder)) for p in Path(folder).rglob("*") if p.is_file()}
 
 
-def test_a_model_is_downloaded_once_at_the_commit_that_its_branch_is(
+def test_a_model_is_downloaded_once_at_the_commit_of_its_branch(
     hub: Hub, download: Download, repository: Path, tiny_model: Path
 ) -> None:
     commit = hub.model("org/tiny").commit(repository)
@@ -108,7 +108,7 @@ def test_weights_in_several_files_are_those_that_the_index_names(
     (folder / "model.safetensors").unlink()
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="100KB")
-    (folder / "model-00009-of-00009.safetensors").write_bytes(b"stray")
+    (folder / "model-00009-of-00009.safetensors").write_bytes(b"leftover")
     hub.model("org/tiny").commit(folder)
     found = download.model("hf://org/tiny")
     assert "model-00009-of-00009.safetensors" not in names(found["folder"])
@@ -118,14 +118,14 @@ def test_weights_in_several_files_are_those_that_the_index_names(
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, str], int, str]] = {
-    "absent, with a token": (
+    "missing, with a token": (
         "hf://org/absent",
         {},
         {"HF_TOKEN": "valid"},
         66,
         "no such repository",
     ),
-    "absent or private": ("hf://org/absent", {}, {}, 77, "or a private one; check the name, or"),
+    "missing or private": ("hf://org/absent", {}, {}, 77, "or a private one; check the name, or"),
     "private": (
         "hf://org/private",
         {},
@@ -145,10 +145,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, str], int, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_had_is_refused_in_words(
+def test_a_refused_model_is_reported_with_a_remedy(
     hub: Hub, download: Download, repository: Path, tmp_path: Path, case: Any
 ) -> None:
-    source, changes, env, code, words = case
+    source, changes, env, code, message = case
     for name in ("org/tiny", "org/private", "org/gated"):
         hub.model(name).commit(repository)
     hub.model("org/private").token = TOKEN
@@ -159,12 +159,12 @@ def test_what_cannot_be_had_is_refused_in_words(
     download.env |= env
     found = download.model(source, **changes)
     assert found["code"] == code, found
-    assert words in found["message"]
+    assert message in found["message"]
     assert found["message"].startswith(source)
     assert found["message"].count(";") >= 1  # a remedy
 
 
-def test_a_private_model_with_its_token_which_nobody_sees(
+def test_a_token_opens_a_private_model_and_is_never_shown(
     hub: Hub, download: Download, repository: Path
 ) -> None:
     hub.model("org/private").commit(repository)
@@ -180,7 +180,7 @@ def test_a_private_model_with_its_token_which_nobody_sees(
     assert TOKEN not in everything
 
 
-def test_a_token_is_not_shown_to_whom_the_hub_redirects(
+def test_a_token_is_not_sent_to_a_server_that_the_hub_redirects_to(
     hub: Hub, download: Download, repository: Path
 ) -> None:
     hub.model("org/private").commit(repository)
@@ -195,7 +195,7 @@ def test_a_token_is_not_shown_to_whom_the_hub_redirects(
     assert hub.tokens_seen == {TOKEN}
 
 
-def test_a_busy_hub_is_asked_again_and_a_dead_one_is_left_to_the_next_attempt(
+def test_a_busy_hub_is_retried_and_an_unreachable_one_ends_the_attempt(
     hub: Hub, download: Download, repository: Path
 ) -> None:
     hub.model("org/tiny").commit(repository)
@@ -208,7 +208,7 @@ def test_a_busy_hub_is_asked_again_and_a_dead_one_is_left_to_the_next_attempt(
     assert "hf://org/tiny (revision main): cannot be reached" in found["message"]
 
 
-def test_a_transfer_that_breaks_goes_on_where_it_was(
+def test_a_broken_transfer_is_resumed(
     hub: Hub, download: Download, repository: Path, tiny_model: Path
 ) -> None:
     hub.model("org/tiny").commit(repository)
@@ -220,9 +220,7 @@ def test_a_transfer_that_breaks_goes_on_where_it_was(
     assert weights.read_bytes() == (tiny_model / "model.safetensors").read_bytes()
 
 
-def test_a_killed_download_goes_on_where_it_was(
-    hub: Hub, download: Download, repository: Path
-) -> None:
+def test_a_killed_download_is_resumed(hub: Hub, download: Download, repository: Path) -> None:
     hub.model("org/tiny").commit(repository)
     size = (repository / "model.safetensors").stat().st_size
     hub.stall_after = size // 2
@@ -248,10 +246,10 @@ def wait_for_partial(claim: Path) -> Path:
             if path.stat().st_size:
                 return path
         time.sleep(0.02)
-    raise AssertionError("nothing came")
+    raise AssertionError("nothing was downloaded")
 
 
-def test_contents_that_arrive_wrong_are_thrown_away(
+def test_damaged_contents_are_downloaded_again(
     hub: Hub, download: Download, repository: Path
 ) -> None:
     hub.model("org/tiny").commit(repository)
@@ -265,7 +263,7 @@ def test_contents_that_arrive_wrong_are_thrown_away(
     assert (found["code"], found["reason"]) == (78, "DamagedDownload")
 
 
-def test_two_jobs_that_want_the_same_both_have_it(
+def test_two_jobs_can_download_the_same_model_at_once(
     hub: Hub, download: Download, repository: Path
 ) -> None:
     commit = hub.model("org/tiny").commit(repository)
@@ -279,7 +277,7 @@ def test_two_jobs_that_want_the_same_both_have_it(
 
 
 def fill_cache(home: Path, kind: str, name: str, commit: str, folder: Path) -> None:
-    """As `hf download` leaves it: blobs, and links to them."""
+    """Fill the cache of huggingface_hub as `hf download` does: blobs, and links to them."""
     root = home / "hub" / f"{kind}--{name.replace('/', '--')}"
     for file in (path for path in folder.rglob("*") if path.is_file()):
         blob = root / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
@@ -312,7 +310,7 @@ def test_a_filled_cache_needs_no_network(
 
 @pytest.fixture
 def chats(tmp_path: Path) -> Path:
-    """A data set with two splits in three files."""
+    """Return a data set with two splits in three files."""
     folder = tmp_path / "chats"
     for number, name in enumerate(("train-0", "train-1", "test-0")):
         rows = tiny.make_messages(5, number)
@@ -340,7 +338,7 @@ def test_files_of_a_data_set(hub: Hub, download: Download, chats: Path, case: An
         assert Path(local).name == f"{stem}.jsonl"
 
 
-def test_a_split_of_a_data_set_is_the_files_that_datasets_says(
+def test_a_split_has_the_files_that_datasets_determines(
     hub: Hub, download: Download, chats: Path
 ) -> None:
     hub.dataset("org/chats").commit(chats)
@@ -376,15 +374,15 @@ DATA_REFUSED = {
     "file": ("hf://org/chats/absent.jsonl", 66, "no such file"),
     "glob": ("hf://org/chats/*.csv", 66, "no such file; check the pattern"),
     "gated": ("hf://org/gated", 77, "gated"),
-    "pictures": ("hf://org/pictures", 64, "no file of examples"),
+    "pictures": ("hf://org/pictures", 64, "not a supported file of examples"),
 }
 
 
 @pytest.mark.parametrize("case", DATA_REFUSED.values(), ids=DATA_REFUSED.keys())
-def test_data_that_cannot_be_had_is_refused_in_words(
+def test_refused_data_is_reported_with_a_remedy(
     hub: Hub, download: Download, chats: Path, tmp_path: Path, case: Any
 ) -> None:
-    source, code, words = case
+    source, code, message = case
     hub.dataset("org/chats").commit(chats)
     hub.dataset("org/gated").commit(chats)
     hub.dataset("org/gated").gated = True
@@ -393,5 +391,5 @@ def test_data_that_cannot_be_had_is_refused_in_words(
     hub.dataset("org/pictures").commit(tmp_path / "pictures")
     found = download.data(source)
     assert found["code"] == code, found
-    assert words in found["message"]
+    assert message in found["message"]
     assert found["message"].startswith(source)

@@ -1,4 +1,4 @@
-"""Which files of a listing are wanted, and what is refused before a byte is downloaded."""
+"""The files of a listing that are wanted, and refusals before a byte is downloaded."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.reporter import SilentReporter
-from finetune_trainer.sources.download import fetch
+from finetune_trainer.sources.download import download
 from finetune_trainer.sources.listing import RemoteFile, data_files
+from tests.trainer.silent import SilentReporter
 
 
 class Listed:
-    """An address that holds one file, of which nothing may be read."""
+    """An address with one file that must not be read."""
 
     address = "hf://org/strange"
 
@@ -28,11 +28,11 @@ class Listed:
 
 def refusal(remote: Listed, folder: Path) -> TrainerError:
     with pytest.raises(TrainerError) as caught:
-        fetch(remote, remote.files(), folder, "pvc://w/cache", SilentReporter())
+        download(remote, remote.files(), folder, "pvc://w/cache", SilentReporter())
     return caught.value
 
 
-def test_room_is_looked_for_before_the_download(tmp_path: Path) -> None:
+def test_room_is_checked_before_the_download(tmp_path: Path) -> None:
     error = refusal(Listed("model.safetensors", 10**18), tmp_path)
     assert error.code == 73
     assert "pvc://w/cache: hf://org/strange needs 1000000000.00 GB and" in error.message
@@ -46,7 +46,7 @@ def test_a_name_cannot_lead_out_of_the_cache(tmp_path: Path, name: str) -> None:
     assert repr(name) in error.message
 
 
-def test_a_listing_is_narrowed_as_on_a_claim() -> None:
+def test_a_path_selects_the_same_files_as_on_a_claim() -> None:
     names = [
         "a.jsonl",
         "deep/b.csv.gz",

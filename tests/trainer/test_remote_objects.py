@@ -1,4 +1,4 @@
-"""s3:// on a real S3 server, gs:// on the same one through Google's client."""
+"""s3:// on a real S3 server, and gs:// on the same server through Google's client."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def test_a_model_is_downloaded_once(server: S3, download: Download, tiny_model: 
     assert "MB/s" in download.output[0]
     again = download.model("s3://models/team/tiny/")
     assert again["revision"] == found["revision"]
-    assert "downloaded before" in download.output[1]
+    assert "already downloaded" in download.output[1]
 
 
 def test_objects_that_were_replaced_are_another_model(
@@ -95,42 +95,45 @@ REFUSED: dict[str, tuple[str, dict[str, str], int, str]] = {
     ),
     "anonymous": ("s3://models/team/tiny", {"AWS_SKIP_SIGNATURE": "true"}, 77, "not permitted"),
     "no weights": ("s3://corpora/chats", {}, 66, "no weights model.safetensors; found"),
-    "nobody": ("s3://models/x", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 78, "cannot be reac"),
+    "no server": (
+        "s3://models/x",
+        {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+        78,
+        "cannot be reac",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_had_is_refused_in_words(download: Download, case: Any) -> None:
-    source, env, code, words = case
+def test_a_refused_model_is_reported_with_a_remedy(download: Download, case: Any) -> None:
+    source, env, code, message = case
     download.env |= env
     found = download.model(source)
     assert found["code"] == code, found
-    assert words in found["message"]
+    assert message in found["message"]
     assert found["message"].startswith(source)
 
 
-def test_no_credentials_at_all(download: Download) -> None:
+def test_missing_credentials_are_reported(download: Download) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         del download.env[name]
-    # As on a machine of no cloud: nobody answers there.
+    # As on a machine outside a cloud, where no metadata service answers.
     download.env["AWS_METADATA_ENDPOINT"] = "http://127.0.0.1:9"
     found = download.model("s3://models/team/tiny")
     assert found["code"] == 77, found
-    assert "no credentials were given, and the machine has none" in found["message"]
+    assert "no credentials were given, and the node has none" in found["message"]
 
 
 @pytest.mark.parametrize(
-    ("key", "words"), [("chats/absent.jsonl", "check the path"), ("chats/*.csv", "pattern")]
+    ("key", "message"), [("chats/absent.jsonl", "check the path"), ("chats/*.csv", "pattern")]
 )
-def test_data_that_is_not_there(download: Download, key: str, words: str) -> None:
+def test_missing_data_is_reported(download: Download, key: str, message: str) -> None:
     found = download.data(f"s3://corpora/{key}")
     assert found["code"] == 66
-    assert words in found["message"]
+    assert message in found["message"]
 
 
-def test_a_killed_download_goes_on_where_it_was(
-    server: S3, download: Download, tmp_path: Path
-) -> None:
+def test_a_killed_download_is_resumed(server: S3, download: Download, tmp_path: Path) -> None:
     size = 100 << 20
     with (tmp_path / "big.jsonl").open("wb") as file:
         for number in range(size // (1 << 20)):
@@ -159,11 +162,11 @@ def wait_for_partial(claim: Path) -> Path:
             if path.stat().st_size:
                 return path
         time.sleep(0.02)
-    raise AssertionError("nothing came")
+    raise AssertionError("nothing was downloaded")
 
 
-def test_an_object_that_is_replaced_meanwhile_is_noticed(server: S3) -> None:
-    """In this process: between a listing and a reading."""
+def test_an_object_that_is_replaced_while_it_is_read_is_detected(server: S3) -> None:
+    """Replace it in this process, between listing and reading."""
     from finetune_api.uri import ObjectPath
     from finetune_trainer.common.errors import TrainerError
     from finetune_trainer.sources.objects import ObjectFolder
@@ -181,9 +184,9 @@ def test_an_object_that_is_replaced_meanwhile_is_noticed(server: S3) -> None:
     assert (caught.value.code, caught.value.reason) == (78, "InputChanged")
 
 
-def test_google_storage_speaks_the_same_protocol(server: S3, download: Download) -> None:
-    """Google's XML interface lists and reads as S3 does; the bucket is open to everybody."""
-    server.open_to_everybody("corpora")
+def test_google_storage_uses_the_same_protocol(server: S3, download: Download) -> None:
+    """Google's XML interface lists and reads as S3 does; the bucket is public."""
+    server.make_public("corpora")
     download.env |= {"GOOGLE_BASE_URL": server.url, "GOOGLE_SKIP_SIGNATURE": "true"}
     found = download.data("gs://corpora/chats/tr*.jsonl")["files"]
     assert [name for _, name in found] == [

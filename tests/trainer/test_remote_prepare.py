@@ -1,4 +1,4 @@
-"""Prepare pods, the real processes, with inputs that lie on no claim; and the gang after them."""
+"""Prepare pods as real processes, with inputs that are not on a claim; and the gang after them."""
 
 import shutil
 import time
@@ -19,7 +19,7 @@ TOKEN = "hf_the-secret-token"
 
 @pytest.fixture
 def served(claim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A private hub with what lies on the claim, named in the environment as a Secret does it."""
+    """Serve the files of the claim as a private hub, named in the environment as by a Secret."""
     with hub.serve() as found:
         for kind, name in (("model", "tiny"), ("data", "chats")):
             shutil.copytree(claim / kind, tmp_path / name)
@@ -36,7 +36,7 @@ def served(claim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture
 def stored(claim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """A bucket with what lies on the claim."""
+    """Serve the files of the claim as a bucket."""
     with s3.serve(tmp_path / "s3") as found:
         found.put_folder("bucket", "tiny", claim / "model")
         found.put_folder("bucket", "chats", claim / "data")
@@ -79,7 +79,7 @@ def prepared(job: Job, storage: str) -> PrepareResult:
     return found
 
 
-def test_the_same_files_are_the_same_run_wherever_they_come_from(
+def test_equal_files_have_the_same_digests_from_any_source(
     claim: Path, served: Hub, stored: S3
 ) -> None:
     makers: dict[str, Callable[[Path], Job]] = {
@@ -97,7 +97,7 @@ def test_the_same_files_are_the_same_run_wherever_they_come_from(
     assert found["pvc"].model_revision not in (commit, found["s3"].model_revision)
 
 
-def test_a_gang_reads_the_cache_and_nobody_is_asked_again(claim: Path, served: Hub) -> None:
+def test_a_gang_reads_the_cache_and_sends_no_request(claim: Path, served: Hub) -> None:
     job = from_hub(claim)
     job.nodes = 1
     try:
@@ -131,7 +131,7 @@ def test_a_cache_that_was_emptied_while_the_job_ran_is_named(claim: Path, served
         job.kill()
 
 
-def test_a_job_without_a_hub_address_asks_no_hub(
+def test_a_job_without_a_hub_address_sends_no_request_to_the_hub(
     claim: Path, served: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = gang.make_job(claim)
@@ -149,7 +149,7 @@ def test_a_gated_model_ends_the_prepare_pod_with_77(claim: Path, served: Hub) ->
     assert pod.result.message.startswith("hf://org/tiny: gated; ask for access")
 
 
-def test_a_stop_during_a_download_keeps_what_came(claim: Path, served: Hub) -> None:
+def test_a_stop_during_a_download_keeps_the_downloaded_bytes(claim: Path, served: Hub) -> None:
     served.stall_after = 50_000
     job = from_hub(claim)
     pod = job.start_prepare()

@@ -1,4 +1,4 @@
-"""The shapes of examples: each of them, and columns of other names."""
+"""The shapes of rows, and columns with other names."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data.shapes import Example
+from finetune_trainer.data.example import Example
 from tests.trainer import reading
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -44,7 +44,7 @@ CHATS: dict[str, tuple[dict, dict]] = {
         {"columns": {"messages": "chat"}, "format": "Messages"},
     ),
     "Alpaca with a chat template": ({"instruction": "q", "input": "", "output": "a"}, {}),
-    "Alpaca as it is asked for": (
+    "Alpaca with format Messages": (
         {"instruction": "q", "output": "a"},
         {"format": "Messages", "chat": False},
     ),
@@ -104,7 +104,7 @@ def test_documents(tmp_path: Path) -> None:
     assert read(tmp_path, {"body": "a b"}, columns={"text": "body"}).text == "a b"
 
 
-def test_tools_and_their_answers_reach_the_template(tmp_path: Path) -> None:
+def test_tools_and_their_results_reach_the_template(tmp_path: Path) -> None:
     openai = CALL | {"function": {"name": "f", "arguments": '{"x": 1}'}}
     row = {
         "messages": [
@@ -125,7 +125,7 @@ def test_tools_and_their_answers_reach_the_template(tmp_path: Path) -> None:
     ]
 
 
-def test_turns_that_are_not_to_be_trained(tmp_path: Path) -> None:
+def test_turns_can_be_excluded_from_training(tmp_path: Path) -> None:
     row = {
         "conversations": [
             {"from": "human", "value": "q"},
@@ -143,7 +143,7 @@ def test_turns_that_are_not_to_be_trained(tmp_path: Path) -> None:
     assert example.untrained == {2, 4}
 
 
-def test_a_format_that_the_rows_do_not_have_is_refused(tmp_path: Path) -> None:
+def test_rows_of_another_format_than_the_named_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"\['text'\] is Text; format is Messages; allowed"):
         read(tmp_path, {"text": "x"}, format="Messages")
     with pytest.raises(TrainerError, match="is PromptCompletion; format is Text"):
@@ -162,7 +162,7 @@ DIFFERENT = [
 ]
 
 
-def test_copies_have_one_digest_and_others_do_not(tmp_path: Path) -> None:
+def test_only_copies_have_equal_digests(tmp_path: Path) -> None:
     for one, other in COPIES:
         assert read(tmp_path, one).digest() == read(tmp_path, other).digest()
     for one, other in DIFFERENT:

@@ -1,4 +1,4 @@
-"""A sink that is slow, broken or dead costs a line in the log and nothing else."""
+"""A sink that is slow, broken or unreachable costs a line in the log and nothing else."""
 
 import logging
 import threading
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from finetune_trainer.tracking import sink as sink_module
-from finetune_trainer.tracking.sink import Outlet, Point
+from finetune_trainer.tracking.sink import Point, QueuedSink
 
 
 def point(step: int) -> Point:
@@ -17,7 +17,7 @@ def point(step: int) -> Point:
 
 @dataclass
 class Sink:
-    """Remembers what it is told; may be held up or broken."""
+    """Records its calls. Can be made to block or to fail."""
 
     name: str = "tracker X"
     gate: threading.Event = field(default_factory=threading.Event)
@@ -42,74 +42,78 @@ class Sink:
             raise ConnectionError(f"no route\nto {what}")
 
 
-def told(sink: Sink, steps: int, *, open_gate: bool = True, patience: float = 30.0) -> None:
-    """An attempt of some steps."""
-    out = Outlet(sink)
-    if open_gate:
+def run_attempt(sink: Sink, steps: int, *, blocked: bool = False, timeout: float = 30.0) -> None:
+    """Send the points of `steps` steps and wait for the sink."""
+    queued = QueuedSink(sink)
+    if not blocked:
         sink.gate.set()
-    out.start(3)
+    queued.start(3)
     for step in range(3, 3 + steps):
-        out.put(point(step))
-    out.finish()
-    out.wait(time.monotonic() + patience)
+        queued.put(point(step))
+    queued.finish()
+    queued.wait(time.monotonic() + timeout)
 
 
 def test_everything_arrives_in_order() -> None:
     sink = Sink()
-    told(sink, 100)
+    run_attempt(sink, 100)
     assert sink.seen == ["from 3", *range(3, 103), "end"]
 
 
 @pytest.mark.parametrize(
-    ("broken", "words", "seen"),
+    ("broken", "problem", "seen"),
     [
         (("start",), "is not used in this attempt: ConnectionError (no route)", []),
         (("log",), "loses points: ConnectionError (no route)", ["from 3", "end"]),
-        (("finish",), "was not finished: ConnectionError (no route)", ["from 3", *range(3, 13)]),
+        (
+            ("finish",),
+            "was not closed properly: ConnectionError (no route)",
+            ["from 3", *range(3, 13)],
+        ),
     ],
 )
-def test_trouble_is_said_once(
-    broken: tuple[str, ...], words: str, seen: list, caplog: pytest.LogCaptureFixture
+def test_each_kind_of_error_is_logged_once(
+    broken: tuple[str, ...], problem: str, seen: list, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = Sink(broken=broken)
     with caplog.at_level(logging.ERROR):
-        told(sink, 10)
-    assert [r.getMessage() for r in caplog.records] == [f"tracker X {words}; training goes on"]
+        run_attempt(sink, 10)
+    assert [r.getMessage() for r in caplog.records] == [f"tracker X {problem}; training goes on"]
     assert sink.seen == seen
 
 
-def test_one_that_hangs_holds_up_nobody(
+def test_a_sink_that_hangs_does_not_block_training(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sink_module, "_ROOM", 10)
+    monkeypatch.setattr(sink_module, "_CAPACITY", 10)
     sink = Sink()
     with caplog.at_level(logging.ERROR):
-        told(sink, 500, open_gate=False, patience=0.05)  # would never come back
+        run_attempt(sink, 500, blocked=True, timeout=0.05)
     assert [r.getMessage() for r in caplog.records] == [
         "tracker X is 10 points behind; points are dropped; training goes on",
-        "tracker X does not come to an end; its last points are lost; training goes on",
+        "tracker X did not finish in time; its last points are lost; training goes on",
     ]
     sink.gate.set()
 
 
-def test_one_that_comes_back_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    """A server that was restarted loses what was told meanwhile, and no more."""
+def test_a_sink_that_recovers_is_used_again(caplog: pytest.LogCaptureFixture) -> None:
+    """A tracking server that is restarted misses only the points of that time."""
     sink = Sink(broken=("log",))
     sink.gate.set()
-    out = Outlet(sink)
-    out.start(1)
-    out.put(point(1))
+    queued = QueuedSink(sink)
+    queued.start(1)
+    queued.put(point(1))
     while "loses points" not in caplog.text:
         time.sleep(0.01)
     sink.broken = ()
-    out.put(point(2))
-    out.finish()
-    out.wait(time.monotonic() + 30)
+    queued.put(point(2))
+    queued.finish()
+    queued.wait(time.monotonic() + 30)
     assert sink.seen == ["from 1", 2, "end"]
 
 
-def test_what_never_began_is_not_waited_for() -> None:
-    out = Outlet(Sink())
-    out.put(point(1))
-    out.finish()
-    out.wait(time.monotonic() + 30)
+def test_a_sink_that_was_never_started_is_not_waited_for() -> None:
+    queued = QueuedSink(Sink())
+    queued.put(point(1))
+    queued.finish()
+    queued.wait(time.monotonic() + 30)

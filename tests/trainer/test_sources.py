@@ -1,4 +1,4 @@
-"""From an address in dataset to files on a claim."""
+"""From a source of the dataset to files on a claim."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +8,17 @@ import pytest
 from finetune_api.run import RunConfig
 from finetune_api.spec import DataSource
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.reporter import SilentReporter
-from finetune_trainer.sources import local_files
+from finetune_trainer.run_dir.paths import Cache
+from finetune_trainer.sources.downloads import Downloads
+from finetune_trainer.sources.source_files import source_files
+from tests.trainer.silent import SilentReporter
 
 Configure = Callable[..., RunConfig]
 
 
 @pytest.fixture
 def tree(claim: Path) -> Path:
-    """Files of several types, hidden ones, and what `datasets` writes beside its data."""
+    """Create files of several types, hidden ones, and those that `datasets` writes beside data."""
     for name in (
         "set/b.jsonl",
         "set/a.jsonl.gz",
@@ -39,7 +41,9 @@ def tree(claim: Path) -> Path:
 
 
 def find(configured: Configure, uri: str) -> list[str]:
-    found = local_files.files(configured(), DataSource(source=uri), SilentReporter())
+    config = configured()
+    downloads = Downloads(Cache.of(config), config.job_uid, SilentReporter())
+    found = source_files(DataSource(source=uri), config.mounts, downloads)
     for file in found:
         assert file.path.is_file()
     return [file.name.removeprefix("pvc://w/") for file in found]
@@ -84,8 +88,8 @@ REFUSED = {
     "several types": (
         "pvc://w/more",
         65,
-        "pvc://w/more: files of several types (.jsonl, .parquet); one source has one type: narrow "
-        "it by a glob, and name the others as sources of their own",
+        "pvc://w/more: files of several types (.jsonl, .parquet); a source must have one type: "
+        "narrow it with a glob, and add a source for each other type",
     ),
     "another type": (
         "pvc://w/set/README.md",
@@ -98,7 +102,9 @@ REFUSED = {
 
 @pytest.mark.usefixtures("tree")
 @pytest.mark.parametrize(("uri", "code", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_sources_that_are_none(configured: Configure, uri: str, code: int, message: str) -> None:
+def test_unusable_sources_are_refused(
+    configured: Configure, uri: str, code: int, message: str
+) -> None:
     with pytest.raises(TrainerError) as caught:
         find(configured, uri)
     assert (caught.value.code, caught.value.message) == (code, message)

@@ -1,4 +1,4 @@
-"""What a pod tells of itself: the report, the result, and who is heard."""
+"""What a pod reports: its report, its result, and the messages of its children."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 
 from finetune_api.names import RESULT_MAX_BYTES
 from finetune_api.progress import CheckpointRecord
-from finetune_api.run import Report, Result, RunConfig
+from finetune_api.run import Report, Result
 from finetune_trainer.pod import report_server
 from finetune_trainer.pod.processes import Child
 from finetune_trainer.pod.state import PodState
@@ -22,34 +22,33 @@ from tests.trainer.gang import make_job
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> PodState:
-    config = make_job(tmp_path).config | {"role": "worker", "attempt": 3, "mounts": {}}
-    return PodState(RunConfig.model_validate(config), 0)
+def state() -> PodState:
+    return PodState("uid-1", attempt=3, role="worker", worker_index=0)
 
 
-def test_a_report_names_its_pod_and_grows(state: PodState) -> None:
+def test_a_report_names_its_pod_and_has_a_growing_sequence(state: PodState) -> None:
     first = state.report()
     assert (first.job_uid, first.attempt, first.worker_index) == ("uid-1", 3, 0)
-    state.hear("rank 0", 0, {"activity": 1, "stage": "Training"})
-    state.hear("rank 1", 1, {"activity": 5})
+    state.process("rank 0", 0, {"activity": 1, "stage": "Training"})
+    state.process("rank 1", 1, {"activity": 5})
     second = state.report()
     assert second.sequence > first.sequence
     assert (second.stage, second.activity) == ("Training", 6)
     assert [beat.rank for beat in second.ranks] == [0, 1]
 
 
-def test_the_lowest_rank_leads_the_stage(state: PodState) -> None:
-    state.hear("rank 0", 0, {"activity": 1, "stage": "Training"})
-    state.hear("rank 1", 1, {"activity": 1, "stage": "Evaluating"})
+def test_the_lowest_rank_determines_the_stage(state: PodState) -> None:
+    state.process("rank 0", 0, {"activity": 1, "stage": "Training"})
+    state.process("rank 1", 1, {"activity": 1, "stage": "Evaluating"})
     assert state.report().stage == "Training"
 
 
-def test_only_worker_0_tells_of_the_run(state: PodState) -> None:
+def test_only_worker_0_reports_the_progress_of_the_run(state: PodState) -> None:
     message = {"activity": 1, "progress": {"step": 1, "totalSteps": 8}}
-    state.hear("rank 0", 0, message)
+    state.process("rank 0", 0, message)
     assert state.report().progress is not None
-    other = PodState(state.config, 1)
-    other.hear("rank 1", 1, message)
+    other = PodState("uid-1", attempt=3, role="worker", worker_index=1)
+    other.process("rank 1", 1, message)
     assert other.report().progress is None
 
 
@@ -90,12 +89,12 @@ def test_a_result_fits_into_a_termination_message(state: PodState, message: str)
     assert len(text.encode()) <= RESULT_MAX_BYTES
     result = Result.model_validate_json(text)
     assert (result.outcome, result.reason, result.failed_rank) == ("Failed", "Crashed", 1)
-    assert result.checkpoints[0].step == 10  # the newest is cut last
+    assert result.checkpoints[0].step == 10  # the newest is dropped last
     assert message.startswith(result.message)
     assert result.message
 
 
-def test_a_child_is_heard_line_by_line(tmp_path: Path) -> None:
+def test_messages_of_a_child_are_received_line_by_line(tmp_path: Path) -> None:
     script = """
         import os
         channel = int(os.environ["FINETUNE_CHANNEL"])
@@ -103,16 +102,16 @@ def test_a_child_is_heard_line_by_line(tmp_path: Path) -> None:
         os.write(channel, b'": 2}\\n{"a')
         raise SystemExit(7)
     """
-    (tmp_path / "child_that_talks.py").write_text(textwrap.dedent(script))
-    child = Child("child", None, ["child_that_talks"], {"PYTHONPATH": str(tmp_path)})
+    (tmp_path / "child_that_reports.py").write_text(textwrap.dedent(script))
+    child = Child("child", None, ["child_that_reports"], {"PYTHONPATH": str(tmp_path)})
     child.process.wait()
-    assert child.hear() == [{"a": 1}, {"a": 2}]
+    assert child.receive() == [{"a": 1}, {"a": 2}]
     assert child.code() == 7
     child.finish()
 
 
 def supervise(env: dict[str, str], tmp_path: Path) -> tuple[int, Result, str]:
-    """The supervisor with an environment that it cannot use."""
+    """Run the supervisor. Return its exit code, its result and its log."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("FINETUNE_", "PET_"))}
     result = tmp_path / "result.json"
     done = subprocess.run(
@@ -128,7 +127,7 @@ def supervise(env: dict[str, str], tmp_path: Path) -> tuple[int, Result, str]:
 UNUSABLE = {
     "started by hand": ({}, "FINETUNE_RUN is not set: this program is started by the operator"),
     "no JSON": ({"FINETUNE_RUN": "{"}, "FINETUNE_RUN is not a run configuration"),
-    "no place in the gang": ({"FINETUNE_POD_IP": "127.255.98.2"}, "environment: 'PET_NNODES'"),
+    "no position in the gang": ({"FINETUNE_POD_IP": "127.255.98.2"}, "environment: 'PET_NNODES'"),
 }
 
 

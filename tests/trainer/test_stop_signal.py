@@ -1,4 +1,4 @@
-"""Stops that come before there is anything to stop, and supervisors that fail themselves."""
+"""Stops that arrive before any child runs, and supervisors that fail themselves."""
 
 import json
 import os
@@ -12,10 +12,9 @@ import pytest
 
 from finetune_api.run import Result
 from finetune_api.storage import RunFile
-from finetune_trainer.common import machine
 from tests.trainer.gang import Pod, listens, make_job
 
-# SIGTERM at the very moment at which the supervisor begins to import what takes long.
+# Sends SIGTERM when the supervisor begins its slow imports.
 SITE = """
 import os, signal, sys
 
@@ -30,7 +29,7 @@ sys.meta_path.insert(0, Finder())
 
 
 def start(tmp_path: Path, address: str, env: dict[str, str], **config: object) -> Pod:
-    """A supervisor with an environment of its own."""
+    """Start a supervisor with additional environment variables."""
     wanted = make_job(tmp_path).config | {"mounts": {"w": str(tmp_path)}} | config
     place = {
         "FINETUNE_RUN": json.dumps(wanted),
@@ -39,7 +38,7 @@ def start(tmp_path: Path, address: str, env: dict[str, str], **config: object) -
         "PET_NNODES": "2",
         "PET_NODE_RANK": "0",
         "PET_NPROC_PER_NODE": "1",
-        "PET_MASTER_ADDR": "nobody.invalid",
+        "PET_MASTER_ADDR": "missing.invalid",
         "PET_MASTER_PORT": "29500",
     }
     log = tmp_path / "log"
@@ -58,7 +57,7 @@ def killed() -> list[Pod]:
         pod.process.wait()
 
 
-def test_a_stop_during_the_first_imports_is_heard(tmp_path: Path, killed: list[Pod]) -> None:
+def test_a_stop_during_the_first_imports_is_obeyed(tmp_path: Path, killed: list[Pod]) -> None:
     (tmp_path / "sitecustomize.py").write_text(SITE)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     pod = start(tmp_path, "127.255.98.4", {"PYTHONPATH": path}, role="prepare")
@@ -68,7 +67,9 @@ def test_a_stop_during_the_first_imports_is_heard(tmp_path: Path, killed: list[P
     assert pod.result.message.startswith("prepare was stopped; nothing is lost")
 
 
-def test_a_stop_while_the_master_has_no_address_is_heard(tmp_path: Path, killed: list[Pod]) -> None:
+def test_a_stop_while_the_master_has_no_address_is_obeyed(
+    tmp_path: Path, killed: list[Pod]
+) -> None:
     pod = start(tmp_path, "127.255.98.5", {"PET_NODE_RANK": "1"}, role="worker", attempt=1)
     killed.append(pod)
     deadline = time.monotonic() + 60
@@ -77,7 +78,7 @@ def test_a_stop_while_the_master_has_no_address_is_heard(tmp_path: Path, killed:
         time.sleep(0.05)
     pod.process.send_signal(signal.SIGTERM)
     assert pod.wait(20) == 75
-    assert pod.result.message == "stopped while looking for nobody.invalid; nothing is lost"
+    assert pod.result.message == "stopped while looking up missing.invalid; nothing is lost"
 
 
 def test_a_supervisor_that_fails_leaves_a_result(tmp_path: Path, killed: list[Pod]) -> None:
@@ -94,30 +95,3 @@ def test_a_supervisor_that_fails_leaves_a_result(tmp_path: Path, killed: list[Po
     assert (result.outcome, result.reason) == ("Failed", "Crashed")
     assert "the supervisor failed: ValidationError" in result.message
     assert "Traceback" in pod.log.read_text()
-
-
-QUOTAS = {
-    "version 2": ({"cpu.max": "200000 100000\n"}, 2),
-    "version 2, part of a core": ({"cpu.max": "50000 100000\n"}, 1),
-    "version 2, no limit": ({"cpu.max": "max 100000\n"}, 8),
-    "version 1": (
-        {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"},
-        3,
-    ),
-    "version 1, no limit": (
-        {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
-        8,
-    ),
-    "no cgroup": ({}, 8),
-}
-
-
-@pytest.mark.parametrize(("files", "expected"), QUOTAS.values(), ids=QUOTAS.keys())
-def test_usable_processors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert machine.usable_cpus(tmp_path) == expected

@@ -1,4 +1,4 @@
-"""The stop token of real chat templates, those that the package trl ships."""
+"""The stop token of real chat templates, from the package trl."""
 
 from importlib import resources
 from typing import Any
@@ -8,8 +8,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune_trainer.data.stop_token import end_of_turn, first
 
-# Family -> template, what its tokenizer calls begin and end, other special tokens, the answer.
-IN_PARTS = ("Mistral", "SmolVLM")  # their templates want contents as lists of parts
+IN_PARTS = ("Mistral", "SmolVLM")  # their templates expect contents as lists of parts
+# Family -> template, bos, eos, other special tokens, expected stop token.
 FAMILIES = {
     "Llama 3": (
         "llama3_1.jinja",
@@ -26,7 +26,7 @@ FAMILIES = {
         "<|im_end|>",
     ),
     "Qwen 3": ("qwen3.jinja", "", "<|endoftext|>", ["<|im_start|>", "<|im_end|>"], "<|im_end|>"),
-    # LLaVA-NeXT is a Mistral with eyes.
+    # LLaVA-NeXT is based on Mistral.
     "Mistral": ("llava_next.jinja", "<s>", "</s>", ["[INST]", "[/INST]"], "</s>"),
     "SmolVLM": (
         "smolvlm.jinja",
@@ -56,7 +56,7 @@ FAMILIES = {
         ["<｜User｜>", "<｜Assistant｜>"],
         "<｜end▁of▁sentence｜>",
     ),
-    # Ends no turn: the next one begins.
+    # Does not end turns: the token is the one that begins the next turn.
     "GLM 4": (
         "glm4moe.jinja",
         "",
@@ -64,7 +64,7 @@ FAMILIES = {
         ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"],
         "<|user|>",
     ),
-    # Another token ends the conversation than ends its earlier turns.
+    # The token that ends the conversation differs from the one that ends earlier turns.
     "gpt-oss": (
         "gptoss.jinja",
         "<|startoftext|>",
@@ -92,21 +92,21 @@ def test_the_stop_token_of_a_family_is_found(family: str) -> None:
     assert end_of_turn(render, [t for t in (bos, eos, *special) if t]) == expected
 
 
-def test_a_template_without_special_tokens_has_none() -> None:
+def test_a_template_without_special_tokens_has_no_stop_token() -> None:
     def render(messages: list[dict[str, str]]) -> str:
         return "".join(f"{m['role'].upper()}: {m['content']}\n" for m in messages)
 
     assert end_of_turn(render, ["</s>", "<|user|>"]) is None
 
 
-def test_a_template_that_refuses_conversations_has_none() -> None:
+def test_a_template_that_refuses_conversations_has_no_stop_token() -> None:
     def render(messages: list[dict[str, str]]) -> str:
         raise ValueError("only one message")
 
     assert end_of_turn(render, ["</s>"]) is None
 
 
-def test_of_two_tokens_at_one_place_the_longer_one_is_meant() -> None:
+def test_the_longest_token_at_a_position_is_found() -> None:
     assert first("\n<|end|><|user|>", ["<|user|>", "<|end|>"]) == "<|end|>"
     assert first("</s></s>", ["</s>", "</s></s>"]) == "</s></s>"
     assert first("no token", ["</s>"]) is None

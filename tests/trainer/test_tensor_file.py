@@ -1,4 +1,4 @@
-"""Our writer, read by the library."""
+"""Files of our writer in the safetensors library, and files of the library in our reader."""
 
 import hashlib
 from pathlib import Path
@@ -11,12 +11,14 @@ from safetensors.torch import save_file
 from finetune_trainer.run_dir import digest, tensor_file
 
 
-def test_the_library_reads_what_we_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_reads_the_files_of_our_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tensor_file, "_CHUNK", 100)
     monkeypatch.setattr(tensor_file, "_SYNC_EVERY", 250)
     whole = torch.randn(50, 7)
     tensors = {
-        "a@0|master": whole.flatten()[3:90],  # a view into something larger
+        "a@0|master": whole.flatten()[3:90],  # a view of a larger tensor
         "b": whole.to(torch.bfloat16),
         "c": whole.T,  # not contiguous
         "none": torch.empty(0),
@@ -35,7 +37,7 @@ def test_the_library_reads_what_we_write(tmp_path: Path, monkeypatch: pytest.Mon
         assert torch.equal(reader.get_slice("a@0|master")[2:5], tensors["a@0|master"][2:5])
 
 
-def test_slices_are_read_from_what_anybody_wrote(tmp_path: Path) -> None:
+def test_slices_are_read_from_files_of_the_library(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(7, 5), "b": torch.randn(11).to(torch.bfloat16)}
     save_file(tensors, tmp_path / "x", {"adamStep": "4"})
     reader = tensor_file.TensorFile(tmp_path / "x")
@@ -61,18 +63,18 @@ def test_a_file_that_is_cut_short_is_an_error_and_not_zeros(tmp_path: Path) -> N
         reader.read("a", 80, 100)
 
 
-def test_pieces_make_the_same_file(tmp_path: Path) -> None:
+def test_pieces_and_complete_tensors_give_the_same_file(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(30, 4), "b": torch.randn(9)}
-    whole = tensor_file.write(tmp_path / "whole", tensors, {"format": "pt"}, lambda: None)
+    expected = tensor_file.write(tmp_path / "complete", tensors, {"format": "pt"}, lambda: None)
     entries = [tensor_file.Entry(n, tuple(t.shape), t.dtype) for n, t in tensors.items()]
     pieces = (part for t in tensors.values() for part in t.flatten().split(7))
     found = tensor_file.write_pieces(
         tmp_path / "pieces", entries, pieces, {"format": "pt"}, lambda: None, hashlib.sha256()
     )
     data = (tmp_path / "pieces").read_bytes()
-    assert data == (tmp_path / "whole").read_bytes()
+    assert data == (tmp_path / "complete").read_bytes()
     assert found == hashlib.sha256(data).hexdigest()
-    assert whole == digest.of_file(tmp_path / "pieces")
+    assert expected == digest.of_file(tmp_path / "pieces")
 
 
 def test_too_few_pieces_are_an_error(tmp_path: Path) -> None:

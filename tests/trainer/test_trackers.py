@@ -1,4 +1,4 @@
-"""Curves of real runs, read by the real readers: one run a job, over interrupted attempts."""
+"""The curves of real, interrupted jobs in real trackers: one run for each job."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def lines(job: gang.Job, epoch: int) -> list[dict[str, Any]]:
 
 
 def losses(job: gang.Job) -> dict[int, float]:
-    """Step -> training loss, as the newest attempt that made it wrote it down."""
+    """Return the training loss of each step, as the newest log records it."""
     paths = weights.paths_of(job)
     found = {step: run_log.train_loss(paths, step) for step in ALL_STEPS}
     return {step: loss for step, loss in found.items() if loss is not None}
@@ -47,7 +47,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command += ["--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/runs.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
-    # Its jobs are evaluations of language models, by seven more processes.
+    # MLflow would otherwise start seven processes for evaluations of language models.
     env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
@@ -73,7 +73,7 @@ def _answers(url: str) -> bool:
 
 
 class MLflow:
-    """What the server's own interface says."""
+    """A client of the REST API of MLflow."""
 
     def __init__(self, url: str) -> None:
         self._url = f"{url}/api/2.0/mlflow/"
@@ -83,7 +83,7 @@ class MLflow:
             name = urllib.parse.quote(experiment)
             found = self._ask(f"experiments/get-by-name?experiment_name={name}")["experiment"]
         except urllib.error.HTTPError:
-            return []  # nobody has made it yet
+            return []  # no attempt has created it yet
         runs: list[dict[str, Any]] = self._ask(
             "runs/search", experiment_ids=[found["experiment_id"]]
         ).get("runs", [])
@@ -107,9 +107,10 @@ class MLflow:
 
 @pytest.fixture(scope="module")
 def tracked(make_job: MakeJob, mlflow_server: str) -> Iterator[gang.Job]:
-    """A job with all trackers in two attempts; the first is killed after its first checkpoint.
+    """Run a job with all trackers in two attempts. The first is killed after a checkpoint.
 
-    It is held still until MLflow has that step, and leaves at least one that is made again.
+    Rank 0 is stopped until MLflow has received a step after that checkpoint, so that the second
+    attempt repeats at least one step.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
@@ -126,7 +127,7 @@ def tracked(make_job: MakeJob, mlflow_server: str) -> Iterator[gang.Job]:
 
         job.start(plan)
         job.wait_for_text("saved a checkpoint of step 4")
-        os.kill(job.pods[1].ranks[0], signal.SIGSTOP)  # rank 0 waits for it, its threads go on
+        os.kill(job.pods[1].ranks[0], signal.SIGSTOP)  # rank 0 waits, but its tracker threads go on
         wait_for("MLflow has the first steps", arrived, 180)
         for pod in job.pods:
             pod.process.kill()
@@ -135,8 +136,8 @@ def tracked(make_job: MakeJob, mlflow_server: str) -> Iterator[gang.Job]:
         job.start(plan, highest_step=reached)
         assert job.wait() == [0, 0], job.log
         assert "resumed from checkpoint step-" in job.log
-        assert "training goes on" not in job.log  # no tracker had any trouble
-        assert mlflow_server not in job.log  # the address may hold a password
+        assert "training goes on" not in job.log  # no tracker had a problem
+        assert mlflow_server not in job.log  # the address can contain a password
         yield job
 
 
@@ -148,7 +149,7 @@ def test_tensorboard_reads_one_curve_over_two_attempts(tracked: gang.Job) -> Non
     reader = EventAccumulator(str(folder))
     reader.Reload()
     train = reader.Scalars("train/loss")
-    assert [event.step for event in train] == ALL_STEPS  # no step twice, no zigzag
+    assert [event.step for event in train] == ALL_STEPS  # no step twice
     assert [event.value for event in train] == pytest.approx(list(losses(tracked).values()))
     assert {"train/learningRate", "train/gradNorm", "train/tokensPerSecond"} <= set(
         reader.Tags()["scalars"]
@@ -196,7 +197,7 @@ def test_mlflow_holds_one_run_over_two_attempts(tracked: gang.Job, mlflow_server
     assert sorted(server.history(run, "validation/loss")) == EVALUATED
 
 
-def test_weights_and_biases_leaves_its_runs_on_storage_under_one_id(tracked: gang.Job) -> None:
+def test_weights_and_biases_stores_its_offline_runs_under_one_id(tracked: gang.Job) -> None:
     folders = sorted((tracked.storage / "wandb").glob("offline-run-*"))
     assert folders
     for folder in folders:
@@ -204,10 +205,10 @@ def test_weights_and_biases_leaves_its_runs_on_storage_under_one_id(tracked: gan
     assert (folders[-1] / "run-uid-1.wandb").stat().st_size > 1000
 
 
-def test_trackers_that_cannot_be_used_neither_stall_nor_fail_the_job(
+def test_trackers_that_cannot_be_used_neither_delay_nor_fail_the_job(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One has no key, one asks a server that never answers, one's folder is no folder."""
+    """One has no key, one calls a server that never answers, one finds a file in its place."""
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     job = make_job()
@@ -217,29 +218,30 @@ def test_trackers_that_cannot_be_used_neither_stall_nor_fail_the_job(
         (job.storage / name).write_text("in the way")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
-        silent.listen(16)  # connections are accepted by the kernel, and nobody reads
+        silent.listen(16)  # the kernel accepts connections, but no process reads from them
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         job.start(gang.make_plan())
         assert job.wait() == [0, 0], job.log
-    for said in (
+    for message in (
         "tracker WandB is not used in this attempt: TrackerError (WANDB_API_KEY is not set; ",
-        "tracker MLflow does not come to an end; its last points are lost; training goes on",
+        "tracker MLflow did not finish in time; its last points are lost; training goes on",
         "tracker TensorBoard is not used in this attempt: ",
         "the log of steps is not used in this attempt: ",
     ):
-        assert job.log.count(said) == 1
+        assert job.log.count(message) == 1
     assert "Traceback" not in job.log
     assert (
         "| training, at this step | not measured |" in (job.storage / "final/README.md").read_text()
     )
 
 
-def test_a_tracker_without_an_address_says_where_to_put_it(
+def test_a_tracker_without_an_address_reports_where_to_set_it(
     prepared_claim: gang.Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     values = prepared_claim.config | {"role": "worker", "mounts": {"w": str(prepared_claim.claim)}}
     config = RunConfig.model_validate(values | {"tracking": [{"type": "MLflow"}]})
-    (sink,) = trackers.of(config, RunPaths.of(config))
+    run = trackers.TrackedRun.of(config)
+    (sink,) = trackers.of(config.tracking, run, RunPaths.of(config).storage)
     with pytest.raises(trackers.TrackerError, match="put it into the Secret that secretRef names"):
         sink.start(1)

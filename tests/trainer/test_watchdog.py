@@ -1,19 +1,19 @@
-"""When the supervisor gives up on its children: a table of moments."""
+"""When the supervisor kills its children: a table of situations."""
 
 import time
-from pathlib import Path
 
 import pytest
 
-from finetune_api.run import RunConfig
 from finetune_trainer.pod import watchdog
 from finetune_trainer.pod.state import PodState
-from tests.trainer.gang import make_job
+from finetune_trainer.pod.watchdog import Limits
 
-# stage, seconds since SIGTERM (None: never), seconds since something moved -> exit code, words
-MOMENTS: dict[str, tuple[str, float | None, float, int | None, str]] = {
+LIMITS = Limits(progress_deadline=1800, grace_period=300)
+
+# stage, seconds since SIGTERM (None: never), seconds without activity -> exit code, message
+SITUATIONS: dict[str, tuple[str, float | None, float, int | None, str]] = {
     "training": ("Training", None, 500, None, ""),
-    "nothing moves": ("Training", None, 1801, 89, "progressDeadlineSeconds is 1800"),
+    "no activity": ("Training", None, 1801, 89, "progressDeadlineSeconds is 1800"),
     "a step after SIGTERM": ("Training", 100, 19, None, ""),
     "no step after SIGTERM": ("Training", 125, 130, 88, "no step was finished after SIGTERM"),
     "no batch after SIGTERM": ("Evaluating", 130, 200, 88, "no step was finished after SIGTERM"),
@@ -26,33 +26,32 @@ MOMENTS: dict[str, tuple[str, float | None, float, int | None, str]] = {
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> PodState:
-    config = make_job(tmp_path).config | {"role": "worker", "attempt": 1, "mounts": {}}
-    return PodState(RunConfig.model_validate(config), 0)
+def state() -> PodState:
+    return PodState("uid-1", attempt=1, role="worker", worker_index=0)
 
 
 @pytest.mark.parametrize(
-    ("stage", "stopped", "quiet", "code", "words"), MOMENTS.values(), ids=MOMENTS.keys()
+    ("stage", "stopped", "idle", "code", "message"), SITUATIONS.values(), ids=SITUATIONS.keys()
 )
-def test_verdicts(
-    state: PodState, stage: str, stopped: float | None, quiet: float, code: int | None, words: str
+def test_children_that_cannot_finish_are_killed(
+    state: PodState, stage: str, stopped: float | None, idle: float, code: int | None, message: str
 ) -> None:
     now = time.monotonic()
-    state.hear("rank 0", 0, {"activity": 1, "stage": stage})
-    state.moved_at = now - quiet
-    found = watchdog.verdict(state, None if stopped is None else now - stopped, now)
+    state.process("rank 0", 0, {"activity": 1, "stage": stage})
+    state.active_at = now - idle
+    found = watchdog.verdict(state, LIMITS, None if stopped is None else now - stopped, now)
     assert (found.code if found else None) == code
     if found:
-        assert words in found.message
+        assert message in found.message
 
 
-def test_a_preparation_that_is_stopped_ends_by_itself(state: PodState) -> None:
-    state.config = state.config.replace(role="prepare")
-    state.hear("prepare", None, {"activity": 1, "stage": "PreparingData"})
+def test_a_prepare_pod_that_was_stopped_is_not_killed(state: PodState) -> None:
+    state.role = "prepare"
+    state.process("prepare", None, {"activity": 1, "stage": "PreparingData"})
     now = time.monotonic()
-    assert watchdog.verdict(state, now - 290, now + 200) is None
+    assert watchdog.verdict(state, LIMITS, now - 290, now + 200) is None
 
 
-@pytest.mark.parametrize(("code", "ours"), [(137, True), (88, True), (87, False), (86, False)])
-def test_our_verdict_explains_what_it_caused_and_nothing_else(code: int, ours: bool) -> None:
-    assert watchdog.overrides(code) is ours
+@pytest.mark.parametrize(("code", "overrides"), [(137, True), (88, True), (87, False), (86, False)])
+def test_a_verdict_overrides_only_exit_codes_that_it_caused(code: int, overrides: bool) -> None:
+    assert watchdog.overrides(code) is overrides

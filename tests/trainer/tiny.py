@@ -1,4 +1,4 @@
-"""A tiny but real chat model and data for tests: 0.1 M parameters, made in a second."""
+"""A tiny but real chat model and data for tests: 0.1 M parameters, created in a second."""
 
 import json
 import random
@@ -20,15 +20,15 @@ TEXT = (
     "the cat sat on a warm mat while rain fell over green hills and small boats came home late "
     "with silver fish for every hungry child in our old town near that quiet river"
 )
-WORDS = TEXT.split()
+VOCABULARY = TEXT.split()
 
 
 def make_messages(count: int, seed: int = 0) -> list[dict]:
-    """Conversations of one to three exchanges."""
+    """Return random conversations of one to three exchanges."""
     generator = random.Random(seed)
 
     def sentence() -> str:
-        return " ".join(generator.choices(WORDS, k=generator.randint(3, 9)))
+        return " ".join(generator.choices(VOCABULARY, k=generator.randint(3, 9)))
 
     rows = []
     for _ in range(count):
@@ -41,7 +41,7 @@ def make_messages(count: int, seed: int = 0) -> list[dict]:
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
-    """One JSON a line."""
+    """Write rows as JSON Lines and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -55,7 +55,7 @@ def make_tokenizer(
     bos: str | None = "<|im_start|>",
     eos: str = "<|im_end|>",
 ):
-    """Byte-level BPE of 400 tokens, trained on the words above."""
+    """Return a byte-level BPE tokenizer of 400 tokens, trained on a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -77,7 +77,7 @@ def make_tokenizer(
 def make_model(
     folder: Path, *, tied: bool = True, template: str = TEMPLATE, dtype: str = "bfloat16"
 ) -> Path:
-    """A Llama with 2 layers of 64, written as a Hugging Face folder."""
+    """Write a Llama with 2 layers of width 64 as a Hugging Face folder and return the folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

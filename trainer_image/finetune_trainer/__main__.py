@@ -1,23 +1,25 @@
-"""`python -m finetune_trainer`: the command of every pod of a job."""
+"""The command of every pod of a job: `python -m finetune_trainer` runs the supervisor."""
 
 from finetune_trainer.common.stop_signal import StopSignal
 
-stop = StopSignal()  # before the imports below: they take a while, and a stop may come meanwhile
+# Before the imports below, because they take a while and SIGTERM can arrive meanwhile.
+stop = StopSignal()
 
 import logging  # noqa: E402
 import sys  # noqa: E402
 
-from finetune_trainer.pod.supervisor import Supervisor  # noqa: E402
+from finetune_trainer.pod import supervisor  # noqa: E402
 
 _HELP = """finetune_trainer: the supervisor of a trainer pod.
 
-It takes --help, --version and no other argument: the operator describes the run in the environment
-(FINETUNE_RUN, PET_*), see docs/run-contract.md. Started by hand it says what is missing.
+The only arguments are --help and --version. The operator describes the run in environment
+variables (FINETUNE_RUN, PET_*), see docs/run-contract.md. Without them, this program reports which
+one is missing.
 """
 
 
 def main() -> int:
-    """Run; the exit code is that of docs/exit-codes.md."""
+    """Run the supervisor and return the exit code of the pod (finetune_api.exit_codes)."""
     if sys.argv[1:] == ["--version"]:
         from importlib.metadata import version
 
@@ -27,7 +29,7 @@ def main() -> int:
         print(_HELP)
         return 0 if sys.argv[1] in ("-h", "--help") else 64
     logging.basicConfig(level=logging.INFO, format="%(asctime)s [supervisor] %(message)s")
-    return Supervisor(stop).run()
+    return supervisor.run(stop)
 
 
 if __name__ == "__main__":

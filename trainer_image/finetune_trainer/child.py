@@ -1,7 +1,8 @@
-"""Work without a process group in a child of the supervisor: `python -m finetune_trainer.child`.
+"""Work of the supervisor's child processes that needs no process group.
 
-prepare                          the prepare pod's work
-export EPOCH STEP                the finished model of a run that ended with this step
+`python -m finetune_trainer.child prepare` does the work of the prepare pod.
+`python -m finetune_trainer.child export EPOCH STEP` exports the model of a run that ended at STEP,
+on behalf of the gang that holds the fence epoch EPOCH.
 """
 
 import logging
@@ -12,21 +13,21 @@ from typing import NoReturn
 
 from finetune_api.run import RunConfig
 from finetune_trainer.common import garbage_collection
-from finetune_trainer.common.channel import ChannelReporter
 from finetune_trainer.common.environment import run_config
 from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.reporter import ChannelReporter
 from finetune_trainer.run_dir.paths import RunPaths
 
-_STOPPED = 128 + signal.SIGTERM
+_TERMINATED = 128 + signal.SIGTERM
 
 
 def main() -> int:
-    """Do the work, tell the result, return the exit code."""
-    garbage_collection.seldom()
+    """Do the work that the arguments name, report its result and return the exit code."""
+    garbage_collection.collect_rarely()
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s [{sys.argv[1]}] %(message)s", stream=sys.stderr
     )
-    stop = _Stop()
+    termination = _Termination()
     report = ChannelReporter.from_environment()
     try:
         config = run_config()
@@ -40,27 +41,27 @@ def main() -> int:
         report.error(error)
         return int(error.code)
     except Exception:
-        if stop.asked:
-            return _STOPPED
+        if termination.requested:
+            return _TERMINATED
         traceback.print_exc()
         return 1
     return 0
 
 
-class _Stop:
-    """As the default action of SIGTERM ends a process, except that it may clean up behind itself.
+class _Termination:
+    """Ends the process on SIGTERM with the usual exit code, after `finally` blocks have run.
 
-    What it raises may arrive as another exception: modules written in C swallow it while they are
-    imported.
+    The handler's SystemExit can surface as another exception, because modules written in C replace
+    it while they are imported. `requested` distinguishes that case from a real failure.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._hear)
+        self.requested = False
+        signal.signal(signal.SIGTERM, self._handle)
 
-    def _hear(self, *_: object) -> NoReturn:
-        self.asked = True
-        raise SystemExit(_STOPPED)
+    def _handle(self, *_: object) -> NoReturn:
+        self.requested = True
+        raise SystemExit(_TERMINATED)
 
 
 def _export(config: RunConfig, epoch: int, step: int, report: ChannelReporter) -> None:

@@ -1,4 +1,6 @@
-"""What every part of the trainer uses: errors, progress reporting, environment, machine, signals.
+"""What all parts of the trainer use.
 
-Imports nothing else of this package and no torch.
+This package holds errors, reporting to the supervisor, the pod's environment, the machine, signals,
+the division of the grace period, and control of garbage collection. Imports no other package of the
+trainer and no torch.
 """

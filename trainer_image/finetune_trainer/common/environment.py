@@ -1,4 +1,4 @@
-"""What the operator put into the environment of a pod."""
+"""The environment variables that the operator sets in a pod."""
 
 import os
 from dataclasses import dataclass
@@ -13,22 +13,25 @@ from finetune_trainer.common.errors import TrainerError
 
 @dataclass(frozen=True)
 class Gang:
-    """Place of this pod, in torchrun's names."""
+    """The position of this pod in its gang, as torchrun's variables describe it."""
 
     nodes: int
     node_rank: int
-    processes: int
+    processes: int  # ranks in each pod
     master_address: str
     master_port: int
 
     @property
     def world_size(self) -> int:
-        """Ranks in all."""
+        """The number of ranks in the gang."""
         return self.nodes * self.processes
 
 
 def run_config() -> RunConfig:
-    """FINETUNE_RUN; TrainerError 64 when it is absent or not what this version reads."""
+    """Return the run configuration in FINETUNE_RUN.
+
+    Raises TrainerError 64 if the variable is not set or this version cannot read it.
+    """
     text = os.environ.get(ENV_RUN)
     if text is None:
         raise TrainerError(
@@ -46,7 +49,7 @@ def run_config() -> RunConfig:
 
 
 def gang() -> Gang:
-    """PET_*; TrainerError 64 names the one that is missing."""
+    """Return the position of this pod from PET_*. TrainerError 64 names a missing variable."""
     try:
         return Gang(
             nodes=int(os.environ["PET_NNODES"]),
@@ -60,7 +63,7 @@ def gang() -> Gang:
 
 
 def pod_ip() -> str:
-    """Own address; everything that listens binds this one. TrainerError 64 when it is absent."""
+    """Return the pod's own address, which every listener binds. Raises TrainerError 64."""
     address = os.environ.get(ENV_POD_IP)
     if not address:
         raise TrainerError(ExitCode.BAD_CONFIGURATION, f"environment: {ENV_POD_IP} is not set")

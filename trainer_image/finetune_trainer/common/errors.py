@@ -1,12 +1,14 @@
-"""The one exception that ends a trainer process in a planned way."""
+"""The exception that ends a trainer process in a planned way, and errors of unreadable inputs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode, meaning
 
 
 class TrainerError(Exception):
-    """An end that somebody can act on: exit code, reason and a message for people.
+    """A planned end of a process: an exit code, a reason and a message for users.
 
     The message names the file or field, what was found, what is allowed and what to do.
     """
@@ -18,5 +20,29 @@ class TrainerError(Exception):
         self.message = message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors cross process borders."""
+        """Return how to rebuild the error in another process."""
         return type(self), (self.code, self.message, self.reason)
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Translate an OSError into a TrainerError: 77 if rights are missing, 66 otherwise.
+
+    `name` is the name of the input in messages, for example its pvc:// address.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise TrainerError(
+            ExitCode.NOT_PERMITTED,
+            f"{name}: no permission to read {error.filename or 'it'}; make it readable for "
+            "all users (chmod -R a+rX), or let the pod's group own the volume "
+            "(template.spec.securityContext.fsGroup)",
+        ) from error
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise TrainerError(
+            ExitCode.INPUT_MISSING,
+            f"{name}: cannot be read{where}: {error.strerror or error}; check the volume, or copy "
+            "the files again",
+        ) from error

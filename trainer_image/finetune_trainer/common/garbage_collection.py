@@ -1,32 +1,33 @@
-"""Python's collector of cyclic garbage, at moments that all ranks share.
+"""Control of Python's collector of cyclic garbage.
 
-Left to itself it walks over the million objects of torch, transformers and DeepSpeed again and
-again: a fifth of the CPU time of a start, and later a pause at another moment in each rank, for
-which all the others wait. Method: torchtitan's GarbageCollection.
+By default the collector scans the million objects of torch, transformers and DeepSpeed again and
+again. That costs a fifth of the CPU time of a start. Later it pauses each rank at a different
+moment, and all other ranks wait for it. Here all ranks collect after the same steps.
+Method: torchtitan's GarbageCollection.
 """
 
 import gc
 
-_STEPS = 50
+_INTERVAL = 50  # steps
 
 
 def hold() -> None:
-    """Collect nothing until told."""
+    """Disable automatic collections."""
     gc.disable()
 
 
-def seldom() -> None:
-    """For processes that work alone."""
+def collect_rarely() -> None:
+    """Make automatic collections rare. For processes that no other process waits for."""
     gc.set_threshold(50_000)
 
 
-def settle() -> None:
-    """What exists now stays to the end, and is never walked over again."""
+def freeze() -> None:
+    """Exclude all objects that exist now from later collections."""
     gc.collect()
     gc.freeze()
 
 
 def after(step: int) -> None:
-    """Collect after every 50th step."""
-    if step % _STEPS == 0:
+    """Collect if `step` is a multiple of 50."""
+    if step % _INTERVAL == 0:
         gc.collect()

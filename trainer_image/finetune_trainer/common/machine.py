@@ -1,4 +1,4 @@
-"""What this container may use of its machine: processors, memory and GPUs, found without torch ."""
+"""What this container may use of its machine: processors, memory and GPUs, found without torch."""
 
 import os
 from pathlib import Path

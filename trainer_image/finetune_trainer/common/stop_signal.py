@@ -1,7 +1,8 @@
-"""SIGTERM, remembered from the first moment on.
+"""A record of SIGTERM, from the first moment of a process.
 
-Process 1 of a container ignores signals that it has no handler for, and any other process dies of
-them without a result: so this imports next to nothing and is installed before everything else.
+Process 1 of a container ignores signals without a handler, and any other process is ended by them
+without a result. Therefore this module imports next to nothing and is used before all other
+imports.
 """
 
 import signal
@@ -9,24 +10,28 @@ import time
 
 
 class StopSignal:
-    """Whether and when this process was asked to stop; a second SIGTERM changes nothing."""
+    """Records when this process was first asked to stop. Later SIGTERMs change nothing."""
 
     def __init__(self) -> None:
         self.at: float | None = None
-        signal.signal(signal.SIGTERM, self._hear)
+        """time.monotonic() of the first SIGTERM, or None."""
+        signal.signal(signal.SIGTERM, self._handle)
 
     def is_set(self) -> bool:
-        """It was."""
+        """Return whether this process was asked to stop."""
         return self.at is not None
 
     def set(self) -> None:
-        """As if SIGTERM had come."""
-        self._hear()
+        """Act as if SIGTERM had arrived."""
+        self._handle()
 
     def remaining(self, grace: float) -> float | None:
-        """Seconds until the pod is killed, given its grace period; None when nobody asked."""
+        """Return the seconds until the pod is killed, or None without a request to stop.
+
+        `grace` is the pod's termination grace period in seconds.
+        """
         return None if self.at is None else grace - (time.monotonic() - self.at)
 
-    def _hear(self, *_: object) -> None:
+    def _handle(self, *_: object) -> None:
         if self.at is None:
             self.at = time.monotonic()

@@ -1,4 +1,4 @@
-"""Text to tokens with true character positions: the tokenizer, batched, and nothing around it."""
+"""Text to tokens with exact character positions: a tokenizer's model, without post-processing."""
 
 import os
 from collections.abc import Sequence
@@ -14,14 +14,18 @@ _PROBE = "a"
 
 
 class Encoded:
-    """Tokens of one text, and which characters each stands for."""
+    """The tokens of one text and the characters that each of them covers."""
 
     def __init__(self, encoding: Any) -> None:
         self._encoding = encoding
         self.tokens: NDArray[np.uint32] = np.asarray(encoding.ids, dtype=np.uint32)
 
     def first_at(self, character: int, end: int) -> int:
-        """The token that holds a character; the next one's, up to `end`, when it became none."""
+        """Return the index of the token that holds a character.
+
+        A character may produce no token. Then this is the token of the next character before `end`
+        that has one, or the number of tokens.
+        """
         for place in range(character, end):
             token = self._encoding.char_to_token(place)
             if token is not None:
@@ -29,14 +33,14 @@ class Encoded:
         return len(self.tokens)
 
     def mask(self, spans: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
-        """1 for tokens with a character in a span [begin, end)."""
+        """Return 1 for every token with a character in a span [begin, end), else 0."""
         mask = np.zeros(len(self.tokens), dtype=np.uint8)
         for begin, end in spans:
-            mask[self.first_at(begin, end) : self._behind(end)] = 1
+            mask[self.first_at(begin, end) : self._after_last(end)] = 1
         return mask
 
-    def _behind(self, end: int) -> int:
-        """The token after the last one that holds a part of the character before `end`.
+    def _after_last(self, end: int) -> int:
+        """Return the index after the last token of the character before `end`.
 
         A byte-level tokenizer makes several tokens of one character, and all of them have its
         position.
@@ -51,10 +55,10 @@ class Encoded:
 
 
 class Encoder:
-    """A tokenizer's own model, without post-processing: batches of texts in, positions kept.
+    """A tokenizer's model without its post-processor: takes batches of texts, keeps positions.
 
-    Post-processors move positions (byte-level ones trim spaces, so that indentation would belong to
-    nobody) and add special tokens; those are found once and kept as `prefix` and `suffix`.
+    Post-processors change positions (byte-level ones trim spaces, so that indentation would belong
+    to no token) and add special tokens. Those are determined once, as `prefix` and `suffix`.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -63,14 +67,14 @@ class Encoder:
                 ExitCode.BAD_CONFIGURATION,
                 "the model's tokenizer has no tokenizer.json; convert it to the fast format",
             )
-        # Threads of the tokenizer beside processes of ours would fight for the same cores.
+        # Threads of the tokenizer would compete with our own processes for the same cores.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         bare = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
-        whole = tokenizer(_PROBE)["input_ids"]
-        starts = range(len(whole) - len(bare) + 1)
-        at = next(i for i in starts if whole[i : i + len(bare)] == bare)
-        self.prefix: list[int] = whole[:at]
-        self.suffix: list[int] = whole[at + len(bare) :]
+        complete = tokenizer(_PROBE)["input_ids"]
+        starts = range(len(complete) - len(bare) + 1)
+        at = next(i for i in starts if complete[i : i + len(bare)] == bare)
+        self.prefix: list[int] = complete[:at]
+        self.suffix: list[int] = complete[at + len(bare) :]
         self._model = type(tokenizer.backend_tokenizer).from_str(
             tokenizer.backend_tokenizer.to_str()
         )
@@ -79,6 +83,6 @@ class Encoder:
         self._model.post_processor = None
 
     def encode(self, texts: list[str]) -> list[Encoded]:
-        """Tokens of each text, no special ones added."""
+        """Return the tokens of each text, without special tokens."""
         encodings = self._model.encode_batch(texts, add_special_tokens=False)
         return [Encoded(encoding) for encoding in encodings]

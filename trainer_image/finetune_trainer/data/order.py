@@ -1,4 +1,4 @@
-"""Which row comes when (pure): one endless sequence, the same for every world size."""
+"""The order of rows in training (pure): one endless sequence, the same for every world size."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,10 +11,11 @@ from finetune_api import mixture
 
 @dataclass(frozen=True)
 class Sequence:
-    """The endless sequence of rows of one run: epoch after epoch, each in an order of its own.
+    """The endless sequence of rows of one run: epoch after epoch, each in another order.
 
-    `rows` are those of each source, which lie one source after another; `weights` the sources'
-    shares, empty where every row comes once an epoch.
+    `rows` is the number of rows of each source; the rows of a source are stored together, in the
+    order of the sources. `weights` are the shares of the sources, empty if every row comes once per
+    epoch.
     """
 
     rows: tuple[int, ...]
@@ -22,17 +23,17 @@ class Sequence:
     weights: tuple[float, ...] = ()
 
     @property
-    def epoch(self) -> int:
-        """Rows of an epoch."""
+    def rows_per_epoch(self) -> int:
+        """Number of rows in one epoch."""
         return sum(_counts(self))
 
     def at(self, position: int) -> int:
-        """The row at a position."""
-        epoch, place = divmod(position, self.epoch)
+        """Return the row at a position."""
+        epoch, place = divmod(position, self.rows_per_epoch)
         return int(_epoch(self, epoch)[place])
 
     def step(self, consumed: int, size: int, end: int | None = None) -> list[int]:
-        """Rows of the step after `consumed` rows; short only when the run ends at `end`."""
+        """Return the `size` rows that follow `consumed` rows, fewer if the run ends at `end`."""
         stop = consumed + size if end is None else min(consumed + size, end)
         return [self.at(position) for position in range(consumed, stop)]
 
@@ -44,10 +45,11 @@ def _counts(sequence: Sequence) -> list[int]:
 
 @lru_cache(maxsize=2)
 def _epoch(sequence: Sequence, epoch: int) -> NDArray[np.int64]:
-    """All rows of an epoch, in order: drawn from (seed, epoch) alone.
+    """Return all rows of an epoch in order, drawn from (seed, epoch) alone.
 
-    With weights a source's rows come in whole passes, each in an order of its own, and a part of
-    one more: every row at least once, and other ones again in each epoch.
+    With weights, the rows of a source come in complete passes, each in another order, and in a part
+    of one more pass. Every row comes at least once, and the rows of the last part differ from epoch
+    to epoch.
     """
     shuffled = np.random.Generator(np.random.PCG64([sequence.seed, epoch])).permutation
     if not sequence.weights:
@@ -64,9 +66,10 @@ def _epoch(sequence: Sequence, epoch: int) -> NDArray[np.int64]:
 
 
 def micro_batches(rows: list[int], rank: int, world: int, micro_batch: int) -> list[list[int]]:
-    """This rank's forward passes: as many on every rank, an empty one where rows ran out.
+    """Return the rows of each forward pass of a rank.
 
-    Row i of the step belongs to rank i mod world, so a short last batch is spread evenly.
+    Every rank has the same number of passes; passes without rows left are empty. Row i of the step
+    belongs to rank i mod `world`, so that a short last batch is spread evenly.
     """
     most = -(-len(rows) // world)
     count = -(-most // micro_batch)

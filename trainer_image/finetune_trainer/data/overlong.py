@@ -1,4 +1,4 @@
-"""Examples longer than a row: dropped, cut or split, and what to do when they are too many."""
+"""Examples that are longer than a packed row: whether they are dropped, truncated or split."""
 
 from typing import Literal
 
@@ -7,19 +7,19 @@ from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.render import Document
 
 Policy = Literal["Drop", "Truncate", "Split", "Fail"]
-_ROUND = 16  # tokens; bounds what is remembered of lengths
+_ROUND = 16  # tokens; bounds the number of different lengths that are counted
 
 
 def policy(wanted: str, is_text: bool, where: str) -> Policy:
-    """What dataset.overlong means for an example of this kind; TrainerError (64) where it cannot.
+    """Return what dataset.overlong means for an example; TrainerError (64) if it is not allowed.
 
-    A chat that is cut in two makes no sense, a document does.
+    Only a text can be split: half of a conversation has no meaning.
     """
     if wanted == "Split" and not is_text:
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
-            f"dataset.overlong Split fits documents (Text) only, and {where} is none; allowed are "
-            "Auto, Drop, Truncate, Fail",
+            f"dataset.overlong Split works only for documents (Text), which {where} is not; "
+            "allowed are Auto, Drop, Truncate, Fail",
         )
     if wanted == "Auto":
         return "Split" if is_text else "Drop"
@@ -33,31 +33,31 @@ def policy(wanted: str, is_text: bool, where: str) -> Policy:
 
 
 def pieces(document: Document, length: int, how: Policy) -> list[Document]:
-    """What is left of a document that is too long: parts of at most `length` tokens.
+    """Return the parts of an overlong document that are kept, each of at most `length` tokens.
 
-    The first token of a later part has no loss: what predicts it stands in the part before.
+    The first token of a later part has no loss, because its context is in the part before.
     """
     if how in ("Drop", "Fail"):
         return []
     size = len(document.tokens)
     starts = range(0, size, length) if how == "Split" else [0]
-    cut = []
+    kept = []
     for begin in starts:
         trained = document.trained[begin : begin + length].copy()
         trained[0] = 0
         if trained.any():
-            cut.append(Document(document.tokens[begin : begin + length], trained))
-    return cut
+            kept.append(Document(document.tokens[begin : begin + length], trained))
+    return kept
 
 
-def note(lengths: dict[int, int], length: int) -> None:
-    """One more example that was too long: how often each length came, rounded up."""
+def count_length(lengths: dict[int, int], length: int) -> None:
+    """Count one more overlong example in `lengths`: tokens (rounded up) -> number of examples."""
     rounded = -(-length // _ROUND) * _ROUND
     lengths[rounded] = lengths.get(rounded, 0) + 1
 
 
-def keeping(lengths: dict[int, int], share: float, seen: int) -> int:
-    """The sequenceLength with which this share of all examples would fit."""
+def length_that_keeps(lengths: dict[int, int], share: float, seen: int) -> int:
+    """Return the sequenceLength that this share of all `seen` examples would fit into."""
     left_out = sum(lengths.values())
     for length in sorted(lengths):
         left_out -= lengths[length]

@@ -1,4 +1,4 @@
-"""Filling rows with whole documents: first fit over a bounded number of open rows."""
+"""Packs documents into rows without cutting them: first fit over a bounded number of open rows."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,14 +7,14 @@ import numpy as np
 from finetune_trainer.data.render import Document
 from finetune_trainer.data.rows import Row
 
-_OPEN_ROWS = 256  # bounds memory; with chats, efficiency no longer grows beyond
+_OPEN_ROWS = 256  # bounds memory; with conversations, more open rows do not pack better
 
 
 def pack(documents: Iterable[Document], length: int, *, packing: bool) -> Iterator[Row]:
-    """Rows of at most `length` tokens; every document is in exactly one of them, whole.
+    """Yield rows of at most `length` tokens; every document is in exactly one of them, uncut.
 
-    Deterministic: the same documents in the same order give the same rows. A document longer than
-    `length` is the caller's error.
+    The same documents in the same order give the same rows. No document may be longer than
+    `length`. Without `packing`, every document is a row.
     """
     if not packing:
         for document in documents:

@@ -1,10 +1,12 @@
-"""What lies beside the rows in a prepared folder: summary, samples, chat template, stop token."""
+"""The files beside the rows in a prepared folder: summary, samples, chat template, stop token."""
 
+from collections.abc import Iterable
+from collections.abc import Sequence as Sources
 from pathlib import Path
 
 from finetune_api import mixture
 from finetune_api.progress import DataSummary
-from finetune_api.run import RunConfig
+from finetune_api.spec import TrainSource
 from finetune_trainer.data.order import Sequence
 
 CARD = "card.json"
@@ -13,32 +15,34 @@ TEMPLATE = "chat_template.jinja"
 STOP = "stop_token.json"
 
 
-def summary(folder: Path, config: RunConfig) -> DataSummary:
-    """The summary as this job sees it.
+def summary(folder: Path, sources: Sources[TrainSource]) -> DataSummary:
+    """Return the summary of prepared data with the addresses and weights of a job's sources.
 
-    The job that built the data may have the same files at other places, and other weights.
+    The job that built the data may have named the same files by other addresses and weights.
     """
     data = DataSummary.model_validate_json((folder / CARD).read_text())
-    sources = zip(config.dataset.train, data.sources, strict=True)
-    named = [found.replace(source=source.source) for source, found in sources]
+    named = [
+        found.replace(source=source.source)
+        for source, found in zip(sources, data.sources, strict=True)
+    ]
     rows = [source.rows for source in named]
-    weights = _weights(config) if all(rows) else ()  # refused by whoever prepares
+    weights = _weights(sources) if all(rows) else ()  # preparation refuses weights without rows
     counts = mixture.epoch_counts(rows, weights)
     return data.replace(sources=named, epoch_rows=sum(counts))
 
 
-def sequence(config: RunConfig, folder: Path) -> Sequence:
-    """The order in which this job trains on the rows."""
-    rows = tuple(source.rows for source in summary(folder, config).sources)
-    return Sequence(rows, config.training.seed, _weights(config))
+def sequence(folder: Path, sources: Sources[TrainSource], seed: int) -> Sequence:
+    """Return the order in which a job trains on the rows of its sources."""
+    rows = tuple(source.rows for source in summary(folder, sources).sources)
+    return Sequence(rows, seed, _weights(sources))
 
 
 def chat_template(folder: Path) -> str | None:
-    """The template that the data was made with, where it is not the tokenizer's own."""
+    """Return the chat template of the prepared data, or None if it is the tokenizer's own."""
     path = folder / TEMPLATE
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def _weights(config: RunConfig) -> tuple[float, ...]:
-    """All sources have one or none has."""
-    return tuple(s.weight for s in config.dataset.train if s.weight is not None)
+def _weights(sources: Iterable[TrainSource]) -> tuple[float, ...]:
+    """Return the weights; either all sources have one or none has."""
+    return tuple(source.weight for source in sources if source.weight is not None)

@@ -1,7 +1,7 @@
-"""From examples to tokens and the mask of what is trained on.
+"""From examples to documents: tokens, and the mask of the tokens that carry loss.
 
-Every mask is checked against the token that it must end with: a model that never sees a trained
-stop token never stops.
+Every span of an assistant turn is checked to end with the stop token, because a model that never
+sees a trained stop token never stops.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.encode import Encoded, Encoder
-from finetune_trainer.data.refuse import UnfitRowError, unfit
-from finetune_trainer.data.shapes import Example
-from finetune_trainer.data.template import ChatTemplate, Span
+from finetune_trainer.data.example import Example
+from finetune_trainer.data.row_errors import UnfitRowError, unfit
+from finetune_trainer.data.template import ChatTemplate, Span, assistant_turns
 
 _LOSS_ON = {
     "Messages": ("Assistant", "LastAssistant", "All"),
@@ -27,25 +27,25 @@ _LOSS_ON = {
 
 @dataclass(frozen=True)
 class Document:
-    """One tokenised example: 1-D arrays of equal length; trained is 1 where the token has loss."""
+    """One tokenized example: 1-D arrays of equal length; `trained` is 1 where a token has loss."""
 
     tokens: NDArray[np.uint32]
     trained: NDArray[np.uint8]
 
 
-class Useless(Enum):
-    """Why an example became no document."""
+class Dropped(Enum):
+    """The reason why an example is dropped without an error."""
 
     EMPTY = "empty"
     UNTRAINED = "none of its tokens is trained"
 
 
-Rendered = Document | Useless | UnfitRowError
+Rendered = Document | Dropped | UnfitRowError
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """An example as text, before it is tokenised; `stop` ends every span."""
+    """An example as text, before it is tokenized. The token `stop` must end every span."""
 
     example: Example
     text: str
@@ -54,7 +54,7 @@ class _Draft:
 
 
 class Renderer:
-    """Turns examples into documents with one tokenizer and one chat template."""
+    """A renderer of examples into documents, with one tokenizer and one chat template."""
 
     def __init__(self, tokenizer: Any, loss_on: str | None, template: str | None = None) -> None:
         self._tokenizer, self._loss_on = tokenizer, loss_on
@@ -63,30 +63,27 @@ class Renderer:
         if self._eos is None:
             raise TrainerError(
                 ExitCode.BAD_CONFIGURATION,
-                "the model's tokenizer has no eos_token; without one no model learns to stop",
+                "the model's tokenizer has no eos_token, without which no model learns to stop; "
+                "set eos_token in tokenizer_config.json",
             )
         self._template = template
         self._templates: dict[str, ChatTemplate] = {}
 
     @property
     def has_template(self) -> bool:
-        """Whether conversations can be rendered."""
+        """Whether there is a chat template, so that conversations can be rendered."""
         return (self._template or self._tokenizer.chat_template) is not None
 
     @property
     def stop_token(self) -> str | None:
-        """What ends an assistant turn, None without a chat template."""
+        """The token that ends an assistant turn; None without a chat template."""
         return self._chat_template(tools=False).stop if self.has_template else None
 
-    def render(self, example: Example) -> Document | Useless:
-        """One example; UnfitRowError when the chat template does not take it."""
-        (found,) = self.render_all([example])
-        if isinstance(found, UnfitRowError):
-            raise found
-        return found
+    def render(self, examples: list[Example]) -> list[Rendered]:
+        """Return the document of each example, or why it has none.
 
-    def render_all(self, examples: list[Example]) -> list[Rendered]:
-        """Every example, tokenised in one go; TrainerError (64) when lossOn does not fit."""
+        All are tokenized in one call. Raises TrainerError (64) if dataset.lossOn does not fit.
+        """
         drafts = [self._draft(example) for example in examples]
         texts = [draft.text for draft in drafts if isinstance(draft, _Draft)]
         encoded = iter(self._encoder.encode(texts))
@@ -96,7 +93,7 @@ class Renderer:
         ]
 
     def show(self, document: Document) -> str:
-        """The text, with the trained parts in «»: what a person checks before spending money."""
+        """Return the text of a document with its trained parts in «», for the user to check."""
         text: list[str] = []
         run: list[int] = []
         inside = False
@@ -118,10 +115,10 @@ class Renderer:
             )
         return mode
 
-    def _draft(self, example: Example) -> _Draft | Useless | UnfitRowError:
+    def _draft(self, example: Example) -> _Draft | Dropped | UnfitRowError:
         mode = self._mode(example)
         if example.is_empty:
-            return Useless.EMPTY
+            return Dropped.EMPTY
         try:
             if example.messages is not None:
                 return self._chat(example, mode)
@@ -133,7 +130,7 @@ class Renderer:
         begin = 0 if mode == "All" else len(example.prompt)
         return _Draft(example, text, [(begin, len(text))], None)
 
-    def _chat(self, example: Example, mode: str) -> _Draft | Useless:
+    def _chat(self, example: Example, mode: str) -> _Draft | Dropped:
         if not self.has_template:
             raise TrainerError(
                 ExitCode.BAD_CONFIGURATION,
@@ -141,31 +138,29 @@ class Renderer:
                 "set dataset.chatTemplate, or give prompt and completion",
             )
         template = self._chat_template(tools=bool(example.tools))
-        turns = [
-            i for i, m in enumerate(example.messages or []) if m["role"] == "assistant"
-        ]  # fmt: skip
+        turns = assistant_turns(example.messages or [])
         if not turns:
             raise unfit(
                 example.where,
-                "no assistant turn, nothing to learn from",
+                "no assistant turn to learn from",
                 'every conversation needs a message with the role "assistant"',
             )
         if mode == "All":
             if example.untrained:
-                problem = "a message is not to be trained, but lossOn is All"
+                problem = "a message is excluded from training, but lossOn is All"
                 raise unfit(example.where, problem, "use lossOn: Assistant, or remove 'train'")
-            text = template.whole(example)
+            text = template.text_of(example)
             return _Draft(example, text, [(0, len(text))], None)
         wanted = turns[-1:] if mode == "LastAssistant" else turns
         wanted = [number for number in wanted if number not in example.untrained]
         if not wanted:
-            return Useless.UNTRAINED
+            return Dropped.UNTRAINED
         text, spans = template.turns(example, wanted)
         stop = self._tokenizer.convert_tokens_to_ids(template.require_stop())
         return _Draft(example, text, spans, stop)
 
     def _chat_template(self, *, tools: bool) -> ChatTemplate:
-        """Some tokenizers have a template of its own for conversations with tools."""
+        """Return the template; some tokenizers have another one for conversations with tools."""
         text = self._template or self._tokenizer.get_chat_template(tools=[] if tools else None)
         if text not in self._templates:
             added = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
@@ -180,22 +175,22 @@ class Renderer:
     def _finish(self, draft: _Draft, encoded: Encoded) -> Rendered:
         tokens, mask = encoded.tokens, encoded.mask(draft.spans)
         if draft.example.messages is None:
-            tokens, mask = self._closed(tokens, mask)
+            tokens, mask = self._with_special_tokens(tokens, mask)
         elif draft.stop is not None:
             for _, end in draft.spans:
                 last = encoded.first_at(end - 1, end)
                 if last == len(tokens) or tokens[last] != draft.stop:
-                    problem = "a turn's stop token is no token of its own where it stands"
-                    remedy = "the tokenizer must know it as a special token"
+                    problem = "the tokenizer merges a turn's stop token with the text around it"
+                    remedy = "declare it as a special token of the tokenizer"
                     return unfit(draft.example.where, problem, remedy)
         if len(mask):
             mask[0] = 0  # nothing predicts the first token
-        return Document(tokens, mask) if mask.any() else Useless.UNTRAINED
+        return Document(tokens, mask) if mask.any() else Dropped.UNTRAINED
 
-    def _closed(
+    def _with_special_tokens(
         self, tokens: NDArray[np.uint32], mask: NDArray[np.uint8]
     ) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-        """With what the tokenizer puts before a text, and one trained end-of-text token."""
+        """Add the tokenizer's tokens before and after a text, and one trained end-of-text token."""
         encoder = self._encoder
         suffix = [token for token in encoder.suffix if token != self._eos]
         if tokens[-1:].tolist() != [self._eos] or suffix:

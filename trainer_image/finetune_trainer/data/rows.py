@@ -1,4 +1,4 @@
-"""Packed rows on disk, memory-mapped: what preparation writes and training reads.
+"""The packed rows of prepared data on disk: written by preparation, memory-mapped by training.
 
 A folder holds one set per split (`train`, `validation`):
 
@@ -7,8 +7,8 @@ A folder holds one set per split (`train`, `validation`):
     <split>.segments.u32   lengths of the documents, row by row
     <split>.index.i64      rows + 1 entries of (first token, first segment), int64 pairs
 
-A row's tokens are whole documents, never padded; padding is the loop's business. The first token of
-a document never carries loss: nothing predicts it.
+A row's tokens are complete documents, never padded; `model/batch.py` pads. The first token of a
+document never carries loss, because nothing predicts it.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Row:
-    """One row: 1-D arrays, `tokens` and `trained` of equal length, segments sum to that length."""
+    """One row: 1-D arrays. `tokens` and `trained` have equal length; `segments` sum to it."""
 
     tokens: NDArray[np.uint32]
     trained: NDArray[np.uint8]
@@ -42,12 +42,12 @@ class Rows:
         self._segments = load("segments.u32", "<u4")
         self._index = np.fromfile(folder / f"{split}.index.i64", dtype="<i8").reshape(-1, 2)
         self.trained_tokens = self._count_trained()
-        """Tokens with loss, per row: every rank knows the denominator of the whole batch."""
+        """Tokens with loss, per row: every rank knows the denominator of the global batch."""
         self.lengths = np.diff(self._index[:, 0])
         """Tokens per row."""
 
     def _count_trained(self) -> NDArray[np.int64]:
-        """Without a copy of all tokens; `reduceat` sums between starts, since no row is empty."""
+        """Count without copying all tokens. `reduceat` is correct because no row is empty."""
         if not len(self):
             return np.zeros(0, dtype=np.int64)
         counts: NDArray[np.int64] = np.add.reduceat(
@@ -59,7 +59,7 @@ class Rows:
         return len(self._index) - 1
 
     def squared_lengths(self, rows: list[int]) -> int:
-        """Sum of the squares of the documents' lengths: what attention costs grows with it."""
+        """Return the sum of the squared lengths of documents, which attention costs depend on."""
         parts = (self._segments[self._index[row, 1] : self._index[row + 1, 1]] for row in rows)
         return sum(int((part.astype(np.int64) ** 2).sum()) for part in parts)
 
@@ -73,7 +73,7 @@ class Rows:
 
 
 class RowWriter:
-    """Writes one split, row by row; leaving the context closes the files."""
+    """A writer of one split, row by row. Leaving the context closes the files."""
 
     def __init__(self, folder: Path, split: str) -> None:
         self._files = {

@@ -1,7 +1,7 @@
-"""Where a chat template ends an assistant's turn: what a server must stop at.
+"""The token with which a chat template ends an assistant's turn, at which a server must stop.
 
-A base model's generation_config.json often names only the end of a document. A chat model that is
-served with it never stops.
+The generation_config.json of a base model often names only the end of a document. A chat model that
+is served with it never stops.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,11 +11,12 @@ _ANSWER = "Quokka"  # appears in no template
 
 
 def end_of_turn(render: Callable[[Messages], str], special: Iterable[str]) -> str | None:
-    """The special token with which `render` (a chat template) ends an assistant's turn.
+    """Return the special token with which `render` (a chat template) ends an assistant's turn.
 
-    The first one after the answer that ends a conversation; where nothing ends it there, the first
-    one between an answer and the next question (some templates open the next turn only). None when
-    the template refuses a conversation or ends turns without a special token.
+    This is the first special token after the answer that ends a conversation. If nothing ends the
+    conversation, it is the first one between an answer and the next question (some templates only
+    open the next turn). Returns None if the template refuses the conversation or ends turns without
+    a special token.
     """
     special = list(special)
     for question in ([], [{"role": "user", "content": "Why?"}]):
@@ -25,7 +26,7 @@ def end_of_turn(render: Callable[[Messages], str], special: Iterable[str]) -> st
         ]
         try:
             text = render([*answered, *question])
-        except Exception:  # templates raise whatever they like; it has no turns to end
+        except Exception:  # a template can raise any error; then it has no turns to end
             return None
         found = first(text.rpartition(_ANSWER)[2], special)
         if found:
@@ -34,6 +35,6 @@ def end_of_turn(render: Callable[[Messages], str], special: Iterable[str]) -> st
 
 
 def first(text: str, special: Iterable[str]) -> str | None:
-    """The special token that stands first in a text; of two at one place the longer one."""
+    """Return the special token that comes first in a text; at one position the longest one."""
     found = [(text.find(token), -len(token), token) for token in special if token in text]
     return min(found)[2] if found else None

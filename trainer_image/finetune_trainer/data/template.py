@@ -1,10 +1,10 @@
-"""A chat template: what it makes of a conversation, and where the assistant's turns lie in it.
+"""A chat template: the text of a conversation, and the spans of the assistant's turns in it.
 
-A turn is what the model would have to say: from the end of the generation prompt to the token that
-ends the turn, which is included. Two ways to find it, both checked on every conversation: the
-template's own `{% generation %}` spans; elsewhere the difference between "everything before the
-turn, plus the generation prompt" and "everything up to the turn", where both are the beginning of
-the whole text.
+A turn is the text that the model has to generate: from the end of the generation prompt to the
+token that ends the turn, inclusive. There are two ways to find it, and both are checked on every
+conversation. A template may mark turns with `{% generation %}`. Otherwise a turn is the difference
+between the conversation before it, rendered with the generation prompt, and the conversation that
+ends with it; both must be prefixes of the rendered conversation.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data import stop_token
-from finetune_trainer.data.refuse import unfit
-from finetune_trainer.data.shapes import REASONING, Example, Message
+from finetune_trainer.data.example import REASONING, Example, Message
+from finetune_trainer.data.row_errors import unfit
 
 Span = tuple[int, int]
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -24,20 +24,24 @@ _PROBE: list[Message] = [
     {"role": "user", "content": "a question"},
     {"role": "assistant", "content": _ANSWER},
 ]
-_OTHER_TEMPLATE = "choose another dataset.chatTemplate, or mend the row"
+_OTHER_TEMPLATE = "choose another dataset.chatTemplate, or fix the row"
 
 
 class ChatTemplate:
-    """One template with the special tokens of one tokenizer."""
+    """One chat template with the special tokens of one tokenizer."""
 
     def __init__(self, text: str, special: dict[str, str], tokens: list[str]) -> None:
-        """`special` as the template names them (bos_token, ...); `tokens` that may end a turn."""
+        """Use a template's text.
+
+        `special` are the special tokens by the name that templates use (bos_token, ...); `tokens`
+        are those that may end a turn.
+        """
         self.text, self._special = text, special
         self._is_marked = bool(_MARK.search(text))
         self.stop, self._prompt = self._probe(tokens)
 
     def require_stop(self) -> str:
-        """The token that ends an assistant turn; TrainerError (64) when there is none."""
+        """Return the token that ends an assistant turn; TrainerError (64) if none does."""
         if self.stop is None:
             raise TrainerError(
                 ExitCode.BAD_CONFIGURATION,
@@ -47,46 +51,49 @@ class ChatTemplate:
             )
         return self.stop
 
-    def whole(self, example: Example) -> str:
-        """The conversation as one text; UnfitRowError when something of it got lost."""
+    def text_of(self, example: Example) -> str:
+        """Return the rendered conversation; UnfitRowError if the template leaves something out."""
         (text,) = self._render(example, [self._messages(example)])
         self._check_complete(example, text)
         return text
 
     def turns(self, example: Example, wanted: list[int]) -> tuple[str, list[Span]]:
-        """The text, and the characters of the assistant turns with these message indices."""
-        self._check_ends(example)
+        """Return the rendered conversation and the character spans of some assistant turns.
+
+        `wanted` are indices of messages. Raises UnfitRowError if a span cannot be determined.
+        """
+        self._check_contents(example)
         if self._is_marked:
             text, spans = self._marked(example)
             if spans is not None:
                 self._check_complete(example, text)
-                numbers = [i for i, m in enumerate(example.messages or []) if _is_turn(m)]
-                found = dict(zip(numbers, spans, strict=True))
+                found = dict(zip(assistant_turns(example.messages or []), spans, strict=True))
                 return text, [found[number] for number in wanted]
-        text = self.whole(example)
-        plain = self._plain(example, text)
-        if plain is not None:
-            return text, [plain[number] for number in wanted]
-        return text, self._differences(example, text, wanted)
+        text = self.text_of(example)
+        simple = self._simple_turns(example, text)
+        if simple is not None:
+            return text, [simple[number] for number in wanted]
+        return text, self._turns_by_prefixes(example, text, wanted)
 
     def _messages(self, example: Example) -> list[Message]:
         messages = example.messages or []
         used = {key for message in messages for key in message}
         if "tool_calls" in used and "tool_calls" not in self.text:
-            self._ignored(example, "tool_calls")
-        # Whatever a row calls its thoughts, templates are given them under all of these names.
-        thoughts = [name for name in REASONING if name in used]
-        if thoughts and not any(name in self.text for name in REASONING):
-            self._ignored(example, thoughts[0])
+            self._refuse_ignored(example, "tool_calls")
+        # transformers gives templates a message's reasoning under all of these names.
+        reasoning = [name for name in REASONING if name in used]
+        if reasoning and not any(name in self.text for name in REASONING):
+            self._refuse_ignored(example, reasoning[0])
         if example.tools and "tools" not in self.text:
-            self._ignored(example, "tools")
+            self._refuse_ignored(example, "tools")
         return messages
 
-    def _ignored(self, example: Example, name: str) -> None:
+    def _refuse_ignored(self, example: Example, name: str) -> None:
         problem = f"it has {name!r}, which this chat template does not use"
         raise unfit(example.where, problem, _OTHER_TEMPLATE)
 
-    def _check_ends(self, example: Example) -> None:
+    def _check_contents(self, example: Example) -> None:
+        """Check that no message contains the token that ends a turn."""
         stop = self.require_stop()
         for number, message in enumerate(example.messages or [], 1):
             if stop in message["content"] or stop in json.dumps(message.get("tool_calls")):
@@ -94,21 +101,21 @@ class ChatTemplate:
                 raise unfit(example.where, problem, "remove it from the text")
 
     def _check_complete(self, example: Example, text: str) -> None:
-        """Templates leave out in silence the roles that they do not know."""
+        """Check that the text has every message: templates omit unknown roles without an error."""
         for number, message in enumerate(example.messages or [], 1):
             content = message["content"].strip()
             if _is_turn(message) or content in text:
                 continue
-            # Some write the answers of tools as JSON.
+            # Some templates write the results of tools as JSON.
             if not any(json.dumps(content, ensure_ascii=a)[1:-1] in text for a in (True, False)):
                 problem = f"the chat template leaves out message {number} ({message['role']})"
                 raise unfit(example.where, problem, _OTHER_TEMPLATE)
 
     def _marked(self, example: Example) -> tuple[str, list[Span] | None]:
-        """The template's own spans; None when they are not the assistant's turns.
+        """Return the spans that the template marks, or None if they are not the assistant's turns.
 
-        There are templates that mark every role, that leave the stop token out, that mark the
-        header of the turn or a part of it too, and that mark what follows the stop token.
+        Some templates mark every role, some leave out the stop token, some also mark the turn's
+        header or a part of it, and some also mark the text after the stop token.
         """
         stop = self.require_stop()
         messages = self._messages(example)
@@ -125,17 +132,17 @@ class ChatTemplate:
         return text, spans
 
     def _after_prompt(self, text: str, begin: int) -> int:
-        """A span that begins before or within the generation prompt begins behind it instead."""
+        """Move the beginning of a span to the end of the generation prompt if it is before that."""
         size = len(self._prompt)
         at = text.find(self._prompt, max(0, begin - size), begin + size) if size else -1
         return begin if at < 0 else max(begin, at + size)
 
-    def _plain(self, example: Example, text: str) -> dict[int, Span] | None:
-        """Every turn, where each is the generation prompt, its content and the stop token.
+    def _simple_turns(self, example: Example, text: str) -> dict[int, Span] | None:
+        """Return the span of every turn if each is generation prompt, content and stop token.
 
-        The last one too, which shows that the template adds nothing to a turn that is being made:
-        then prefixes need not be rendered. No content holds the stop token, so what is found is a
-        turn. None where it is not that simple.
+        If that is true of the last turn too, the template adds nothing to a turn that is still
+        being generated, so no prefix has to be rendered. What is found is a turn, because no
+        content contains the stop token. Returns None in any other case.
         """
         messages, stop = example.messages or [], self.require_stop()
         if not self._prompt or not messages or not _is_turn(messages[-1]):
@@ -157,9 +164,10 @@ class ChatTemplate:
             spans[number] = (found + len(self._prompt), at)
         return spans
 
-    def _differences(self, example: Example, text: str, wanted: list[int]) -> list[Span]:
+    def _turns_by_prefixes(self, example: Example, text: str, wanted: list[int]) -> list[Span]:
+        """Return the spans of turns by rendering the conversation before and up to each of them."""
         messages, stop = example.messages or [], self.require_stop()
-        # A conversation of no message cannot be rendered: such a turn is found by its prompt.
+        # An empty conversation cannot be rendered: a first turn is found by its prompt.
         begun = [number for number in wanted if number]
         befores = self._render(example, [messages[:number] for number in begun], prompt=True)
         ended = [number for number in wanted if number + 1 < len(messages)]
@@ -180,8 +188,8 @@ class ChatTemplate:
             if not (extends and text.startswith(alone[:end])):
                 raise unfit(
                     example.where,
-                    f"the chat template rewrites what came before message {number + 1}, so its "
-                    "tokens cannot be told from the rest",
+                    f"the chat template rewrites what came before message {number + 1}, so the "
+                    "tokens of that message cannot be identified",
                     "use lossOn: LastAssistant, or a dataset.chatTemplate with {% generation %} "
                     "markers",
                 )
@@ -189,10 +197,11 @@ class ChatTemplate:
         return spans
 
     def _before_the_first(self, example: Example, text: str) -> str:
-        """What precedes a turn that nothing precedes: templates cannot render no message at all.
+        """Return the text before an assistant turn that is the first message.
 
-        The generation prompt is what the template adds when asked for it; where it stands in the
-        turn's own text, the turn begins (a default system prompt may come before it).
+        Templates cannot render an empty conversation. The generation prompt is what the template
+        adds when it is requested; the turn begins where that prompt ends in the turn's own text (a
+        default system prompt may precede it).
         """
         first = (example.messages or [])[:1]
         (alone,) = self._render(example, [first])
@@ -203,18 +212,18 @@ class ChatTemplate:
             raise unfit(
                 example.where,
                 "it begins with an assistant turn, and this chat template does not show where that "
-                "begins",
-                "let a user turn come first, or use a template with {% generation %} markers",
+                "turn begins",
+                "put a user turn first, or use a template with {% generation %} markers",
             )
         return text[: at + len(prompt)]
 
     def _probe(self, tokens: list[str]) -> tuple[str | None, str]:
-        """The token that ends a turn and the generation prompt, seen on a conversation of ours."""
+        """Return the token that ends a turn and the generation prompt, found on an example."""
         probe = Example("probe", _PROBE)
         try:
             (text,) = self._render(probe, [_PROBE])
             (prompted,) = self._render(probe, [_PROBE], prompt=True)
-        except TrainerError:  # it takes only conversations of another kind
+        except TrainerError:  # the template accepts only conversations of another kind
             eos = self._special.get("eos_token")
             return (eos if eos in tokens else None), ""
         after = text[text.rfind(_ANSWER) + len(_ANSWER) :] if _ANSWER in text else ""
@@ -246,10 +255,15 @@ class ChatTemplate:
                 **options,
                 **self._special,
             )
-        except Exception as error:  # templates raise whatever they like
+        except Exception as error:  # a template can raise any error
             problem = f"the chat template refuses it ({error})"
-            raise unfit(example.where, problem, "mend the conversation") from error
+            raise unfit(example.where, problem, "fix the conversation") from error
         return texts, spans
+
+
+def assistant_turns(messages: list[Message]) -> list[int]:
+    """Return the indices of the assistant's messages."""
+    return [number for number, message in enumerate(messages) if _is_turn(message)]
 
 
 def _is_turn(message: Message) -> bool:

@@ -1,38 +1,44 @@
-"""The README.md of the finished model."""
+"""The model card: README.md of the exported model."""
+
+from dataclasses import dataclass
 
 from finetune_api.progress import DataSummary, Evaluation, Plan
-from finetune_api.run import RunConfig
-from finetune_api.storage import Manifest
+from finetune_api.spec import Training
 from finetune_trainer.export.contents import Contents
 
 
-def render(
-    config: RunConfig,
-    manifest: Manifest,
-    data: DataSummary,
-    losses: dict[str, float | None],
-    model: Contents,
-    digests: dict[str, str],
-) -> str:
-    """Markdown: where the model comes from, what was done to it, how to load it.
+@dataclass(frozen=True)
+class ModelCard:
+    """What the card states about a model: its base, how it was trained and how to load it."""
 
-    `losses`: what -> nats per trained token, None where it was not measured. `digests`: weight
-    file -> sha256.
-    """
-    parameters = sum(entry.numel for entry in model.entries)
-    facts = {
-        "parameters": f"{parameters:,}, all of them trained",
-        "stored as": str(model.dtype).removeprefix("torch."),
-        "step": str(manifest.step),
-        "run digest": f"`{manifest.run_digest}`",
-    }
-    return f"""---
+    name: str  # of the job
+    base: str  # the address of the base model
+    step: int
+    run_digest: str
+    model: Contents
+    losses: dict[str, float | None]  # description -> nats per trained token, None: not measured
+    data: DataSummary
+    training: Training
+    plan: Plan | None
+    digests: dict[str, str]  # weight file -> sha256
+
+    def render(self) -> str:
+        """Return the card as Markdown."""
+        data, dtype = self.data, self.model.dtype_name
+        facts = {
+            "parameters": f"{sum(entry.numel for entry in self.model.entries):,}, all of them "
+            "trained",
+            "stored as": dtype,
+            "step": str(self.step),
+            "run digest": f"`{self.run_digest}`",
+        }
+        return f"""---
 library_name: transformers
 tags: [full-fine-tuning]
 ---
-# {config.job_name}
+# {self.name}
 
-A full fine-tune (every weight) of `{config.model.source}`.
+A full fine-tune (every weight) of `{self.base}`.
 
 {_table(facts)}
 ## Use
@@ -44,13 +50,13 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
-Servers that choose a type themselves should be told `--dtype {facts["stored as"]}`.
+If a server chooses a type by itself, start it with `--dtype {dtype}`.
 
 ## Losses
 
 In nats per trained token.
 
-{_table({what: _number(value) for what, value in losses.items()})}
+{_table({what: _number(value) for what, value in self.losses.items()})}
 ## Data
 
 {data.examples} examples, {data.tokens} tokens, {data.trained_tokens} of them trained on, in
@@ -61,31 +67,34 @@ In nats per trained token.
 
 ## Hyper-parameters
 
-{_table(_hyper_parameters(config))}
+{_table(_hyper_parameters(self.training, self.plan))}
 ## Files
 
-{_table({f"`{name}`": f"sha256 `{digest}`" for name, digest in digests.items()})}
+{_table({f"`{name}`": f"sha256 `{digest}`" for name, digest in self.digests.items()})}
 The licence of the base model applies.
 """
 
 
 def losses(
-    training: float | None, manifest: Manifest, validation: Evaluation
+    training: float | None, exported: float | None, validation: Evaluation
 ) -> dict[str, float | None]:
-    """Those of the run, and those of the very weights that are exported."""
+    """Return the losses for the card, by description.
+
+    `training` is the training loss at the exported step, `exported` the validation loss of the
+    exported weights, `validation` the summary of the run's evaluations.
+    """
     return {
         "training, at this step": training,
         "validation, before training": validation.baseline,
         f"validation, best (step {validation.best_step})": validation.best,
         f"validation, last (step {validation.last_step})": validation.last,
-        "validation, of these weights": manifest.validation_loss,
+        "validation, of these weights": exported,
     }
 
 
-def _hyper_parameters(config: RunConfig) -> dict[str, str]:
-    training = config.training
+def _hyper_parameters(training: Training, plan: Plan | None) -> dict[str, str]:
     optimizer = training.optimizer
-    return _planned(config.plan) | {
+    return _planned(plan) | {
         "schedule": f"{training.schedule}, to {training.min_learning_rate_ratio} of the peak",
         "sequence length": f"{training.sequence_length}, packing {str(training.packing).lower()}",
         "optimizer": f"AdamW, beta1 {optimizer.beta1}, beta2 {training.beta2}, epsilon "

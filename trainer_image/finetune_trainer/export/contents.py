@@ -1,7 +1,7 @@
-"""Which tensors the exported model has: names, shapes, order, and whether its head is tied.
+"""The tensors of the exported model: names, shapes, order, and whether its head is tied.
 
-Found out from headers and from the model built without memory: neither the base's weights nor the
-checkpoint's are loaded for it.
+They are derived from file headers and from the model on the meta device, without loading the
+weights of the base model. Only the values of a head that may be tied are read.
 """
 
 import math
@@ -18,26 +18,35 @@ from finetune_trainer.model import folder
 from finetune_trainer.run_dir.tensor_file import Entry
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-SLICE = 1 << 22  # elements read, rounded and written at once: 16 MiB of fp32
+SLICE = 1 << 22  # elements that are read, rounded and written at once: 16 MiB of fp32
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The tensors in the order in which they are stored, all of one type."""
+    """The tensors in the order in which they are stored. All have the same type."""
 
     entries: list[Entry]
     dtype: torch.dtype
-    untied: bool  # config.json calls the head tied, and what was trained differs from the embedding
+    untied: bool  # config.json ties the head, but training made it differ from the embedding
+
+    @property
+    def dtype_name(self) -> str:
+        """The name of the type in config.json, such as "bfloat16"."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 def of(base: Path, reader: CheckpointReader, dtype: torch.dtype) -> Contents:
-    """What to export; TrainerError 78 when the checkpoint does not hold the base's parameters."""
+    """Return the tensors to export.
+
+    Raises TrainerError 78 if the parameters of the checkpoint are not those of the base model.
+    """
     shapes = folder.parameters(base, str(base))
     trained = set(reader.names())
     untied = False
     if HEAD not in shapes and HEAD in trained:
-        # transformers ties no head that the base stores with other values, whatever config.json
-        # says; a reader that believes config.json would drop the head in silence.
+        # transformers does not tie a head that the base stores with other values than the
+        # embedding, even if config.json ties it. Readers that rely on config.json would silently
+        # drop such a head.
         untied = not _equal(reader, math.prod(shapes[EMBEDDING]))
         if untied:
             shapes[HEAD] = shapes[EMBEDDING]
@@ -54,7 +63,7 @@ def of(base: Path, reader: CheckpointReader, dtype: torch.dtype) -> Contents:
 
 
 def slices(numel: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the pieces of a tensor."""
+    """Yield the offset and length of each slice of a tensor with `numel` elements."""
     for begin in range(0, numel, SLICE):
         yield begin, min(SLICE, numel - begin)
 
@@ -77,6 +86,6 @@ def _compare(shapes: dict[str, list[int]], trained: set[str], reader: Checkpoint
     if problem:
         raise TrainerError(
             ExitCode.ENVIRONMENT_UNUSABLE,
-            f"the checkpoint does not hold the base model's parameters: {problem}; the model "
-            "folder was changed since the run began: put the same files back",
+            f"the parameters of the checkpoint are not those of the base model: {problem}; the "
+            "model folder was changed since the run began: restore its files",
         )

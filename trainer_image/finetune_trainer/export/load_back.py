@@ -1,6 +1,5 @@
-"""The folder as a stranger finds it: plain transformers must load it whole and equal."""
+"""The check that plain transformers loads the exported folder as it was trained."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,17 +10,18 @@ from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.export.contents import Contents, slices
 from finetune_trainer.model import vocabulary
-from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE
+from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE, weight_map
 
-_WRONG = ("missing_keys", "unexpected_keys", "mismatched_keys")
+_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
 def check(
     folder: Path, model: Contents, reader: CheckpointReader, advance: Callable[[], None]
 ) -> None:
-    """TrainerError 78 names what differs from the checkpoint; also when it cannot speak.
+    """Load the folder, compare every parameter with the checkpoint and generate a few tokens.
 
-    transformers maps the files: pages that the kernel can take back, no second copy of the model.
+    Raises TrainerError 78, which names what differs. The model needs no memory of its own, because
+    transformers maps the files, whose pages the kernel can reclaim.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,7 +30,7 @@ def check(
     loaded, info = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, output_loading_info=True
     )
-    wrong += [f"{kind}: {sorted(map(str, info[kind]))[:5]}" for kind in _WRONG if info[kind]]
+    wrong += [f"{kind}: {sorted(map(str, info[kind]))[:5]}" for kind in _PROBLEMS if info[kind]]
     if loaded.dtype != model.dtype:
         wrong.append(f"it is loaded as {loaded.dtype}, not as {model.dtype}")
     found = dict(loaded.named_parameters())
@@ -55,10 +55,10 @@ def check(
 
 
 def _uncovered(folder: Path, model: Contents) -> list[str]:
-    """The index names all tensors and no file is left over that it does not name."""
+    """Return the tensors and weight files for which the folder, the model and the index differ."""
     files = {path.name for path in folder.glob("*.safetensors")}
     names = {entry.name for entry in model.entries}
     if not (folder / INDEX).is_file():
         return sorted(files - {SINGLE})
-    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-    return sorted((files ^ set(weight_map.values())) | (names ^ weight_map.keys()))
+    indexed = weight_map(folder / INDEX)
+    return sorted((files ^ set(indexed.values())) | (names ^ indexed.keys()))

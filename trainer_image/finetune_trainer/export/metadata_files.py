@@ -1,8 +1,8 @@
-"""Everything in the folder that is no weight: the base's files, and what training changed in them.
+"""The files of the exported folder other than weights: the base model's, adapted to the training.
 
-Servers read these files with other versions of transformers and with other programs. A key that a
-newer transformers would spell anew (RoPE, tokenizer class) stays as the base spells it: an older
-reader ignores the new spelling without an error and computes something else.
+Servers read these files with other versions of transformers and with other programs. Keys that
+newer versions of transformers rename (RoPE, tokenizer class) keep the names that the base model
+uses, because older readers ignore the new names without an error and compute something else.
 """
 
 import json
@@ -16,8 +16,8 @@ from finetune_trainer.data import stop_token
 from finetune_trainer.export.contents import Contents
 from finetune_trainer.model.vocabulary import as_list
 
-# Weights are not among them: a second set (consolidated*.safetensors, *.bin, an optimizer's state)
-# would be loaded instead of ours by one server or another.
+# Weight files are not copied: some servers would load a second set (consolidated*.safetensors,
+# *.bin, an optimizer's state) instead of the trained weights.
 _COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -45,29 +45,34 @@ _TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 
 def write(base: Path, out: Path, model: Contents, template: str | None = None) -> None:
-    """Copy and mend; `template` is the one that was trained with, when it is not the base's."""
+    """Copy the base model's files to `out` and adapt them to the trained model.
+
+    `template` is the chat template of the training data if it is not the base model's.
+    """
     settings = _read(base / _CONFIG)
     wanted = [*_COPIED, "*.py"] if settings.get("auto_map") else _COPIED
     for file in base.iterdir():
         if file.is_file() and any(fnmatch(file.name, pattern) for pattern in wanted):
             shutil.copyfile(file, out / file.name)
-    dtype = str(model.dtype).removeprefix("torch.")
-    _write(out / _CONFIG, config(settings, dtype, untied=model.untied))
+    _write(out / _CONFIG, config(settings, model.dtype_name, untied=model.untied))
     _write_templates(out, {"default": template} if template else templates(base))
     generation = _read(base / _GENERATION)
-    mended = with_stop_tokens(generation, settings, _stop_tokens(out))
-    if mended != generation:
-        _write(out / _GENERATION, mended)
+    adapted = with_stop_tokens(generation, settings, _stop_tokens(out))
+    if adapted != generation:
+        _write(out / _GENERATION, adapted)
 
 
 def config(base: Object, dtype: str, *, untied: bool) -> Object:
-    """The base's config.json with the type of the weights, under the old name and the new one."""
+    """Return the base model's config.json with the type of the weights, under both its names."""
     changed = base | {"dtype": dtype, "torch_dtype": dtype}
     return changed | {"tie_word_embeddings": False} if untied else changed
 
 
 def templates(base: Path) -> dict[str, str]:
-    """Name -> chat template, as transformers finds them: files before tokenizer_config.json."""
+    """Return the chat templates by name.
+
+    As in transformers, template files take precedence over tokenizer_config.json.
+    """
     files = {
         path.stem: path.read_text(encoding="utf-8")
         for path in (base / _MORE_TEMPLATES).glob("*.jinja")
@@ -83,7 +88,7 @@ def templates(base: Path) -> dict[str, str]:
 
 
 def _write_templates(out: Path, found: dict[str, str]) -> None:
-    """In both places: transformers 5 writes only the file, TGI reads only tokenizer_config.json."""
+    """Write templates to files and to tokenizer_config.json, the only place that TGI reads."""
     if not found:
         return
     for name, text in found.items():
@@ -99,9 +104,9 @@ def _write_templates(out: Path, found: dict[str, str]) -> None:
 
 
 def with_stop_tokens(generation: Object, settings: Object, stops: list[int]) -> Object:
-    """generation_config.json that names every token with which the model learned to stop.
+    """Return a generation_config.json with every token at which the model learned to stop.
 
-    config.json stays as it is: its eos_token_id is that of pre-training.
+    config.json (`settings`) is not changed, because its eos_token_id is that of pre-training.
     """
     source = generation or settings
     known = as_list(source.get("eos_token_id", settings.get("eos_token_id")))
@@ -115,7 +120,7 @@ def with_stop_tokens(generation: Object, settings: Object, stops: list[int]) -> 
 
 
 def _stop_tokens(folder: Path) -> list[int]:
-    """The tokenizer's own, which ends documents and completions, and the chat template's."""
+    """Return the stop token of the tokenizer, for documents, and of the chat template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -132,7 +137,7 @@ def _stop_tokens(folder: Path) -> list[int]:
 
 
 def _read(file: Path) -> Object:
-    """Empty when there is no such file."""
+    """Return the contents of a JSON file, or an empty object if the file does not exist."""
     values: Object = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     return values
 

@@ -1,8 +1,9 @@
-"""The finished model: a Hugging Face folder made from checkpoint files, loaded back and compared.
+"""The export of a run: from checkpoint files to a Hugging Face model folder.
 
-No process group, no device, no DeepSpeed: the fp32 master is read slice by slice, rounded to the
-compute type, and written as the base model's files are laid out. What the folder holds beside the
-weights are the base's own files; only what training changed is changed. See docs/export.md.
+No process group, no device and no DeepSpeed are needed: the fp32 master weights are read slice by
+slice, rounded to the compute type and written in the order of the base model's files. All other
+files are those of the base model, changed only where training made a change necessary. See
+docs/export.md.
 """
 
 import shutil
@@ -14,6 +15,7 @@ from finetune_api.progress import Output
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
 from finetune_trainer.checkpoint.read import CheckpointReader
+from finetune_trainer.checkpoint.storage import RunStorage
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import prepared
@@ -36,18 +38,29 @@ _DTYPES = {"BF16": torch.bfloat16, "FP32": torch.float32}
 def run(
     config: RunConfig, paths: RunPaths, report: Reporter, epoch: int, final_step: int
 ) -> Output:
-    """Export the best or last checkpoint on behalf of the gang that holds `epoch`.
+    """Export the model of a run that ended at `final_step`, for the gang that holds `epoch`.
 
-    `final_step` is that with which training ended.
-    TrainerError 79 when a newer gang owns the storage, 78 when the last checkpoint is damaged or
-    the model does not load back as it was, 73 when storage cannot be written.
+    1. If an earlier attempt has exported this run, return that model.
+    2. Choose the best or the last checkpoint.
+    3. Write weights, metadata and model card into a folder that only this gang uses.
+    4. Load the folder back with transformers and compare it with the checkpoint.
+    5. Rename the folder to `final`.
+
+    Raises TrainerError 79 if a newer gang owns the storage, 78 if the last checkpoint is damaged
+    or the model does not load back as it was trained, 73 if storage cannot be written.
     """
     report.stage("Exporting")
-    done = finished.read(paths, config.job_uid, config.run_digest or "")
-    if done is not None:
-        return done
-    folder, manifest = select.checkpoint(config, paths, final_step, report.advance)
-    partial = publish.partial_folder(paths, epoch)  # ours alone: an older gang may still write
+    storage = RunStorage(
+        paths, config.job_uid, config.run_digest or "", config.attempt, fence_epoch=epoch
+    )
+    exported = finished.read(paths, storage.job_uid, storage.run_digest)
+    if exported is not None:
+        return exported
+    wanted = config.output.weights if config.output else None
+    folder, manifest = select.checkpoint(
+        paths, storage.run_digest, final_step, wanted, report.advance
+    )
+    partial = publish.partial_folder(storage)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -56,13 +69,13 @@ def run(
         digests = weights.write(model, reader, partial, report.advance)
         template = prepared.chat_template(paths.prepared(config.prepared_digest or ""))
         metadata_files.write(paths.model, partial, model, template)
-        text = _card(config, manifest, paths, model, digests)
+        text = _card(config, paths, manifest, model, digests).render()
         (partial / "README.md").write_text(text, encoding="utf-8")
-        publish.settle(partial)
+        publish.make_readable(partial)
         load_back.check(partial, model, reader, report.advance)
-        return publish.publish(config, paths, manifest, partial, epoch)
+        return publish.publish(storage, partial, manifest.step)
     except OSError as error:
-        text = f"{config.checkpoints.storage}: the model could not be written ({error})"
+        text = f"{paths.storage_uri}: the model could not be written ({error})"
         raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, text) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -70,12 +83,22 @@ def run(
 
 def _card(
     config: RunConfig,
-    manifest: Manifest,
     paths: RunPaths,
+    manifest: Manifest,
     model: contents.Contents,
     digests: dict[str, str],
-) -> str:
-    data = prepared.summary(paths.prepared(config.prepared_digest or ""), config)
+) -> card.ModelCard:
+    training_loss = run_log.train_loss(paths, manifest.step)
     measured = evaluations.read(paths).summary()
-    losses = card.losses(run_log.train_loss(paths, manifest.step), manifest, measured)
-    return card.render(config, manifest, data, losses, model, digests)
+    return card.ModelCard(
+        name=config.job_name,
+        base=config.model.source,
+        step=manifest.step,
+        run_digest=manifest.run_digest,
+        model=model,
+        losses=card.losses(training_loss, manifest.validation_loss, measured),
+        data=prepared.summary(paths.prepared(config.prepared_digest or ""), config.dataset.train),
+        training=config.training,
+        plan=config.plan,
+        digests=digests,
+    )

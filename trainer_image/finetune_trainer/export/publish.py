@@ -1,4 +1,4 @@
-"""`final` appears whole and once, and never instead of a newer gang's."""
+"""The publication of an export: `final` appears complete, once, and only by the newest gang."""
 
 import contextlib
 import errno
@@ -7,24 +7,29 @@ import shutil
 from pathlib import Path
 
 from finetune_api.progress import Output
-from finetune_api.run import RunConfig
-from finetune_api.storage import Manifest
 from finetune_trainer.checkpoint import store
-from finetune_trainer.run_dir import fence, finished
+from finetune_trainer.checkpoint.storage import RunStorage
+from finetune_trainer.run_dir import finished
 from finetune_trainer.run_dir.files import sync_folder, write_atomic
-from finetune_trainer.run_dir.paths import RunPaths
+from finetune_trainer.run_dir.finished import ExportCard
 
 _log = logging.getLogger(__name__)
 _PARTIAL, _ASIDE = "final.tmp-", "final.old-"
 
 
-def partial_folder(paths: RunPaths, epoch: int) -> Path:
-    """Where the gang that holds this epoch writes."""
-    return paths.storage / f"{_PARTIAL}{epoch}"
+def partial_folder(storage: RunStorage) -> Path:
+    """Return the folder in which this gang builds the model.
+
+    No other gang uses it: an older gang may still be writing to its own.
+    """
+    return storage.paths.storage / f"{_PARTIAL}{storage.fence_epoch}"
 
 
-def settle(folder: Path) -> None:
-    """Readable by the user that servers run as, and out of the page cache, which proves nothing."""
+def make_readable(folder: Path) -> None:
+    """Make a folder readable for all users and remove its files from the page cache.
+
+    Servers run as other users. Files in the page cache would not prove that storage holds them.
+    """
     folder.chmod(0o755)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -32,53 +37,57 @@ def settle(folder: Path) -> None:
             store.drop_from_cache(path)
 
 
-def publish(
-    config: RunConfig, paths: RunPaths, manifest: Manifest, partial: Path, epoch: int
-) -> Output:
-    """Say that it is complete, then rename. TrainerError 79 when a newer gang holds the fence."""
-    size = sum(file.stat().st_size for file in partial.iterdir() if file.is_file())
-    card = finished.ExportCard(
-        job_uid=config.job_uid,
-        run_digest=config.run_digest or "",
-        step=manifest.step,
-        size_bytes=size,
-    )
-    write_atomic(partial / finished.FILE, card.to_json())
-    (partial / finished.FILE).chmod(0o644)
-    fence.check(paths, epoch, config.attempt)
-    _replace(config, paths, partial, epoch)
-    _sweep(paths, epoch)
-    _log.info("exported step %d to %s (%d bytes)", manifest.step, paths.final, size)
-    return Output(location=paths.uri(paths.final), size_bytes=size, verified=True)
+def publish(storage: RunStorage, partial: Path, step: int) -> Output:
+    """Write export.json, check the fence, and rename `partial` to `final`.
 
-
-def _replace(config: RunConfig, paths: RunPaths, partial: Path, epoch: int) -> None:
-    """Put the model where it belongs, unless another gang of this run has meanwhile.
-
-    NB: this process may have been paused since it read the fence, for longer than the next gang
-    needs to publish. So nothing is deleted in place: what is there is moved aside first, looked at,
-    and moved back when it is this run's finished model.
+    Raises TrainerError 79 if a newer gang holds the fence.
     """
-    aside = paths.storage / f"{_ASIDE}{epoch}"
+    size = sum(file.stat().st_size for file in partial.iterdir() if file.is_file())
+    export = ExportCard(
+        job_uid=storage.job_uid, run_digest=storage.run_digest, step=step, size_bytes=size
+    )
+    write_atomic(partial / finished.FILE, export.to_json())
+    (partial / finished.FILE).chmod(0o644)
+    storage.check_fence()
+    _replace(storage, partial)
+    _remove_older(storage)
+    final = storage.paths.final
+    _log.info("exported step %d to %s (%d bytes)", step, final, size)
+    return Output(location=storage.paths.uri(final), size_bytes=size, verified=True)
+
+
+def _replace(storage: RunStorage, partial: Path) -> None:
+    """Rename `partial` to `final`, unless another gang of this run has published meanwhile.
+
+    NB: this process may have been paused since it checked the fence, for longer than the next gang
+    needs to publish. Therefore nothing is deleted in place: an existing folder is moved aside
+    first, examined, and moved back if it is this run's complete model.
+    """
+
+    def is_this_run(folder: Path) -> bool:
+        return finished.is_complete(folder, storage.job_uid, storage.run_digest)
+
+    final = storage.paths.final
+    aside = final.with_name(f"{_ASIDE}{storage.fence_epoch}")
     shutil.rmtree(aside, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
-        paths.final.rename(aside)
-    whole = finished.is_complete(aside, config.job_uid, config.run_digest or "")
+        final.rename(aside)
+    published = aside if is_this_run(aside) else partial
     try:
-        (aside if whole else partial).rename(paths.final)
+        published.rename(final)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
-        # Another gang was faster by a moment.
-        if not finished.is_complete(paths.final, config.job_uid, config.run_digest or ""):
+        # Another gang has published since `final` was moved aside.
+        if not is_this_run(final):
             raise
-    sync_folder(paths.storage)
+    sync_folder(final.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _sweep(paths: RunPaths, epoch: int) -> None:
-    """What older gangs left when they were killed."""
+def _remove_older(storage: RunStorage) -> None:
+    """Remove the folders that older gangs left when they were killed."""
     for prefix in (_PARTIAL, _ASIDE):
-        for left in paths.storage.glob(f"{prefix}*"):
-            if int(left.name.removeprefix(prefix)) < epoch:
+        for left in storage.paths.storage.glob(f"{prefix}*"):
+            if int(left.name.removeprefix(prefix)) < storage.fence_epoch:
                 shutil.rmtree(left, ignore_errors=True)

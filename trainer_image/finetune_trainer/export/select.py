@@ -1,11 +1,11 @@
-"""Which checkpoint becomes the finished model."""
+"""The choice of the checkpoint that is exported."""
 
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode
-from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
 from finetune_trainer.checkpoint import store
 from finetune_trainer.common.errors import TrainerError
@@ -16,37 +16,41 @@ _log = logging.getLogger(__name__)
 
 
 def checkpoint(
-    config: RunConfig, paths: RunPaths, final_step: int, advance: Callable[[], None]
+    paths: RunPaths,
+    run_digest: str,
+    final_step: int,
+    wanted: str | None,
+    advance: Callable[[], None],
 ) -> tuple[Path, Manifest]:
-    """The best or last one, by output.weights, every file of it whole; TrainerError 78.
+    """Return the checkpoint to export, after all its files matched their checksums.
 
-    The last step's must be whole either way: without it the run is not over. Retryable: the next
-    attempt resumes before the damage and trains the rest again.
+    `wanted` is output.weights: Last, or otherwise the best one. Raises TrainerError 78 if the
+    checkpoint of the last step is damaged or missing, even if another one is wanted, because the
+    run is then not finished. The next attempt resumes before the damage and repeats the rest.
     """
-    last = store.newest_valid(paths, config.run_digest or "", advance)
+    last = store.newest_valid(paths, run_digest, advance)
     if last is None or last[1].step != final_step:
-        found = f"the newest valid one is of step {last[1].step}" if last else "there is none"
+        found = f"the newest valid one is of step {last[1].step}" if last else "no other is valid"
         raise TrainerError(
             ExitCode.ENVIRONMENT_UNUSABLE,
-            f"{config.checkpoints.storage}: the checkpoint of the last step ({final_step}) is "
-            f"damaged or absent, {found}; the next attempt trains the rest again",
-            reason="CheckpointDamaged",
+            f"{paths.storage_uri}: the checkpoint of the last step ({final_step}) is damaged or "
+            f"missing, {found}; the next attempt trains the rest again",
+            reason=reasons.CHECKPOINT_DAMAGED,
         )
-    wanted = config.output.weights if config.output else None
-    return last if wanted == "Last" else _best(config, paths, last, advance)
+    return last if wanted == "Last" else _best(paths, run_digest, last, advance)
 
 
 def _best(
-    config: RunConfig,
     paths: RunPaths,
+    run_digest: str,
     last: tuple[Path, Manifest],
     advance: Callable[[], None],
 ) -> tuple[Path, Manifest]:
-    """That with the lowest validation loss; the last one where nothing was measured."""
+    """Return the checkpoint with the lowest validation loss, or the last one without any loss."""
     measured = evaluations.read(paths).losses()
     losses = {}
-    for folder, manifest in store.candidates(paths, config.run_digest or ""):
-        # The last step of a run that was stopped there is measured after it was saved.
+    for folder, manifest in store.candidates(paths, run_digest):
+        # If a run was stopped at its last step, that step was measured after it was saved.
         loss = manifest.validation_loss or measured.get(manifest.step)
         if loss is not None:
             losses[folder] = (loss, manifest.step, manifest)

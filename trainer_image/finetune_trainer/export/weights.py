@@ -1,4 +1,4 @@
-"""The weights: safetensors shards of at most 5 GB, written slice by slice."""
+"""The weight files of the exported model: safetensors shards of at most 5 GB and their index."""
 
 import hashlib
 import json
@@ -14,16 +14,15 @@ from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE
 from finetune_trainer.run_dir.tensor_file import Entry
 
 SHARD_BYTES = 5_000_000_000
-# transformers refuses a file that does not say so.
-_METADATA = {"format": "pt"}
+_METADATA = {"format": "pt"}  # transformers refuses files without it
 
 
 def write(
     model: Contents, reader: CheckpointReader, out: Path, advance: Callable[[], None]
 ) -> dict[str, str]:
-    """Write all shards and, when there are several, their index; file -> sha256.
+    """Write all shards, and their index if there are several. Return the sha256 of each file.
 
-    In memory is one slice of the fp32 master and its rounded copy, whatever the model's size.
+    Only one slice of the fp32 master weights and its rounded copy are in memory at a time.
     """
     shards = named(split(model.entries, SHARD_BYTES))
     digests = {}
@@ -38,7 +37,10 @@ def write(
 
 
 def split(entries: list[Entry], most: int) -> list[list[Entry]]:
-    """In order, each shard of at most `most` bytes unless one tensor alone has more."""
+    """Divide tensors into consecutive shards of at most `most` bytes.
+
+    A single tensor with more bytes becomes one shard.
+    """
     shards: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
@@ -51,7 +53,7 @@ def split(entries: list[Entry], most: int) -> list[list[Entry]]:
 
 
 def named(shards: list[list[Entry]]) -> dict[str, list[Entry]]:
-    """As transformers names them: one file, or numbered ones."""
+    """Return the shards by file name, in the naming scheme of transformers."""
     if len(shards) == 1:
         return {SINGLE: shards[0]}
     return {
@@ -61,7 +63,7 @@ def named(shards: list[list[Entry]]) -> dict[str, list[Entry]]:
 
 
 def index(shards: dict[str, list[Entry]]) -> dict[str, object]:
-    """Where each tensor is; readers ignore files and tensors that it does not name."""
+    """Return the index, which names the file of each tensor. Readers ignore all other tensors."""
     total = sum(entry.nbytes for shard in shards.values() for entry in shard)
     weight_map = {entry.name: file for file, shard in shards.items() for entry in shard}
     return {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -1,4 +1,4 @@
 """The supervisor, process 1 of every pod: child processes, watchdog, report and result.
 
-Imports `common` and `run_dir`. Never imports torch, so that it starts in a fraction of a second.
+Imports `run_dir` and `common`. Never imports torch, so that it starts in a fraction of a second.
 """

@@ -1,4 +1,4 @@
-"""The address of worker 0, whose name may need a while to exist."""
+"""The address of worker 0, whose DNS name can appear some time after its pod."""
 
 import socket
 import threading
@@ -8,39 +8,39 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.stop_signal import StopSignal
 
-_SECONDS = 120.0  # DNS servers remember "no such name" for up to half a minute
+_TIMEOUT = 120.0  # s; DNS servers can cache a missing name for half a minute
 
 
 def address_of(name: str, stop: StopSignal) -> str:
-    """IPv4 address; TrainerError 78 when there is none in time, 75 when asked to stop meanwhile.
+    """Return the IPv4 address of a name as soon as it has one.
 
-    A look-up can hang for as long as the resolver likes, so it runs in a thread that is left
-    behind.
+    Raises TrainerError 78 if it has none after two minutes, and 75 if the pod is asked to stop
+    meanwhile. Look-ups run in a thread that is abandoned then, because they can hang.
     """
     lookup = _Lookup(name)
     threading.Thread(target=lookup.run, daemon=True).start()
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + _TIMEOUT
     while lookup.address is None:
         if stop.at is not None:
             raise TrainerError(
-                ExitCode.STOPPED, f"stopped while looking for {name}; nothing is lost"
+                ExitCode.STOPPED, f"stopped while looking up {name}; nothing is lost"
             )
         if time.monotonic() > deadline:
             raise TrainerError(
                 ExitCode.ENVIRONMENT_UNUSABLE,
-                f"{name} has no address after {_SECONDS:.0f} s ({lookup.problem}); is cluster "
-                "DNS working, and is the job's headless Service there?",
+                f"{name} has no address after {_TIMEOUT:.0f} s ({lookup.problem}); check that "
+                "cluster DNS works and that the job's headless Service exists",
             )
         time.sleep(0.05)
     return lookup.address
 
 
 class _Lookup:
-    """Asks again and again until there is an answer."""
+    """Repeats a look-up until it succeeds."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._deadline = time.monotonic() + _SECONDS
+        self._deadline = time.monotonic() + _TIMEOUT
         self.address: str | None = None
         self.problem: OSError | str = "no answer"
 

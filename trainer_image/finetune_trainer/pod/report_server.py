@@ -1,7 +1,7 @@
-"""GET /v1/report on the pod's own address, and nothing else.
+"""The HTTP server of the report: it answers only GET /v1/report, on the pod's own address.
 
-Whoever can reach the pod can ask. What it may cost is bounded: the newest connections are served,
-and one that is slow gives way to them.
+Every client that can reach the pod can request the report. The cost is bounded: only the newest
+connections are served, and older ones are closed for them.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ from typing import Any
 from finetune_api.names import REPORT_PATH
 from finetune_api.run import Report
 
-_MOST = 8  # connections, each of which has a thread
-_SECONDS = 5.0  # without a byte from the other side
+_MAX_CONNECTIONS = 8  # each has a thread
+_READ_TIMEOUT = 5.0  # s
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # connections that are not accepted yet; 5 would be full at once
+    request_queue_size = 128  # connections that wait to be accepted; the default is 5
 
     def __init__(self, *arguments: Any) -> None:
         self._open: list[Any] = []  # connections, the oldest first
@@ -32,8 +32,8 @@ class _Server(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
             self._open.append(request)
-            if len(self._open) > _MOST:
-                # Its thread wakes up and ends.
+            if len(self._open) > _MAX_CONNECTIONS:
+                # Ends the thread of the oldest connection.
                 with contextlib.suppress(OSError):
                     self._open.pop(0).shutdown(socket.SHUT_RDWR)
         super().process_request(request, client_address)
@@ -44,16 +44,16 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever left in the middle, or was slow, is not worth a traceback."""
+        """Print a traceback, except for clients that disconnected or were too slow."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
 
 def serve(address: str, port: int, report: Callable[[], Report]) -> ThreadingHTTPServer:
-    """Serve from a daemon thread; OSError when the address cannot be bound."""
+    """Serve the report from a daemon thread. Raises OSError if the address cannot be bound."""
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = _SECONDS
+        timeout = _READ_TIMEOUT
         error_message_format = "%(code)d %(message)s\n"
         error_content_type = "text/plain; charset=utf-8"
 
@@ -69,17 +69,17 @@ def serve(address: str, port: int, report: Callable[[], Report]) -> ThreadingHTT
             self.wfile.write(body)
 
         def send_error(self, code: int, *_: Any) -> None:
-            """Without what was asked; a method that is not there is one that is not allowed."""
+            """Send only the standard phrase of a status, with 405 for all other methods."""
             if code == HTTPStatus.NOT_IMPLEMENTED:
                 code = HTTPStatus.METHOD_NOT_ALLOWED
             super().send_error(code, HTTPStatus(code).phrase)
 
         def version_string(self) -> str:
-            """Which Python answers is nobody's business."""
+            """Return a name that does not reveal the version of Python."""
             return "finetune"
 
         def log_message(self, *_: object) -> None:
-            """A line for every poll would bury the log."""
+            """Log nothing: one line for every poll would hide all other lines."""
 
     server = _Server((address, port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""What the supervisor knows of its pod, and the report and result made of it."""
+"""What the supervisor knows about its pod, and the report and the result made from it."""
 
 import threading
 import time
@@ -7,12 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.progress import CheckpointRecord, Evaluation, Output, Progress, Stage, StepLedger
-from finetune_api.run import AttemptRecord, PrepareResult, RankHeartbeat, Report, Result, RunConfig
+from finetune_api.run import AttemptRecord, PrepareResult, RankHeartbeat, Report, Result, Role
+
+MESSAGE_LENGTH = 1024
+"""The most characters that Result.message can have."""
 
 
 @dataclass
 class Failure:
-    """A planned end that a child told about."""
+    """Why a process, or the pod, failed."""
 
     code: int
     reason: str
@@ -21,15 +24,17 @@ class Failure:
 
 @dataclass
 class PodState:
-    """Facts heard from children; the lock guards them against the report server's threads."""
+    """Facts that child processes reported. The lock guards them against the server's threads."""
 
-    config: RunConfig
+    job_uid: str
+    attempt: int
+    role: Role
     worker_index: int
     stage: Stage = "LoadingModel"
     stage_since: datetime = field(default_factory=lambda: datetime.now(UTC))
-    activity: dict[str, int] = field(default_factory=dict)
-    moved_at: float = field(default_factory=time.monotonic)
-    heard: dict[int, float] = field(default_factory=dict)
+    activity: dict[str, int] = field(default_factory=dict)  # child -> units of work
+    active_at: float = field(default_factory=time.monotonic)  # when activity last grew
+    received_at: dict[int, float] = field(default_factory=dict)  # rank -> time of the last message
     progress: Progress | None = None
     evaluation: Evaluation | None = None
     ledger: StepLedger = field(default_factory=StepLedger)
@@ -37,27 +42,30 @@ class PodState:
     prepared: PrepareResult | None = None
     output: Output | None = None
     final_step: int | None = None
-    failures: dict[str, Failure] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)  # by child
     earlier: list[AttemptRecord] = field(default_factory=list)
     sequence: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def hear(self, child: str, rank: int | None, message: dict[str, Any]) -> None:
-        """Take in one line from a child; rank 0 (or a child without a rank) leads the stage."""
+    def process(self, child: str, rank: int | None, message: dict[str, Any]) -> None:
+        """Process a message from a child.
+
+        Only the lowest rank, or a child without a rank, determines the stage.
+        """
         with self.lock:
             self.sequence += 1
             now = time.monotonic()
             if rank is not None:
-                self.heard[rank] = now
+                self.received_at[rank] = now
             if message["activity"] != self.activity.get(child):
                 self.activity[child] = message["activity"]
-                self.moved_at = now
-            if "stage" in message and rank in (None, min(self.heard, default=None)):
+                self.active_at = now
+            if "stage" in message and rank in (None, min(self.received_at, default=None)):
                 self.stage, self.stage_since = message["stage"], datetime.now(UTC)
-                self.moved_at = now
-            self._take(child, message)
+                self.active_at = now
+            self._store(child, message)
 
-    def _take(self, child: str, message: dict[str, Any]) -> None:
+    def _store(self, child: str, message: dict[str, Any]) -> None:
         if "progress" in message:
             self.progress = Progress.model_validate(message["progress"])
         if "evaluation" in message:
@@ -78,22 +86,22 @@ class PodState:
             self.output = Output.model_validate(result["output"])
 
     def report(self) -> Report:
-        """For the operator."""
+        """Return the report for the operator."""
         with self.lock:
             now = time.monotonic()
             lead = self.worker_index == 0
             return Report(
-                job_uid=self.config.job_uid,
-                attempt=self.config.attempt,
+                job_uid=self.job_uid,
+                attempt=self.attempt,
                 worker_index=self.worker_index,
                 sequence=self.sequence,
                 stage=self.stage,
                 stage_since=self.stage_since,
                 activity=sum(self.activity.values()),
-                activity_age_seconds=round(now - self.moved_at, 1),
+                activity_age_seconds=round(now - self.active_at, 1),
                 ranks=[
                     RankHeartbeat(rank=rank, age_seconds=round(now - at, 1))
-                    for rank, at in sorted(self.heard.items())
+                    for rank, at in sorted(self.received_at.items())
                 ],
                 progress=self.progress if lead else None,
                 evaluation=self.evaluation if lead else None,
@@ -102,26 +110,29 @@ class PodState:
                 earlier_attempts=self.earlier if lead else [],
             )
 
-    def silence(self, now: float) -> str:
-        """Which local rank was not heard for the longest time, for a message; may be empty."""
-        if not self.heard:
+    def most_silent_rank(self, now: float) -> str:
+        """Return the end of a message that names the local rank with the oldest message.
+
+        The text is empty if no rank has reported anything.
+        """
+        if not self.received_at:
             return ""
-        rank, at = min(self.heard.items(), key=lambda entry: entry[1])
-        return f"; rank {rank} was last heard {now - at:.0f} s ago"
+        rank, at = min(self.received_at.items(), key=lambda entry: entry[1])
+        return f"; rank {rank} last reported {now - at:.0f} s ago"
 
     def result(self, outcome: str, reason: str, message: str, failed_rank: int | None) -> Result:
-        """For the container's termination message."""
+        """Return the result for the container's termination message."""
         with self.lock:
             lead = self.worker_index == 0
             return Result.model_validate(
                 {
                     "outcome": outcome,
                     "reason": reason,
-                    "message": message[:1024],
+                    "message": message[:MESSAGE_LENGTH],
                     "failed_rank": failed_rank,
                     "progress": self.progress if lead else None,
                     "evaluation": self.evaluation if lead else None,
-                    "ledger": self.ledger if lead and self.config.role == "worker" else None,
+                    "ledger": self.ledger if lead and self.role == "worker" else None,
                     "checkpoints": self.checkpoints if lead else [],
                     "output": self.output,
                     "prepared": self.prepared,

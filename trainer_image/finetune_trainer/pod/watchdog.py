@@ -1,57 +1,77 @@
-"""How long the supervisor waits for children that seem to stand still, or that end (pure)."""
+"""When the supervisor kills children that make no progress or do not end in time (pure)."""
 
 import signal
+from dataclasses import dataclass
 
+from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.grace import result_reserve
 from finetune_trainer.pod.state import Failure, PodState
 
-_SHORTEST_STOP = 20.0  # s without a step after SIGTERM, at least
-_UNKNOWN_STEP = 60.0  # s; before any step was timed
-# Nothing there is measured in steps: writing or reading a checkpoint takes what storage takes.
-_BY_STORAGE = ("Checkpointing", "LoadingModel")
+_SHORTEST_WAIT = 20.0  # s without a step after SIGTERM, at least
+_UNKNOWN_STEP = 60.0  # s; assumed duration of a step before one was measured
+# Writing and reading checkpoints takes as long as storage needs, so steps are no measure for it.
+_BOUND_BY_STORAGE = ("Checkpointing", "LoadingModel")
 
 
-def verdict(state: PodState, terminated_at: float | None, now: float) -> Failure | None:
-    """Why the children must be killed; None while waiting may help."""
-    limit, quiet = state.config.progress_deadline_seconds, now - state.moved_at
-    if quiet > limit:
+@dataclass(frozen=True)
+class Limits:
+    """The limits that the job's runPolicy sets, in seconds."""
+
+    progress_deadline: int
+    grace_period: int
+
+
+def verdict(
+    state: PodState, limits: Limits, terminated_at: float | None, now: float
+) -> Failure | None:
+    """Return why the children must be killed, or None while they may go on.
+
+    `terminated_at` is the time of SIGTERM, or None. Times are those of time.monotonic().
+    """
+    idle = now - state.active_at
+    if idle > limits.progress_deadline:
         text = (
-            f"nothing was finished for {quiet:.0f} s in stage {state.stage} "
-            f"(runPolicy.progressDeadlineSeconds is {limit}){state.silence(now)}"
+            f"no work was completed for {idle:.0f} s in stage {state.stage} "
+            f"(runPolicy.progressDeadlineSeconds is {limits.progress_deadline})"
+            f"{state.most_silent_rank(now)}"
         )
-        return Failure(int(ExitCode.HANG), "Hang", text)
-    if terminated_at is None or state.config.role == "prepare":
+        return Failure(int(ExitCode.HANG), reasons.HANG, text)
+    if terminated_at is None or state.role == "prepare":
         return None
-    if state.stage in _BY_STORAGE:
-        return _grace_is_over(state, now - terminated_at)
-    # After SIGTERM a rank whose peer is gone waits in a collective for ever.
-    quiet = now - max(terminated_at, state.moved_at)
-    if state.stage != "Exporting" and quiet > max(_SHORTEST_STOP, 2 * _step_seconds(state)):
-        text = "no step was finished after SIGTERM; a peer must be gone"
-        return Failure(int(ExitCode.PEER_LOST), "PeerLost", text)
+    if state.stage in _BOUND_BY_STORAGE:
+        return _grace_is_over(state, limits, now - terminated_at)
+    # After SIGTERM a rank whose peer has disappeared waits in a collective for ever.
+    idle = now - max(terminated_at, state.active_at)
+    if state.stage != "Exporting" and idle > max(_SHORTEST_WAIT, 2 * _step_seconds(state)):
+        text = "no step was finished after SIGTERM; another worker must have disappeared"
+        return Failure(int(ExitCode.PEER_LOST), reasons.PEER_LOST, text)
     return None
 
 
 def overrides(code: int) -> bool:
-    """Whether our verdict, not the child's own end, is the cause.
+    """Return whether a verdict, and not the child's exit code, names the cause.
 
-    It died by our signal, or of a peer whose supervisor came to the same verdict a moment before.
+    That is so if the child was killed because of the verdict, or lost a peer, whose supervisor may
+    have come to the same verdict a moment earlier.
     """
     return code in (128 + signal.SIGKILL, ExitCode.PEER_LOST)
 
 
-def _grace_is_over(state: PodState, waited: float) -> Failure | None:
-    """A moment before the kubelet kills the pod, so that a result is left."""
-    grace = state.config.termination_grace_period_seconds
+def _grace_is_over(state: PodState, limits: Limits, waited: float) -> Failure | None:
+    """Return a verdict shortly before the kubelet kills the pod, so that a result can be written.
+
+    `waited` is the number of seconds since SIGTERM.
+    """
+    grace = limits.grace_period
     if waited < grace - result_reserve(grace):
         return None
     text = (
         f"still in stage {state.stage} {waited:.0f} s after SIGTERM, and the pod is killed after "
-        f"terminationGracePeriodSeconds ({grace}); the older checkpoints stand; raise "
+        f"terminationGracePeriodSeconds ({grace}); older checkpoints are intact; raise "
         "runPolicy.terminationGracePeriodSeconds, or save to faster storage"
     )
-    return Failure(int(ExitCode.HANG), "Hang", text)
+    return Failure(int(ExitCode.HANG), reasons.HANG, text)
 
 
 def _step_seconds(state: PodState) -> float:

@@ -1,4 +1,4 @@
-"""Digests: what prepared data and a run depend on, and on nothing else."""
+"""Digests that identify files, prepared data and runs by their contents."""
 
 import hashlib
 import json
@@ -8,13 +8,13 @@ from typing import Any
 
 import xxhash
 
-_CHUNK = 1 << 22
-# Raised whenever this package would make other rows of the same input.
+_CHUNK = 1 << 22  # bytes
 PREPARATION_VERSION = 3
+"""Increased by every change that makes other rows from the same input."""
 
 
 def of_file(path: Path, advance: Callable[[], None] | None = None) -> str:
-    """xxh3-128 of a file's contents, hex; `advance` is called for every 4 MiB."""
+    """Return the xxh3-128 of a file's contents in hex. Calls `advance` after every 4 MiB."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -25,6 +25,6 @@ def of_file(path: Path, advance: Callable[[], None] | None = None) -> str:
 
 
 def of_value(value: Any) -> str:
-    """sha256 of canonical JSON, hex."""
+    """Return the SHA-256 of a value's canonical JSON in hex."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,8 +1,9 @@
-"""Who may write to a run's storage: the holder of the largest epoch.
+"""The fence: only the attempt with the largest epoch may write to a run's storage.
 
-"All old pods are gone" does not prove that old processes are dead: a lost node's pods are collected
-without anybody confirming that they stopped. Each attempt claims the next epoch by an exclusive
-create, and reads the fence again before whatever cannot be undone.
+The absence of old pods does not prove that their processes are dead: the pods of a lost node are
+deleted without a confirmation that they stopped. Therefore each attempt claims the next epoch by
+creating a file exclusively. It calls `check` before every write that cannot be undone: publishing a
+checkpoint, marking and removing checkpoints, publishing the exported model.
 """
 
 from finetune_api.exit_codes import ExitCode
@@ -13,7 +14,7 @@ from finetune_trainer.run_dir.paths import RunPaths
 
 
 def newest(paths: RunPaths) -> FenceFile | None:
-    """The fence with the largest epoch."""
+    """Return the fence file with the largest epoch, or None before the first attempt."""
     files = [path for path in paths.storage.glob("fence.*") if path.suffix[1:].isdigit()]
     if not files:
         return None
@@ -22,7 +23,10 @@ def newest(paths: RunPaths) -> FenceFile | None:
 
 
 def claim(paths: RunPaths, job_uid: str, attempt: int) -> int:
-    """Claim the next epoch for an attempt and return it; TrainerError 79 for an old attempt."""
+    """Claim the next epoch for an attempt and return it.
+
+    Raises TrainerError 79 if a newer attempt of the same job has claimed one already.
+    """
     while True:
         found = newest(paths)
         if found is not None and found.job_uid == job_uid and found.attempt > attempt:
@@ -34,7 +38,7 @@ def claim(paths: RunPaths, job_uid: str, attempt: int) -> int:
 
 
 def check(paths: RunPaths, epoch: int, attempt: int) -> None:
-    """TrainerError 79 when a newer attempt owns the storage."""
+    """Raise TrainerError 79 if an attempt with an epoch above `epoch` owns the storage."""
     found = newest(paths)
     if found is not None and found.epoch > epoch:
         raise _fenced(attempt, found)

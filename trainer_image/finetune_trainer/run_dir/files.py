@@ -1,4 +1,4 @@
-"""Writes that survive a crash: files and folders that are there whole or not at all."""
+"""Writes that survive a crash: a file or folder appears complete or not at all."""
 
 import errno
 import os
@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_ABANDONED = 24 * 3600.0  # s; what has not moved for a day is nobody's work any more
+_ABANDONED = 24 * 3600.0  # s without a change, after which no process is building a folder
 
 
 def write_new(path: Path, text: str) -> bool:
-    """Create a file exclusively, with its contents in place; False when it exists already.
+    """Create a file exclusively and return True, or return False if it exists already.
 
-    Written aside and linked: whoever sees the name sees the whole file.
+    The contents are written to another name, which is then linked. So no reader sees an incomplete
+    file.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
     _write(partial, text)
@@ -27,7 +28,7 @@ def write_new(path: Path, text: str) -> bool:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's contents at once."""
+    """Replace a file's contents atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     _write(partial, text)
     partial.replace(path)
@@ -35,14 +36,14 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make a folder durable, with all that is below it."""
+    """Make a folder and everything below it durable."""
     for path in folder.rglob("*"):
         _sync(path)
     _sync(folder)
 
 
 def take_place(built: Path, target: Path) -> bool:
-    """Rename a finished folder; False when somebody else's is there already."""
+    """Rename a finished folder to `target`. Return False if another process has filled it."""
     try:
         built.rename(target)
     except OSError as error:
@@ -53,12 +54,16 @@ def take_place(built: Path, target: Path) -> bool:
 
 
 def unfinished(parent: Path, pattern: str) -> Iterator[tuple[Path, bool]]:
-    """Folders of a name that is given to unfinished ones, each with whether it was abandoned."""
+    """Yield the folders that match `pattern`, each with whether its builder has abandoned it.
+
+    `pattern` matches the names of folders under construction. A folder is abandoned if nothing in
+    it has changed for a day.
+    """
     for partial in parent.glob(pattern):
         try:
             newest = max(path.stat().st_mtime for path in [partial, *partial.rglob("*")])
         except OSError:
-            continue  # its builder is just finishing
+            continue  # its builder is renaming it at this moment
         yield partial, time.time() - newest > _ABANDONED
 
 
@@ -83,5 +88,5 @@ def _write(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        path.unlink(missing_ok=True)  # a full disk must not be made fuller
+        path.unlink(missing_ok=True)  # do not leave half a file on a full disk
         raise

@@ -1,4 +1,4 @@
-"""Where the things of a run lie inside the pod: the one place that knows the layout on storage."""
+"""The layout of a run's storage and of the cache: the only module that knows it."""
 
 import hashlib
 import os
@@ -22,134 +22,149 @@ class RunPaths:
 
     @classmethod
     def of(cls, config: RunConfig) -> "RunPaths":
-        """Resolve the addresses of a run through its mounts.
+        """Translate the addresses of a run into paths.
 
-        TrainerError 64 for a model that must be downloaded and was not resolved yet.
+        Raises TrainerError 64 if the model must be downloaded and the configuration does not
+        contain its revision.
         """
+        cache = Cache.of(config)
         return cls(
-            model=_model_folder(config),
-            storage=resolve(config, config.checkpoints.storage),
-            cache=cache_folder(config),
+            model=_model_folder(config.model.source, config.model_revision, cache, config.mounts),
+            storage=claim_path(config.checkpoints.storage, config.mounts),
+            cache=cache.folder,
             storage_uri=config.checkpoints.storage.rstrip("/"),
         )
 
     @property
     def run_file(self) -> Path:
-        """Whose storage this is."""
+        """The file that names the owner of the storage."""
         return self.storage / "run.json"
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a checkpoint."""
+        """The parent of all checkpoint folders."""
         return self.storage / "checkpoints"
 
     @property
     def final(self) -> Path:
-        """The finished Hugging Face folder."""
+        """The folder of the exported model."""
         return self.storage / "final"
 
     @property
     def evaluations(self) -> Path:
-        """What was measured on held-out data."""
+        """The history of evaluations."""
         return self.storage / "evaluations.json"
 
     def fence(self, epoch: int) -> Path:
-        """Who may write, from this epoch on."""
+        """Return the fence file of an epoch."""
         return self.storage / f"fence.{epoch}"
 
     @property
     def attempts(self) -> Path:
-        """One record an attempt."""
+        """The parent of all records of attempts."""
         return self.storage / "attempts"
 
     def attempt(self, epoch: int) -> Path:
-        """What the attempt that holds this epoch did."""
+        """Return the record of the attempt that holds an epoch."""
         return self.attempts / f"{epoch}.json"
 
     @property
     def logs(self) -> Path:
-        """Every step of every attempt, as JSON lines."""
+        """The parent of all logs of steps."""
         return self.storage / "log"
 
     def log(self, epoch: int) -> Path:
-        """The steps of the attempt that holds this epoch."""
+        """Return the log of the steps of the attempt that holds an epoch, as JSON lines."""
         return self.logs / f"{epoch}.jsonl"
 
     def checkpoint(self, step: int, epoch: int) -> Path:
-        """The epoch is in the name: two gangs never open the same file."""
+        """Return the folder of a checkpoint.
+
+        Its name contains the epoch, so that two gangs never write to the same file.
+        """
         return self.checkpoints / f"step-{step:08d}-e{epoch:04d}"
 
     def prepared(self, digest: str) -> Path:
-        """Packed rows, shared by every job with the same digest."""
+        """Return the folder of the prepared data, which all jobs with the same digest share."""
         return self.cache / "prepared" / digest
 
     def uri(self, path: Path) -> str:
-        """The pvc:// address of something below storage."""
+        """Return the pvc:// address of a path below the storage."""
         return f"{self.storage_uri}/{path.relative_to(self.storage)}"
 
 
-def cache_folder(config: RunConfig) -> Path:
-    """Downloads and prepared data, shared by the jobs that name it."""
-    if config.cache:
-        return resolve(config, config.cache)
-    return resolve(config, config.checkpoints.storage) / "cache"
+@dataclass(frozen=True)
+class Cache:
+    """The folder of downloads and prepared data, which the jobs that name it share."""
+
+    folder: Path
+    uri: str  # its pvc:// address, for messages
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Cache":
+        """Return the cache that a configuration names, or the one below the run's storage."""
+        if config.cache:
+            return cls(claim_path(config.cache, config.mounts), config.cache)
+        storage = config.checkpoints.storage
+        folder = claim_path(storage, config.mounts) / "cache"
+        return cls(folder, f"{storage.rstrip('/')}/cache")
+
+    def model(self, source: str, revision: str) -> Path:
+        """Return the folder of a downloaded model.
+
+        Its name is the revision that the source was resolved to. A path within a repository has the
+        commit of the entire repository and is distinguished by a digest of the path.
+        """
+        address = parse(source)
+        name = revision
+        if isinstance(address, HubPath) and address.path:
+            name += f"-{hashlib.sha256(address.path.encode()).hexdigest()[:8]}"
+        return self.folder / "models" / name
+
+    def check_model(self, source: str, folder: Path) -> None:
+        """Raise TrainerError 66 if a downloaded model has disappeared since it was prepared."""
+        if not is_claim(source) and not folder.is_dir():
+            raise TrainerError(
+                ExitCode.INPUT_MISSING,
+                f"{source}: {self.uri}/models/{folder.name} is gone; keep the cache while "
+                "a job runs, or make a new job, which downloads it again",
+            )
 
 
-def cache_name(config: RunConfig) -> str:
-    """What people call the cache."""
-    return config.cache or f"{config.checkpoints.storage.rstrip('/')}/cache"
+def claim_path(uri: str, mounts: dict[str, str]) -> Path:
+    """Return the path in this pod of a pvc:// address. `mounts` maps claims to their mount paths.
 
-
-def cached_model(config: RunConfig, revision: str) -> Path:
-    """Where a downloaded model lies: named by what it was resolved to, not by where it came from.
-
-    A folder of a repository has a name of its own: its commit is that of the whole.
-    """
-    address = parse(config.model.source)
-    name = revision
-    if isinstance(address, HubPath) and address.path:
-        name += f"-{hashlib.sha256(address.path.encode()).hexdigest()[:8]}"
-    return cache_folder(config) / "models" / name
-
-
-def check_cached(config: RunConfig, folder: Path) -> None:
-    """TrainerError 66 when a downloaded model is no longer where the prepare pod put it."""
-    if not is_claim(config.model.source) and not folder.is_dir():
-        raise TrainerError(
-            ExitCode.INPUT_MISSING,
-            f"{config.model.source}: {cache_name(config)}/models/{folder.name} is gone; keep the "
-            "cache while a job runs, or make a new job, which downloads it again",
-        )
-
-
-def _model_folder(config: RunConfig) -> Path:
-    if is_claim(config.model.source):
-        return resolve(config, config.model.source)
-    if config.model_revision is None:
-        raise TrainerError(
-            ExitCode.BAD_CONFIGURATION,
-            f"{config.model.source}: the run configuration does not say what it was resolved to "
-            "(modelRevision); update the operator",
-        )
-    return cached_model(config, config.model_revision)
-
-
-def resolve(config: RunConfig, uri: str) -> Path:
-    """Path in this pod of a pvc:// address; TrainerError 64 when a link leads out of the claim.
-
-    Somebody who may write to a claim could otherwise have the pod read what is not on the claim.
+    Raises TrainerError 64 if the claim is not mounted, or if a link leads out of it: users who may
+    write to a claim could otherwise make the pod read files that are not on the claim.
     """
     address = ClaimPath.parse(uri)
-    mount = config.mounts.get(address.claim)
+    mount = mounts.get(address.claim)
     if mount is None:
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
             f"{uri}: the claim {address.claim!r} is not mounted in this pod",
         )
-    path = Path(address.under(config.mounts))
+    path = Path(address.under(mounts))
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(mount)):
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
             f"{uri}: a link leads out of the claim; copy the file onto the claim",
         )
     return path
+
+
+def check_cached(config: RunConfig, folder: Path) -> None:
+    """Raise TrainerError 66 if a downloaded model has disappeared since it was prepared."""
+    Cache.of(config).check_model(config.model.source, folder)
+
+
+def _model_folder(source: str, revision: str | None, cache: Cache, mounts: dict[str, str]) -> Path:
+    if is_claim(source):
+        return claim_path(source, mounts)
+    if revision is None:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{source}: the run configuration does not contain the revision of the model "
+            "(modelRevision); update the operator",
+        )
+    return cache.model(source, revision)

@@ -1,7 +1,7 @@
-"""Headers and index files of safetensors weights, read without torch.
+"""The parser of safetensors headers and of weight index files, which needs no torch.
 
-A file is: 8 bytes header length (little-endian), a JSON header, the bytes of the tensors.
-Source: the format description in the safetensors repository.
+A safetensors file consists of 8 bytes header length (little-endian), a JSON header and the bytes
+of the tensors. Source: the format description in the safetensors repository.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+"""Names of the index of sharded weights and of weights in a single file."""
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
@@ -27,7 +28,7 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Read the header of a file.
+    """Return the header of a file.
 
     Raises ValueError, whose text continues a sentence that begins with the file's name.
     """
@@ -49,9 +50,20 @@ def read_header(file: Path) -> Header:
     return Header(tensors, metadata, start, start + max(ends, default=0), size)
 
 
+def weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor that an index file lists.
+
+    Raises ValueError, whose text continues a sentence that begins with the file's name.
+    """
+    try:
+        return dict(json.loads(index.read_text())["weight_map"].items())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("is not a valid index file") from error
+
+
 def indexed_files(index: Path) -> list[str]:
     """Return the names of the files that an index file lists, sorted. Raises ValueError."""
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (KeyError, TypeError, AttributeError) as error:
+        return sorted(set(weight_map(index).values()))
+    except TypeError as error:
         raise ValueError("is not a valid index file") from error

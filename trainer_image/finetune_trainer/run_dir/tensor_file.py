@@ -1,10 +1,10 @@
-"""safetensors files piece by piece: no second copy, no long silence, plain OSErrors.
+"""A reader and writer of safetensors files that needs only a slice of a tensor in memory.
 
-The library's own `save_file` wants every tensor at once, says nothing until all is written, and
-raises an exception of its own for a full disk; its reader maps the file, so that whatever was read
-counts as the process's memory. Here a tensor is written and read in slices.
+The safetensors library is not used for this, because its writer needs all tensors in memory at
+once, computes no checksum while it writes, reports no progress and hides OSErrors; and its reader
+maps the file, so that everything that was read counts as memory of the process.
 Format: 8 bytes header length (little-endian), JSON header, the tensors' bytes in its order
-(https://huggingface.co/docs/safetensors#format).
+(https://huggingface.co/docs/safetensors#format). Headers are parsed by `safetensors_header`.
 """
 
 import json
@@ -21,25 +21,25 @@ import xxhash
 
 from finetune_trainer.run_dir.safetensors_header import read_header
 
-_CHUNK = 1 << 24
-_SYNC_EVERY = 1 << 26  # bytes; the last fsync never has more than this to do
+_CHUNK = 1 << 24  # bytes that are written at once
+_SYNC_EVERY = 1 << 26  # bytes; bounds the duration of each fsync
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _TORCH = {text: dtype for dtype, text in _DTYPES.items()}
 
 
 class Digest(Protocol):
-    """What hashlib and xxhash have in common."""
+    """The interface that digests of hashlib and xxhash share."""
 
     def update(self, data: Any, /) -> None:
-        """Take in bytes."""
+        """Add bytes to the digest."""
 
     def hexdigest(self) -> str:
-        """Of all bytes so far."""
+        """Return the digest of all bytes so far in hex."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the header says about one tensor."""
+    """The name, shape and type of one tensor in a file."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,12 +47,12 @@ class Entry:
 
     @property
     def numel(self) -> int:
-        """Elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """The number of bytes in the file."""
         return self.numel * self.dtype.itemsize
 
 
@@ -62,10 +62,10 @@ def write(
     metadata: dict[str, str],
     advance: Callable[[], None],
 ) -> str:
-    """Write and sync a file of fp32 or bf16 tensors; returns the xxh3-128 of what was written.
+    """Write and sync a file of fp32 or bf16 tensors. Return the xxh3-128 of the file in hex.
 
-    `advance` is called for every 16 MiB. OSError as the file system raises it; what was written
-    until then stays.
+    Calls `advance` after every 16 MiB. Raises the OSErrors of the file system, and leaves what was
+    written until then.
     """
     entries = [Entry(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]
     return write_pieces(path, entries, tensors.values(), metadata, advance, xxhash.xxh3_128())
@@ -79,10 +79,10 @@ def write_pieces(
     advance: Callable[[], None],
     digest: Digest,
 ) -> str:
-    """The same from consecutive slices of the tensors, made while they are written.
+    """Write and sync a file from consecutive slices of its tensors. Return its digest in hex.
 
-    Only one piece is in memory at a time. Returns the hex digest of the whole file; ValueError when
-    the pieces are not as many bytes as the entries promise.
+    `pieces` is consumed while the file is written, so that only one piece is in memory at a time.
+    Raises ValueError if the pieces have more or fewer bytes than the entries promise.
     """
     with path.open("wb", buffering=0) as file:
         writer = _Writer(file, advance, digest)
@@ -109,7 +109,7 @@ class _Writer:
             self._digest.update(chunk)
             self._unsynced += len(chunk)
             self.written += len(chunk)
-            while chunk:  # a raw write may take less than it is given
+            while chunk:  # a raw write may accept only a part of its data
                 chunk = chunk[self._file.write(chunk) :]
             if self._unsynced >= _SYNC_EVERY:
                 self.sync()
@@ -131,19 +131,19 @@ def _header(entries: list[Entry], metadata: dict[str, str]) -> bytes:
         }
         at += entry.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin aligned
+    text += b" " * (-len(text) % 8)  # aligns the first tensor
     return len(text).to_bytes(8, "little") + text
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    """Of a copy on the host where there is none yet; views of flat fp32 buffers need none."""
+    """Return the bytes of a tensor. Copies only tensors on a device and non-contiguous ones."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    array: Any = flat.numpy()  # a buffer, which its annotations do not say on Python 3.11
+    array: Any = flat.numpy()  # implements the buffer protocol; Python 3.11's types lack that
     return memoryview(array)
 
 
 class TensorFile:
-    """Slices of the tensors of one file, read and not mapped."""
+    """Reads slices of the tensors of one file without mapping it."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._descriptor = path, os.open(path, os.O_RDONLY)
@@ -157,11 +157,14 @@ class TensorFile:
 
     @property
     def entries(self) -> list[Entry]:
-        """What is in it, in the header's order."""
+        """The tensors of the file, in the order of the header."""
         return [entry for entry, _ in self._entries.values()]
 
     def read(self, name: str, begin: int, end: int) -> torch.Tensor:
-        """[end - begin]: elements of a flattened tensor; OSError when the file ends before."""
+        """Return the elements `begin` to `end` of a flattened tensor. Shape: [end - begin].
+
+        Raises OSError if the file is too short.
+        """
         entry, offset = self._entries[name]
         result = torch.empty(end - begin, dtype=entry.dtype)
         at = self._begin + offset + begin * entry.dtype.itemsize

@@ -1,8 +1,9 @@
 """`hf://`: repositories of the Hugging Face Hub, models and data sets, at one commit.
 
-huggingface_hub resolves and lists; the transfer is a plain request with a range, for its own
-functions begin a file again after a kill. HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_CACHE and
-HF_HUB_OFFLINE mean what they mean to huggingface_hub: what its cache holds is copied from there.
+huggingface_hub resolves and lists. The transfer is a plain request with a range, because the
+functions of huggingface_hub begin a file again after a kill. HF_TOKEN, HF_ENDPOINT, HF_HOME,
+HF_HUB_CACHE and HF_HUB_OFFLINE have the meaning that huggingface_hub gives them: files in its cache
+are copied from there.
 """
 
 import logging
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-import httpx2  # what huggingface_hub itself is made with; its errors are part of the interface
+import httpx2  # used by huggingface_hub, which lets its errors through
 from huggingface_hub import (
     HfApi,
     constants,
@@ -34,21 +35,21 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported late
 
+from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode
 from finetune_api.uri import HubPath
-from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.input_errors import reading
-from finetune_trainer.sources.listing import RemoteFile, missing
-from finetune_trainer.sources.network import InterruptedTransferError, patiently, unreachable
+from finetune_trainer.common.errors import TrainerError, reading
+from finetune_trainer.sources.listing import RemoteFile, input_missing
+from finetune_trainer.sources.network import InterruptedTransferError, unreachable, with_retries
 
 Kind = Literal["model", "dataset"]
 _log = logging.getLogger(__name__)
-# One line a request, with addresses that a CDN has signed.
+# httpx2 logs every request, with addresses that a CDN has signed.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 _COMMIT = re.compile("[0-9a-f]{40}")
-_PATIENCE = 10.0  # s without a byte; the next request goes on where this one stood still
+_READ_TIMEOUT = 10.0  # s without a byte; the next request continues where this one stopped
 _CHUNK = 1 << 20  # bytes, from a disk
-# The Hub answers these for what may be over in a moment.
+# Statuses after which a retry may succeed.
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _SECRET = "credentialsSecretRef: a Secret with the key HF_TOKEN"
 
@@ -56,35 +57,41 @@ _SECRET = "credentialsSecretRef: a Secret with the key HF_TOKEN"
 class HubFolder:
     """A repository, or a folder in it, at a commit."""
 
-    def __init__(self, address: HubPath, kind: Kind, commit: str, *, there: bool = True) -> None:
-        """`there`: whether the Hub can be reached, as far as is known."""
-        self._where, self._kind, self.commit, self._there = address, kind, commit, there
+    def __init__(
+        self, address: HubPath, kind: Kind, commit: str, *, reachable: bool = True
+    ) -> None:
+        """Use a commit of a repository; `reachable` is False if the Hub did not answer before."""
+        self._where, self._kind, self.commit = address, kind, commit
+        self._reachable = reachable
         self._prefix = f"{address.path}/" if address.path else ""
 
     @classmethod
     def resolve(cls, address: HubPath, kind: Kind, revision: str | None) -> "HubFolder":
-        """At the commit that a revision is now; TrainerError says what is wrong with it."""
+        """Return the repository at the commit that a revision is now.
+
+        TrainerError: 66 not found, 77 not permitted, 78 (retryable) the Hub cannot be reached.
+        """
         wanted = revision or "main"
         if _COMMIT.fullmatch(wanted):
             return cls(address, kind, wanted)
         try:
             return cls(address, kind, _commit(address, kind, wanted))
         except TrainerError as error:
-            # A filled cache answers where the Hub is out of reach.
+            # Without the Hub, the cache of huggingface_hub may know the commit.
             cached = _cache_of(address, kind) / "refs" / wanted
             if not (_out_of_reach(error) and cached.is_file()):
                 raise
             commit = cached.read_text().strip()
             _log.warning("%s: %s is %s in the cache of huggingface_hub", address, wanted, commit)
-            return cls(address, kind, commit, there=False)
+            return cls(address, kind, commit, reachable=False)
 
     @property
     def address(self) -> str:
-        """What people call it."""
+        """The address, for messages."""
         return str(self._where)
 
     def files(self) -> list[RemoteFile]:
-        """Files below the folder, sorted by name."""
+        """Return the files below the folder, sorted by name."""
         try:
             return sorted(self._listed(), key=lambda file: file.name)
         except TrainerError as error:
@@ -95,11 +102,11 @@ class HubFolder:
             return cached
 
     def _listed(self) -> list[RemoteFile]:
-        """Asked once: huggingface_hub itself tries it again for half a minute."""
+        """List the files once: huggingface_hub itself retries for half a minute."""
         try:
-            if not self._there:
-                raise InterruptedTransferError("it was not a moment ago")
-            with in_words(self.address):
+            if not self._reachable:
+                raise InterruptedTransferError("it did not answer a moment ago")
+            with translate_errors(self.address):
                 entries = HfApi().list_repo_tree(
                     self._where.repository,
                     repo_type=self._kind,
@@ -115,7 +122,7 @@ class HubFolder:
             raise unreachable(self.address, error) from error
 
     def read(self, file: RemoteFile, offset: int) -> Iterator[bytes]:
-        """Contents from `offset` on: from the cache of huggingface_hub, else from the Hub."""
+        """Yield the contents from `offset` on: from the cache of huggingface_hub, else the Hub."""
         path = self._prefix + file.name
         local = try_to_load_from_cache(
             self._where.repository, path, revision=self.commit, repo_type=self._kind
@@ -129,10 +136,10 @@ class HubFolder:
         headers = build_hf_headers() | {"Accept-Encoding": "identity"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
-        request = get_session().stream("GET", url, headers=headers, timeout=_PATIENCE)
-        with in_words(self.address, path), request as response:
+        request = get_session().stream("GET", url, headers=headers, timeout=_READ_TIMEOUT)
+        with translate_errors(self.address, path), request as response:
             hf_raise_for_status(response)
-            # A server that knows no ranges sends all of it.
+            # A server without support for ranges sends the complete file.
             skip = 0 if response.status_code == 206 else offset
             for chunk in response.iter_bytes():
                 if len(chunk) > skip:
@@ -148,7 +155,7 @@ class HubFolder:
         )
 
     def _cached(self) -> list[RemoteFile]:
-        """What a filled cache holds of this commit; it may be a part."""
+        """Return the files of this commit in the cache of huggingface_hub, which may lack some."""
         snapshot = _cache_of(self._where, self._kind) / "snapshots" / self.commit
         root = snapshot / self._prefix
         files = [path for path in root.rglob("*") if path.is_file()] if root.is_dir() else []
@@ -162,27 +169,27 @@ class HubFolder:
 
 
 def _commit(address: HubPath, kind: Kind, revision: str) -> str:
-    """Of a branch or a tag, as the Hub says."""
+    """Return the commit of a branch or a tag."""
 
-    def look() -> str:
-        with in_words(f"{address} (revision {revision})"):
+    def request() -> str:
+        with translate_errors(f"{address} (revision {revision})"):
             info = HfApi().repo_info(
-                address.repository, repo_type=kind, revision=revision, timeout=_PATIENCE
+                address.repository, repo_type=kind, revision=revision, timeout=_READ_TIMEOUT
             )
         if info.sha is None:
             raise InterruptedTransferError("the answer names no commit")
         return info.sha
 
-    return patiently(f"{address} (revision {revision})", look)
+    return with_retries(f"{address} (revision {revision})", request)
 
 
 def _out_of_reach(error: TrainerError) -> bool:
-    """Whether the Hub did not answer or may not be asked: a refusal is no reason to guess."""
+    """Return whether the Hub did not answer or may not be asked. A refusal is an answer."""
     return error.code == ExitCode.ENVIRONMENT_UNUSABLE or constants.HF_HUB_OFFLINE
 
 
 def _cache_of(address: HubPath, kind: Kind) -> Path:
-    """A repository in the cache of huggingface_hub, whose layout is documented."""
+    """Return the folder of a repository in the cache of huggingface_hub (a documented layout)."""
     return Path(constants.HF_HUB_CACHE) / "--".join([f"{kind}s", *address.repository.split("/")])
 
 
@@ -194,75 +201,82 @@ def _from_disk(path: Path, offset: int) -> Iterator[bytes]:
 
 
 def check_access(address: HubPath, kind: Kind) -> None:
-    """Raises what huggingface_hub raises when the contents may not be read."""
+    """Raise the error of huggingface_hub if the contents may not be read."""
     HfApi().auth_check(address.repository, repo_type=kind)
 
 
 @contextmanager
-def in_words(address: str, file: str = "") -> Iterator[None]:
-    """Turns what huggingface_hub raises into what a person can act on.
+def translate_errors(address: str, file: str = "") -> Iterator[None]:
+    """Raise the errors of huggingface_hub as TrainerError, with a remedy.
 
-    `file`: which one was asked for, where it was one. Texts of the other side are
-    not passed on: what they quote is not ours to know.
+    `file` is the requested file, if it was one. Texts of the Hub are not passed on, because they
+    may quote secrets.
     """
     try:
         yield
     except GatedRepoError as error:
         raise _not_permitted(
-            f"{address}: gated; ask for access on its page on the Hub, and give the token of "
-            f"somebody who has it ({_SECRET})"
+            f"{address}: gated; ask for access on its page on the Hub, and give the token of an "
+            f"account that has it ({_SECRET})"
         ) from error
     except DisabledRepoError as error:
         raise _not_permitted(f"{address}: disabled by the Hub; choose another one") from error
     except RevisionNotFoundError as error:
-        raise missing(
+        raise input_missing(
             f"{address}: no such revision", "name a branch, a tag or a commit that exists"
         ) from error
     except RemoteEntryNotFoundError as error:
-        raise missing(f"{address}: no file {file} in the repository", "check the path") from error
+        raise input_missing(
+            f"{address}: no file {file} in the repository", "check the path"
+        ) from error
     except RepositoryNotFoundError as error:
         raise _no_repository(address, error.response.status_code) from error
     except HfHubHTTPError as error:
-        raise _of_status(address, error.response.status_code) from error
+        raise _error_from_status(address, error.response.status_code) from error
     except OfflineModeIsEnabled as error:
-        raise missing(
+        raise input_missing(
             f"{address}: not in the cache of huggingface_hub ({constants.HF_HUB_CACHE}), and "
-            "HF_HUB_OFFLINE forbids to ask the Hub",
-            "fill the cache, or take HF_HUB_OFFLINE out of workers.template",
+            "HF_HUB_OFFLINE forbids requests to the Hub",
+            "fill the cache, or remove HF_HUB_OFFLINE from workers.template",
         ) from error
     except (httpx2.TransportError, httpx2.TooManyRedirects, httpx2.StreamError) as error:
         raise InterruptedTransferError(str(error) or type(error).__name__) from error
 
 
 def _no_repository(address: str, status: int) -> Exception:
-    """The Hub does not tell whether a repository is private or absent to those who may not know."""
+    """Return the error of a repository that does not exist or that the token may not see.
+
+    To a client without access, the Hub answers both in the same way.
+    """
     if status == 401 and get_token() is None:
         return _not_permitted(
             f"{address}: no such repository, or a private one; check the name, or give a token "
             f"({_SECRET})"
         )
     if status == 401:
-        return _of_status(address, status)
-    return missing(
+        return _error_from_status(address, status)
+    return input_missing(
         f"{address}: no such repository",
-        "check the name; a private one needs the token of somebody who may read it",
+        "check the name; a private one needs the token of an account that may read it",
     )
 
 
-def _of_status(address: str, status: int) -> Exception:
+def _error_from_status(address: str, status: int) -> Exception:
     if status in (401, 403):
         problem = "the token is not valid" if status == 401 else "not permitted (403)"
         if get_token() is None:
             problem = "no token was given"
         return _not_permitted(f"{address}: {problem}; give one that may read it ({_SECRET})")
     if status == 404:
-        return missing(f"{address}: not found", "check the address, and HF_ENDPOINT if it is set")
+        return input_missing(
+            f"{address}: not found", "check the address, and HF_ENDPOINT if it is set"
+        )
     if status in _BUSY:
         return InterruptedTransferError(f"the Hub answered {status}")
     return TrainerError(
         ExitCode.ENVIRONMENT_UNUSABLE,
         f"{address}: the Hub answered {status}; check HF_ENDPOINT if it is set",
-        reason="NetworkTrouble",
+        reason=reasons.NETWORK_TROUBLE,
     )
 
 

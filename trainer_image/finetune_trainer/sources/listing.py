@@ -1,4 +1,4 @@
-"""What an address holds, and which of it is wanted. Names are paths below the address."""
+"""The files at an address, and which of them are needed. Names are paths below the address."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,8 +13,8 @@ from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.source_file import KINDS, is_data
 from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE, indexed_files
 
-# Configuration, tokenizer, templates, licence. No weights in other formats, no pictures, no folder
-# of another framework: they are as large as the model and nothing reads them.
+# Configuration, tokenizer, templates, licence. Weights in other formats, pictures and folders of
+# other frameworks are left out: they are as large as the model and are not used.
 _MODEL_TEXTS = (
     "*.json",
     "*.txt",
@@ -35,28 +35,28 @@ class RemoteFile:
     name: str
     size: int  # bytes
     tag: str
-    sha256: str | None = None  # of the contents, where the store knows it
+    sha256: str | None = None  # of the contents, if the store knows it
 
 
 class Remote(Protocol):
-    """An address, resolved: a commit, or the objects as they were at one moment."""
+    """A resolved address: a commit, or the objects as they were at one moment."""
 
     @property
     def address(self) -> str:
-        """What people call it."""
+        """The address, for messages."""
 
     def files(self) -> list[RemoteFile]:
-        """Everything below the address, sorted by name."""
+        """Return all files below the address, sorted by name."""
 
     def read(self, file: RemoteFile, offset: int) -> Iterator[bytes]:
-        """The contents from `offset` (bytes) on.
+        """Yield the contents from `offset` (bytes) on.
 
-        InterruptedTransferError for what may be over in a moment, TrainerError for the rest.
+        Raises InterruptedTransferError if a retry may help, TrainerError otherwise.
         """
 
 
-def texts_of_model(files: Iterable[RemoteFile]) -> list[RemoteFile]:
-    """All but the weights."""
+def model_text_files(files: Iterable[RemoteFile]) -> list[RemoteFile]:
+    """Return the files of a model except its weights."""
     return [
         file
         for file in files
@@ -69,15 +69,16 @@ def texts_of_model(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     ]
 
 
-def safetensors(files: Iterable[RemoteFile]) -> list[RemoteFile]:
-    """Whatever may be weights."""
+def safetensors_files(files: Iterable[RemoteFile]) -> list[RemoteFile]:
+    """Return all files that may be weights."""
     return [file for file in files if fnmatchcase(file.name, "*.safetensors")]
 
 
-def weights_of_model(files: Iterable[RemoteFile], folder: Path, address: str) -> list[RemoteFile]:
-    """The safetensors files that the model is made of, as the downloaded index names them.
+def model_weight_files(files: Iterable[RemoteFile], folder: Path, address: str) -> list[RemoteFile]:
+    """Return the safetensors files of a model whose index, if it has one, is in `folder`.
 
-    Only those: a repository may hold the same weights twice (consolidated.safetensors).
+    Only the files that the index names: a repository may hold the same weights twice
+    (consolidated.safetensors). TrainerError 66 if one is missing or the index is not valid.
     """
     there = {file.name: file for file in files}
     wanted = [SINGLE]
@@ -85,23 +86,23 @@ def weights_of_model(files: Iterable[RemoteFile], folder: Path, address: str) ->
         try:
             wanted = indexed_files(folder / INDEX)
         except ValueError:
-            raise missing(
+            raise input_missing(
                 f"{address}: {INDEX} is not a valid index file", "copy it again"
             ) from None
-    absent = [name for name in wanted if name not in there]
-    if absent:
+    lacking = [name for name in wanted if name not in there]
+    if lacking:
         found = ", ".join(sorted(there)[:8]) or "nothing"
-        raise missing(
-            f"{address}: no weights {absent[0]}; found {found}",
+        raise input_missing(
+            f"{address}: no weights {lacking[0]}; found {found}",
             "name a model with safetensors weights",
         )
     return [there[name] for name in wanted]
 
 
 def data_files(files: Iterable[RemoteFile], path: str, address: str) -> list[RemoteFile]:
-    """The file, the files of a folder, or those that a glob matches; sorted by name.
+    """Return the file, the files of a folder, or those that a glob matches; sorted by name.
 
-    TrainerError 66 when there is none. Hidden files are no data.
+    Hidden files are not data. TrainerError 66 if there is no file.
     """
     visible = [file for file in files if not _hidden(file.name, path)]
     if is_glob(path):
@@ -115,29 +116,29 @@ def data_files(files: Iterable[RemoteFile], path: str, address: str) -> list[Rem
         ]
         remedy = "check the path; a folder needs files of " + ", ".join(KINDS)
     if not found:
-        raise missing(f"{address}: no such file", remedy)
+        raise input_missing(f"{address}: no such file", remedy)
     return sorted(found, key=lambda file: file.name)
 
 
 def is_glob(path: str) -> bool:
-    """Whether a path is a pattern."""
+    """Return whether a path is a pattern."""
     return any(sign in path for sign in "*[")
 
 
 def fixed_part(path: str) -> str:
-    """The folders before the first wildcard, '' or without a slash at the end."""
+    """Return the folders before the first wildcard, without a slash at the end; may be empty."""
     parts = path.split("/")
     fixed = next((n for n, part in enumerate(parts) if is_glob(part)), len(parts))
     return "/".join(parts[:fixed])
 
 
-def missing(problem: str, remedy: str) -> TrainerError:
-    """The one way in which an input is not there."""
+def input_missing(problem: str, remedy: str) -> TrainerError:
+    """Return the error of an input that does not exist."""
     return TrainerError(ExitCode.INPUT_MISSING, f"{problem}; {remedy}")
 
 
 def _hidden(name: str, path: str) -> bool:
-    """Below what was asked for by name."""
+    """Return whether a part of the name is hidden, below the part that `path` names explicitly."""
     fixed = fixed_part(path)
     rest = name[len(fixed) :] if name.startswith(fixed) else name
     return any(part.startswith(".") for part in rest.split("/"))
@@ -149,7 +150,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    """`**` is any number of folders, `*` stays within one, `[ab]` is one of these letters."""
+    """Compile a glob: `**` is any number of folders, `*` is within one, `[ab]` is a letter."""
     text = ""
     position = 0
     while position < len(pattern):

@@ -1,7 +1,7 @@
 """`s3://` and `gs://`: objects of a bucket, through obstore (docs/adr/0013).
 
 Endpoint, region and credentials come from the environment, under the names that the vendors' own
-tools read: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, ..., GOOGLE_SERVICE_ACCOUNT_KEY, ...
+tools use: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, ..., GOOGLE_SERVICE_ACCOUNT_KEY, ...
 """
 
 import os
@@ -22,25 +22,26 @@ from obstore.exceptions import (
 )
 from obstore.store import GCSStore, S3Store
 
+from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode
 from finetune_api.uri import ObjectPath
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.run_dir import digest
-from finetune_trainer.sources.listing import RemoteFile, missing
-from finetune_trainer.sources.network import InterruptedTransferError, patiently
+from finetune_trainer.sources.listing import RemoteFile, input_missing
+from finetune_trainer.sources.network import InterruptedTransferError, with_retries
 
 _RANGE = 16 << 20  # bytes a request
-_NO_ETAG = "modified "  # what a store without ETags says instead
+_NO_ETAG = "modified "  # prefix of the tag if the store has no ETags
 _AT_ONCE = 4  # requests of one file
 _NAMES_OF_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL")
 # obstore's defaults are 30 s for a whole request, 10 retries within 3 minutes.
 _TIMEOUT = timedelta(minutes=3)
 _RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=30)}
-# Where credentials are looked for when none are given: the machine's own, in a cloud.
-_MACHINE = re.compile(r"/latest/(api/token|meta-data)|169\.254\.|metadata\.google", re.I)
+# Without given credentials, obstore asks the cloud's metadata service for those of the machine.
+_METADATA_SERVICE = re.compile(r"/latest/(api/token|meta-data)|169\.254\.|metadata\.google", re.I)
 _STATUS = re.compile(r"status code: (\d{3})")
 _BUSY = (408, 425, 429)
-# Refusals of credentials that come with another status than 401 and 403.
+# Codes of refused credentials that come with another status than 401 and 403.
 _DENIED = ("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "UserNotFound")
 _SECRETS = {
     "s3": "credentialsSecretRef: a Secret with the keys AWS_ACCESS_KEY_ID and "
@@ -53,40 +54,43 @@ class ObjectFolder:
     """The objects at or below a prefix, as they were when they were listed."""
 
     def __init__(self, where: ObjectPath, prefix: str) -> None:
-        """`prefix`: below which objects are named; '' for the whole bucket."""
+        """Use the objects of a bucket below `prefix`, to which their names are relative.
+
+        An empty prefix means the complete bucket.
+        """
         self._where, self.prefix = where, prefix
         self._store = _store(where)
         self._files: list[RemoteFile] | None = None
 
     @property
     def address(self) -> str:
-        """What people call it."""
+        """The address, for messages."""
         return str(self._where)
 
     def files(self) -> list[RemoteFile]:
-        """Objects below the prefix, sorted by name; a second call is the same answer."""
+        """Return the objects below the prefix, sorted by name; a second call returns the same."""
         if self._files is None:
-            found = patiently(self.address, self._list)
+            found = with_retries(self.address, self._list)
             self._files = sorted(found, key=lambda file: file.name)
         return self._files
 
     def find(self, name: str) -> RemoteFile | None:
-        """The object of exactly this name, None when there is none."""
+        """Return the object of exactly this name, or None."""
 
-        def look() -> RemoteFile | None:
-            with self._in_words(name):
+        def request() -> RemoteFile | None:
+            with self._translate_errors(name):
                 try:
                     entry = obstore.head(self._store, self._key(name))
                 except FileNotFoundError:
-                    return None  # so does a bucket that is not there; the listing tells
+                    return None  # also if the bucket does not exist; listing it shows that
             return _file(entry, name)
 
-        return patiently(self.address, look)
+        return with_retries(self.address, request)
 
     def read(self, file: RemoteFile, offset: int) -> Iterator[bytes]:
-        """Contents from `offset` on, several ranges at once and handed out in order.
+        """Yield the contents from `offset` on; several ranges are requested at once.
 
-        TrainerError 78 (retryable) when the object is no longer the one that was listed.
+        TrainerError 78 (retryable) if the object is no longer the one that was listed.
         """
         starts = iter(range(offset, file.size, _RANGE))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -110,7 +114,7 @@ class ObjectFolder:
         return f"{self.prefix}/{name}" if self.prefix else name
 
     def _list(self) -> list[RemoteFile]:
-        with self._in_words(self._where.key):
+        with self._translate_errors(self._where.key):
             listed = [
                 entry
                 for page in obstore.list(self._store, prefix=self.prefix or None)
@@ -124,39 +128,45 @@ class ObjectFolder:
         options: Any = {"range": (start, end)}
         if not file.tag.startswith(_NO_ETAG):
             options["if_match"] = file.tag
-        with self._in_words(file.name):
+        with self._translate_errors(file.name):
             return bytes(obstore.get(self._store, self._key(file.name), options=options).bytes())
 
     @contextmanager
-    def _in_words(self, name: str) -> Iterator[None]:
-        """Turns what obstore raises into what a person can act on.
+    def _translate_errors(self, name: str) -> Iterator[None]:
+        """Raise the errors of obstore as TrainerError, with a remedy.
 
-        Its texts are only looked at, for they quote the answers of the store.
+        Its texts are searched for codes but not passed on, because they quote the store's answers.
         """
         where = f"{self._where.scheme}://{self._where.bucket}: {name}"
         try:
             yield
         except FileNotFoundError as error:
-            raise missing(f"{where}: no such object", "check the key") from error
+            raise input_missing(f"{where}: no such object", "check the key") from error
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise self._not_permitted(_code(str(error))) from error
         except PreconditionError as error:
             raise TrainerError(
                 ExitCode.ENVIRONMENT_UNUSABLE,
-                f"{where}: was replaced while it was downloaded; the next try takes the new one",
-                reason="InputChanged",
+                f"{where}: was replaced while it was downloaded; the next try downloads the new "
+                "object",
+                reason=reasons.INPUT_CHANGED,
             ) from error
         except (BaseError, OSError) as error:
-            raise self._of_text(str(error)) from error
+            raise self._error_from_text(str(error)) from error
 
-    def _of_text(self, text: str) -> Exception:
-        """obstore has types for few refusals; for the others there is its text, and S3's codes."""
+    def _error_from_text(self, text: str) -> Exception:
+        """Return the error for a text of obstore, which has types for few of the possible errors.
+
+        The text contains the status and the store's code.
+        """
         found, code = _STATUS.search(text), _code(text)
         status = int(found[1]) if found else 0
-        if _MACHINE.search(text):
-            return self._not_permitted("no credentials were given, and the machine has none")
+        if _METADATA_SERVICE.search(text):
+            return self._not_permitted("no credentials were given, and the node has none")
         if "NoSuchBucket" in code:
-            return missing(f"{self.address}: no such bucket", "check the name and the endpoint")
+            return input_missing(
+                f"{self.address}: no such bucket", "check the name and the endpoint"
+            )
         if status in (401, 403) or any(denied in code for denied in _DENIED):
             return self._not_permitted(code)
         if (300 <= status < 500 and status not in _BUSY) or "redirect" in text:
@@ -181,25 +191,25 @@ def _file(entry: Any, name: str) -> RemoteFile:
 
 
 def _code(text: str) -> str:
-    """What happened, without what an answer may quote: S3's code, a status, or a broken line."""
+    """Return the store's code, the status or a broken connection, without quoted contents."""
     if code := re.search(r"<Code>(\w+)</Code>", text):
         return code[1]
     if status := _STATUS.search(text):
         return f"status {status[1]}"
-    told = text.split("\n", 1)[0].rsplit(" - ", 1)[-1]
-    return told[:200] if "<" not in told else "an unexpected answer"
+    cause = text.split("\n", 1)[0].rsplit(" - ", 1)[-1]
+    return cause[:200] if "<" not in cause else "an unexpected answer"
 
 
 def revision_of(files: list[RemoteFile]) -> str:
-    """Names the contents of a listing: sha256 over names, sizes and ETags."""
+    """Return the revision of a listing: a sha256 over names, sizes and ETags."""
     return digest.of_value([[file.name, file.size, file.tag] for file in files])
 
 
 def _store(where: ObjectPath) -> S3Store | GCSStore:
-    """TrainerError 64 when the environment makes no sense to obstore."""
+    """Return the client of a bucket; TrainerError 64 if obstore rejects the environment."""
     endpoints = [os.environ.get(name, "") for name in _NAMES_OF_ENDPOINTS]
     client: Any = {
-        # Only where somebody gave such an address: never as a fallback.
+        # Only if the environment names such an endpoint: never as a fallback.
         "allow_http": any(endpoint.startswith("http://") for endpoint in endpoints),
         "timeout": _TIMEOUT,
     }
@@ -209,10 +219,7 @@ def _store(where: ObjectPath) -> S3Store | GCSStore:
     except (BaseError, ValueError, OSError) as error:
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
-            f"{where}: the settings in the environment cannot be used ({_kind(error)}); check the "
-            f"keys of the Secret ({_SECRETS[where.scheme]})",
+            f"{where}: the settings in the environment cannot be used "
+            f"({type(error).__name__.removesuffix('Error')}); check the keys of the Secret "
+            f"({_SECRETS[where.scheme]})",
         ) from error
-
-
-def _kind(error: Exception) -> str:
-    return type(error).__name__.removesuffix("Error")

@@ -1,8 +1,8 @@
-"""A data set of the Hub by split: which files it is made of, as `datasets` reads its card.
+"""The files of a split of a data set on the Hub, as `datasets` determines them from its card.
 
-Only the answer is taken from `datasets`: the files are downloaded like all others (resumed,
-counted, into the cache that the job names) and read as they are, without a second copy in Arrow.
-No code of a repository is run: `datasets` no longer does that.
+`datasets` only names the files. They are downloaded like all others (resumed, counted, into the
+cache of the job) and read without a second copy in Arrow. No code of a repository is run, which
+`datasets` no longer supports.
 """
 
 import os
@@ -11,29 +11,30 @@ from pathlib import Path
 from finetune_api.exit_codes import ExitCode
 from finetune_api.uri import HubPath
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data.source_file import is_data
-from finetune_trainer.sources.hub import check_access, in_words
-from finetune_trainer.sources.listing import missing
-from finetune_trainer.sources.network import InterruptedTransferError, patiently
+from finetune_trainer.data.source_file import ALLOWED_KINDS, is_data
+from finetune_trainer.sources.hub import check_access, translate_errors
+from finetune_trainer.sources.listing import input_missing
+from finetune_trainer.sources.network import InterruptedTransferError, with_retries
 
 
 def files_of(address: HubPath, commit: str, split: str, scratch: Path) -> list[str]:
-    """Names in the repository of the files of a split, in order.
+    """Return the names in the repository of the files of a split, in order.
 
-    TrainerError 66 without that split, 64 where it is not made of data files that are read here.
+    `scratch` is a folder for `datasets`. TrainerError 66 if the split does not exist, 64 if it has
+    files that cannot be read here.
     """
-    splits = patiently(str(address), lambda: _splits(address, commit, scratch))
+    splits = with_retries(str(address), lambda: _splits(address, commit, scratch))
     if split not in splits:
-        raise missing(
+        raise input_missing(
             f"{address}: no split {split!r}; it has {', '.join(sorted(splits)) or 'none'}",
             "name one of them in split, or name files (hf://ORG/NAME/PATH)",
         )
-    strange = [name for name in splits[split] if not is_data(name.rpartition("/")[2])]
-    if strange:
+    unsupported = [name for name in splits[split] if not is_data(name.rpartition("/")[2])]
+    if unsupported:
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
-            f"{address}: its split {split!r} is made of {strange[0]}, which is no file of examples "
-            "that is read here; name files (hf://ORG/NAME/PATH)",
+            f"{address}: its split {split!r} is made of {unsupported[0]}, which is not a supported "
+            f"file of examples; {ALLOWED_KINDS}; name files (hf://ORG/NAME/PATH)",
         )
     return splits[split]
 
@@ -44,13 +45,13 @@ def _splits(address: HubPath, commit: str, scratch: Path) -> dict[str, list[str]
     from datasets.exceptions import DatasetsError
 
     prefix = f"hf://datasets/{address.repository}@{commit}/"
-    with in_words(str(address)):
+    with translate_errors(str(address)):
         try:
             builder = datasets.load_dataset_builder(
                 address.repository, revision=commit, cache_dir=str(scratch)
             )
         except (DatasetsError, EmptyDatasetError, ValueError, RuntimeError) as error:
-            # It keeps nothing of what the Hub said, so the Hub is asked again.
+            # The error does not contain the Hub's answer, so the Hub is asked again.
             check_access(address, "dataset")
             raise TrainerError(
                 ExitCode.BAD_CONFIGURATION,

@@ -1,4 +1,4 @@
-"""The run log on storage and the experiment trackers that it feeds.
+"""The log of steps on storage and the experiment trackers (TensorBoard, Weights & Biases, MLflow).
 
-Imports `common` and `run_dir`.
+Imports `run_dir` and `common`.
 """

@@ -1,8 +1,8 @@
-"""TensorBoard's event files, written record by record without a thread of their own.
+"""A writer of TensorBoard's event files that survives failed writes.
 
-TensorBoard's own writer hands records to a thread that ends at the first failed write, with a
-traceback and with every later point. Here a full disk costs only the points of that time, and a
-record that was cut is taken back: readers stop at one.
+TensorBoard's own writer is not used, because it hands records to a thread that ends at the first
+failed write, with a traceback, and loses all later points. Here a full disk costs only the points
+of that time. A record that was written in part is removed again, because readers stop at it.
 Format: tensorboard/summary/writer/record_writer.py and event_file_writer.py.
 """
 
@@ -17,13 +17,16 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class EventFile:
-    """A new event file in `folder`. Raises OSError, with the file as it was before the call."""
+    """A new event file in `folder`.
+
+    Methods raise OSError, and then leave the file as it was before the call.
+    """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """Readers forget what other files of the folder say of `first_step` and later."""
+        """Create the file. Readers then drop points of `first_step` and later from other files."""
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = _WholeRecords(folder / name)
+        self._file = _AtomicAppends(folder / name)
         self._records = RecordWriter(self._file)
         source = SourceMetadata(writer="finetune_trainer")
         self._write(Event(file_version="brain.Event:2", source_metadata=source))
@@ -31,12 +34,12 @@ class EventFile:
         self._write(Event(step=first_step, session_log=start))
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Scalars by tag; all of them or none."""
+        """Write scalars by tag: all of them or none."""
         found = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self._write(Event(step=step, summary=Summary(value=found)))
 
     def close(self) -> None:
-        """Points are on storage already; this frees the file."""
+        """Close the file. All points are on storage already."""
         self._records.close()
 
     def _write(self, event: Event) -> None:
@@ -44,8 +47,8 @@ class EventFile:
         self._records.write(event.SerializeToString())
 
 
-class _WholeRecords:
-    """An unbuffered file that holds each write whole or not at all."""
+class _AtomicAppends:
+    """An unbuffered file in which each write is complete or removed again."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("xb", buffering=0)

@@ -1,7 +1,7 @@
-"""What happened at every step: JSON lines on storage, and the trackers that the job names.
+"""The record of every step and evaluation, sent to JSON lines on storage and to the trackers.
 
-Kept by rank 0. Whatever is written to (a shared file system, a server) may be slow, away or full:
-a step never waits for it, and the job never fails because of it.
+Only rank 0 keeps it. The destinations (a shared file system, a server) can be slow, unreachable or
+full. A step never waits for them, and the job never fails because of them.
 """
 
 import json
@@ -17,25 +17,29 @@ from finetune_api.run import RunConfig
 from finetune_trainer.common.grace import FLUSH_SECONDS
 from finetune_trainer.run_dir.paths import RunPaths
 from finetune_trainer.tracking import trackers
-from finetune_trainer.tracking.sink import Outlet, Point
+from finetune_trainer.tracking.sink import Point, QueuedSink
 
 
 class RunLog:
-    """Tells every step and every evaluation; on other ranks than 0 it says nothing."""
+    """Sends steps and evaluations to all sinks. On ranks other than 0 it does nothing."""
 
     def __init__(self, config: RunConfig, paths: RunPaths, epoch: int, rank: int) -> None:
-        self._outlets: list[Outlet] = []
+        self._sinks: list[QueuedSink] = []
         if rank == 0:
-            sinks = [JsonLines(paths.log(epoch)), *trackers.of(config, paths)]
-            self._outlets = [Outlet(sink) for sink in sinks]
+            tracked = trackers.TrackedRun.of(config)
+            sinks = [
+                JsonLines(paths.log(epoch)),
+                *trackers.of(config.tracking, tracked, paths.storage),
+            ]
+            self._sinks = [QueuedSink(sink) for sink in sinks]
 
     def begin(self, finished: int) -> None:
-        """The attempt goes on after so many finished steps."""
-        for outlet in self._outlets:
-            outlet.start(finished + 1)
+        """Open all sinks. The attempt continues after `finished` steps."""
+        for sink in self._sinks:
+            sink.start(finished + 1)
 
     def step(self, progress: Progress, seconds: float) -> None:
-        """A step ended that took `seconds`."""
+        """Record a step that took `seconds`."""
         values = {
             "loss": progress.train_loss,
             "learningRate": progress.learning_rate,
@@ -47,26 +51,26 @@ class RunLog:
             "skippedSteps": progress.skipped_steps,
             "seconds": round(seconds, 4),
         }
-        self._tell(progress.step, "train", values)
+        self._emit(progress.step, "train", values)
 
     def evaluation(self, step: int, found: Evaluation) -> None:
-        """An evaluation after `step` ended; nothing is told when it measured no finite loss."""
+        """Record an evaluation after `step`, unless it measured no finite loss."""
         if found.last is not None and found.last_step == step:
-            perplexity = math.exp(min(found.last, 700.0))  # exp(710) is no float any more
-            self._tell(step, "validation", {"loss": found.last, "perplexity": perplexity})
+            perplexity = math.exp(min(found.last, 700.0))  # exp(710) overflows
+            self._emit(step, "validation", {"loss": found.last, "perplexity": perplexity})
 
     def close(self) -> None:
-        """Wait a little until all is written; what takes longer is left behind."""
+        """Close all sinks, and wait at most FLUSH_SECONDS for what they still hold."""
         deadline = time.monotonic() + FLUSH_SECONDS
-        for outlet in self._outlets:
-            outlet.finish()
-        for outlet in self._outlets:
-            outlet.wait(deadline)
+        for sink in self._sinks:
+            sink.finish()
+        for sink in self._sinks:
+            sink.wait(deadline)
 
-    def _tell(self, step: int, part: str, values: dict[str, float | None]) -> None:
+    def _emit(self, step: int, part: str, values: dict[str, float | None]) -> None:
         known = {name: value for name, value in values.items() if value is not None}
-        for outlet in self._outlets:
-            outlet.put(Point(step, part, known))
+        for sink in self._sinks:
+            sink.put(Point(step, part, known))
 
 
 class JsonLines:
@@ -78,25 +82,25 @@ class JsonLines:
         self._path = path
         self._file: TextIO | None = None
 
-    def start(self, first: int) -> None:  # noqa: ARG002 - every attempt has a file of its own
-        """Open it."""
+    def start(self, first: int) -> None:  # noqa: ARG002 - each attempt has its own file
+        """Open the file."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
 
     def log(self, point: Point) -> None:
-        """One line."""
+        """Write one line."""
         assert self._file is not None
         line = {"time": format_time(datetime.now(UTC)), "step": point.step, "part": point.part}
         self._file.write(json.dumps(line | point.values) + "\n")
 
     def finish(self) -> None:
-        """Close it."""
+        """Close the file."""
         assert self._file is not None
         self._file.close()
 
 
 def train_loss(paths: RunPaths, step: int) -> float | None:
-    """Loss of a step as the newest attempt that made it wrote it down; None when none did."""
+    """Return the loss of a step from the newest log that contains it, or None."""
     files = [file for file in paths.logs.glob("*.jsonl") if file.stem.isdecimal()]
     for file in sorted(files, key=lambda file: -int(file.stem)):
         for line in _lines(file):
@@ -106,7 +110,7 @@ def train_loss(paths: RunPaths, step: int) -> float | None:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """The readable ones: the last one of a killed attempt may be cut."""
+    """Return the readable lines. A killed attempt can leave an incomplete one."""
     lines = []
     try:
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines():

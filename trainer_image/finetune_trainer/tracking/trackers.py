@@ -1,118 +1,119 @@
-"""Experiment trackers: one run per job, over all of its attempts.
+"""Experiment trackers: one run in the tracker for each job, over all of its attempts.
 
-Weights & Biases and MLflow through accelerate's trackers, TensorBoard through files of our own.
-
-The run's id is the job's uid. A resumed attempt makes some steps again: TensorBoard is told to
-forget the old ones; the others cannot forget, so what they were told already is not told again.
+Weights & Biases and MLflow are used through accelerate's trackers, TensorBoard by `event_file`.
+The id of the run is the job's uid. A resumed attempt repeats some steps. TensorBoard drops the old
+points of these steps. The other trackers would show both, so the points that they already have are
+not sent again.
 """
 
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.names import LABEL_JOB_UID
 from finetune_api.run import RunConfig
 from finetune_api.spec import Tracker
-from finetune_trainer.run_dir.paths import RunPaths
 from finetune_trainer.tracking.sink import Point, Sink
 
-_TAG = "finetune.dev/job-uid"
-_STATE = threading.Lock()  # accelerate's is made by whichever tracker comes first
+_STATE = threading.Lock()  # guards the creation of accelerate's state, which all trackers share
 
 
 class TrackerError(Exception):
-    """Why a tracker cannot be used, and what to do."""
+    """A tracker cannot be used. The message states what to do."""
 
 
-def of(config: RunConfig, paths: RunPaths) -> list[Sink]:
-    """The trackers of a job; TensorBoard when it names none."""
-    wanted = config.tracking or [Tracker(type="TensorBoard")]
-    return [_TYPES[tracker.type](tracker, config, paths) for tracker in wanted]
+@dataclass(frozen=True)
+class TrackedRun:
+    """What trackers record about a job."""
 
+    uid: str
+    name: str
+    namespace: str
+    parameters: dict[str, Any]  # for filtering runs
 
-class _Accelerated:
-    """A sink made of one of accelerate's trackers, which `_open` makes in the sink's thread."""
-
-    def __init__(self, tracker: Tracker, config: RunConfig, paths: RunPaths) -> None:
-        self.name = f"tracker {tracker.type}"
-        self._project = tracker.project or config.job_namespace
-        self._config, self._paths = config, paths
-        self._tracker: Any = None
-
-    def start(self, first: int) -> None:
-        """Open it."""
-        from accelerate import PartialState
-
-        with _STATE:
-            PartialState()  # its trackers ask it for the rank
-        self._open(first)
-
-    def log(self, point: Point) -> None:
-        """Metrics under `train/` and `validation/`."""
-        self._tracker.log(_tagged(point), step=point.step)
-
-    def finish(self) -> None:
-        """Close it."""
-        self._tracker.finish()
-
-    def _open(self, first: int) -> None:
-        raise NotImplementedError
-
-    def _facts(self) -> dict[str, Any]:
-        """What a person filters runs by."""
-        config = self._config
+    @classmethod
+    def of(cls, config: RunConfig) -> "TrackedRun":
+        """Return the part of a configuration that trackers record."""
         plan = config.plan.to_dict() if config.plan else {}
         training = _flat(config.training.to_dict()) | {"optimizer.beta2": config.training.beta2}
         found = {"model": config.model.source, **training, **plan}
-        return {"job": f"{config.job_namespace}/{config.job_name}", **found}
+        job = {"job": f"{config.job_namespace}/{config.job_name}"}
+        return cls(config.job_uid, config.job_name, config.job_namespace, job | found)
+
+
+def of(wanted: list[Tracker] | None, run: TrackedRun, storage: Path) -> list[Sink]:
+    """Return the trackers of a job. Default: TensorBoard."""
+    wanted = wanted or [Tracker(type="TensorBoard")]
+    return [_TYPES[tracker.type](tracker, run, storage) for tracker in wanted]
 
 
 class _TensorBoard:
-    """Event files of all attempts in one folder on storage, which is one run to TensorBoard."""
+    """The event files of all attempts in one folder, which TensorBoard shows as one run."""
 
     name = "tracker TensorBoard"
 
-    def __init__(self, tracker: Tracker, config: RunConfig, paths: RunPaths) -> None:  # noqa: ARG002
-        self._folder = paths.storage / "tensorboard" / config.job_name
+    def __init__(self, tracker: Tracker, run: TrackedRun, storage: Path) -> None:  # noqa: ARG002
+        self._folder = storage / "tensorboard" / run.name
         self._file: Any = None
 
     def start(self, first: int) -> None:
-        """Begin this attempt's file."""
+        """Create this attempt's file."""
         from finetune_trainer.tracking.event_file import EventFile
 
         self._file = EventFile(self._folder, first)
 
     def log(self, point: Point) -> None:
-        """Tags under `train/` and `validation/`."""
+        """Write the values with tags below `train/` or `validation/`."""
         self._file.log(point.step, _tagged(point))
 
     def finish(self) -> None:
-        """Close it."""
+        """Close the file."""
         self._file.close()
 
 
-class _NeverForgets(_Accelerated):
-    """A tracker that would draw a step twice when it is told twice.
+class _Accelerated:
+    """A sink around one of accelerate's trackers, which `_open` creates in the sink's thread.
 
-    `told` is what it has from earlier attempts, as it says itself: what a killed attempt still had
-    in its queue was never told.
+    These trackers keep points for ever and would show a repeated step twice. Therefore `_open` asks
+    the tracker for its last step in each part. Only the tracker knows it, because a killed attempt
+    can have lost points that were still in the queue.
     """
 
-    def __init__(self, tracker: Tracker, config: RunConfig, paths: RunPaths) -> None:
-        super().__init__(tracker, config, paths)
-        self._told: dict[str, int] = {}  # part -> last step
+    def __init__(self, tracker: Tracker, run: TrackedRun, storage: Path) -> None:
+        self.name = f"tracker {tracker.type}"
+        self._project = tracker.project or run.namespace
+        self._run, self._storage = run, storage
+        self._tracker: Any = None
+        self._last_step: dict[str, int] = {}  # of earlier attempts, by part
+
+    def start(self, first: int) -> None:  # noqa: ARG002 - see `_last_step`
+        """Open the tracker."""
+        from accelerate import PartialState
+
+        with _STATE:
+            PartialState()  # accelerate's trackers ask it for the rank
+        self._open()
 
     def log(self, point: Point) -> None:
-        """Only what no earlier attempt has told."""
-        if point.step > self._told.get(point.part, -1):
-            super().log(point)
+        """Send the values with names below `train/` or `validation/`, unless they were sent."""
+        if point.step > self._last_step.get(point.part, -1):
+            self._tracker.log(_tagged(point), step=point.step)
+
+    def finish(self) -> None:
+        """Close the tracker."""
+        self._tracker.finish()
+
+    def _open(self) -> None:
+        raise NotImplementedError
 
 
-class _WandB(_NeverForgets):
-    """Weights & Biases; WANDB_MODE=offline leaves the runs in <storage>/wandb."""
+class _WandB(_Accelerated):
+    """Weights & Biases. With WANDB_MODE=offline the runs are stored in <storage>/wandb."""
 
-    def _open(self, first: int) -> None:  # noqa: ARG002
+    def _open(self) -> None:
         import wandb
         from accelerate.tracking import WandBTracker
 
@@ -122,27 +123,27 @@ class _WandB(_NeverForgets):
                 "WANDB_API_KEY is not set; put it into the Secret that secretRef names, or set "
                 "WANDB_MODE=offline"
             )
-        folder = Path(os.environ.get("WANDB_DIR") or self._paths.storage)
+        folder = Path(os.environ.get("WANDB_DIR") or self._storage)
         folder.mkdir(parents=True, exist_ok=True)
         self._tracker = WandBTracker(
             self._project,
-            id=self._config.job_uid,
-            name=self._config.job_name,
+            id=self._run.uid,
+            name=self._run.name,
             resume="allow",
             dir=str(folder),
-            # The pod's log is the log: nothing is captured.
+            # Output is not captured, because it is in the pod's log.
             settings=wandb.Settings(console="off", silent=True),
         )
         self._tracker.start()
         last = self._tracker.tracker.starting_step - 1
-        self._told = {"train": last, "validation": last}
-        self._tracker.store_init_configuration(self._facts())
+        self._last_step = {"train": last, "validation": last}
+        self._tracker.store_init_configuration(self._run.parameters)
 
 
-class _MLflow(_NeverForgets):
-    """A tracking server; the job's run is the one with its uid as a tag."""
+class _MLflow(_Accelerated):
+    """An MLflow tracking server. The job's run is found by its tag with the job's uid."""
 
-    def _open(self, first: int) -> None:  # noqa: ARG002
+    def _open(self) -> None:
         import mlflow
         from accelerate.tracking import MLflowTracker
 
@@ -151,29 +152,29 @@ class _MLflow(_NeverForgets):
                 "MLFLOW_TRACKING_URI is not set; put it into the Secret that secretRef names, or "
                 "into the environment of the template's container 'trainer'"
             )
-        # At the end of a run it would print the server's address, user and password included.
+        # At the end of a run MLflow prints the server's address, which can include a password.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(self._project)
         where = experiment.experiment_id if experiment else client.create_experiment(self._project)
-        uid = self._config.job_uid
-        found = client.search_runs([where], f"tags.`{_TAG}` = '{uid}'", max_results=1)
+        uid = self._run.uid
+        found = client.search_runs([where], f"tags.`{LABEL_JOB_UID}` = '{uid}'", max_results=1)
         self._tracker = MLflowTracker(
             self._project,
             run_id=found[0].info.run_id if found else None,
-            run_name=self._config.job_name,
-            tags={_TAG: uid},
+            run_name=self._run.name,
+            tags={LABEL_JOB_UID: uid},
         )
         self._tracker.start()
-        if not found:  # parameters of a run cannot change
-            self._tracker.store_init_configuration(self._facts())
+        if not found:  # parameters of an existing run cannot be changed
+            self._tracker.store_init_configuration(self._run.parameters)
             return
         for part in ("train", "validation"):
             history = client.get_metric_history(found[0].info.run_id, f"{part}/loss")
-            self._told[part] = max((metric.step for metric in history), default=-1)
+            self._last_step[part] = max((metric.step for metric in history), default=-1)
 
 
-_TYPES: dict[str, Callable[[Tracker, RunConfig, RunPaths], Sink]] = {
+_TYPES: dict[str, Callable[[Tracker, TrackedRun, Path], Sink]] = {
     "TensorBoard": _TensorBoard,
     "WandB": _WandB,
     "MLflow": _MLflow,

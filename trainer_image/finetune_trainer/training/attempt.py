@@ -13,10 +13,9 @@ import torch.distributed as dist
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import RunConfig
 from finetune_trainer.checkpoint.write import Owner
-from finetune_trainer.common.channel import ChannelReporter
 from finetune_trainer.common.environment import run_config
-from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.input_errors import reading
+from finetune_trainer.common.errors import TrainerError, reading
+from finetune_trainer.common.reporter import ChannelReporter
 from finetune_trainer.common.stop_signal import StopSignal
 from finetune_trainer.model import language_model
 from finetune_trainer.model.engine import Engine

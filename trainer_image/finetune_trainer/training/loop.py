@@ -73,7 +73,7 @@ class Loop:
     ) -> None:
         folder = paths.prepared(config.prepared_digest or "")
         self.rows = Rows(folder, "train")
-        self._sequence = prepared.sequence(config, folder)
+        self._sequence = prepared.sequence(folder, config.dataset.train, config.training.seed)
         self.state = State()
         self.peers = Peers.of(device, control)
         self.evaluator = Evaluator(
@@ -94,7 +94,7 @@ class Loop:
             device,
             bf16=config.training.precision == "BF16",
         )
-        self._meter = ProgressMeter(config, plan, self._sequence.epoch, utilisation)
+        self._meter = ProgressMeter(config, plan, self._sequence.rows_per_epoch, utilisation)
         self._keeper = Keeper(paths, owner, config.checkpoints.keep_last, report)
         self._snapshot = Snapshot(engine, self.peers.local_world)
         self._saver = Saver(
@@ -117,7 +117,7 @@ class Loop:
         if self.state.step == 0 and not self._begin():
             return False
         self._report.stage("Training")
-        garbage_collection.settle()
+        garbage_collection.freeze()
         self._meter.lap()
         while not self._is_complete():
             self._step()
@@ -176,7 +176,7 @@ class Loop:
     def _step(self) -> None:
         """Take a step and tell the others how it went."""
         state = self.state
-        end = self._turns.end(self._sequence.epoch)
+        end = self._turns.end(self._sequence.rows_per_epoch)
         rows = self._sequence.step(state.rows_consumed, self._plan.global_batch_size, end)
         facts = self._stepper.take(state.step, rows)
         self._agreement.post(

@@ -1,7 +1,7 @@
-"""Processes that share the work of preparation, in order.
+"""Processes that tokenize blocks in parallel and return the results in the order of the input.
 
-Blocks go round: process i has every n-th block and holds one at a time, so memory is bounded and
-results come back in the order of the input, whatever the number of processes.
+Blocks are assigned in turn: of n processes each gets every n-th block and holds one at a time. So
+memory is bounded, and the order does not depend on the number of processes.
 """
 
 import multiprocessing
@@ -13,43 +13,43 @@ from multiprocessing.connection import Connection
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data.read import Block
+from finetune_trainer.data.block import Block
 from finetune_trainer.data.render import Renderer
 from finetune_trainer.data.shapes import Shape
-from finetune_trainer.data.work import Chunk, Recipe, process
+from finetune_trainer.data.tokenize_block import Recipe, TokenizedBlock, tokenize
 
 Task = tuple[Shape, Block]
-# What transformers needs to read a tokenizer brings torch with it: imported once, shared by all.
-_SHARED = [
-    "finetune_trainer.data.work",
+# What transformers imports to read a tokenizer includes torch: imported once, shared by all.
+_PRELOADED = [
+    "finetune_trainer.data.tokenize_block",
     "transformers.models.auto.tokenization_auto",
     "transformers.utils.chat_template_utils",
 ]
 
 
-class Pool:
-    """Processes for the length of one build. One process is this one, with its own renderer."""
+class WorkerPool:
+    """The processes of one build. With one process, this process does the work itself."""
 
     def __init__(self, renderer: Renderer, recipe: Recipe, processes: int) -> None:
         self._renderer, self._recipe = renderer, recipe
         self._workers = [_Worker(recipe) for _ in range(processes)] if processes > 1 else []
 
-    def in_order(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Chunk]]:
-        """Each task with its documents; TrainerError from whichever process it comes."""
+    def in_order(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, TokenizedBlock]]:
+        """Yield each task with its documents; re-raise the TrainerError of any process."""
         if not self._workers:
             for task in tasks:
-                yield task, process(self._renderer, self._recipe, *task)
+                yield task, tokenize(self._renderer, self._recipe, *task)
             return
         waiting: deque[tuple[_Worker, Task]] = deque()
         for task, worker in zip(tasks, cycle(self._workers), strict=False):
             if len(waiting) == len(self._workers):
-                yield _result(waiting)
+                yield _next_result(waiting)
             worker.send(task)
             waiting.append((worker, task))
         while waiting:
-            yield _result(waiting)
+            yield _next_result(waiting)
 
-    def __enter__(self) -> "Pool":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,18 +57,18 @@ class Pool:
             worker.close()
 
 
-def _result(waiting: "deque[tuple[_Worker, Task]]") -> tuple[Task, Chunk]:
+def _next_result(waiting: "deque[tuple[_Worker, Task]]") -> tuple[Task, TokenizedBlock]:
     worker, task = waiting.popleft()
     return task, worker.receive()
 
 
 class _Worker:
-    """One process. It ends when its pipe does, so also when this process is killed."""
+    """One process. It ends when its pipe is closed, so also when this process is killed."""
 
     def __init__(self, recipe: Recipe) -> None:
-        # A clean server forks them: this process has threads, and they share what it imported.
+        # Forked by a server without threads, which this process is not; they share its imports.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_SHARED)
+        context.set_forkserver_preload(_PRELOADED)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, recipe), daemon=True)
         self._process.start()
@@ -80,14 +80,14 @@ class _Worker:
         except OSError as error:
             raise self._died() from error
 
-    def receive(self) -> Chunk:
+    def receive(self) -> TokenizedBlock:
         try:
             answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
         if isinstance(answer, TrainerError):
             raise answer
-        found: Chunk = answer
+        found: TokenizedBlock = answer
         return found
 
     def close(self) -> None:
@@ -101,16 +101,17 @@ class _Worker:
         if code == -signal.SIGKILL:
             return TrainerError(
                 ExitCode.OUT_OF_MEMORY,
-                "a process that prepares data was killed, probably for lack of memory; raise the "
-                "memory request and limit of the trainer container (workers.template)",
+                "a process that prepares data was killed, probably because memory ran out; raise "
+                "the memory request and limit of the trainer container (workers.template)",
             )
         return TrainerError(
             ExitCode.ENVIRONMENT_UNUSABLE,
-            f"a process that prepares data ended unexpectedly (exit code {code}); the log says why",
+            f"a process that prepares data ended unexpectedly (exit code {code}); see the log",
         )
 
 
 def _serve(pipe: Connection, recipe: Recipe) -> None:
+    """Tokenize blocks until the pipe is closed."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     renderer: Renderer | None = None
     while True:
@@ -120,7 +121,7 @@ def _serve(pipe: Connection, recipe: Recipe) -> None:
             return
         try:
             renderer = renderer or recipe.renderer()
-            answer: Chunk | TrainerError = process(renderer, recipe, shape, block)
+            answer: TokenizedBlock | TrainerError = tokenize(renderer, recipe, shape, block)
         except TrainerError as error:
             answer = error
         pipe.send(answer)

@@ -1,4 +1,4 @@
-"""How rows are refused: where, what was found, what to do."""
+"""The errors of rows and files of data: where, what was found, what to do."""
 
 from typing import Any
 
@@ -7,20 +7,23 @@ from finetune_trainer.common.errors import TrainerError
 
 
 class UnfitRowError(TrainerError):
-    """A row that can be read and not be rendered: left out and counted, an end above 5 %."""
+    """A row that can be read but not rendered. It is dropped and counted; above 5 % the job fails.
+
+    See `ExampleCounts.check`.
+    """
 
 
 def bad_data(where: str, problem: str, remedy: str) -> TrainerError:
-    """A row or file that cannot be read ends the job."""
+    """Return the error of a row or file that cannot be read, which ends the job."""
     return TrainerError(ExitCode.BAD_DATA, f"{where}: {problem}; {remedy}")
 
 
 def unfit(where: str, problem: str, remedy: str) -> UnfitRowError:
-    """A row that the chat template does not take."""
+    """Return the error of a row that the chat template cannot render."""
     return UnfitRowError(ExitCode.BAD_DATA, f"{where}: {problem}; {remedy}")
 
 
-def kind(value: Any) -> str:
-    """What people call the type of a JSON value."""
+def json_type(value: Any) -> str:
+    """Return the name of a value's JSON type."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")

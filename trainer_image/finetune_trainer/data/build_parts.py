@@ -1,30 +1,31 @@
-"""Finished parts of a build on disk: what a builder that was killed leaves to the next one.
+"""Finished parts of a build on disk, from which a later builder continues after a kill.
 
-A part holds the documents of some consecutive blocks of one source. Its files appear under their
-names only when they are whole, the description last.
+A part holds the documents of some consecutive blocks of one source. Each of its files appears under
+its name only when it is complete, the description last.
 """
 
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_trainer.data.count import Count
+from finetune_trainer.data.example_counts import ExampleCounts
 from finetune_trainer.data.render import Document
-from finetune_trainer.data.work import Chunk
+from finetune_trainer.data.tokenize_block import TokenizedBlock
 
 _ARRAYS = {"tokens": "<u4", "trained": "u1", "lengths": "<u4", "examples": "<u8"}
-_BLOCKS = 16  # of about 1 MiB of input
+_BLOCKS = 16  # per part, each of about 1 MiB of input
 
 
 @dataclass(frozen=True)
-class Held:
-    """One example as parts keep it: digest, where it stands, the documents it became."""
+class TokenizedExample:
+    """One example of a part: its digest, its place in the source and its documents."""
 
     digest: int
     where: str
@@ -33,16 +34,19 @@ class Held:
 
 @dataclass
 class Part:
-    """What is known of a part without its documents. `names`: (example, where from there on)."""
+    """The description of a part.
+
+    `names` has (number of an example, place of the examples from there on, without their number).
+    """
 
     blocks: int = 0
     last: bool = False
-    count: Count = field(default_factory=Count)
+    count: ExampleCounts = field(default_factory=ExampleCounts)
     names: list[tuple[int, str]] = field(default_factory=list)
     tokens: int = 0
 
 
-class Parts:
+class SourceParts:
     """The parts of one source."""
 
     def __init__(self, folder: Path, source: int) -> None:
@@ -53,39 +57,39 @@ class Parts:
 
     @property
     def blocks(self) -> int:
-        """How many blocks of the input the finished parts hold."""
+        """Number of blocks of the input in the finished parts."""
         return sum(part.blocks for part in self.finished)
 
     @property
     def is_complete(self) -> bool:
-        """Whether the whole source is there."""
+        """Whether the finished parts hold the complete source."""
         return bool(self.finished) and self.finished[-1].last
 
-    def add(self, name: str, chunk: Chunk) -> None:
-        """The documents of the next block; `name` and a number say where one stands."""
-        self._open.add(name, chunk)
+    def add(self, place: str, block: TokenizedBlock) -> None:
+        """Add the documents of the next block; `place` is `Block.place`."""
+        self._open.add(place, block)
         if self._open.part.blocks == _BLOCKS:
             self._finish(last=False)
 
     def complete(self) -> None:
-        """There are no more blocks."""
+        """Finish the last part: the source has no more blocks."""
         self._finish(last=True)
 
-    def count(self) -> Count:
-        """What was counted in all finished parts."""
-        total = Count()
+    def count(self) -> ExampleCounts:
+        """Return the counts of all finished parts."""
+        total = ExampleCounts()
         for part in self.finished:
             total.add(part.count)
         return total
 
-    def examples(self) -> Iterator[Held]:
-        """All examples in order; one part is in memory at a time."""
+    def examples(self) -> Iterator[TokenizedExample]:
+        """Yield all examples in order; one part is in memory at a time."""
         for number, part in enumerate(self.finished):
             arrays = {
                 name: np.fromfile(self._path(number, name), dtype=dtype)
                 for name, dtype in _ARRAYS.items()
             }
-            yield from _held(part, arrays)
+            yield from _examples(part, arrays)
 
     def _find(self) -> list[Part]:
         found: list[Part] = []
@@ -110,58 +114,49 @@ class Parts:
 
 
 class _OpenPart:
-    """The part that is being filled."""
+    """The part that is being filled, in memory."""
 
     def __init__(self) -> None:
         self.part = Part()
         self.arrays: dict[str, list[NDArray[Any]]] = {name: [] for name in _ARRAYS}
 
-    def add(self, name: str, chunk: Chunk) -> None:
+    def add(self, place: str, block: TokenizedBlock) -> None:
         part = self.part
-        if not part.names or part.names[-1][1] != name:
-            part.names.append((part.count.kept, name))
+        if not part.names or part.names[-1][1] != place:
+            part.names.append((part.count.kept, place))
         part.blocks += 1
-        part.tokens += len(chunk.tokens)
-        part.count.add(chunk.count)
-        for field_name, arrays in self.arrays.items():
-            arrays.append(getattr(chunk, field_name).ravel())
+        part.tokens += len(block.tokens)
+        part.count.add(block.count)
+        for name, arrays in self.arrays.items():
+            arrays.append(getattr(block, name).ravel())
 
 
-def _held(part: Part, arrays: dict[str, NDArray[Any]]) -> Iterator[Held]:
+def _examples(part: Part, arrays: dict[str, NDArray[Any]]) -> Iterator[TokenizedExample]:
     ends = np.cumsum(arrays["lengths"], dtype=np.int64)
-    document, name = 0, ""
-    names = dict(part.names)
-    for number, (digest, place, count) in enumerate(arrays["examples"].reshape(-1, 3).tolist()):
-        name = names.get(number, name)
+    document, place = 0, ""
+    places = dict(part.names)
+    for number, (digest, row, count) in enumerate(arrays["examples"].reshape(-1, 3).tolist()):
+        place = places.get(number, place)
         documents = []
         for _ in range(count):
             begin, end = (int(ends[document - 1]) if document else 0), int(ends[document])
-            # Copies: a view would keep the whole part in memory while a row is open.
+            # Copies: a view would keep the complete part in memory while a row is open.
             documents.append(
                 Document(arrays["tokens"][begin:end].copy(), arrays["trained"][begin:end].copy())
             )
             document += 1
-        yield Held(digest, f"{name} {place}", documents)
+        yield TokenizedExample(digest, f"{place} {row}", documents)
 
 
-class _written:  # noqa: N801 - used as a function
-    """A file that appears whole, and that a crash of the node leaves whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}")
-        self._file = self._partial.open("wb")
-
-    def __enter__(self) -> Any:
-        return self._file
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is None:
-            self._partial.replace(self._path)
+@contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
+    """Give a file that appears under its name when it is complete and synced to disk."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _from_json(values: dict[str, Any]) -> Part:
@@ -171,7 +166,7 @@ def _from_json(values: dict[str, Any]) -> Part:
     return Part(
         blocks=values["blocks"],
         last=values["last"],
-        count=Count(**(count | {"overlong": lengths})),
+        count=ExampleCounts(**(count | {"overlong": lengths})),
         names=names,
         tokens=values["tokens"],
     )

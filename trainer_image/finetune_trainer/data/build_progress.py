@@ -1,4 +1,4 @@
-"""How far preparation is: into the log every few seconds, to the supervisor at every block."""
+"""The progress of preparation: logged every few seconds, reported to the supervisor per block."""
 
 import logging
 import time
@@ -6,45 +6,45 @@ import time
 from finetune_trainer.common.reporter import Reporter
 
 _log = logging.getLogger(__name__)
-_SAY_EVERY = 5.0  # s
+_LOG_INTERVAL = 5.0  # s
 
 
 class Progress:
-    """How far the input was read, said every few seconds."""
+    """How much of the input was read and tokenized."""
 
     def __init__(self, size: int, report: Reporter) -> None:
         self._size, self._report = max(1, size), report
         self._before = self._read = self._examples = self._tokens = self._new = 0
         self._source = ""
         self._files: list[int] = []
-        self._started = self._said = time.monotonic()
+        self._started = self._logged = time.monotonic()
 
     def begin(self, source: str, files: list[int]) -> None:
-        """The next source, with the sizes of its files."""
+        """Begin the next source, given the sizes of its files in bytes."""
         self._before += sum(self._files)
         self._source, self._files, self._read = source, files, 0
 
     def skip(self, tokens: int) -> None:
-        """The source was finished by a builder before this one."""
+        """Count a source that an earlier builder has finished."""
         self._tokens += tokens
         self._read = sum(self._files)
         self._report.advance()
 
     def read(self, file: int, done: int) -> None:
-        """So many bytes of the file were read."""
+        """Set the number of bytes of a file that were read."""
         self._read = sum(self._files[:file]) + min(done, self._files[file])
         self._report.advance()
 
     def add(self, examples: int, tokens: int) -> None:
-        """A block was finished."""
+        """Count the examples and tokens of a finished block."""
         self._examples += examples
         self._tokens += tokens
         self._new += tokens
         self._report.advance(examples)
         now = time.monotonic()
-        if now - self._said < _SAY_EVERY:
+        if now - self._logged < _LOG_INTERVAL:
             return
-        self._said = now
+        self._logged = now
         share = max(1, self._before + self._read) / self._size
         seconds = now - self._started
         _log.info(

@@ -1,19 +1,20 @@
-"""What became of the examples, and when it is too bad to go on."""
+"""Counts of what became of the examples, and the limits above which the job fails."""
 
 from dataclasses import dataclass, field
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data import overlong as too_long
+from finetune_trainer.data.overlong import length_that_keeps
 
 MAX_DROPPED = 0.05
 
 
 @dataclass
-class Count:
-    """Of one block, source or split.
+class ExampleCounts:
+    """What became of the examples of one block, source or split.
 
-    `kept` are trained on or held out; `overlong` says how often each length came, in tokens.
+    `kept` examples are trained on or held out. `overlong` maps a length in tokens to the number of
+    examples that were dropped for it.
     """
 
     kept: int = 0
@@ -28,16 +29,16 @@ class Count:
 
     @property
     def seen(self) -> int:
-        """Examples read."""
+        """Number of examples that were read."""
         return self.kept + self.empty + self.untrained + self.invalid + self.dropped_overlong
 
     @property
     def dropped_overlong(self) -> int:
-        """Examples left out, longer than a row."""
+        """Number of examples that were dropped because they are longer than a row."""
         return sum(self.overlong.values())
 
-    def add(self, other: "Count") -> None:
-        """What another one counted, later in the input."""
+    def add(self, other: "ExampleCounts") -> None:
+        """Add the counts of a later part of the input."""
         for name in ("kept", "empty", "untrained", "invalid", "truncated", "split"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for length, number in other.overlong.items():
@@ -45,11 +46,17 @@ class Count:
         self.first_invalid = self.first_invalid or other.first_invalid
         self.first_overlong = self.first_overlong or other.first_overlong
 
-    def judge(self, where: str, length: int, overlong: str) -> None:
-        """TrainerError (65) when the data is not what anybody wants to train on."""
+    def check(self, where: str, length: int, overlong: str) -> None:
+        """Raise TrainerError (65) if there is no example, or if too many were dropped.
+
+        `where` is the field of the sources, `length` training.sequenceLength and `overlong`
+        dataset.overlong.
+        """
         if not self.seen:
-            raise TrainerError(ExitCode.BAD_DATA, f"{where}: no example in any source; add some")
-        self._judge_overlong(where, length, overlong)
+            raise TrainerError(
+                ExitCode.BAD_DATA, f"{where}: the sources contain no example; add some"
+            )
+        self._check_overlong(where, length, overlong)
         if self.invalid > MAX_DROPPED * self.seen or self.invalid == self.seen:
             raise TrainerError(
                 ExitCode.BAD_DATA,
@@ -61,11 +68,11 @@ class Count:
             raise TrainerError(
                 ExitCode.BAD_DATA,
                 f"{where}: {useless} of {self.seen} examples are empty ({self.empty}) or train no "
-                f"token ({self.untrained}); at most 5 % may be dropped; clean the data, or look at "
+                f"token ({self.untrained}); at most 5 % may be dropped; clean the data, or check "
                 "dataset.lossOn",
             )
 
-    def _judge_overlong(self, where: str, length: int, overlong: str) -> None:
+    def _check_overlong(self, where: str, length: int, overlong: str) -> None:
         found = self.dropped_overlong
         if overlong == "Fail" and found:
             raise TrainerError(
@@ -75,7 +82,7 @@ class Count:
                 f"training.sequenceLength {max(self.overlong)} keeps all",
             )
         if found > MAX_DROPPED * self.seen or found == self.seen:
-            keeping = too_long.keeping(self.overlong, 0.99, self.seen)
+            keeping = length_that_keeps(self.overlong, 0.99, self.seen)
             raise TrainerError(
                 ExitCode.BAD_DATA,
                 f"{where}: {found} of {self.seen} examples are longer than sequenceLength {length} "

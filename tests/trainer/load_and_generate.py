@@ -1,6 +1,6 @@
-"""Loads a model folder with whatever transformers it finds: `speak.py FOLDER OUT`.
+"""Loads a model folder with the installed transformers: `load_and_generate.py FOLDER OUT`.
 
-Writes OUT.safetensors (logits) and OUT.json (versions, a chat's tokens, where generation stops).
+Writes OUT.safetensors (logits) and OUT.json (versions, the tokens of a chat, stop tokens).
 """
 
 import json
@@ -20,7 +20,7 @@ CHAT = [
 
 
 def main(folder: str, out: Path) -> None:
-    # Before version 5 the type that config.json names is used only when asked for.
+    # Before version 5 transformers uses the type that config.json names only with dtype="auto".
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", output_loading_info=True
     )
@@ -35,7 +35,7 @@ def main(folder: str, out: Path) -> None:
         "dtype": str(model.config.torch_dtype)
         if transformers.__version__.startswith("4.")
         else str(model.config.dtype),
-        "trouble": {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys},
+        "problems": {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys},
         "text": text,
         "chat": tokenizer(text)["input_ids"],
         "stops": model.generation_config.eos_token_id,

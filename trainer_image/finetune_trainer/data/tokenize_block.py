@@ -1,4 +1,4 @@
-"""The heavy part of preparation: a block of rows becomes documents. Runs in any process."""
+"""The expensive part of preparation: a block of rows becomes documents. Runs in any process."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,113 +10,64 @@ from numpy.typing import NDArray
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data import overlong, read
-from finetune_trainer.data.count import Count
-from finetune_trainer.data.refuse import UnfitRowError
-from finetune_trainer.data.render import Document, Rendered, Renderer, Useless
-from finetune_trainer.data.shapes import Example, Shape
+from finetune_trainer.data.block import Block
+from finetune_trainer.data.example import Example
+from finetune_trainer.data.example_counts import ExampleCounts
+from finetune_trainer.data.render import Document, Dropped, Rendered, Renderer
+from finetune_trainer.data.row_errors import UnfitRowError
+from finetune_trainer.data.shapes import Shape
 
-_AT_ONCE = 64  # examples that are tokenised together
+_BATCH = 64  # examples that are tokenized together
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that documents depend on, besides the rows."""
+    """Everything that documents depend on, besides the rows."""
 
     model: Path
-    name: str  # what people call the model
+    model_name: str  # the address of the model, for messages
     loss_on: str | None
     template: str | None
     overlong: str
     length: int
 
     def renderer(self) -> Renderer:
-        """Loads the tokenizer; TrainerError (64) when it cannot be."""
+        """Load the tokenizer; TrainerError (64) if that is not possible."""
         from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.model, local_files_only=True)
-        except Exception as error:  # transformers and tokenizers raise whatever they like
+        except Exception as error:  # transformers and tokenizers can raise any error
             raise TrainerError(
                 ExitCode.BAD_CONFIGURATION,
-                f"{self.name}: transformers cannot read this tokenizer "
+                f"{self.model_name}: transformers cannot read this tokenizer "
                 f"({str(error).splitlines()[0]}); copy it again",
             ) from error
         return Renderer(tokenizer, self.loss_on, self.template)
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """The documents of a block and what was counted.
+class TokenizedBlock:
+    """The documents of a block and the counts of its examples.
 
     tokens [all] uint32 and trained [all] uint8, one document after another; lengths [documents]
-    uint32; examples [kept, 3] uint64: digest, line or row number, documents it became.
+    uint32; examples [kept, 3] uint64: digest, line or row number, number of documents.
     """
 
     tokens: NDArray[np.uint32]
     trained: NDArray[np.uint8]
     lengths: NDArray[np.uint32]
     examples: NDArray[np.uint64]
-    count: Count
+    count: ExampleCounts
 
 
-@dataclass
-class _Collector:
-    documents: list[Document] = field(default_factory=list)
-    examples: list[tuple[int, int, int]] = field(default_factory=list)
-    count: Count = field(default_factory=Count)
-
-    def add(self, example: Example, number: int, found: Rendered, recipe: Recipe) -> None:
-        count = self.count
-        if isinstance(found, UnfitRowError):
-            count.invalid += 1
-            count.first_invalid = count.first_invalid or found.message
-        elif found is Useless.EMPTY:
-            count.empty += 1
-        elif isinstance(found, Useless):
-            count.untrained += 1
-        elif kept := self._fitting(example, found, recipe):
-            self.documents += kept
-            self.examples.append((example.digest(), number, len(kept)))
-            count.kept += 1
-
-    def _fitting(self, example: Example, document: Document, recipe: Recipe) -> list[Document]:
-        count = self.count
-        if len(document.tokens) <= recipe.length:
-            return [document]
-        how = overlong.policy(recipe.overlong, example.text is not None, example.where)
-        kept = overlong.pieces(document, recipe.length, how)
-        if how in ("Drop", "Fail"):
-            overlong.note(count.overlong, len(document.tokens))
-            what = f"{example.where}, {len(document.tokens)} tokens"
-            count.first_overlong = count.first_overlong or what
-        elif not kept:
-            count.untrained += 1  # all that is trained was cut off
-        elif how == "Truncate":
-            count.truncated += 1
-        else:
-            count.split += 1
-        return kept
-
-    def chunk(self) -> Chunk:
-        def joined(arrays: list[Any], dtype: Any) -> Any:
-            return np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
-
-        return Chunk(
-            tokens=joined([document.tokens for document in self.documents], np.uint32),
-            trained=joined([document.trained for document in self.documents], np.uint8),
-            lengths=np.asarray([len(d.tokens) for d in self.documents], dtype=np.uint32),
-            examples=np.asarray(self.examples, dtype=np.uint64).reshape(-1, 3),
-            count=self.count,
-        )
-
-
-def process(renderer: Renderer, recipe: Recipe, shape: Shape, block: read.Block) -> Chunk:
-    """The documents of a block, in order; TrainerError names the row that cannot be read."""
+def tokenize(renderer: Renderer, recipe: Recipe, shape: Shape, block: Block) -> TokenizedBlock:
+    """Return the documents of a block, in order; TrainerError names a row that cannot be read."""
     collected = _Collector()
     waiting: list[tuple[int, Example]] = []
 
     def flush() -> None:
-        rendered = renderer.render_all([example for _, example in waiting])
+        rendered = renderer.render([example for _, example in waiting])
         for (number, example), found in zip(waiting, rendered, strict=True):
             collected.add(example, number, found, recipe)
         waiting.clear()
@@ -124,7 +75,59 @@ def process(renderer: Renderer, recipe: Recipe, shape: Shape, block: read.Block)
     for row in read.rows(block):
         number = int(row[0].rsplit(" ", 1)[1])
         waiting.append((number, shape.example(row)))
-        if len(waiting) == _AT_ONCE:
+        if len(waiting) == _BATCH:
             flush()
     flush()
-    return collected.chunk()
+    return collected.block()
+
+
+@dataclass
+class _Collector:
+    documents: list[Document] = field(default_factory=list)
+    examples: list[tuple[int, int, int]] = field(default_factory=list)
+    count: ExampleCounts = field(default_factory=ExampleCounts)
+
+    def add(self, example: Example, number: int, found: Rendered, recipe: Recipe) -> None:
+        count = self.count
+        if isinstance(found, UnfitRowError):
+            count.invalid += 1
+            count.first_invalid = count.first_invalid or found.message
+        elif found is Dropped.EMPTY:
+            count.empty += 1
+        elif isinstance(found, Dropped):
+            count.untrained += 1
+        elif kept := self._fitting(example, found, recipe):
+            self.documents += kept
+            self.examples.append((example.digest(), number, len(kept)))
+            count.kept += 1
+
+    def _fitting(self, example: Example, document: Document, recipe: Recipe) -> list[Document]:
+        """Return the parts of a document that fit into a row, and count what was done to it."""
+        count = self.count
+        if len(document.tokens) <= recipe.length:
+            return [document]
+        how = overlong.policy(recipe.overlong, example.text is not None, example.where)
+        kept = overlong.pieces(document, recipe.length, how)
+        if how in ("Drop", "Fail"):
+            overlong.count_length(count.overlong, len(document.tokens))
+            what = f"{example.where}, {len(document.tokens)} tokens"
+            count.first_overlong = count.first_overlong or what
+        elif not kept:
+            count.untrained += 1  # all trained tokens were cut off
+        elif how == "Truncate":
+            count.truncated += 1
+        else:
+            count.split += 1
+        return kept
+
+    def block(self) -> TokenizedBlock:
+        def joined(arrays: list[Any], dtype: Any) -> Any:
+            return np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
+
+        return TokenizedBlock(
+            tokens=joined([document.tokens for document in self.documents], np.uint32),
+            trained=joined([document.trained for document in self.documents], np.uint8),
+            lengths=np.asarray([len(d.tokens) for d in self.documents], dtype=np.uint32),
+            examples=np.asarray(self.examples, dtype=np.uint64).reshape(-1, 3),
+            count=self.count,
+        )
