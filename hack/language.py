@@ -44,10 +44,12 @@ _CHAT = (
     r"|[Cc]hat|assistant|conversation|glossary"
 )
 _TRUST = r"SECURITY|security|[Uu]ntrusted|trust bound|trust store|trustRemote|trust_remote"
-_PATIENCE = r"early_?stopping|earlyStopping|patience:|\.patience|patience="
+_PATIENCE = r"early_?stopping|earlyStopping|patience:|\.patience|patience=|patience is|- patience$"
 BANS = (
     Ban(
-        _words("told", "tells?", "telling"), "report, notify, show, send, distinguish or configure"
+        _words("told", "tells?", "telling"),
+        "report, notify, show, send, distinguish or configure",
+        r"\.tell\(\)",
     ),
     Ban(_words("said"), "report or state"),
     Ban(_words("hears?", "heard", "unheard"), "receive or process"),

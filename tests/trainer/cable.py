@@ -1,7 +1,7 @@
-"""Two hosts joined by a switch, as network namespaces: `with Cable() as cable`.
+"""Two hosts that are connected by a switch, as network namespaces: `with Cable() as cable`.
 
-A host is a process whose namespaces others enter (nsenter). `cut` takes the switch's port of one
-host down: like a broken cable, it tells neither host anything, and packets vanish.
+A host is a process whose namespaces other processes enter (nsenter). `cut` takes down the port of
+one host on the switch. As with a broken cable, packets are lost and neither host is notified.
 """
 
 import subprocess
@@ -15,20 +15,20 @@ NETWORK = "10.9.0"
 
 
 class Cable:
-    """Hosts 10.9.0.1 and 10.9.0.2."""
+    """The hosts 10.9.0.1 and 10.9.0.2, and their connection."""
 
     def __init__(self) -> None:
         self._switch = _start("--user", "--map-root-user", "--net", role="switch")
-        self.hosts = [int(self._say(f"host {number}")) for number in (1, 2)]
+        self.hosts = [int(self._command(f"host {number}")) for number in (1, 2)]
 
     def enter(self, host: int) -> list[str]:
-        """Put before a command."""
+        """Return the prefix of a command that runs on a host."""
         where = ["--user", "--net", "--preserve-credentials", "--target", str(self.hosts[host])]
         return ["nsenter", *where, "--"]
 
     def cut(self) -> None:
-        """Between the two."""
-        self._say("cut")
+        """Cut the connection between the hosts."""
+        self._command("cut")
 
     def __enter__(self) -> Self:
         return self
@@ -39,16 +39,16 @@ class Cable:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Hosts and network go; whoever still runs there sees its devices vanish."""
+        """End hosts and network. Processes that still run there lose their network devices."""
         self._switch.communicate()
 
-    def _say(self, command: str) -> str:
+    def _command(self, command: str) -> str:
         assert self._switch.stdin is not None
         assert self._switch.stdout is not None
         self._switch.stdin.write(command + "\n")
         self._switch.stdin.flush()
         answer = self._switch.stdout.readline()
-        assert answer, f"the switch died of {command!r}"
+        assert answer, f"the switch ended at {command!r}"
         return answer
 
 
@@ -59,7 +59,7 @@ def _start(*namespaces: str, role: str) -> subprocess.Popen[str]:
 
 
 def _switch() -> None:
-    """Until stdin ends."""
+    """Answer commands until stdin ends."""
     hosts: list[subprocess.Popen[str]] = []
     with IPRoute() as ip:
         ip.link("add", ifname="switch", kind="bridge")
@@ -75,7 +75,7 @@ def _switch() -> None:
             hosts.append(host)
             assert host.stdin is not None
             assert host.stdout is not None
-            host.stdout.readline()  # it has its namespace
+            host.stdout.readline()  # it is in its namespace
             peer = {"ifname": "eth0", "net_ns_pid": host.pid}
             ip.link("add", ifname=f"port{number}", kind="veth", peer=peer)
             ip.link("set", ifname=f"port{number}", master=bridge, state="up")
@@ -88,7 +88,7 @@ def _switch() -> None:
 
 
 def _host(number: str) -> None:
-    print("there", flush=True)
+    print("started", flush=True)
     sys.stdin.readline()
     with IPRoute() as ip:
         (device,) = ip.link_lookup(ifname="eth0")

@@ -1,4 +1,4 @@
-"""Checkpoints made by hand: real files, any number of ranks, without DeepSpeed."""
+"""Writes checkpoints of any number of ranks, without DeepSpeed."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ DIGEST = "run-digest"
 
 
 def make_paths(folder: Path) -> RunPaths:
-    """A run whose storage is a folder."""
+    """Return the paths of a run whose storage is below a folder."""
     storage = folder / "run"
     storage.mkdir(parents=True, exist_ok=True)
     return RunPaths(folder / "model", storage, storage / "cache", "pvc://w/run")
@@ -30,7 +30,7 @@ def write_checkpoint(
     verified: bool = True,
     run_digest: str = DIGEST,
 ) -> Path:
-    """Publish `slices`, one dict of `parameter@offset|kind` a rank."""
+    """Publish a checkpoint of `slices`: for each rank, `parameter@offset|kind` -> tensor."""
     folder = paths.checkpoint(step, epoch)
     folder.mkdir(parents=True)
     slices = slices or [{"w@0|master": torch.arange(8.0) + step}]
@@ -62,7 +62,7 @@ def write_checkpoint(
 
 
 def flip_a_byte(file: Path) -> None:
-    """The size stays."""
+    """Damage a file without changing its size."""
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)

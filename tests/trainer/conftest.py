@@ -1,4 +1,4 @@
-"""What the trainer's tests share: one tiny model a session, claims made of folders."""
+"""Fixtures of the trainer's tests: a tiny model, claims that are folders, prepared jobs."""
 
 import fcntl
 import os
@@ -11,31 +11,31 @@ import pytest
 from finetune_api.run import RunConfig
 from tests.trainer import gang, tiny
 
-# Before torch is imported anywhere: gangs and tests share few cores.
+# Must be set before torch is imported: gangs and tests share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder that tests copy and never change."""
+    """A model folder, which tests copy and never change."""
     return tiny.make_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture(scope="session")
 def plain_tokenizer():
-    """Its template has no generation markers."""
+    """A tokenizer whose template has no generation markers."""
     return tiny.make_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def marked_tokenizer():
-    """Its template marks what the assistant generates, the stop token included."""
+    """A tokenizer whose template marks what the assistant generates, with the stop token."""
     return tiny.make_tokenizer(tiny.MARKED_TEMPLATE)
 
 
 @pytest.fixture
 def make_claim(tiny_model: Path, tmp_path: Path) -> Callable[[], Path]:
-    """Makes a claim with the model, 60 training conversations and 10 held-out ones."""
+    """Makes claims with the model, 60 training conversations and 10 validation conversations."""
 
     def make(name: str = "claim") -> Path:
         claim = tmp_path / name
@@ -49,13 +49,13 @@ def make_claim(tiny_model: Path, tmp_path: Path) -> Callable[[], Path]:
 
 @pytest.fixture
 def claim(make_claim: Callable[[], Path]) -> Path:
-    """A claim of one's own."""
+    """A claim for one test."""
     return make_claim()
 
 
 @pytest.fixture
 def configured(claim: Path) -> Callable[..., RunConfig]:
-    """Makes the prepare pod's configuration over `claim`, some keys replaced."""
+    """Makes the configuration of a prepare pod with `claim`, with some fields changed."""
 
     def make(**changes: object) -> RunConfig:
         config = gang.make_job(claim).config | {"role": "prepare", "mounts": {"w": str(claim)}}
@@ -69,7 +69,7 @@ MakeJob = Callable[..., gang.Job]
 
 @pytest.fixture(scope="session")
 def prepared_claim(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> gang.Job:
-    """A job that was prepared and never started: others copy its claim."""
+    """A job that is prepared and not started. Other jobs copy its claim."""
     claim = tmp_path_factory.mktemp("prepared") / "claim"
     shutil.copytree(tiny_model, claim / "model")
     tiny.write_jsonl(claim / "data/train.jsonl", tiny.make_messages(60, 1))
@@ -83,9 +83,9 @@ def prepared_claim(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -
 def make_job(
     prepared_claim: gang.Job, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MakeJob]:
-    """Makes prepared jobs over claims of their own; nothing of them is left running.
+    """Makes prepared jobs, each with its own claim, and kills their pods in the end.
 
-    A job whose training differs keeps the run digest: workers compare it and never make it.
+    A job with another training keeps the run digest, which workers compare and do not compute.
     """
     jobs: list[gang.Job] = []
 
@@ -106,7 +106,7 @@ def make_job(
 def undisturbed(
     make_job: MakeJob, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[int], gang.Job]:
-    """The run that nothing happened to, by ZeRO stage; run once, for all test processes."""
+    """Returns the undisturbed run of a ZeRO stage, which runs once for all test processes."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -118,7 +118,7 @@ def undisturbed(
             if text := file.read():
                 return gang.recall(text)
             job = make_job()
-            # Its bits are compared with those of attempts that were forked.
+            # Its bits are compared with those of forked attempts.
             job.executed = stage == 1
             job.start(gang.make_plan(zeroStage=stage))
             assert job.wait() == [0, 0], job.log

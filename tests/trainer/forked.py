@@ -1,4 +1,4 @@
-"""Attempts whose ranks are forked from a nursery: no supervisor, no export, little start-up."""
+"""Runs attempts without supervisor and export, whose ranks are forked from a nursery."""
 
 import json
 import os
@@ -15,7 +15,7 @@ _network = count(1)
 
 
 def attempt(job: gang.Job, world: int, plan: Plan, **trouble: Any) -> tuple[list[int], str]:
-    """The next attempt of a job, to its end: exit codes by rank, and what all of them wrote."""
+    """Run the next attempt of a job. Returns the exit codes by rank, and the log of all ranks."""
     pids, log = start(job, world, plan, **trouble)
     return [nursery().wait(pid) for pid in pids], log.read_text()
 
@@ -29,10 +29,10 @@ def start(
     moment: int = 0,
     late: float = 0,
 ) -> tuple[list[int], Path]:
-    """Process ids by rank, and the log, of the next attempt.
+    """Start the next attempt of a job. Returns the process ids by rank, and the log file.
 
-    `victim` is killed at the `moment`-th step of the file work of its saves. Manifests are written
-    `late` seconds after they could be.
+    The rank `victim` is killed at the `moment`-th moment of the file operations of its saves.
+    Manifests are delayed by `late` seconds.
     """
     job.attempt += 1
     epoch = fence.claim(weights.paths_of(job), "uid-1", job.attempt)
@@ -42,7 +42,7 @@ def start(
         "plan": plan.to_dict(),
         "attempt": job.attempt,
     }
-    place = f"127.{200 + os.getpid() % 50}.{next(_network) % 250}.1"
+    address = f"127.{200 + os.getpid() % 50}.{next(_network) % 250}.1"
     log = job.claim / f"attempt-{job.attempt}.log"
     pids = []
     for rank in range(world):
@@ -52,7 +52,7 @@ def start(
             "LOCAL_RANK": str(rank),
             "LOCAL_WORLD_SIZE": str(world),
             "WORLD_SIZE": str(world),
-            "MASTER_ADDR": place,
+            "MASTER_ADDR": address,
             "MASTER_PORT": "29500",
             "GLOO_SOCKET_IFNAME": "lo",
         }

@@ -1,7 +1,7 @@
-"""In a fork of the nursery: a supervisor whose children are forked too, not executed anew.
+"""Runs a supervisor in a fork of the nursery. Its children are forked as well, not executed.
 
-What differs from a pod is that nothing is imported; processes, pipes, signals and exit codes are
-the real ones.
+Unlike in a pod, all libraries are already imported. Processes, pipes, signals and exit codes are
+real.
 """
 
 import atexit
@@ -23,13 +23,13 @@ _PR_SET_NAME = 15
 
 
 def become_pod(environment: dict[str, str]) -> NoReturn:
-    """`python -m finetune_trainer` in that environment."""
+    """Run `python -m finetune_trainer` in this environment, and end the process."""
     processes.subprocess = _Forking  # type: ignore[attr-defined]
     _run(["finetune_trainer"], environment)
 
 
 class _Forked:
-    """What `processes.Child` uses of subprocess.Popen."""
+    """The part of subprocess.Popen that `processes.Child` uses."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class _Forked:
             os.setsid()
             preexec_fn()
             os.dup2(writer, 2)
-            _close_all_but({0, 1, 2, *pass_fds})  # of these, `begins` says that it has a group
+            _close_all_but({0, 1, 2, *pass_fds})  # closing `begins` shows that setsid was called
             _run(module, env)
         os.close(writer)
         os.close(begins)
@@ -78,7 +78,7 @@ class _Forked:
 
 
 class _Forking:
-    """What `processes` uses of the module subprocess."""
+    """The part of the module subprocess that `processes` uses."""
 
     Popen, PIPE = _Forked, subprocess.PIPE
 
@@ -86,12 +86,12 @@ class _Forking:
 def _close_all_but(kept: set[int]) -> None:
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in kept:
-            with contextlib.suppress(OSError):  # the folder that was just read
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself
                 os.close(int(name))
 
 
 def _run(module: list[str], environment: dict[str, str]) -> NoReturn:
-    """As a new interpreter would, and ends as it does."""
+    """Run a module as a new interpreter would, and end the process."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
@@ -100,7 +100,7 @@ def _run(module: list[str], environment: dict[str, str]) -> NoReturn:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = list(module)
-    # The command line stays the nursery's; this is how the process is known.
+    # The command line is still the nursery's, so tests recognize the process by this name.
     name = module[0].rpartition(".")[2].encode()
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name, 0, 0, 0)
     os._exit(_code_of(module[0]))

@@ -1,7 +1,7 @@
-"""Runs real gangs: one supervisor process a pod, loopback addresses, a folder as the claim.
+"""Runs real gangs: one supervisor process per pod, loopback addresses, a folder as the claim.
 
-Importing torch, transformers and DeepSpeed is more than half of what a tiny training takes. Unless
-a test asks for more, processes are forked from one that has imported them (preloaded.py).
+Importing torch, transformers and DeepSpeed takes more than half of the time of a tiny training.
+Unless a test needs new processes, they are forked from one that has imported them (preloaded.py).
 """
 
 import json
@@ -22,17 +22,18 @@ from finetune_api.progress import Plan
 from finetune_api.run import Report, Result, RunConfig
 from tests.trainer.preloaded import Process, nursery
 
-# Clusters of other tests take whole 127.x; parallel sessions must not meet either.
+# Clusters of other tests use complete 127.x networks. Test processes that run in parallel must
+# not share addresses either.
 _NETWORK = f"127.{251 + os.getpid() % 4}"
-STEPS, INTERVAL = 40, 4  # long enough to be met in the middle, by a person who kills
+STEPS, INTERVAL = 40, 4  # long enough for a test to interrupt a run in the middle
 _ATTEMPTS = count(os.getpid() // 4)
 
 
 @dataclass
 class Pod:
-    """A supervisor."""
+    """A supervisor process and its files."""
 
-    process: subprocess.Popen[bytes] | Process | None  # None: it ended in another test process
+    process: subprocess.Popen[bytes] | Process | None  # None if it ran in another test process
     address: str
     termination: Path
     log: Path
@@ -52,7 +53,7 @@ class Pod:
         return [pid for pid in found if _is_rank(Path(f"/proc/{pid}"))]
 
     def wait_for_children(self, seconds: float = 20) -> list[int]:
-        """Process ids of whom the supervisor has started, once there is somebody."""
+        """Wait until the supervisor has a child, and return the ids of its children."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         deadline = time.monotonic() + seconds
         while not (found := [int(p) for p in path.read_text().split() if self._has_begun(p)]):
@@ -61,9 +62,9 @@ class Pod:
         return found
 
     def _has_begun(self, pid: str) -> bool:
-        """Not the copy of the supervisor any more that each fork is at first."""
-        mine, its = (Path(f"/proc/{p}/comm").read_text() for p in (self.process.pid, pid))
-        return isinstance(self.process, subprocess.Popen) or mine != its
+        """Return whether a child runs its own program and is not a copy of the supervisor."""
+        supervisor, child = (Path(f"/proc/{p}/comm").read_text() for p in (self.process.pid, pid))
+        return isinstance(self.process, subprocess.Popen) or supervisor != child
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -76,18 +77,18 @@ class Pod:
 
 @dataclass
 class Job:
-    """One job on one claim; attempts are started one after another."""
+    """One job on one claim. Its attempts are started one after another."""
 
     claim: Path
     config: dict
     devices: int = 1
     nodes: int = 2
     attempt: int = 0
-    mount: str | None = None  # command in a mount namespace that each pod then runs in
+    mount: str | None = None  # command that prepares the mount namespace of each pod
     network: str | None = None  # first three bytes of the pods' addresses
-    enter: Callable[[int], list[str]] | None = None  # put before the command of a node's pod
-    executed: bool = False  # each process anew, as in a container; else forked from a nursery
-    slow: float = 0  # seconds that each write of a checkpoint takes at least; not if executed
+    enter: Callable[[int], list[str]] | None = None  # returns the prefix of a node's command
+    executed: bool = False  # start new interpreters as in a container, not forks
+    slow: float = 0  # seconds by which each write of a checkpoint is delayed, if forked
     pods: list[Pod] = field(default_factory=list)
 
     @property
@@ -96,7 +97,7 @@ class Job:
 
     @property
     def log(self) -> str:
-        """What the newest attempt's pods wrote."""
+        """The logs of all pods of the newest attempt."""
         return "\n".join(pod.log.read_text() for pod in self.pods)
 
     def start_prepare(self) -> Pod:
@@ -106,7 +107,7 @@ class Job:
         return pod
 
     def prepare(self) -> Pod:
-        """Run the prepare pod to its end and take over its answers."""
+        """Run the prepare pod to its end, and put its results into the configuration."""
         pod = self.start_prepare()
         pod.wait()
         result = pod.result
@@ -143,15 +144,15 @@ class Job:
         return self.pods
 
     def wait(self, seconds: float = 180) -> list[int]:
-        """Exit codes of the attempt."""
+        """Wait for all pods and return their exit codes."""
         return [pod.wait(seconds) for pod in self.pods]
 
     def wait_for_step(self, step: int, seconds: float = 90) -> None:
-        """Until rank 0 has logged a step."""
+        """Wait until rank 0 has logged a step."""
         self.wait_for_text(f"] step {step} of", seconds)
 
     def wait_for_text(self, text: str, seconds: float = 90) -> None:
-        """Until pod 0 has logged something."""
+        """Wait until pod 0 has logged a text."""
         deadline = time.monotonic() + seconds
         while text not in self.pods[0].log.read_text():
             if time.monotonic() > deadline or self.pods[0].process.poll() is not None:
@@ -159,7 +160,7 @@ class Job:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Nothing may be left."""
+        """Kill all pods that still run."""
         for pod in self.pods:
             if pod.process.poll() is None:
                 pod.process.kill()  # its ranks die with it
@@ -206,26 +207,26 @@ def _is_rank(process: Path) -> bool:
 
 
 def remember(job: Job) -> str:
-    """A job that has ended, for `recall` in another process."""
+    """Return text from which `recall` restores a finished job in another process."""
     pods = [[pod.address, str(pod.termination), str(pod.log)] for pod in job.pods]
     return json.dumps({"claim": str(job.claim), "config": job.config, "pods": pods})
 
 
 def recall(text: str) -> Job:
-    """What `remember` wrote."""
+    """Return the job that `remember` described."""
     found = json.loads(text)
     pods = [Pod(None, where, Path(end), Path(log)) for where, end, log in found["pods"]]
     return Job(Path(found["claim"]), found["config"], attempt=1, pods=pods)
 
 
 def listens(address: str, port: int) -> bool:
-    """Whether somebody does, at a pod's address."""
+    """Return whether a process listens at this address."""
     with socket.socket() as probe:
         return probe.connect_ex((address, port)) == 0
 
 
 def make_job(claim: Path, *, training: dict | None = None, checkpoints: dict | None = None) -> Job:
-    """A job over `model` and `data/{train,validation}.jsonl` of a claim."""
+    """Return a job with `model` and `data/{train,validation}.jsonl` of a claim."""
     config = {
         "jobName": "job",
         "jobNamespace": "default",
@@ -247,7 +248,7 @@ def make_job(claim: Path, *, training: dict | None = None, checkpoints: dict | N
 
 
 def make_plan(**changes: object) -> Plan:
-    """ZeRO-2, 4 rows a step."""
+    """Return a plan with ZeRO-2 and 4 rows per step, with some fields changed."""
     values = {
         "zeroStage": 2,
         "microBatchSize": 1,

@@ -1,7 +1,7 @@
-"""Many cases in one launch of two ranks: `python -m tests.trainer.launch FOLDER`, once a rank.
+"""Runs many cases in one launch of two ranks: `python -m tests.trainer.launch FOLDER`, once a rank.
 
-Starting a gang costs seconds, training a tiny model does not. Reads `cases.json`, a list of
-{"name", "config", ...}; rank 0 writes what happened to `<name>.json`.
+Starting a gang takes seconds, training a tiny model does not. The ranks read `cases.json`, a list
+of {"name", "config", ...}, and rank 0 writes the result of each case to `<name>.json`.
 """
 
 import json
@@ -19,20 +19,20 @@ import torch.distributed as dist
 from finetune_api.progress import Progress, Stage
 from finetune_api.run import RunConfig
 from finetune_trainer.checkpoint import choose
-from finetune_trainer.checkpoint.write import Owner
+from finetune_trainer.checkpoint.storage import RunStorage
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.stop_signal import StopSignal
 from finetune_trainer.model import language_model
 from finetune_trainer.model.engine import Engine
+from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.run_dir.paths import RunPaths
-from finetune_trainer.training import rendezvous
-from finetune_trainer.training.loop import Loop
+from finetune_trainer.training import rendezvous, setup
 from finetune_trainer.training.rendezvous import Place
 from tests.trainer.silent import SilentReporter
 
 
 class Recorder(SilentReporter):
-    """Keeps the steps; asks for a stop when a stage is entered for the n-th time."""
+    """Records the steps, and requests a stop when a stage is entered for the n-th time."""
 
     def __init__(self, stop: StopSignal, stop_in: list[Any] | None) -> None:
         self.steps: list[dict[str, Any]] = []
@@ -50,7 +50,7 @@ class Recorder(SilentReporter):
 
 
 def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str, Any]:
-    """A whole attempt, without supervisor and export."""
+    """Run a complete attempt, without supervisor and export."""
     config = RunConfig.model_validate(case["config"])
     plan = config.plan
     assert plan is not None
@@ -60,12 +60,13 @@ def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str,
     if case.get("spoilRank") == dist.get_rank():
         spoil(engine)
     stop = StopSignal()
-    # The last rank is told to stop: one is enough.
+    # Only the last rank is asked to stop: one is enough.
     recorder = Recorder(stop, case.get("stopIn") if dist.get_rank() else None)
-    owner = Owner(config.job_uid, config.run_digest or "", config.attempt, config.attempt)
-    loop = Loop(config, plan, engine, paths, owner, recorder, device, control, stop)
+    digest = config.run_digest or ""
+    storage = RunStorage(paths, config.job_uid, digest, config.attempt, config.attempt)
+    loop = setup.build(config, engine, Ranks.of(device, control), storage, recorder, stop)
     try:
-        finished = loop.run()
+        finished = loop.run(config.highest_step)
     except TrainerError as error:
         return {"code": error.code, "message": str(error)}
     return {
@@ -77,41 +78,44 @@ def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str,
 
 
 def spoil(engine: Engine) -> None:
-    """A rank whose weights are others after each step, as a faulty device would have them."""
+    """Change a weight of this rank after each step, as a faulty device would."""
     step = engine.step
 
     def step_and_err(learning_rate: float) -> tuple[Any, bool]:
-        taken = step(learning_rate)
+        result = step(learning_rate)
         with torch.no_grad():
             next(iter(engine.model.parameters())).view(-1)[0].add_(1e-3)
-        return taken
+        return result
 
     engine.step = step_and_err  # type: ignore[method-assign]
 
 
 def accumulation_type(engine: Engine) -> torch.dtype:
-    """In which gradients of micro-batches are summed up."""
+    """Return the dtype in which gradients of micro-batches are summed."""
     optimizer = engine.optimizer
     name = "grad_acc_dtype" if hasattr(optimizer, "grad_acc_dtype") else None
     found: torch.dtype = getattr(optimizer, name or "gradient_accumulation_dtype")
     return found
 
 
-def look(case: dict[str, Any], control: Any) -> dict[str, Any]:
-    """Which checkpoint would be resumed from, and how much of it this rank read."""
+def choose_checkpoint(case: dict[str, Any], control: Any) -> dict[str, Any]:
+    """Return which checkpoint each rank would resume from, and how much of it each rank read."""
     config = RunConfig.model_validate(case["config"])
-    beats: list[None] = []
-    found = choose.newest_whole(
-        RunPaths.of(config), config.run_digest or "", control, lambda: beats.append(None)
+    advances: list[None] = []
+    found = choose.newest_valid(
+        RunPaths.of(config), config.run_digest or "", control, lambda: advances.append(None)
     )
-    heard: list[Any] = [None] * dist.get_world_size()
-    mine = (found and found[1].step, len(beats))
-    dist.all_gather_object(heard, mine, group=control)
-    return {"steps": [step for step, _ in heard], "beats": [count for _, count in heard]}
+    gathered: list[Any] = [None] * dist.get_world_size()
+    mine = (found and found[1].step, len(advances))
+    dist.all_gather_object(gathered, mine, group=control)
+    return {
+        "steps": [step for step, _ in gathered],
+        "advances": [count for _, count in gathered],
+    }
 
 
 def run_cases(folder: Path, cases: list[dict[str, Any]]) -> None:
-    """Launch both ranks and wait for their end."""
+    """Launch both ranks and wait until they have ended."""
     (folder / "cases.json").write_text(json.dumps(cases))
     place = {
         "WORLD_SIZE": "2",
@@ -136,13 +140,14 @@ def run_cases(folder: Path, cases: list[dict[str, Any]]) -> None:
 
 
 def main(folder: Path) -> None:
-    """Every case in turn."""
+    """Run all cases, one after another."""
     logging.basicConfig(level=logging.INFO)
     place = Place.from_environment()
     device = rendezvous.join(place, timedelta(minutes=2))
     control = dist.new_group(backend="gloo")
     for case in json.loads((folder / "cases.json").read_text()):
-        result = look(case, control) if case.get("look") else train(case, device, control)
+        only_choose = case.get("onlyChoose")
+        result = choose_checkpoint(case, control) if only_choose else train(case, device, control)
         if place.rank == 0:
             (folder / f"{case['name']}.json").write_text(json.dumps(result))
     dist.barrier(control)

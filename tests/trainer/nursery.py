@@ -1,13 +1,16 @@
-"""Pods and ranks that start in a moment: forked from a process that has imported everything.
+"""Forks pods and ranks from a process that has already imported all libraries.
 
-`python -m tests.trainer.nursery` reads one JSON object a line:
-{"pod": environment, "log", "slow"}  starts a supervisor, whose children are forked as well; each
-write of a checkpoint takes `slow` seconds more
-{"env", "epoch", "log", "channel", "crash", "late"}  starts a rank without one
-{"poll": pid} or {"wait": pid}  its exit code as Popen gives it; null while it runs
-The first two are answered with a process id. With `crash` n the rank is killed by SIGKILL at the
-n-th step of the file work of its saver thread: before or after a write, an fsync, a rename, a
-removal.
+`python -m tests.trainer.nursery` reads one JSON object per line:
+
+{"pod": environment, "log", "slow"}
+    Starts a supervisor, whose children are forked as well. Each write of a checkpoint takes `slow`
+    seconds longer. The answer is a process id.
+{"env", "epoch", "log", "channel", "crash", "late"}
+    Starts a rank without a supervisor. With `crash` n, it is killed by SIGKILL at the n-th moment
+    of the file operations of its saver thread: before or after a write, an fsync, a rename or a
+    deletion. The answer is a process id.
+{"poll": pid} or {"wait": pid}
+    The answer is the exit code as Popen returns it, or null while the process runs.
 """
 
 import json
@@ -25,7 +28,7 @@ from tests.trainer import forking
 
 
 def main() -> None:
-    """Serve until stdin ends."""
+    """Answer requests until stdin ends."""
     garbage_collection.hold()
     import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -36,7 +39,7 @@ def main() -> None:
     from finetune_trainer.training import attempt  # noqa: F401
 
     deepspeed_import.load()
-    garbage_collection.freeze()  # and no rank walks over it, which would copy its pages
+    garbage_collection.freeze()  # a scan by a rank would copy all pages
 
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -52,15 +55,15 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     pid = os.fork()
     if pid == 0:
         die_with_parent()
-        _write_to(request["log"])
+        _redirect_output(request["log"])
         if "pod" in request:
-            _write_slowly(request["slow"])
+            _delay_writes(request["slow"])
             forking.become_pod(request["pod"])
         _become_rank(request)
     return {"pid": pid}
 
 
-def _write_to(log: str) -> None:
+def _redirect_output(log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(file, 1)
@@ -74,14 +77,14 @@ def _become_rank(request: dict[str, Any]) -> None:
     if request["crash"]:
         _crash_at(request["crash"])
     if request["late"]:
-        _publish_late(request["late"])
+        _delay_manifests(request["late"])
     from finetune_trainer.training import attempt
 
     attempt.main()
     os._exit(0)
 
 
-def _write_slowly(seconds: float) -> None:
+def _delay_writes(seconds: float) -> None:
     from finetune_trainer.checkpoint import write
 
     original = write.write
@@ -93,25 +96,25 @@ def _write_slowly(seconds: float) -> None:
     write.write = slow
 
 
-def _publish_late(seconds: float) -> None:
-    """Manifests come so much later; a rank that condemns checkpoints takes thrice that to end."""
+def _delay_manifests(seconds: float) -> None:
+    """Delay manifests by some seconds, and the return from marking as diverged by three times."""
     from finetune_trainer.checkpoint import store, write
 
-    publish, condemn = write.publish, store.condemn
+    publish, mark_diverged = write.publish, store.mark_diverged
 
     def late(*arguments: Any) -> None:
         time.sleep(seconds)
         publish(*arguments)
 
     def slow(*arguments: Any) -> None:
-        condemn(*arguments)
+        mark_diverged(*arguments)
         time.sleep(3 * seconds)
 
-    write.publish, store.condemn = late, slow
+    write.publish, store.mark_diverged = late, slow
 
 
 def _crash_at(number: int) -> None:
-    """SIGKILL at the n-th moment; each call has one before and one after it."""
+    """Kill this process by SIGKILL at the n-th moment, before or after a file operation."""
     from finetune_trainer.run_dir import tensor_file
 
     left = number

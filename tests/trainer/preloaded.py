@@ -1,4 +1,4 @@
-"""The test's end of the nursery: starts pods and ranks, and asks how they ended."""
+"""A client of the nursery: starts pods and ranks, and returns their exit codes."""
 
 import atexit
 import functools
@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_local.machine import die_with_parent
 
-# What libraries read once, when they are loaded, as the supervisor gives it to its children.
+# Variables that libraries read once, when they are loaded, as the supervisor sets them.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",
@@ -30,10 +30,10 @@ _ENVIRONMENT = {
 
 
 class Nursery:
-    """The process that pods and ranks are forked from."""
+    """The process from which pods and ranks are forked."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.trainer.nursery"],
             stdin=subprocess.PIPE,
@@ -45,30 +45,30 @@ class Nursery:
         self._answer()
 
     def start(self, **request: Any) -> int:
-        """Process id of a new pod or rank."""
+        """Start a pod or a rank and return its process id."""
         return int(self._ask(request)["pid"])
 
     def pod(self, environment: dict[str, str], log: Path, slow: float = 0) -> "Process":
-        """A supervisor in that environment; each write of a checkpoint takes `slow` seconds."""
+        """Start a supervisor. Each write of a checkpoint is delayed by `slow` seconds."""
         return Process(self, self.start(pod=environment, log=str(log), slow=slow))
 
     def wait(self, pid: int) -> int:
-        """Its exit code, as a shell gives it."""
+        """Wait for a process and return its exit code as a shell would."""
         code = int(self._ask({"wait": pid})["code"])
         return 128 - code if code < 0 else code
 
     def poll(self, pid: int) -> int | None:
-        """Its exit code, as Popen gives it; None while it runs."""
+        """Return the exit code of a process as Popen would; None while it runs."""
         code: int | None = self._ask({"poll": pid})["code"]
         return code
 
     def close(self) -> None:
-        """No pod or rank outlives it."""
+        """End the nursery, and with it all pods and ranks."""
         self._process.kill()
-        self._process.communicate()  # closes its pipes, too
+        self._process.communicate()  # also closes its pipes
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        with self._turn:
+        with self._lock:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -82,27 +82,27 @@ class Nursery:
 
 @functools.cache
 def nursery() -> Nursery:
-    """This test process's own, made when it is first needed."""
-    made = Nursery()
-    atexit.register(made.close)
-    return made
+    """Return the nursery of this test process, which is started at the first call."""
+    started = Nursery()
+    atexit.register(started.close)
+    return started
 
 
 class Process:
-    """A pod of a nursery, as subprocess.Popen would show it."""
+    """A pod of a nursery, with the interface of subprocess.Popen."""
 
     def __init__(self, parent: Nursery, pid: int) -> None:
         self._parent, self.pid = parent, pid
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Exit code; None while it runs."""
+        """Return the exit code; None while the process runs."""
         if self.returncode is None:
             self.returncode = self._parent.poll(self.pid)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Exit code; TimeoutExpired when there is none after `timeout` seconds."""
+        """Wait for the exit code. Raises TimeoutExpired after `timeout` seconds."""
         deadline = time.monotonic() + (timeout or float("inf"))
         while (code := self.poll()) is None:
             if time.monotonic() > deadline:
@@ -111,10 +111,10 @@ class Process:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Nothing when it has ended."""
+        """Send a signal, unless the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the process by SIGKILL."""
         self.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""AdamW with bf16 moments against torch's own."""
+"""AdamW with bf16 moments, compared with torch's AdamW."""
 
 import copy
 
@@ -18,7 +18,7 @@ def problem(seed: int = 1) -> tuple[torch.nn.Parameter, torch.Tensor]:
 
 
 def descend(optimizer: torch.optim.Optimizer, weights: torch.Tensor, target: torch.Tensor) -> None:
-    """One step towards the target, with noise that depends on where it is."""
+    """Make one step towards the target, with a disturbance that depends on the weights."""
     optimizer.zero_grad()
     loss = ((weights - target) ** 2).mean() + 0.01 * torch.sin(40 * weights).mean()
     loss.backward()
@@ -29,31 +29,33 @@ def compact(weights: torch.nn.Parameter, decay: float = 0.0, seed: int = 3) -> C
     return CompactAdamW([{"params": [weights], "weight_decay": decay}], seed=seed, **_OPTIONS)
 
 
-def test_it_goes_where_adamw_goes() -> None:
-    (mine, target), (theirs, _) = problem(), problem()
-    ours = compact(mine, decay=0.01)
-    plain = torch.optim.AdamW([theirs], weight_decay=0.01, **_OPTIONS)
-    start = (mine - target).norm()
+def test_it_converges_like_adamw() -> None:
+    (weights, target), (plain_weights, _) = problem(), problem()
+    ours = compact(weights, decay=0.01)
+    plain = torch.optim.AdamW([plain_weights], weight_decay=0.01, **_OPTIONS)
+    start = (weights - target).norm()
     for _ in range(300):
-        descend(ours, mine, target)
-        descend(plain, theirs, target)
-    assert (mine - theirs).norm() < 0.02 * start
-    state = ours.state[mine]
+        descend(ours, weights, target)
+        descend(plain, plain_weights, target)
+    assert (weights - plain_weights).norm() < 0.02 * start
+    state = ours.state[weights]
     assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == torch.bfloat16
-    assert mine.dtype == torch.float32
+    assert weights.dtype == torch.float32
 
 
-def test_the_second_moment_moves_although_a_step_is_less_than_bf16_resolves() -> None:
+def test_the_second_moment_changes_by_less_than_bf16_resolves() -> None:
     weights = torch.nn.Parameter(torch.zeros(4096))
     optimizer = compact(weights)
     for _ in range(1000):
         weights.grad = torch.ones_like(weights)
         optimizer.step()
     found = optimizer.state[weights]["exp_avg_sq"].float().mean()
-    assert abs(float(found) - (1 - 0.999**1000)) < 0.01  # rounded to nearest it stays near 0.25
+    assert (
+        abs(float(found) - (1 - 0.999**1000)) < 0.01
+    )  # rounded to nearest, it would stay near 0.25
 
 
-def test_rounding_is_right_on_average_and_exact_where_it_can_be() -> None:
+def test_rounding_is_right_on_average_and_keeps_values_that_bf16_represents() -> None:
     noise = torch.Generator().manual_seed(1)
     values = torch.full((100_000,), 1.003)  # between 1.0 and 1.0078125
     rounded = _rounded(values, noise)
@@ -64,7 +66,7 @@ def test_rounding_is_right_on_average_and_exact_where_it_can_be() -> None:
     assert torch.equal(rounded.to(torch.bfloat16).float(), rounded)
 
 
-def test_the_largest_seed_draws_its_own_noise() -> None:
+def test_the_largest_seeds_give_different_noise() -> None:
     found = []
     for seed in (2**31 - 1, 2**31 - 2):
         weights, target = problem()
@@ -77,14 +79,14 @@ def test_the_largest_seed_draws_its_own_noise() -> None:
 
 
 def test_a_resumed_run_draws_the_same_noise() -> None:
-    mine, target = problem()
-    optimizer = compact(mine)
+    weights, target = problem()
+    optimizer = compact(weights)
     for _ in range(5):
-        descend(optimizer, mine, target)
-    other = torch.nn.Parameter(mine.detach().clone())
-    resumed = compact(other)
-    resumed.state[other] = copy.deepcopy(optimizer.state[mine])
+        descend(optimizer, weights, target)
+    copied = torch.nn.Parameter(weights.detach().clone())
+    resumed = compact(copied)
+    resumed.state[copied] = copy.deepcopy(optimizer.state[weights])
     for _ in range(5):
-        descend(optimizer, mine, target)
-        descend(resumed, other, target)
-    assert torch.equal(mine, other)
+        descend(optimizer, weights, target)
+        descend(resumed, copied, target)
+    assert torch.equal(weights, copied)

@@ -1,4 +1,4 @@
-"""A GPU computes what the CPU computes, part by part; skipped where there is none."""
+"""Parts of the model give the same results on a GPU as on the CPU. Skipped without a GPU."""
 
 import pytest
 import torch
@@ -7,13 +7,13 @@ from finetune_trainer.model.attention import segments_attention
 from finetune_trainer.model.head import linear_cross_entropy
 
 pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device to compare with"
+    not torch.cuda.is_available(), reason="this machine has no CUDA device"
 )
 BOUNDS = [0, 7, 8, 40, 64]
 
 
-def attended(device: str, dtype: torch.dtype, kv_heads: int) -> list[torch.Tensor]:
-    """Output and the gradients of query, key and value, fp32 on the host."""
+def attention(device: str, dtype: torch.dtype, kv_heads: int) -> list[torch.Tensor]:
+    """Return the output and the gradients of query, key and value, in fp32 on the host."""
     torch.manual_seed(1)
     shapes = [(1, 4, BOUNDS[-1], 32), *[(1, kv_heads, BOUNDS[-1], 32)] * 2]
     parts = [torch.randn(shape).to(dtype).to(device).requires_grad_() for shape in shapes]
@@ -29,14 +29,16 @@ def attended(device: str, dtype: torch.dtype, kv_heads: int) -> list[torch.Tenso
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-1)], ids=["FP32", "BF16"]
 )
-def test_attention(dtype: torch.dtype, tolerance: float, kv_heads: int) -> None:
-    expected = attended("cpu", dtype, kv_heads)
-    for found, wanted in zip(attended("cuda", dtype, kv_heads), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+def test_attention_is_equal_on_cpu_and_gpu(
+    dtype: torch.dtype, tolerance: float, kv_heads: int
+) -> None:
+    expected = attention("cpu", dtype, kv_heads)
+    for found, reference in zip(attention("cuda", dtype, kv_heads), expected, strict=True):
+        torch.testing.assert_close(found, reference, rtol=tolerance, atol=tolerance)
 
 
-def headed(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Loss and the gradients of hidden states and weight, fp32 on the host."""
+def loss_head(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Return the loss and the gradients of hidden states and weight, in fp32 on the host."""
     torch.manual_seed(2)
     hidden = torch.randn(50, 32).to(dtype).to(device).requires_grad_()
     weight = torch.randn(1000, 32).to(dtype).to(device).requires_grad_()
@@ -51,7 +53,9 @@ def headed(device: str, dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)], ids=["FP32", "BF16"]
 )
-def test_head(dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_head_is_equal_on_cpu_and_gpu(
+    dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("finetune_trainer.model.head._CHUNK_ELEMENTS", 16_000)  # several chunks
-    for found, wanted in zip(headed("cuda", dtype), headed("cpu", dtype), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+    for found, reference in zip(loss_head("cuda", dtype), loss_head("cpu", dtype), strict=True):
+        torch.testing.assert_close(found, reference, rtol=tolerance, atol=tolerance)

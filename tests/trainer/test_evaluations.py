@@ -1,4 +1,4 @@
-"""The history of validation losses and what follows from it."""
+"""The history of validation losses, and what is derived from it."""
 
 import logging
 
@@ -10,16 +10,16 @@ from tests.trainer.checkpoints import make_paths
 
 
 def history(*losses: float) -> History:
-    """Measured at steps 0, 10, 20, ..."""
+    """Return a history with losses at steps 0, 10, 20, ..."""
     measured = [Measured(step=10 * i, loss=loss) for i, loss in enumerate(losses)]
     return History(measured=measured)
 
 
-def test_what_is_trained_again_is_measured_again() -> None:
-    whole = history(3.0, 2.0, 1.0)
-    assert whole.until(15).losses() == {0: 3.0, 10: 2.0}
-    assert whole.until(15).with_loss(20, 1.5).losses() == {0: 3.0, 10: 2.0, 20: 1.5}
-    assert whole.with_loss(20, 1.5).losses() == {0: 3.0, 10: 2.0, 20: 1.5}
+def test_steps_that_are_repeated_are_measured_again() -> None:
+    complete = history(3.0, 2.0, 1.0)
+    assert complete.until(15).losses() == {0: 3.0, 10: 2.0}
+    assert complete.until(15).with_loss(20, 1.5).losses() == {0: 3.0, 10: 2.0, 20: 1.5}
+    assert complete.with_loss(20, 1.5).losses() == {0: 3.0, 10: 2.0, 20: 1.5}
 
 
 @pytest.mark.parametrize(
@@ -33,36 +33,40 @@ def test_what_is_trained_again_is_measured_again() -> None:
         ((3.0, 2.5, 2.0), 20, True),
     ],
 )
-def test_the_best(losses: tuple[float, ...], best_step: int | None, improved: bool) -> None:
+def test_the_best_evaluation_is_the_earliest_with_the_lowest_loss(
+    losses: tuple[float, ...], best_step: int | None, improved: bool
+) -> None:
     found = history(*losses)
     assert (found.best and found.best.step) == best_step
     assert found.improved is improved
 
 
 @pytest.mark.parametrize(
-    ("losses", "patience", "delta", "stale"),
+    ("losses", "early_stopping", "stale"),
     [
-        ((3.0, 2.0, 1.9), 1, 0.0, False),
-        ((3.0, 2.0, 2.1), 1, 0.0, True),
-        ((3.0, 2.0, 2.1), 2, 0.0, False),
-        ((3.0, 2.0, 2.1, 2.0), 2, 0.0, True),
-        ((3.0, 2.0, 1.99, 1.98), 2, 0.1, True),
-        ((3.0, 2.0, 1.95, 1.89), 2, 0.1, False),  # slowly, and in the end by enough
-        ((1.0, 2.0, 2.0), 2, 0.0, True),  # never better than the baseline
+        ((3.0, 2.0, 1.9), (1, 0.0), False),
+        ((3.0, 2.0, 2.1), (1, 0.0), True),
+        ((3.0, 2.0, 2.1), (2, 0.0), False),
+        ((3.0, 2.0, 2.1, 2.0), (2, 0.0), True),
+        ((3.0, 2.0, 1.99, 1.98), (2, 0.1), True),
+        ((3.0, 2.0, 1.95, 1.89), (2, 0.1), False),  # improves slowly, but by enough in the end
+        ((1.0, 2.0, 2.0), (2, 0.0), True),  # never better than the baseline
     ],
 )
-def test_patience(losses: tuple[float, ...], patience: int, delta: float, stale: bool) -> None:
-    assert history(*losses).is_stale(patience, delta) is stale
+def test_early_stopping_counts_evaluations_without_improvement(
+    losses: tuple[float, ...], early_stopping: tuple[int, float], stale: bool
+) -> None:
+    assert history(*losses).is_stale(*early_stopping) is stale
 
 
-def test_the_summary() -> None:
+def test_the_summary_has_baseline_last_and_best() -> None:
     found = history(3.0, 1.5, 2.0).summary()
     assert (found.baseline, found.last, found.last_step) == (3.0, 2.0, 20)
     assert (found.best, found.best_step) == (1.5, 10)
     assert History().summary().last is None
 
 
-def test_a_damaged_file_is_measured_again(
+def test_a_damaged_file_counts_as_an_empty_history(
     tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = make_paths(tmp_path_factory.mktemp("run"))

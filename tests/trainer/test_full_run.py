@@ -1,4 +1,4 @@
-"""Whole runs of real gangs that nothing happens to: two pods, DeepSpeed, gloo, files."""
+"""Undisturbed runs of real gangs: two pods, DeepSpeed, gloo, files."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def test_a_run_learns_saves_and_exports(
 
     model = weights.load(tiny_model)
     parameters = sum(p.numel() for p in model.parameters())
-    # The best one is kept too, wherever it is.
+    # The best one is also kept, whatever its step is.
     assert [(c.step, c.verified, c.world_size) for c in result.checkpoints[:2]] == [
         (40, True, 2),
         (36, True, 2),
@@ -94,14 +94,14 @@ def test_the_exported_folder_is_complete_and_readable(
     assert mine.apply_chat_template(chat) == base.apply_chat_template(chat)
 
 
-def test_the_other_pod_is_done_too_and_claims_nothing(
+def test_the_other_pod_succeeds_without_checkpoints_and_output(
     undisturbed: Callable[[int], gang.Job],
 ) -> None:
     result = undisturbed(2).pods[1].result
     assert (result.outcome, result.output, result.checkpoints) == ("Succeeded", None, [])
 
 
-def test_the_exported_model_computes_what_was_trained(
+def test_the_exported_model_computes_the_same_logits_as_the_checkpoint(
     undisturbed: Callable[[int], gang.Job],
 ) -> None:
     job = undisturbed(2)
@@ -115,14 +115,14 @@ def test_the_exported_model_computes_what_was_trained(
         assert torch.equal(exported(tokens).logits, trained(tokens).logits)
 
 
-def test_a_job_that_names_no_tracker_has_tensorboards_files(
+def test_a_job_without_trackers_writes_tensorboard_files(
     undisturbed: Callable[[int], gang.Job],
 ) -> None:
     (file,) = (undisturbed(2).storage / "tensorboard" / "job").iterdir()
     assert file.name.startswith("events.out.tfevents.")
 
 
-def test_the_attempt_is_recorded(undisturbed: Callable[[int], gang.Job]) -> None:
+def test_the_attempt_is_recorded_on_storage(undisturbed: Callable[[int], gang.Job]) -> None:
     job = undisturbed(2)
     record = AttemptFile.model_validate_json((job.storage / "attempts/1.json").read_text())
     assert (record.epoch, record.attempt, record.job_uid) == (1, 1, "uid-1")
@@ -132,7 +132,9 @@ def test_the_attempt_is_recorded(undisturbed: Callable[[int], gang.Job]) -> None
     assert record.ledger.redone_seconds == 0
 
 
-def test_the_log_is_lines_that_people_can_use(undisturbed: Callable[[int], gang.Job]) -> None:
+def test_every_line_of_the_log_has_a_time_and_its_process(
+    undisturbed: Callable[[int], gang.Job],
+) -> None:
     first, second = (pod.log.read_text() for pod in undisturbed(2).pods)
     stamped = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
     for line in first.splitlines():
@@ -143,13 +145,13 @@ def test_the_log_is_lines_that_people_can_use(undisturbed: Callable[[int], gang.
     assert second == ""
 
 
-def test_termination_messages_fit(undisturbed: Callable[[int], gang.Job]) -> None:
+def test_termination_messages_are_within_the_limit(undisturbed: Callable[[int], gang.Job]) -> None:
     for pod in undisturbed(2).pods:
         assert 0 < len(pod.termination.read_bytes()) <= RESULT_MAX_BYTES
 
 
 @pytest.mark.slow
-async def test_reports_name_their_pod_and_grow(make_job: MakeJob) -> None:
+async def test_reports_identify_their_pod_and_advance(make_job: MakeJob) -> None:
     job = make_job()
     job.start(gang.make_plan())
     job.wait_for_step(2)
@@ -169,15 +171,15 @@ async def test_reports_name_their_pod_and_grow(make_job: MakeJob) -> None:
     assert second.progress.step > first.progress.step
     assert second.checkpoints
     assert second.checkpoints[0].verified
-    assert [beat.rank for beat in second.ranks] == [0]
-    assert [beat.rank for beat in other.ranks] == [1]
+    assert [heartbeat.rank for heartbeat in second.ranks] == [0]
+    assert [heartbeat.rank for heartbeat in other.ranks] == [1]
     assert other.progress is None
     job.kill()
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(make_job: MakeJob) -> None:
-    """Same global batch, fp32: only the order of sums differs. The short last step too."""
+def test_two_processes_learn_the_same_weights_as_one(make_job: MakeJob) -> None:
+    """In fp32, with the same global batch and a short last step: only the order of sums differs."""
     jobs = []
     for nodes, micro in ((2, 1), (1, 2)):
         job = make_job(training={"precision": "FP32", "maxSteps": None, "epochs": 0.7})

@@ -1,4 +1,4 @@
-"""When cyclic garbage is collected, in process."""
+"""When cyclic garbage is collected; in process."""
 
 import gc
 from collections.abc import Iterator
@@ -9,35 +9,35 @@ from finetune_trainer.common import garbage_collection
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
+def _restore() -> Iterator[None]:
     yield
     gc.unfreeze()
     gc.enable()
 
 
-def test_collections_happen_after_every_fiftieth_step_and_never_else() -> None:
+def test_garbage_is_collected_after_every_fiftieth_step_only() -> None:
     garbage_collection.hold()
     garbage_collection.freeze()
     collected: list[int] = []
     step = 0
 
-    def notice(phase: str, _: dict[str, int]) -> None:
+    def record(phase: str, _: dict[str, int]) -> None:
         if phase == "stop":
             collected.append(step)
 
-    gc.callbacks.append(notice)
+    gc.callbacks.append(record)
     try:
         for step in range(1, 102):
-            for _ in range(1000):  # more than make the collector start by itself
+            for _ in range(1000):  # enough to start an automatic collection
                 cycle: list[object] = []
                 cycle.append(cycle)
             garbage_collection.after(step)
     finally:
-        gc.callbacks.remove(notice)
+        gc.callbacks.remove(record)
     assert collected == [50, 100]
 
 
-def test_what_exists_when_training_starts_is_never_walked_over() -> None:
+def test_objects_that_exist_when_training_starts_are_never_scanned() -> None:
     garbage_collection.freeze()
     assert gc.get_freeze_count() > 10_000
     assert len(gc.get_objects()) < 1_000

@@ -1,4 +1,4 @@
-"""A gang in which nothing moves ends by itself, without any network to the operator."""
+"""A gang without activity ends by itself, without the operator."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tests.trainer.conftest import MakeJob
 pytestmark = pytest.mark.slow
 
 
-async def test_a_frozen_rank_ends_its_gang_with_89_and_the_next_attempt_knows(
+async def test_a_frozen_rank_ends_its_gang_with_89_and_the_next_attempt_reports_it(
     make_job: MakeJob,
 ) -> None:
     job, plan = make_job(), gang.make_plan()

@@ -1,4 +1,4 @@
-"""The fused head against plain cross-entropy, gradients included."""
+"""The fused loss head, compared with plain cross-entropy, including gradients."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from finetune_trainer.model import head
 
-CASES = {"one chunk": 1 << 26, "chunks of two positions": 100, "one position a chunk": 1}
+CASES = {"one chunk": 1 << 26, "chunks of two positions": 100, "one position per chunk": 1}
 
 
 @pytest.mark.parametrize("elements", CASES.values(), ids=CASES.keys())
@@ -17,14 +17,14 @@ def test_head_equals_plain_cross_entropy(elements: int, monkeypatch: pytest.Monk
     weight = torch.randn(50, 16, requires_grad=True)
     targets = torch.randint(50, (7,))
     expected = cross_entropy(hidden @ weight.T, targets, reduction="sum")
-    wanted = torch.autograd.grad(expected / 3, (hidden, weight))
+    expected_gradients = torch.autograd.grad(expected / 3, (hidden, weight))
     loss = head.linear_cross_entropy(hidden, weight, targets)
-    found = torch.autograd.grad(loss / 3, (hidden, weight))
+    gradients = torch.autograd.grad(loss / 3, (hidden, weight))
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=1e-6)
 
 
-def test_head_of_bf16_keeps_its_loss_in_fp32() -> None:
+def test_the_loss_of_a_bf16_head_is_fp32() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(64, 32, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(400, 32, dtype=torch.bfloat16, requires_grad=True)
@@ -44,10 +44,10 @@ def test_the_scale_of_a_bf16_gradient_is_not_rounded() -> None:
     hidden = torch.randn(64, 32, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.randn(400, 32, dtype=torch.bfloat16)
     loss = head.linear_cross_entropy(hidden, weight, torch.randint(400, (64,)))
-    (whole,) = torch.autograd.grad(loss, hidden, retain_graph=True)
+    (unscaled,) = torch.autograd.grad(loss, hidden, retain_graph=True)
     (scaled,) = torch.autograd.grad(loss / 3, hidden)
     assert scaled.dtype == torch.bfloat16
-    assert torch.equal(scaled, (whole.float() / 3).bfloat16())
+    assert torch.equal(scaled, (unscaled.float() / 3).bfloat16())
 
 
 def test_extreme_logits_stay_finite() -> None:
@@ -60,7 +60,7 @@ def test_extreme_logits_stay_finite() -> None:
     assert torch.isfinite(hidden.grad).all()
 
 
-def test_nothing_trained_is_zero_with_zero_gradients() -> None:
+def test_rows_without_trained_tokens_give_zero_loss_and_zero_gradients() -> None:
     hidden = torch.zeros(0, 4, requires_grad=True)
     weight = torch.ones(3, 4, requires_grad=True)
     loss = head.linear_cross_entropy(hidden, weight, torch.zeros(0, dtype=torch.int64))
@@ -70,7 +70,7 @@ def test_nothing_trained_is_zero_with_zero_gradients() -> None:
     assert not weight.grad.any()
 
 
-def test_evaluation_makes_no_gradients() -> None:
+def test_evaluation_computes_no_gradients() -> None:
     hidden, weight = torch.randn(3, 4), torch.randn(5, 4, requires_grad=True)
     with torch.no_grad():
         loss = head.linear_cross_entropy(hidden, weight, torch.tensor([0, 1, 2]))

@@ -1,4 +1,4 @@
-"""What happens to a gang that is killed or told to stop, and to the one after it."""
+"""Gangs that are killed, stopped or diverge, and the attempts after them."""
 
 import os
 import re
@@ -35,10 +35,10 @@ def record_of(job: gang.Job, epoch: int) -> AttemptFile:
 def test_killed_then_stopped_then_damaged_run_is_bit_identical(
     stage: int, make_job: MakeJob, undisturbed: Undisturbed
 ) -> None:
-    """Three attempts of one job; the end is that of the run that nothing happened to."""
+    """Three attempts of one job give the same result as an undisturbed run."""
     job, plan = make_job(), gang.make_plan(zeroStage=stage)
 
-    # A rank is killed: its pod says so, the other pod calls it a lost peer, soon.
+    # A rank is killed: its pod reports the signal, and the other pod soon reports a lost peer.
     job.start(plan)
     job.wait_for_text("saved a checkpoint of step 4")
     os.kill(job.pods[1].ranks[0], signal.SIGKILL)
@@ -51,12 +51,12 @@ def test_killed_then_stopped_then_damaged_run_is_bit_identical(
     assert first.progress is not None
     reached = first.progress.step
 
-    # The gang is told to stop: it saves where it stands, whatever the interval.
+    # The gang is stopped: it saves its current step, independently of the interval.
     job.start(plan, highest_step=reached)
     job.wait_for_step(reached + 4)
     for pod in job.pods:
         pod.terminate()
-        pod.terminate()  # a second one changes nothing
+        pod.terminate()  # a second signal changes nothing
     assert job.wait(60) == [75, 75], job.log
     resumed = re.search(r"resumed from checkpoint step-0*(\d+)-e0001", job.log)
     assert resumed, job.log
@@ -75,7 +75,7 @@ def test_killed_then_stopped_then_damaged_run_is_bit_identical(
     assert (record.ledger.redone_seconds > 0) == (reached > begun)
     assert record.ledger.productive_seconds > 0
 
-    # Its newest checkpoint is damaged: the one before it is used, and the log says so.
+    # Its newest checkpoint is damaged: the one before it is used, and the damage is logged.
     newest = next((job.storage / "checkpoints").glob(f"step-{step:08d}-*"))
     flip_a_byte(newest / "rank-00000-of-00002.safetensors")
     job.start(plan, highest_step=step)
@@ -85,7 +85,7 @@ def test_killed_then_stopped_then_damaged_run_is_bit_identical(
     weights.assert_same_run(job, undisturbed(stage))
 
 
-def test_stage_and_world_size_may_change_in_the_middle(
+def test_a_run_resumes_with_another_stage_and_world_size(
     make_job: MakeJob, undisturbed: Undisturbed
 ) -> None:
     job = make_job()
@@ -101,13 +101,13 @@ def test_stage_and_world_size_may_change_in_the_middle(
     assert mine is not None
     assert theirs is not None
     assert mine.last == pytest.approx(theirs.last, abs=0.01)
-    assert mine.baseline == theirs.baseline  # measured once, before the first step of all
+    assert mine.baseline == theirs.baseline  # measured once, before the first step of the run
     exported = weights.final(job)
     for name, master in weights.masters(job).items():
         assert torch.equal(exported[name].flatten(), master.to(torch.bfloat16))
 
 
-def test_a_stop_does_not_wait_for_a_peer_that_never_came(make_job: MakeJob) -> None:
+def test_a_stop_does_not_wait_for_a_peer_that_never_started(make_job: MakeJob) -> None:
     job = make_job()
     (pod,) = job.start(gang.make_plan(), only=1)
     deadline = time.monotonic() + 60
@@ -121,7 +121,7 @@ def test_a_stop_does_not_wait_for_a_peer_that_never_came(make_job: MakeJob) -> N
 
 def test_a_stop_does_not_wait_for_a_peer_that_hangs(make_job: MakeJob) -> None:
     job = make_job()
-    job.config["checkpoints"]["intervalSteps"] = 30  # a rank that hangs in a save is waited for
+    job.config["checkpoints"]["intervalSteps"] = 30  # a hang during a save would be waited for
     job.start(gang.make_plan(totalSteps=1000))
     job.wait_for_text("saved a checkpoint of step 30")
     (rank,) = job.pods[1].ranks
@@ -129,20 +129,20 @@ def test_a_stop_does_not_wait_for_a_peer_that_hangs(make_job: MakeJob) -> None:
     for pod in job.pods:
         pod.terminate()
     assert job.wait(100) == [88, 88], job.log
-    # The other pod may hear of it a moment before it comes to the same verdict.
-    verdict = "no step was finished after SIGTERM"
-    assert any(verdict in pod.result.message for pod in job.pods)
+    # The other pod may lose its peer a moment before it reports the same reason.
+    reason = "no step was finished after SIGTERM"
+    assert any(reason in pod.result.message for pod in job.pods)
     assert newest_step(job) >= 30
 
 
-def test_a_diverged_run_ends_with_what_to_change(make_job: MakeJob) -> None:
+def test_a_diverged_run_ends_with_advice_and_without_checkpoints(make_job: MakeJob) -> None:
     job = make_job()
     job.nodes = 1
     job.config["checkpoints"]["intervalSteps"] = 1
     job.start(gang.make_plan(learningRate=1e30, warmupSteps=0))
     assert job.wait() == [86], job.log
-    # The first step ruins the weights, and nothing but the next one can tell: its checkpoint may
-    # be whole by then, and is marked.
+    # The first step destroys the weights, which only the next step shows. Its checkpoint may be
+    # complete by then, and is marked as diverged.
     assert list(store.published(weights.paths_of(job))) == []
     assert "checkpoint of step 2" not in job.log
     result = job.pods[0].result
@@ -150,16 +150,16 @@ def test_a_diverged_run_ends_with_what_to_change(make_job: MakeJob) -> None:
     assert "gradients were not finite in 3 steps up to step 4; lower" in result.message
     assert result.progress is not None
     assert result.progress.skipped_steps == 2
-    assert result.checkpoints == []  # the next attempt begins before it
-    assert result.progress.grad_norm is None  # NaN is no JSON
+    assert result.checkpoints == []  # none can be resumed from
+    assert result.progress.grad_norm is None  # JSON has no NaN
 
     job.start(gang.make_plan(), highest_step=4)
     job.wait_for_text("although step 4 was reached: training begins again at the first step")
     job.kill()
 
 
-def test_a_diverged_run_publishes_nothing_behind_its_own_back(make_job: MakeJob) -> None:
-    """A thread may be writing the manifest of ruined weights while they are found out."""
+def test_a_manifest_that_is_written_during_divergence_is_marked(make_job: MakeJob) -> None:
+    """A thread may be writing the manifest of unusable weights while the divergence is found."""
     job = make_job()
     job.config["checkpoints"]["intervalSteps"] = 1
     plan = gang.make_plan(learningRate=1e30, warmupSteps=0)
@@ -174,7 +174,7 @@ def test_a_diverged_run_publishes_nothing_behind_its_own_back(make_job: MakeJob)
 def test_no_rank_of_a_diverged_run_leaves_before_its_checkpoints_are_marked(
     make_job: MakeJob,
 ) -> None:
-    """Whoever leaves first takes the others with it, and the next attempt begins."""
+    """When one rank has left, the others end soon, and then the next attempt begins."""
     job = make_job()
     job.config["checkpoints"]["intervalSteps"] = 1
     plan = gang.make_plan(learningRate=1e30, warmupSteps=0)
@@ -186,8 +186,8 @@ def test_no_rank_of_a_diverged_run_leaves_before_its_checkpoints_are_marked(
     assert nursery().wait(first) == 86, log.read_text()
 
 
-def test_rank_0_has_time_for_its_last_points_after_another_rank_has_left(make_job: MakeJob) -> None:
-    """Nobody reads the pipe that its log of steps is: as long as it may take, it does."""
+def test_rank_0_has_time_to_flush_its_log_after_another_rank_has_left(make_job: MakeJob) -> None:
+    """Its log of steps is a pipe without a reader, so flushing takes as long as it may."""
     job = make_job()
     job.nodes, job.devices = 1, 2
     (job.storage / "log").mkdir()
@@ -199,10 +199,10 @@ def test_rank_0_has_time_for_its_last_points_after_another_rank_has_left(make_jo
     assert "the log of steps did not finish in time; its last points are lost" in job.log
 
 
-def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undisturbed) -> None:
+def test_a_stop_at_any_moment_loses_no_work(make_job: MakeJob, undisturbed: Undisturbed) -> None:
     job, plan = make_job(), gang.make_plan()
 
-    # Before the first step: there is nothing to save, and nobody waits for peers.
+    # Before the first step, nothing can be saved, and no rank waits for its peers.
     job.start(plan)
     for pod in job.pods:
         pod.wait_for_children()
@@ -213,8 +213,8 @@ def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undi
     assert "nothing is lost" in job.pods[0].result.message
     assert record_of(job, 1).outcome == "Stopped"
 
-    # While the model is exported: the run is over, the export is done again.
-    job.executed = True  # so that an export takes long enough to be met
+    # While the model is exported, training is over, and the next attempt repeats the export.
+    job.executed = True  # so that the export takes long enough to interrupt it
     job.start(plan)
     job.wait_for_text("saved a checkpoint of step 40")
     job.pods[1].wait()
@@ -230,7 +230,7 @@ def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undi
     assert "] step " not in job.log
     weights.assert_same_run(job, undisturbed(2))
 
-    # A finished run is not run again, by no attempt and by no prepare pod.
+    # A finished run is not repeated, neither by an attempt nor by a prepare pod.
     job.start(plan)
     assert job.wait(60) == [0, 0], job.log
     result = job.pods[0].result
@@ -242,7 +242,7 @@ def test_a_stop_at_any_moment_loses_nothing(make_job: MakeJob, undisturbed: Undi
     assert prepared.finished == result.output
 
 
-def test_a_stopped_preparation_is_done_again(make_job: MakeJob) -> None:
+def test_a_stopped_preparation_is_repeated(make_job: MakeJob) -> None:
     job = make_job()
     tiny.write_jsonl(job.claim / "data/train.jsonl", tiny.make_messages(20_000, 4))
     pod = job.start_prepare()
@@ -252,8 +252,10 @@ def test_a_stopped_preparation_is_done_again(make_job: MakeJob) -> None:
     pod.terminate()
     assert pod.wait(60) == 75
     assert pod.result.outcome == "Stopped"
-    assert list(prepared_data.glob(".building-*"))  # for the next one, if the data is the same
-    (prepared_data / ".building-uid-1-killed").mkdir()  # an earlier pod of this job had no time
+    assert list(prepared_data.glob(".building-*"))  # the next pod uses it if the data is the same
+    (
+        prepared_data / ".building-uid-1-killed"
+    ).mkdir()  # left by an earlier pod of this job that was killed
     tiny.write_jsonl(job.claim / "data/train.jsonl", tiny.make_messages(30, 5))
     prepared = job.prepare().result.prepared
     assert prepared is not None
@@ -261,18 +263,18 @@ def test_a_stopped_preparation_is_done_again(make_job: MakeJob) -> None:
     assert not list(prepared_data.glob(".building-*"))
 
 
-def test_a_newer_attempt_takes_the_storage_over(make_job: MakeJob) -> None:
+def test_a_newer_attempt_fences_the_older_one(make_job: MakeJob) -> None:
     job = make_job()
     job.start(gang.make_plan())
     job.wait_for_step(2)
     fence.claim(weights.paths_of(job), "uid-1", 2)
     first, second = job.wait(60)
-    # The other pod may hear of the fence, or see only that its peer is gone.
+    # The other pod may see the fence, or only the loss of its peer.
     assert first == 79, job.log
     assert second in (79, 88), job.log
     assert job.pods[0].result.reason == "Fenced"
     assert "attempt 2 owns the storage" in job.pods[0].result.message
-    # The old attempt once more: fenced at once, before any rank starts.
+    # The old attempt starts again: it is fenced before any rank starts.
     job.attempt = 0
     job.nodes = 1
     job.start(gang.make_plan())
@@ -280,16 +282,16 @@ def test_a_newer_attempt_takes_the_storage_over(make_job: MakeJob) -> None:
     assert "rank" not in job.log
 
 
-def test_a_save_that_fails_stops_training_only_at_the_end(make_job: MakeJob) -> None:
+def test_a_failed_save_ends_training_only_at_the_last_step(make_job: MakeJob) -> None:
     job = make_job()
     job.nodes = 1
     for step in (8, 40):
         (job.storage / "checkpoints").mkdir(exist_ok=True)
-        (job.storage / f"checkpoints/step-{step:08d}-e0001").write_text("in the way")
+        (job.storage / f"checkpoints/step-{step:08d}-e0001").write_text("not a folder")
     job.start(gang.make_plan())
     assert job.wait() == [73], job.log
     assert "checkpoint of step 8 could not be saved (rank 0: [Errno 17] File exists" in job.log
-    assert "training goes on" in job.log
+    assert "training continues" in job.log
     result = job.pods[0].result
     assert (result.outcome, result.reason) == ("Failed", "StorageNotWritable")
     assert result.message.startswith("the checkpoint of step 40 could not be saved (")
@@ -297,7 +299,7 @@ def test_a_save_that_fails_stops_training_only_at_the_end(make_job: MakeJob) -> 
     assert not (job.storage / "final").exists()
 
 
-def test_a_pod_of_two_processes_reports_the_one_that_was_killed(make_job: MakeJob) -> None:
+def test_a_pod_with_two_ranks_reports_the_one_that_was_killed(make_job: MakeJob) -> None:
     job = make_job()
     job.nodes, job.devices = 1, 2
     job.start(gang.make_plan())
@@ -307,7 +309,7 @@ def test_a_pod_of_two_processes_reports_the_one_that_was_killed(make_job: MakeJo
     assert job.pods[0].result.failed_rank == 1
 
 
-def test_storage_that_cannot_be_written_is_said_before_ranks_start(make_job: MakeJob) -> None:
+def test_storage_that_cannot_be_written_is_reported_before_ranks_start(make_job: MakeJob) -> None:
     job = make_job()
     job.nodes = 1
     job.config["checkpoints"]["storage"] = "pvc://w/data/train.jsonl"

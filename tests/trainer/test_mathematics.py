@@ -1,7 +1,8 @@
-"""What the loop and DeepSpeed compute, against AdamW of plain torch over separate documents.
+"""The loop and DeepSpeed, compared with plain torch's AdamW over separate documents.
 
-One launch for all cases: fp32 at ZeRO 1, 2 and 3 (untied head, biases), with and without
-accumulation, bf16, stops in evaluations, a rank that errs, the choice of a checkpoint by all ranks.
+One launch runs all cases: fp32 at ZeRO 1, 2 and 3 (untied head, biases) with and without
+accumulation, bf16, stops during evaluations, a rank that computes wrongly, and the choice of a
+checkpoint by all ranks.
 """
 
 import json
@@ -31,15 +32,15 @@ from tests.trainer.test_packed_rows import separate
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STAGES = (1, 2, 3)
 PEAK, STEPS, ROWS_PER_STEP, SEED = 1e-3, 8, 4, 3
-# Adam hides the scale of gradients: a large epsilon and a bound that some steps exceed show it.
+# Adam hides the scale of gradients. A large epsilon and a bound that some steps exceed show it.
 EPSILON, BETAS, DECAY, MAX_NORM = 1e-3, (0.8, 0.95), 0.5, 1.2
-# Two steps of warm-up, then half a cosine down to a tenth.
+# Two steps of warm-up, then half a cosine down to a tenth of the peak.
 RATES = [1 / 3, 2 / 3, 1.0, 0.9140576475, 0.6890576475, 0.4109423525, 0.1859423525, 0.1]
 
 
 @dataclass
 class Launch:
-    """One launch that is over."""
+    """The configurations and the results of a launch."""
 
     configs: dict[str, dict[str, Any]]
     results: dict[str, dict[str, Any]]
@@ -71,7 +72,7 @@ def training(precision: str) -> dict[str, Any]:
 
 
 def make_qwen(folder: Path, tokenizer_from: Path) -> None:
-    """Biases, and a head of its own: fp32, so that rounding hides nothing."""
+    """Write a model with biases and an untied head, in fp32 so that rounding hides nothing."""
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     size = len(AutoTokenizer.from_pretrained(tokenizer_from))
@@ -120,8 +121,9 @@ def launch(make_job: MakeJob) -> Launch:
     cases: list[dict[str, Any]] = []
     for stage in STAGES:
         cases.append({"name": f"fp32-{stage}", "config": config(f"fp32-{stage}", stage)})
-        whole = config(f"whole-{stage}", stage, microBatchSize=2, gradientAccumulationSteps=1)
-        cases.append({"name": f"whole-{stage}", "config": whole})
+        name = f"one-pass-{stage}"
+        one_pass = config(name, stage, microBatchSize=2, gradientAccumulationSteps=1)
+        cases.append({"name": name, "config": one_pass})
         bf16 = config(f"bf16-{stage}", stage, "BF16", totalSteps=1)
         cases.append({"name": f"bf16-{stage}", "config": bf16})
     stopped = config("stopped", 2)
@@ -130,7 +132,11 @@ def launch(make_job: MakeJob) -> Launch:
         {"name": "last", "config": stopped, "stopIn": ["Evaluating", 3]},
         {"name": "again", "config": stopped},
         *(
-            {"name": f"spoilt-{stage}", "config": config(f"spoilt-{stage}", stage), "spoilRank": 1}
+            {
+                "name": f"spoiled-{stage}",
+                "config": config(f"spoiled-{stage}", stage),
+                "spoilRank": 1,
+            }
             for stage in (1, 2)
         ),
     ]
@@ -140,7 +146,7 @@ def launch(make_job: MakeJob) -> Launch:
     flip_a_byte(
         job.claim / "runs/damaged/checkpoints/step-00000008-e0001/rank-00001-of-00002.safetensors"
     )
-    cases.append({"name": "look", "config": damaged, "look": True})
+    cases.append({"name": "choose", "config": damaged, "onlyChoose": True})
     run_cases(job.claim, cases[-1:])
     names = [case["name"] for case in cases]
     return Launch(
@@ -151,7 +157,7 @@ def launch(make_job: MakeJob) -> Launch:
 
 @dataclass
 class Reference:
-    """Plain torch: weights and moments by name, losses and gradient norms by step."""
+    """Results of plain torch: weights and moments by name, losses and gradient norms by step."""
 
     values: dict[str, dict[str, torch.Tensor]]
     losses: list[float]
@@ -189,7 +195,7 @@ def reference(launch: Launch) -> Reference:
         for group in optimizer.param_groups:
             group["lr"] = PEAK * rate
         optimizer.step()
-    assert min(norms) < MAX_NORM < max(norms)  # else the bound would not be seen
+    assert min(norms) < MAX_NORM < max(norms)  # otherwise the bound would not be tested
     values = {
         name: {"master": p.detach(), **{kind: optimizer.state[p][kind] for kind in KINDS}}
         for name, p in named.items()
@@ -200,9 +206,9 @@ def reference(launch: Launch) -> Reference:
 KINDS = ("exp_avg", "exp_avg_sq")
 
 
-@pytest.mark.parametrize("name", ["fp32", "whole"], ids=["accumulated", "in-one-pass"])
+@pytest.mark.parametrize("name", ["fp32", "one-pass"], ids=["accumulated", "in-one-pass"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_run_computes_what_plain_torch_computes(
+def test_a_run_has_the_losses_and_weights_of_plain_torch(
     stage: int, name: str, launch: Launch, reference: Reference
 ) -> None:
     steps = launch.results[f"{name}-{stage}"]["steps"]
@@ -220,7 +226,7 @@ def test_a_run_computes_what_plain_torch_computes(
             )
 
 
-def test_a_head_of_its_own_and_biases_are_exported(launch: Launch) -> None:
+def test_an_untied_head_and_biases_are_exported(launch: Launch) -> None:
     config = RunConfig.model_validate(launch.configs["fp32-3"])
     paths = RunPaths.of(config)
     model_export.run(config, paths, SilentReporter(), 1, STEPS)
@@ -237,7 +243,7 @@ def test_a_head_of_its_own_and_biases_are_exported(launch: Launch) -> None:
 def test_a_rank_whose_weights_differ_after_the_first_step_is_named(
     stage: int, launch: Launch
 ) -> None:
-    found = launch.results[f"spoilt-{stage}"]
+    found = launch.results[f"spoiled-{stage}"]
     assert found["code"] == 78
     assert (
         "after the first step the weights of rank 1 differ from those of rank 0"
@@ -246,27 +252,27 @@ def test_a_rank_whose_weights_differ_after_the_first_step_is_named(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_bf16_sums_micro_batches_up_in_fp32(stage: int, launch: Launch) -> None:
+def test_bf16_accumulates_gradients_in_fp32(stage: int, launch: Launch) -> None:
     assert launch.results[f"bf16-{stage}"]["accumulation"] == "torch.float32"
 
 
 def test_a_stop_does_not_wait_for_an_evaluation(launch: Launch) -> None:
     first, last, again = (launch.results[name] for name in ("first", "last", "again"))
-    # In the first evaluation: nothing is trained, the baseline is left to the next attempt.
+    # During the first evaluation: no step is made, and the next attempt measures the baseline.
     assert (first["finished"], first["steps"], first["evaluation"]) == (False, [], {})
-    # In the last one: everything is saved, and measured by the next attempt.
+    # During the last evaluation: everything is saved, and the next attempt evaluates.
     assert len(last["steps"]) == STEPS
-    assert last["evaluation"]["lastStep"] == 6  # with the checkpoint before
+    assert last["evaluation"]["lastStep"] == 6  # with the checkpoint before the last one
     assert launch.checkpoint("last")
     assert (again["finished"], again["steps"]) == (True, [])
     assert again["evaluation"]["lastStep"] == STEPS
     assert again["evaluation"]["baseline"] == last["evaluation"]["baseline"]
 
 
-def test_all_ranks_read_their_share_and_fall_back_together(launch: Launch) -> None:
-    found = launch.results["look"]
+def test_all_ranks_verify_a_share_and_choose_the_same_checkpoint(launch: Launch) -> None:
+    found = launch.results["choose"]
     assert found["steps"] == [6, 6]
-    assert min(found["beats"]) > 0
-    assert max(found["beats"]) < 2 * (4 + 1)  # of four files in each of two checkpoints
-    marks = {p.parent.name for p in launch.paths("look").checkpoints.glob("*/VERIFIED")}
+    assert min(found["advances"]) > 0
+    assert max(found["advances"]) < 2 * (4 + 1)  # four files in each of two checkpoints
+    marks = {p.parent.name for p in launch.paths("choose").checkpoints.glob("*/VERIFIED")}
     assert marks == {"step-00000006-e0001"}

@@ -1,4 +1,4 @@
-"""What a step needs, against the layers of real models; what devices can do, by their names."""
+"""The FLOPs that a step needs, compared with real models, and the peaks of devices."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ PEAK = 1e12
 
 @pytest.fixture
 def rows(tmp_path) -> Rows:
-    """Two rows: documents of 3 and 5 tokens, and one of 8."""
+    """Two rows: one with documents of 3 and 5 tokens, and one with a document of 8 tokens."""
     with RowWriter(tmp_path, "train") as writer:
         for segments in ([3, 5], [8]):
             tokens = np.zeros(8, dtype=np.uint32)
@@ -32,7 +32,7 @@ def rows(tmp_path) -> Rows:
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3", "Mistral"])
-def test_what_a_token_needs_is_six_times_the_weights_it_meets(rows, kind):
+def test_a_token_needs_six_flops_per_weight(rows, kind):
     import transformers
 
     more = {"head_dim": SIZE * 2} if kind == "Qwen3" else {}
@@ -50,17 +50,17 @@ def test_what_a_token_needs_is_six_times_the_weights_it_meets(rows, kind):
     assert utilisation.needed([], 0, 1) == 6 * head
 
 
-def test_attention_is_within_documents(rows):
+def test_attention_counts_pairs_within_documents_only(rows):
     import transformers
 
     utilisation = Utilisation(transformers.LlamaConfig(**SHAPE), rows, devices=1, peak=PEAK)
     pairs = 3 * 3 + 5 * 5 + 8 * 8
-    # Half of them (causal), two products of 2 FLOPs an element, three passes, every head and layer.
+    # Half of them (causal), two products of 2 FLOPs per element, three passes, heads, layers.
     assert utilisation.needed([0, 1], 0, 0) == pairs / 2 * 2 * 2 * 3 * HEADS * SIZE * LAYERS
     assert utilisation.needed([1], 0, 0) == 64 / 2 * 2 * 2 * 3 * HEADS * SIZE * LAYERS
 
 
-def test_the_share_is_of_all_devices(rows):
+def test_utilisation_is_a_share_of_all_devices(rows):
     import transformers
 
     utilisation = Utilisation(transformers.LlamaConfig(**SHAPE), rows, devices=4, peak=PEAK)
@@ -68,7 +68,7 @@ def test_the_share_is_of_all_devices(rows):
 
 
 @pytest.mark.parametrize(
-    ("name", "most"),
+    ("name", "flops"),
     {
         "NVIDIA H100 80GB HBM3": 989e12,
         "NVIDIA H100 PCIe": 756e12,
@@ -85,8 +85,8 @@ def test_the_share_is_of_all_devices(rows):
         "": None,
     }.items(),
 )
-def test_the_peak_of_a_device_is_found_by_its_name_or_not_at_all(name, most):
-    assert mfu.peak(name) == most
+def test_the_peak_of_a_device_is_found_by_its_name(name, flops):
+    assert mfu.peak(name) == flops
 
 
 @pytest.mark.parametrize("bf16", [True, False])

@@ -1,4 +1,4 @@
-"""The network between two pods is cut: real network namespaces."""
+"""The network between two pods is cut, in real network namespaces."""
 
 import time
 
@@ -11,8 +11,8 @@ from tests.trainer.conftest import MakeJob
 pytestmark = pytest.mark.slow
 
 
-def test_ranks_that_hear_nothing_any_more_end_in_bounded_time(make_job: MakeJob) -> None:
-    """A sixth of the progress deadline after the cut, long before it ends."""
+def test_ranks_without_a_network_end_in_bounded_time(make_job: MakeJob) -> None:
+    """They end a sixth of the progress deadline after the cut, long before the deadline."""
     job = make_job()
     job.config["progressDeadlineSeconds"] = 240
     with Cable() as cable:
@@ -22,7 +22,7 @@ def test_ranks_that_hear_nothing_any_more_end_in_bounded_time(make_job: MakeJob)
         cable.cut()
         began = time.monotonic()
         assert job.wait(150) == [88, 88], job.log
-    assert time.monotonic() - began > 30  # nothing told them
+    assert time.monotonic() - began > 30  # no connection was closed
     for pod in job.pods:
         assert pod.result.reason == "PeerLost"
         assert "a peer was lost: " in pod.result.message
@@ -30,7 +30,9 @@ def test_ranks_that_hear_nothing_any_more_end_in_bounded_time(make_job: MakeJob)
     assert job.pods[0].result.checkpoints[0].verified
 
 
-def test_a_stop_while_the_network_is_cut_burns_no_grace_period(make_job: MakeJob) -> None:
+def test_a_stop_while_the_network_is_cut_does_not_wait_for_the_grace_period(
+    make_job: MakeJob,
+) -> None:
     job = make_job()
     with Cable() as cable:
         job.network, job.enter = NETWORK, cable.enter
@@ -40,5 +42,5 @@ def test_a_stop_while_the_network_is_cut_burns_no_grace_period(make_job: MakeJob
         for pod in job.pods:
             pod.terminate()
         assert job.wait(60) == [88, 88], job.log
-    for pod in job.pods:  # neither hears how the other one ends
+    for pod in job.pods:  # neither pod can see how the other one ends
         assert "no step was finished after SIGTERM" in pod.result.message

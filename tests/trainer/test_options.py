@@ -1,6 +1,6 @@
-"""Every way to compute a run, stopped in the middle and resumed: the very bits of one left alone.
+"""Runs with every option, stopped in the middle and resumed, are bit-identical to undisturbed ones.
 
-One launch of two ranks for all of them.
+One launch of two ranks runs all of them.
 """
 
 import json
@@ -25,7 +25,7 @@ from tests.trainer.launch import run_cases
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 8
 BF16_MOMENTS = {"optimizer": {"momentPrecision": "BF16"}}
-# name -> ZeRO stage, what the plan says, what training says
+# name -> ZeRO stage, fields of the plan, fields of training
 OPTIONS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "plain-2": (2, {}, {}),
     "plain-3": (3, {}, {}),
@@ -39,8 +39,8 @@ OPTIONS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "moments-3": (3, {}, BF16_MOMENTS),
     "fp32-recomputed-3": (3, {"activationCheckpointing": "Always"}, {"precision": "FP32"}),
 }
-# A short epoch of two weighted sources, and evaluations: the run is cut in one of them, in the
-# middle of a later epoch.
+# A short epoch of two weighted sources, with evaluations. The run is stopped during an evaluation,
+# in the middle of a later epoch.
 MIXED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "mixed-2": (2, {}, {}),
     "mixed-3": (3, {}, {}),
@@ -59,7 +59,7 @@ class Launch:
         return RunPaths.of(RunConfig.model_validate(self.configs[name]))
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
-        """Master weights and moments of the last step."""
+        """Return master weights and moments after the last step."""
         found = store.newest_valid(self.paths(name), "digest")
         assert found is not None
         assert found[1].step == STEPS
@@ -73,7 +73,7 @@ class Launch:
 
 
 def prepared_mixture(job: gang.Job) -> dict[str, Any]:
-    """What a configuration says of a mixture, which lies in the claim's cache."""
+    """Prepare a mixture in the cache of the claim, and return its fields of the configuration."""
     sources = []
     for number, (count, weight) in enumerate(((3, 1.0), (2, 2.0))):
         rows = tiny.make_messages(count, 10 + number)
@@ -110,21 +110,21 @@ def launch(make_job: MakeJob) -> Launch:
 
     cases: list[dict[str, Any]] = []
 
-    in_save, in_evaluation = ["Checkpointing", 1], ["Evaluating", 3]  # after the baseline's
+    in_save, in_evaluation = ["Checkpointing", 1], ["Evaluating", 3]  # the baseline is the first
     mixture = prepared_mixture(job)
     for name, (stage, plan, training) in (OPTIONS | MIXED).items():
         changes, stop = (mixture, in_evaluation) if name in MIXED else ({}, in_save)
-        whole = config(name, stage, plan, training, **changes)
-        cut = config(f"{name}-cut", stage, plan, training, **changes)
+        undisturbed = config(name, stage, plan, training, **changes)
+        stopped = config(f"{name}-stopped", stage, plan, training, **changes)
         cases += [
-            {"name": name, "config": whole},
-            {"name": f"{name}-cut", "config": cut, "stopIn": stop},
-            {"name": f"{name}-resumed", "config": cut},
+            {"name": name, "config": undisturbed},
+            {"name": f"{name}-stopped", "config": stopped, "stopIn": stop},
+            {"name": f"{name}-resumed", "config": stopped},
         ]
     for name, stages in CROSSED.items():
-        first, then = (config(f"{name}-cut", stage, {}, {}) for stage in stages)
+        first, then = (config(f"{name}-stopped", stage, {}, {}) for stage in stages)
         cases += [
-            {"name": f"{name}-cut", "config": first, "stopIn": in_save},
+            {"name": f"{name}-stopped", "config": first, "stopIn": in_save},
             {"name": f"{name}-resumed", "config": then},
         ]
     early = config("early", 2, {"learningRate": 1e-6}, {}, evaluation=EARLY)
@@ -140,77 +140,79 @@ def launch(make_job: MakeJob) -> Launch:
 
 @pytest.mark.parametrize("name", [*OPTIONS, *MIXED])
 def test_a_resumed_run_ends_with_the_same_bits(launch: Launch, name: str) -> None:
-    cut, resumed = launch.results[f"{name}-cut"], launch.results[f"{name}-resumed"]
-    assert (cut["finished"], resumed["finished"]) == (False, True)
-    assert 4 <= cut["steps"][-1]["step"] < STEPS
-    assert resumed["steps"][0]["step"] == cut["steps"][-1]["step"] + 1
-    mine, theirs = launch.state(f"{name}-resumed"), launch.state(name)
-    assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
+    stopped, resumed = launch.results[f"{name}-stopped"], launch.results[f"{name}-resumed"]
+    assert (stopped["finished"], resumed["finished"]) == (False, True)
+    assert 4 <= stopped["steps"][-1]["step"] < STEPS
+    assert resumed["steps"][0]["step"] == stopped["steps"][-1]["step"] + 1
+    found, expected = launch.state(f"{name}-resumed"), launch.state(name)
+    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_a_mixture_is_cut_behind_its_first_epoch_and_evaluated_as_if_it_were_not(
+def test_a_mixture_stopped_in_a_later_epoch_is_evaluated_like_an_undisturbed_one(
     launch: Launch, name: str
 ) -> None:
     config = RunConfig.model_validate(launch.configs[name])
     folder = launch.paths(name).prepared(launch.configs[name]["preparedDigest"])
     sequence = prepared.sequence(folder, config.dataset.train, config.training.seed)
-    epoch, reached = sequence.rows_per_epoch, launch.results[f"{name}-cut"]["steps"]
-    trained = 4 * reached[-1]["step"]  # rows
+    epoch = sequence.rows_per_epoch
+    trained = 4 * launch.results[f"{name}-stopped"]["steps"][-1]["step"]  # rows
     assert trained > epoch
     assert trained % epoch  # not between two epochs
-    resumed, whole = (launch.results[run]["evaluation"] for run in (f"{name}-resumed", name))
-    assert resumed == whole
-    assert whole["last"] < whole["baseline"]
+    resumed, undisturbed = (launch.results[run]["evaluation"] for run in (f"{name}-resumed", name))
+    assert resumed == undisturbed
+    assert undisturbed["last"] < undisturbed["baseline"]
 
 
 @pytest.mark.parametrize("name", CROSSED)
-def test_a_run_goes_on_with_another_stage(launch: Launch, name: str) -> None:
-    begun = launch.results[f"{name}-cut"]["steps"]
+def test_a_run_resumes_with_another_zero_stage(launch: Launch, name: str) -> None:
+    begun = launch.results[f"{name}-stopped"]["steps"]
     steps = [*begun, *launch.results[f"{name}-resumed"]["steps"]]
     plain = launch.results[f"plain-{CROSSED[name][0]}"]["steps"]
     assert [step["step"] for step in steps] == [step["step"] for step in plain]
     assert [s["trainLoss"] for s in begun] == [s["trainLoss"] for s in plain[: len(begun)]]
     for step, other in zip(steps, plain, strict=True):
         assert step["trainLoss"] == pytest.approx(other["trainLoss"], abs=1e-3)
-    # On some processors the very bits; kernels sum differently in memory that lies elsewhere.
-    mine, theirs = launch.state(f"{name}-resumed"), launch.state(f"plain-{CROSSED[name][0]}")
-    for key, value in mine.items():
-        torch.testing.assert_close(value, theirs[key], rtol=0, atol=1e-6, msg=key)
+    # Not bit-identical on some processors: the order of sums depends on the alignment of memory.
+    found, expected = launch.state(f"{name}-resumed"), launch.state(f"plain-{CROSSED[name][0]}")
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6, msg=key)
 
 
-def test_what_is_computed_again_has_the_same_bits(launch: Launch) -> None:
-    mine, theirs = launch.state("recomputed"), launch.state("plain-2")
-    assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
+def test_recomputed_activations_give_the_same_bits(launch: Launch) -> None:
+    found, expected = launch.state("recomputed"), launch.state("plain-2")
+    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
 
 
 @pytest.mark.parametrize("name", ["optimizer-offloaded", "all-offloaded", "plain-3"])
-def test_sums_in_another_order_learn_the_same(launch: Launch, name: str) -> None:
-    """Kernels sum differently in memory that lies elsewhere, on some processors."""
-    mine, theirs = (launch.results[run]["steps"] for run in (name, "plain-2"))
-    for step, other in zip(mine, theirs, strict=True):
+def test_offload_and_zero_3_have_the_losses_of_zero_2(launch: Launch, name: str) -> None:
+    """On some processors, the order of sums depends on the alignment of memory."""
+    found, expected = (launch.results[run]["steps"] for run in (name, "plain-2"))
+    for step, other in zip(found, expected, strict=True):
         assert step["trainLoss"] == pytest.approx(other["trainLoss"], abs=1e-3)
 
 
-def test_compact_moments_learn_the_same_in_less_room(launch: Launch) -> None:
-    mine, theirs = (launch.results[name]["steps"] for name in ("moments-2", "plain-2"))
-    for step, other in zip(mine, theirs, strict=True):
+def test_bf16_moments_have_about_the_same_losses_in_smaller_checkpoints(launch: Launch) -> None:
+    found, expected = (launch.results[name]["steps"] for name in ("moments-2", "plain-2"))
+    for step, other in zip(found, expected, strict=True):
         assert step["trainLoss"] == pytest.approx(other["trainLoss"], abs=2e-2)
     sizes = [
         sum(entry.size_bytes for entry in store.published(launch.paths(name))[0][1].files)
         for name in ("moments-2", "plain-2")
     ]
-    assert sizes[0] < 0.72 * sizes[1]  # 8 bytes a parameter instead of 12
+    assert sizes[0] < 0.72 * sizes[1]  # 8 bytes per parameter instead of 12
 
 
-def test_early_stopping_ends_the_run_well(launch: Launch) -> None:
+def test_early_stopping_completes_the_run(launch: Launch) -> None:
     found = launch.results["early"]
     assert found["finished"]
-    assert found["steps"][-1]["step"] == 3  # the baseline, then three that do not beat it by 1.0
+    assert (
+        found["steps"][-1]["step"] == 3
+    )  # three evaluations that are not better than the baseline by 1.0
     assert store.published(launch.paths("early"))[0][1].step == 3
 
 
-def test_the_best_checkpoint_is_kept_and_chosen(launch: Launch) -> None:
+def test_the_best_checkpoint_is_kept_and_selected(launch: Launch) -> None:
     paths = launch.paths("overfit")
     evaluation = launch.results["overfit"]["evaluation"]
     kept = {manifest.step: manifest for _, manifest in store.published(paths)}

@@ -1,4 +1,4 @@
-"""Packed rows against the same documents one by one: loss and every gradient, fp32."""
+"""Packed rows, compared with the same documents one by one: loss and all gradients, in fp32."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,7 +29,7 @@ LENGTHS = [3, 11, 1, 7, 10]
 
 
 def build(architecture: str, implementation: str, **changes: Any) -> Any:
-    """A tiny model with seeded weights."""
+    """Return a tiny model with seeded weights."""
     import transformers
 
     family = architecture.removesuffix("ForCausalLM")
@@ -39,12 +39,12 @@ def build(architecture: str, implementation: str, **changes: Any) -> Any:
     torch.manual_seed(5)
     model = getattr(transformers, architecture)(config)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)  # the default hardly attends to anything
+        torch.nn.init.normal_(parameter, std=0.2)  # with the default, attention is nearly uniform
     return model.float()
 
 
 def make_rows() -> list[Row]:
-    """Two rows of several documents, a third of all tokens trained."""
+    """Return two rows of several documents, with about a third of all tokens trained."""
     generator = np.random.default_rng(3)
 
     def row(lengths: list[int]) -> Row:
@@ -59,7 +59,7 @@ def make_rows() -> list[Row]:
 
 
 def separate(rows: list[Row]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Documents as (tokens [1, n], labels [n] with -100 where nothing is trained)."""
+    """Yield each document as tokens [1, n] and labels [n], which are -100 for untrained tokens."""
     for row in rows:
         cuts = np.cumsum(row.segments)[:-1]
         parts = zip(np.split(row.tokens, cuts), np.split(row.trained, cuts), strict=True)
@@ -96,7 +96,7 @@ def test_packed_rows_equal_separate_documents(architecture: str, tied: bool) -> 
     torch.testing.assert_close(gradients(packed), gradients(plain), rtol=1e-5, atol=1e-6)
 
 
-def test_a_document_does_not_see_its_neighbours() -> None:
+def test_a_document_does_not_attend_to_other_documents() -> None:
     attention.register()
     model = language_model.LanguageModel(build("LlamaForCausalLM", attention.NAME))
     rows = make_rows()[:1]
@@ -118,9 +118,9 @@ def inputs(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def test_a_mask_is_refused() -> None:
+def test_an_attention_mask_is_refused() -> None:
     one = torch.zeros(1, 1, 1, 4)
-    with pytest.raises(ValueError, match="never by a mask"):
+    with pytest.raises(ValueError, match="no attention mask"):
         attention.segments_attention(
             torch.nn.Identity(),
             one,
@@ -142,7 +142,7 @@ def test_tied_parameters_have_one_name() -> None:
 
 
 class Config:
-    """What `check` looks at."""
+    """The fields of a configuration that `check` reads."""
 
     def __init__(self, **fields: object) -> None:
         self.architectures = ["LlamaForCausalLM"]
@@ -174,12 +174,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_models_that_would_be_silently_wrong_are_refused(fields: dict, message: str) -> None:
+def test_models_that_would_be_computed_wrongly_are_refused(fields: dict, message: str) -> None:
     with pytest.raises(TrainerError) as error:
         language_model.check(Config(**fields), "x")
     assert error.value.code == 64
     assert error.value.message.startswith(message)
 
 
-def test_a_window_that_is_not_used_is_fine() -> None:
+def test_a_sliding_window_that_is_not_used_is_accepted() -> None:
     language_model.check(Config(sliding_window=4096, use_sliding_window=False), "x")

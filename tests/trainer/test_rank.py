@@ -1,4 +1,4 @@
-"""How a rank's end becomes an exit code, in process."""
+"""How the end of a rank becomes an exit code, and which device it uses; in process."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from tests.trainer.gang import make_job, make_plan
 
 
 def no_memory() -> Exception:
-    """What torch raises itself."""
+    """Return an error that torch itself raised."""
     try:
         torch.empty(1 << 48)
     except RuntimeError as error:
         return error
-    raise AssertionError("there is a petabyte of memory")
+    raise AssertionError("this machine has a petabyte of memory")
 
 
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94"
@@ -33,10 +33,11 @@ ENDS: dict[str, tuple[Exception, int, str]] = {
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore"),
         87,
         "out of device memory (CUDA out of memory. Tried to allocate 2.00 GiB): weights, gradients "
-        "and optimizer states take 10.0 GB a device at ZeRO stage 2 on 2 devices, beside the "
-        "activations of 1 x 128 tokens; set deepspeed.activationCheckpointing to Always, or raise "
-        "deepspeed.zeroStage to 3 (9.0 GB a device), or set deepspeed.offload to Optimizer (2.0 GB "
-        "a device), or take more workers, or make another job with training.sequenceLength 64",
+        "and optimizer states take 10.0 GB per device at ZeRO stage 2 on 2 devices, in addition to "
+        "the activations of 1 x 128 tokens; set deepspeed.activationCheckpointing to Always, or "
+        "raise deepspeed.zeroStage to 3 (9.0 GB per device), or set deepspeed.offload to Optimizer "
+        "(2.0 GB per device), or use more workers, or create a new job with "
+        "training.sequenceLength 64",
     ),
     "out of the host's memory": (
         no_memory(),
@@ -48,7 +49,7 @@ ENDS: dict[str, tuple[Exception, int, str]] = {
         88,
         "a peer was lost: [gloo/tcp.cc] Connection closed by peer [127.0.0.1]:1",
     ),
-    "nobody came": (
+    "peers that never connect": (
         dist.DistStoreError("Timed out after 601 seconds waiting for clients"),
         88,
         "a peer was lost: Timed out after 601 seconds waiting for clients",
@@ -74,9 +75,9 @@ ENDS: dict[str, tuple[Exception, int, str]] = {
             "Last error:\nCuda failure 802 'system not yet initialized'"
         ),
         78,
-        f"NCCL does not work here: {NCCL}, unhandled cuda error; Cuda failure 802 'system not yet "
-        "initialized'; look at the GPUs, the driver and the network interfaces of the node; "
-        "NCCL_DEBUG=INFO in workers.template says more",
+        f"NCCL does not work on this node: {NCCL}, unhandled cuda error; Cuda failure 802 'system "
+        "not yet initialized'; check the GPUs, the driver and the network interfaces of the node; "
+        "NCCL_DEBUG=INFO in workers.template logs more",
     ),
     "NCCL finds no network interface": (
         dist.DistBackendError(
@@ -85,8 +86,8 @@ ENDS: dict[str, tuple[Exception, int, str]] = {
             "Last error:\nBootstrap : no socket interface found"
         ),
         78,
-        f"NCCL does not work here: {NCCL}, unhandled system error; Bootstrap : no socket interface "
-        "found; look at ",
+        f"NCCL does not work on this node: {NCCL}, unhandled system error; Bootstrap : no socket "
+        "interface found; check ",
     ),
     "two ranks on one GPU": (
         dist.DistBackendError(
@@ -94,12 +95,12 @@ ENDS: dict[str, tuple[Exception, int, str]] = {
             "Last error:\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 0"
         ),
         78,
-        f"NCCL does not work here: {NCCL}, invalid usage; Duplicate GPU detected : rank 0 and ",
+        f"NCCL does not work on this node: {NCCL}, invalid usage; Duplicate GPU detected : rank 0 ",
     ),
     "an argument that NCCL does not take": (
         dist.DistBackendError(f"{NCCL}, invalid argument\nncclInvalidArgument: Invalid value."),
         78,
-        f"NCCL does not work here: {NCCL}, invalid argument; look at ",
+        f"NCCL does not work on this node: {NCCL}, invalid argument; check ",
     ),
     "NCCL's peer is gone": (
         dist.DistBackendError(
@@ -128,7 +129,7 @@ ENDS: dict[str, tuple[Exception, int, str]] = {
 
 
 @pytest.mark.parametrize(("error", "code", "message"), ENDS.values(), ids=ENDS.keys())
-def test_ends(
+def test_errors_become_exit_codes_and_messages(
     error: Exception, code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_job(tmp_path).config
@@ -150,17 +151,17 @@ def test_ends(
     reader, writer = os.pipe()
     assert attempt._guarded(ChannelReporter(writer)) == code
     os.close(writer)
-    with os.fdopen(reader) as said:
-        told = [json.loads(line)["error"] for line in said]
-    assert [failure["code"] for failure in told] == ([code] if message else [])
-    for failure in told:
+    with os.fdopen(reader) as lines:
+        reported = [json.loads(line)["error"] for line in lines]
+    assert [failure["code"] for failure in reported] == ([code] if message else [])
+    for failure in reported:
         assert failure["message"] == message or (
             code in (78, 87) and failure["message"].startswith(message)
         )
 
 
 @pytest.mark.slow
-def test_a_rendezvous_to_which_nobody_comes_is_a_lost_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rendezvous_without_peers_ends_as_a_lost_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 1.0)
     place = rendezvous.Place(1, 0, 2, "127.255.98.9", 29500)
     with pytest.raises(Exception, match=r"127\.255\.98\.9") as caught:
@@ -168,11 +169,11 @@ def test_a_rendezvous_to_which_nobody_comes_is_a_lost_peer(monkeypatch: pytest.M
     assert collectives.lost_a_peer(caught.value)
 
 
-def test_a_gpu_that_torch_cannot_use_is_no_reason_to_compute_on_the_cpu(
+def test_a_gpu_that_torch_cannot_use_is_an_error_instead_of_a_run_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
+        pytest.skip("this machine has a CUDA device")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(machine, "GPU_CONTROL_DEVICE", tmp_path / "nvidiactl")
     assert rendezvous.device_of(0).type == "cpu"
@@ -186,7 +187,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_compute_on_the_cpu(
     assert rendezvous.device_of(0).type == "cpu"
 
 
-def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert rendezvous.device_of(1) == torch.device("cuda", 1)

@@ -1,4 +1,4 @@
-"""Storage that is slow, full or read-only: real gangs, real file systems."""
+"""Real gangs on storage that is slow, full or too small."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from tests.trainer.conftest import MakeJob
 pytestmark = pytest.mark.slow
 
 
-def test_a_stop_waits_for_a_save_that_takes_long(make_job: MakeJob) -> None:
-    """Rank 1 cannot write: its file is a pipe that nobody reads, longer than any step takes."""
+def test_a_stop_waits_for_a_slow_save(make_job: MakeJob) -> None:
+    """Rank 1 cannot write for 22 s, because its file is a pipe without a reader."""
     job = make_job()
     folder = job.storage / "checkpoints/step-00000004-e0001"
     folder.mkdir(parents=True)
@@ -32,17 +32,18 @@ def test_a_stop_waits_for_a_save_that_takes_long(make_job: MakeJob) -> None:
     time.sleep(22)
     with pipe.open("rb") as reader:
         reader.read()
-    # What came out of the pipe is no file: that save fails, the one of the stop does not.
+    # That save fails, because a pipe is not a file. The save of the stop succeeds.
     assert job.wait(60) == [75, 75], job.log
     assert "checkpoint of step 4 could not be saved (rank 1:" in job.log
     saved = job.pods[0].result.checkpoints[0].step
-    assert 5 <= saved <= 8  # within two steps of the stop, beside a save that cannot end
+    assert 5 <= saved <= 8  # training continued at most two steps beside the save
     assert not stat.S_ISFIFO((folder.parent / f"step-{saved:08d}-e0001").stat().st_mode)
-    assert not folder.exists()  # it would hold space that the next save needs
+    assert "deleted the checkpoint of step 4 (pvc://w/runs/a/checkpoints/" in job.log
+    assert not folder.exists()  # it would occupy space that the next save needs
 
 
 def stopped_in_a_save(job: gang.Job, grace: int, *, seconds: float = 0) -> tuple[Result, int]:
-    """Told to stop so many seconds after its first save began: what it left, its last step."""
+    """Stop a job some seconds after its first save began. Returns its result and its last step."""
     job.config["terminationGracePeriodSeconds"] = grace
     job.start(gang.make_plan(totalSteps=10_000))
     while not list((job.storage / "checkpoints").glob(f"*-e{job.attempt:04d}")):
@@ -56,7 +57,7 @@ def stopped_in_a_save(job: gang.Job, grace: int, *, seconds: float = 0) -> tuple
     return result, result.progress.step
 
 
-def test_a_save_that_is_nearly_done_is_waited_for_although_a_whole_one_would_not_fit(
+def test_a_stop_waits_for_a_nearly_finished_save_although_a_new_one_would_take_too_long(
     make_job: MakeJob,
 ) -> None:
     job = make_job(checkpoints={"intervalSteps": 60})
@@ -72,12 +73,12 @@ def test_a_save_that_is_nearly_done_is_waited_for_although_a_whole_one_would_not
     job.slow = 3
     result, step = stopped_in_a_save(job, 14, seconds=0.3)
     assert "saved a checkpoint of step 60 " in job.log
-    # That one took three seconds: there was time for one of where it stood as well.
+    # That save took three seconds, so there was time to save the current step as well.
     assert result.checkpoints[0].step == step > 60
     assert f"everything up to step {step} is saved" in result.message
 
 
-def test_no_save_begins_for_which_the_one_before_has_left_no_time(make_job: MakeJob) -> None:
+def test_no_save_begins_if_the_one_before_it_has_left_too_little_time(make_job: MakeJob) -> None:
     job = make_job(checkpoints={"intervalSteps": 60})
     job.nodes, job.slow = 1, 8
     result, step = stopped_in_a_save(job, 15)
@@ -87,8 +88,8 @@ def test_no_save_begins_for_which_the_one_before_has_left_no_time(make_job: Make
     assert f"{step - 60} steps after step 60 are not saved; raise runPolicy." in result.message
 
 
-def test_a_save_that_does_not_end_is_left_in_time(make_job: MakeJob) -> None:
-    """No save was measured yet, so it is tried; the pod is never killed in the middle of it."""
+def test_a_save_that_does_not_end_is_abandoned_in_time(make_job: MakeJob) -> None:
+    """No save was measured yet, so one is tried, but the rank leaves before its pod is killed."""
     job = make_job(checkpoints={"intervalSteps": 60})
     job.nodes, job.slow = 1, 60
     result, step = stopped_in_a_save(job, 9)
@@ -97,24 +98,24 @@ def test_a_save_that_does_not_end_is_left_in_time(make_job: MakeJob) -> None:
     assert f"no checkpoint of step {step}: it takes too long, and " in job.log
 
 
-def test_a_full_disk_stops_training_only_at_the_end(make_job: MakeJob) -> None:
+def test_a_full_disk_ends_training_only_at_the_last_step(make_job: MakeJob) -> None:
     job = make_job()
     job.nodes = 1
     (job.storage / "cache").rename(job.claim / "cache")
     job.config["cache"] = "pvc://w/cache"
-    ours = job.claim / "run.json"
-    job.storage.joinpath("run.json").rename(ours)
-    job.mount = f"mount -t tmpfs -o size=6m none {job.storage} && cp {ours} {job.storage}/"
+    run_file = job.claim / "run.json"
+    job.storage.joinpath("run.json").rename(run_file)
+    job.mount = f"mount -t tmpfs -o size=6m none {job.storage} && cp {run_file} {job.storage}/"
     job.start(gang.make_plan())
     job.wait_for_text("saved a checkpoint of step 4")
     storage = Path(f"/proc/{job.pods[0].process.pid}/root/{job.storage}")
     fill(storage)
     job.wait_for_text("could not be saved")
-    fill(storage)  # what it had written of that one
+    fill(storage)  # the room that the failed save has freed
     assert job.wait() == [73], job.log
     assert "Traceback" not in job.log
     assert "No space left on device" in job.log
-    assert "training goes on" in job.log
+    assert "training continues" in job.log
     assert "evaluation could not be recorded" in job.log
     result = job.pods[0].result
     assert (result.outcome, result.reason) == ("Failed", "StorageNotWritable")
@@ -125,7 +126,7 @@ def test_a_full_disk_stops_training_only_at_the_end(make_job: MakeJob) -> None:
 
 
 def fill(folder: Path) -> None:
-    """Until no byte is left."""
+    """Write files until no byte is left."""
     for size in (1 << 16, 1):
         with (folder / f"filler-{size}").open("ab", buffering=0) as file:
             try:
@@ -135,7 +136,9 @@ def fill(folder: Path) -> None:
                 continue
 
 
-def test_a_volume_that_is_too_small_is_refused_before_a_device_is_held(make_job: MakeJob) -> None:
+def test_a_volume_that_is_too_small_is_refused_before_devices_are_assigned(
+    make_job: MakeJob,
+) -> None:
     job = make_job()
     (job.storage / "cache").rename(job.claim / "cache")
     job.config["cache"] = "pvc://w/cache"
@@ -151,4 +154,6 @@ def test_a_volume_that_is_too_small_is_refused_before_a_device_is_held(make_job:
     assert found, result.message
     needed, checkpoint, model = (float(number) for number in found.groups())
     assert needed == pytest.approx(4 * checkpoint + model + 0.001, rel=0.02)
-    assert checkpoint == pytest.approx(6 * model, rel=0.02)  # 12 bytes a parameter, and 2
+    assert checkpoint == pytest.approx(
+        6 * model, rel=0.02
+    )  # 12 bytes per parameter, compared with 2

@@ -1,4 +1,4 @@
-"""A new job goes on with the run of one that failed."""
+"""A new job resumes the run of a job that failed."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from tests.trainer.conftest import MakeJob
 pytestmark = pytest.mark.slow
 
 
-def test_a_job_goes_on_where_another_one_failed(make_job: MakeJob) -> None:
+def test_a_new_job_resumes_the_run_of_a_failed_job(make_job: MakeJob) -> None:
     job, plan = make_job(), gang.make_plan()
     job.nodes = 1
     job.start(plan)
@@ -19,21 +19,23 @@ def test_a_job_goes_on_where_another_one_failed(make_job: MakeJob) -> None:
     os.kill(job.pods[0].ranks[0], signal.SIGKILL)
     assert job.wait(60) == [137], job.log
 
-    heir = gang.Job(job.claim, job.config | {"jobUid": "uid-2", "jobName": "heir"}, nodes=1)
-    assert heir.prepare().wait() == 73, heir.log
-    assert "set checkpoints.onExisting to Resume to go on where it stopped" in heir.log
-    heir.config["checkpoints"] = job.config["checkpoints"] | {"onExisting": "Resume"}
-    assert heir.prepare().wait() == 0, heir.log
-    heir.start(plan)
-    assert heir.wait() == [0], heir.log
-    assert "resumed from checkpoint step-" in heir.log
-    assert "] step 4 of" not in heir.log  # it was not begun again
-    result = heir.pods[0].result
+    successor = gang.Job(
+        job.claim, job.config | {"jobUid": "uid-2", "jobName": "successor"}, nodes=1
+    )
+    assert successor.prepare().wait() == 73, successor.log
+    assert "set checkpoints.onExisting to Resume to go on where it stopped" in successor.log
+    successor.config["checkpoints"] = job.config["checkpoints"] | {"onExisting": "Resume"}
+    assert successor.prepare().wait() == 0, successor.log
+    successor.start(plan)
+    assert successor.wait() == [0], successor.log
+    assert "resumed from checkpoint step-" in successor.log
+    assert "] step 4 of" not in successor.log  # the run did not begin again
+    result = successor.pods[0].result
     assert (result.outcome, result.progress and result.progress.step) == ("Succeeded", gang.STEPS)
     assert result.evaluation is not None
-    assert result.evaluation.baseline is not None  # measured by the job before
+    assert result.evaluation.baseline is not None  # measured by the first job
 
-    job.start(plan)  # somebody lets the failed one try again
+    job.start(plan)  # a user restarts the failed job
     assert job.wait() == [64], job.log
     assert job.pods[0].result.reason == "StorageInUse"
-    assert "belongs to job default/heir now" in job.pods[0].result.message
+    assert "belongs to job default/successor now" in job.pods[0].result.message

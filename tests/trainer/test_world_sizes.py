@@ -1,4 +1,4 @@
-"""The number of processes changes under way; nothing else does."""
+"""The number of processes changes during a run, and the losses stay the same."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ STEPS = 24
 
 
 def make_job(claim: Path) -> gang.Job:
-    """fp32, so that another order of summation is all that differs."""
+    """Return a job in fp32, so that only the order of summation differs."""
     tiny.make_model(claim / "model")
     tiny.write_jsonl(claim / "data/train.jsonl", tiny.make_messages(60, 1))
     tiny.write_jsonl(claim / "data/validation.jsonl", tiny.make_messages(4, 2))
@@ -25,7 +25,7 @@ def make_job(claim: Path) -> gang.Job:
 
 
 def losses(job: gang.Job) -> list[float]:
-    """By step, as the newest attempt that made it wrote it down."""
+    """Return the loss of each step, as the newest attempt that made it logged it."""
     found = [run_log.train_loss(weights.paths_of(job), step) for step in range(1, STEPS + 1)]
     return [math.nan if loss is None else loss for loss in found]
 
@@ -36,8 +36,8 @@ def newest(job: gang.Job) -> int:
     return found[1].step
 
 
-def test_four_then_two_then_three_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    """12 rows a step; each gang but the last is killed in the middle of a save."""
+def test_four_then_two_then_three_processes_have_the_losses_of_one(tmp_path: Path) -> None:
+    """12 rows per step. Each gang but the last is killed in the middle of a save."""
     alone, changing = make_job(tmp_path / "alone"), make_job(tmp_path / "changing")
 
     def plan(stage: int) -> gang.Plan:

@@ -1,4 +1,4 @@
-"""Looking at what a job left on storage."""
+"""Reads the results of a job from its storage."""
 
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ from tests.trainer.gang import Job
 
 
 def paths_of(job: Job) -> RunPaths:
-    """The job's storage as the trainer sees it."""
+    """Return the paths of a job as the trainer uses them."""
     config = job.config | {"role": "prepare", "mounts": {"w": str(job.claim)}}
     return RunPaths.of(RunConfig.model_validate(config))
 
 
 def masters(job: Job, kind: str = "master") -> dict[str, torch.Tensor]:
-    """fp32 master weights (or a moment) of the newest checkpoint, flattened."""
+    """Return the flattened fp32 master weights, or a moment, of the newest checkpoint."""
     newest = store.newest_valid(paths_of(job), job.config["runDigest"])
     assert newest is not None
     reader = CheckpointReader(*newest)
@@ -29,7 +29,7 @@ def masters(job: Job, kind: str = "master") -> dict[str, torch.Tensor]:
 
 
 def load(folder: Path, **options: Any) -> Any:
-    """Plain transformers; missing, unexpected or other-sized weights are an error."""
+    """Load a model with transformers. Fails for missing, unexpected or mismatched weights."""
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -41,12 +41,12 @@ def load(folder: Path, **options: Any) -> Any:
 
 
 def final(job: Job) -> dict[str, torch.Tensor]:
-    """The exported weights."""
+    """Return the exported weights."""
     return {name: p.detach() for name, p in load(job.storage / "final").named_parameters()}
 
 
 def assert_same_run(job: Job, other: Job) -> None:
-    """Bit for bit: fp32 master weights, both moments, and the exported file."""
+    """Compare master weights, both moments and the exported file bit for bit."""
     for kind in KINDS:
         mine, theirs = masters(job, kind), masters(other, kind)
         assert mine.keys() == theirs.keys()

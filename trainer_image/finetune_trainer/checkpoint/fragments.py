@@ -1,7 +1,7 @@
-"""Which slices of which parameters this rank owns, in DeepSpeed's optimizers.
+"""The slices of parameters that this rank owns in DeepSpeed's optimizers.
 
-The addresses come from attributes that are public by convention only; equality tests hold them, and
-`mismatches` checks them at run time: a wrong address gives a wrong model.
+Their addresses come from attributes that are public by convention only, and a wrong address gives a
+wrong model. Therefore tests compare them, and `mismatches` checks them at run time.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,11 @@ KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Fragment:
-    """`numel` elements of flattened parameter `name` from `offset`; at `at` in `flat` (fp32)."""
+    """A slice of a parameter that this rank owns.
+
+    Holds `numel` elements of the flattened parameter `name`, beginning at `offset`. Their fp32
+    master weights are stored at `at` in the optimizer's tensor `flat`.
+    """
 
     name: str
     offset: int
@@ -28,12 +32,12 @@ class Fragment:
     parameter: torch.nn.Parameter
 
     def master(self) -> torch.Tensor:
-        """The fp32 weights, a view."""
+        """Return a view of the fp32 weights."""
         return self.flat.detach().narrow(0, self.at, self.numel)
 
 
 def fragments(engine: Engine) -> Iterator[Fragment]:
-    """All fragments of this rank; together the ranks own every element exactly once."""
+    """Yield all fragments of this rank. Together, all ranks own every element exactly once."""
     names = engine.model.names()
     if engine.stage == 3:
         yield from _stage3(engine.optimizer, names)
@@ -42,7 +46,7 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
 
 
 def _stage3(optimizer: Any, names: dict[int, str]) -> Iterator[Fragment]:
-    """Every parameter is cut evenly over the ranks, the last slice padded."""
+    """Yield the slices of ZeRO-3, which cuts each parameter evenly and pads the last slice."""
     rank = dist.get_rank()
     for index, group in enumerate(optimizer.fp16_groups):
         flat, at = optimizer.fp32_partitioned_groups_flat[index], 0
@@ -56,7 +60,7 @@ def _stage3(optimizer: Any, names: dict[int, str]) -> Iterator[Fragment]:
 
 
 def _stage12(optimizer: Any, names: dict[int, str]) -> Iterator[Fragment]:
-    """A group is one flat tensor cut over the ranks, wherever the cuts fall."""
+    """Yield the slices of ZeRO-1 and 2, which cut a group of parameters as one flat tensor."""
     bf16 = type(optimizer).__name__ == "BF16_Optimizer"  # ZeRO-1 with fp32 accumulation
     groups = optimizer.bf16_groups if bf16 else optimizer.bit16_groups
     flats = (
@@ -66,20 +70,23 @@ def _stage12(optimizer: Any, names: dict[int, str]) -> Iterator[Fragment]:
         for parameter in group:
             mapping = parameter._hp_mapping
             if mapping is None:
-                continue  # all of it belongs to other ranks
+                continue  # other ranks own all of it
             low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
             yield Fragment(names[id(parameter)], low.start, low.numel, flat, high.start, parameter)
 
 
 def tensors(engine: Engine, fragment: Fragment) -> dict[str, torch.Tensor]:
-    """By KINDS, views: the master weights, and the moments (zeros before the first step)."""
+    """Return views of the master weights and of both moments, by KINDS.
+
+    Before the first step, the moments are zeros.
+    """
     state = optimizer_state(engine, fragment.flat)
     moments = {kind: state[kind].narrow(0, fragment.at, fragment.numel) for kind in KINDS[1:]}
     return {"master": fragment.master(), **moments}
 
 
 def optimizer_state(engine: Engine, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    """AdamW's state of one flat tensor, made when there is none yet."""
+    """Return AdamW's state of one flat tensor. Creates it if necessary."""
     state: dict[str, torch.Tensor] = engine.optimizer.optimizer.state[flat]
     if "exp_avg" not in state:
         fused = flat.is_cuda and engine.moment_dtype == torch.float32
@@ -90,14 +97,14 @@ def optimizer_state(engine: Engine, flat: torch.Tensor) -> dict[str, torch.Tenso
 
 
 def adam_step(engine: Engine) -> int:
-    """Updates that were applied so far."""
+    """Return the number of updates that were applied so far."""
     for fragment in fragments(engine):
         return int(optimizer_state(engine, fragment.flat)["step"].item())
     return 0
 
 
 def live_slice(engine: Engine, fragment: Fragment) -> torch.Tensor:
-    """The compute weights that belong to a fragment."""
+    """Return a view of the compute weights of a fragment."""
     if engine.stage == 3:
         shard: Any = fragment.parameter
         own: torch.Tensor = shard.ds_tensor.detach().flatten()[: fragment.numel]
@@ -107,7 +114,7 @@ def live_slice(engine: Engine, fragment: Fragment) -> torch.Tensor:
 
 
 def mismatches(engine: Engine) -> list[str]:
-    """Names of this rank's parameters whose live weights are not the rounded master."""
+    """Return this rank's parameters whose live weights differ from the rounded master weights."""
     return [
         fragment.name
         for fragment in fragments(engine)

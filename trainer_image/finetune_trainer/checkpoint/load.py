@@ -1,4 +1,4 @@
-"""Resuming: a checkpoint's slices into this rank's optimizer, whatever world wrote them."""
+"""Loads a checkpoint of any world size into this rank's optimizer."""
 
 import base64
 import json
@@ -17,9 +17,10 @@ from finetune_trainer.model.engine import Engine
 
 
 def load(engine: Engine, folder: Path, manifest: Manifest, advance: Callable[[], None]) -> None:
-    """Fill this rank's fragments; TrainerError 78 when the live weights do not match them.
+    """Fill this rank's fragments from a checkpoint, and restore its random state if possible.
 
-    `advance` is called for every slice that was read.
+    `advance` is called for every slice that was read. Raises TrainerError (78) if the live weights
+    do not match the master weights afterwards.
     """
     reader = CheckpointReader(folder, manifest)
     flats = {}
@@ -29,7 +30,7 @@ def load(engine: Engine, folder: Path, manifest: Manifest, advance: Callable[[],
             target.copy_(reader.read(fragment.name, kind, fragment.offset, fragment.numel))
             advance()
     for flat in flats.values():
-        # A tensor of its own for each: AdamW advances it once per flat tensor that holds it.
+        # NB: a separate step tensor for each: AdamW increments it once per flat tensor.
         optimizer_state(engine, flat)["step"].fill_(float(reader.adam_step))
     _refresh_weights(engine)
     assert_consistent(engine)
@@ -38,7 +39,10 @@ def load(engine: Engine, folder: Path, manifest: Manifest, advance: Callable[[],
 
 
 def assert_consistent(engine: Engine) -> None:
-    """Live weights equal the rounded master, or this DeepSpeed lays out its slices otherwise."""
+    """Raise TrainerError (78) if a live weight differs from the rounded master weight.
+
+    This happens if this version of DeepSpeed stores its slices differently.
+    """
     wrong = mismatches(engine)
     if wrong:
         raise TrainerError(

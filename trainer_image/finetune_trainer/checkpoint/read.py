@@ -1,4 +1,4 @@
-"""Reading slices of parameters out of a checkpoint, whatever world wrote it."""
+"""Reads slices of parameters from a checkpoint of any world size."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class _Piece:
 
 
 class CheckpointReader:
-    """Random access to (parameter, kind, range); only what is asked for is in memory."""
+    """Random access to ranges of parameters. Only what is read is in memory."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._files: dict[str, TensorFile] = {}
@@ -42,15 +42,18 @@ class CheckpointReader:
             self._pieces.setdefault((parameter, kind), []).append(piece)
 
     def names(self) -> list[str]:
-        """Parameters in the checkpoint."""
+        """Return the names of all parameters in the checkpoint."""
         return sorted({parameter for parameter, _ in self._pieces})
 
     def numel(self, parameter: str) -> int:
-        """Elements of a parameter that the checkpoint holds."""
+        """Return how many elements of a parameter the checkpoint holds."""
         return sum(piece.numel for piece in self._pieces.get((parameter, "master"), []))
 
     def read(self, parameter: str, kind: str, offset: int, numel: int) -> torch.Tensor:
-        """fp32 [numel]: elements of the flattened parameter; ValueError when some are missing."""
+        """Return elements of a flattened parameter as fp32 [numel].
+
+        Raises ValueError if some are missing.
+        """
         result = torch.empty(numel, dtype=torch.float32)
         filled = 0
         for begin, part in self._overlaps(parameter, kind, offset, numel):

@@ -1,51 +1,52 @@
-"""Rank 0's care for what lies on storage: marks, retention, and what the status shows."""
+"""Which checkpoints stay on storage: rank 0 marks, deletes and reports them."""
 
 import logging
 from pathlib import Path
 
 from finetune_trainer.checkpoint import store
-from finetune_trainer.checkpoint.write import Owner
+from finetune_trainer.checkpoint.storage import RunStorage
 from finetune_trainer.common.reporter import Reporter
-from finetune_trainer.run_dir import fence
-from finetune_trainer.run_dir.paths import RunPaths
 
 _log = logging.getLogger(__name__)
 
 
-class Keeper:
-    """Keeps the last checkpoints, the best one and the newest verified one.
+class Retention:
+    """Keeps the newest checkpoints, the best one and the newest verified one.
 
-    And the newest one of before, while the run may be diverging: were it superseded by those that
-    are condemned in the end, nothing would be left to begin with.
+    While divergence is suspected, it also keeps the newest checkpoint from before it. Otherwise all
+    checkpoints that are left might be marked as diverged, with none to resume from.
     """
 
-    def __init__(self, paths: RunPaths, owner: Owner, keep_last: int, report: Reporter) -> None:
-        self._paths, self._owner, self._keep_last = paths, owner, keep_last
-        self._report = report
+    def __init__(self, storage: RunStorage, keep_last: int, report: Reporter) -> None:
+        self.storage, self._keep_last, self._report_to = storage, keep_last, report
         self.last_good: int | None = None
-        """While the run may be diverging: the step whose weights are beyond doubt."""
+        """The newest step whose weights are certainly usable, while divergence is suspected."""
 
-    def settle(self, folder: Path) -> None:
-        """A checkpoint was read back: mark it, then remove what it supersedes.
+    def accept(self, folder: Path) -> None:
+        """Mark a checkpoint that was read back as verified, and delete those that it supersedes.
 
-        TrainerError 79 when fenced. A storage error leaves more behind than is needed, no less.
+        Raises TrainerError (79) if a newer attempt owns the storage. After a storage error, more
+        checkpoints than necessary are left, never fewer.
         """
-        fence.check(self._paths, self._owner.epoch, self._owner.attempt)
+        self.storage.check_fence()
+        paths, epoch = self.storage.paths, self.storage.fence_epoch
         try:
             store.mark_verified(folder)
-            epoch = self._owner.epoch
-            for old in store.superseded(self._paths, self._keep_last, epoch, self.last_good):
-                store.remove(old)
+            for deletion in store.to_delete(paths, self._keep_last, epoch, self.last_good):
+                store.delete(paths, deletion)
         except OSError as error:
-            _log.error("old checkpoints could not be removed (%s); training goes on", error)
-        self.tell()
+            _log.error("old checkpoints could not be deleted (%s); training continues", error)
+        self.report()
 
-    def condemn(self, last_good: int) -> None:
-        """The next attempt must begin before the weights that made the first bad step."""
-        fence.check(self._paths, self._owner.epoch, self._owner.attempt)
-        store.condemn(self._paths, last_good)
-        self.tell()
+    def mark_diverged(self, last_good: int) -> None:
+        """Exclude all checkpoints after step `last_good` from being resumed from.
 
-    def tell(self) -> None:
-        """Report what there is."""
-        self._report.training(checkpoints=store.records(self._paths))
+        Raises TrainerError (79) if a newer attempt owns the storage.
+        """
+        self.storage.check_fence()
+        store.mark_diverged(self.storage.paths, last_good)
+        self.report()
+
+    def report(self) -> None:
+        """Report all published checkpoints."""
+        self._report_to.training(checkpoints=store.records(self.storage.paths))

@@ -1,10 +1,11 @@
-"""Checkpoints on storage: which exist, which are whole, which may go."""
+"""Checkpoints on storage: which exist, which are valid, and which are deleted."""
 
 import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.progress import CheckpointRecord
@@ -19,17 +20,29 @@ _log = logging.getLogger(__name__)
 
 
 class UnusableError(Exception):
-    """Why a checkpoint does not count, in words that follow its folder's name."""
+    """Why a checkpoint cannot be used, as text that follows the name of its folder."""
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """A checkpoint that is to be deleted, and why."""
+
+    folder: Path
+    step: int
+    why: str
 
 
 def published(paths: RunPaths) -> list[tuple[Path, Manifest]]:
-    """Checkpoints with a readable manifest and files of the right size, newest first."""
+    """Return the published checkpoints whose files all have the right size, newest first.
+
+    Checkpoints that are marked as diverged are left out.
+    """
     found = ((folder, read_manifest(folder)) for folder in _folders(paths))
     return [(folder, manifest) for folder, manifest in found if manifest is not None]
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest, None when it is absent, unreadable, or a file has another size."""
+    """Return the manifest of a checkpoint, or None if `published` would leave it out."""
     try:
         return _manifest(folder)
     except UnusableError:
@@ -53,47 +66,53 @@ def _manifest(folder: Path) -> Manifest:
 
 
 def candidates(paths: RunPaths, run_digest: str) -> Iterator[tuple[Path, Manifest]]:
-    """Checkpoints of this run that look whole, newest first; says what it passes over."""
+    """Yield the published checkpoints of this run, newest first, and log those it skips."""
     for folder in _folders(paths):
         try:
             manifest = _manifest(folder)
             if manifest.run_digest != run_digest:
                 raise UnusableError(" belongs to another run (its digest differs)")
         except UnusableError as reason:
-            _pass_over(folder, str(reason))
+            _log_skipped(folder, str(reason))
             continue
         yield folder, manifest
 
 
-def distrust(folder: Path, damage: str) -> None:
-    """One that does not read back loses its mark: retention must not prefer it to a whole one."""
+def unmark(folder: Path, damage: str) -> None:
+    """Remove the mark of a checkpoint that does not match its checksums, and log the damage.
+
+    Retention must not prefer a damaged checkpoint to a valid one.
+    """
     try:
         (folder / VERIFIED).unlink(missing_ok=True)
     except OSError as error:
-        _log.warning("checkpoint %s keeps its mark: %s", folder.name, error)
-    _pass_over(folder, damage)
+        _log.warning("checkpoint %s stays marked as verified: %s", folder.name, error)
+    _log_skipped(folder, damage)
 
 
-def _pass_over(folder: Path, reason: str) -> None:
+def _log_skipped(folder: Path, reason: str) -> None:
     _log.warning("checkpoint %s%s; trying the one before it", folder.name, reason)
 
 
 def newest_valid(
     paths: RunPaths, run_digest: str, advance: Callable[[], None] | None = None
 ) -> tuple[Path, Manifest] | None:
-    """The newest checkpoint of this run whose every file is whole, found out by one process."""
+    """Return the newest checkpoint of this run whose files all match their checksums.
+
+    This process reads all files by itself. A gang uses `choose.newest_valid`.
+    """
     for folder, manifest in candidates(paths, run_digest):
         damaged = damaged_file(folder, manifest, advance)
         if damaged is None:
             return folder, manifest
-        distrust(folder, f"/{damaged} does not match its checksum")
+        unmark(folder, f"/{damaged} does not match its checksum")
     return None
 
 
 def damaged_file(
     folder: Path, manifest: Manifest, advance: Callable[[], None] | None = None
 ) -> str | None:
-    """Name of the first file that does not match its checksum, read past the page cache."""
+    """Return the name of the first file that does not match its checksum on the device."""
     for entry in manifest.files:
         path = folder / entry.path
         drop_from_cache(path)
@@ -103,7 +122,7 @@ def damaged_file(
 
 
 def drop_from_cache(path: Path) -> None:
-    """Make the next read come from the device: what the page cache holds proves nothing."""
+    """Drop a file from the page cache, so that the next read comes from the device."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -113,12 +132,15 @@ def drop_from_cache(path: Path) -> None:
 
 
 def mark_verified(folder: Path) -> None:
-    """Remember that every file was read back."""
+    """Record that every file of a checkpoint was read back."""
     write_atomic(folder / VERIFIED, "")
 
 
-def condemn(paths: RunPaths, last_good: int) -> None:
-    """Nothing later than a step is resumed from any more: it is whole, and its weights are not."""
+def mark_diverged(paths: RunPaths, last_good: int) -> None:
+    """Exclude all checkpoints after a step from resume, because their weights are not usable.
+
+    Logs each of them, and those that cannot be marked.
+    """
     for folder, manifest in published(paths):
         if manifest.step <= last_good:
             continue
@@ -131,7 +153,7 @@ def condemn(paths: RunPaths, last_good: int) -> None:
 
 
 def records(paths: RunPaths) -> list[CheckpointRecord]:
-    """What the job's status shows, newest first."""
+    """Return the ten newest published checkpoints as the job's status shows them."""
     return [
         CheckpointRecord(
             step=manifest.step,
@@ -146,55 +168,73 @@ def records(paths: RunPaths) -> list[CheckpointRecord]:
     ]
 
 
-def superseded(
-    paths: RunPaths, keep_last: int, epoch: int, last_good: int | None = None
-) -> Iterator[Path]:
-    """Folders that may go, given that `epoch` is ours.
+def to_delete(
+    paths: RunPaths, keep_last: int, fence_epoch: int, last_good: int | None = None
+) -> Iterator[Deletion]:
+    """Yield the checkpoints to delete, on behalf of the attempt with `fence_epoch`.
 
-    Whatever lies beyond `keep_last` checkpoints, but never the newest verified one nor the one with
-    the best validation loss; and unfinished folders of smaller epochs (one of our own epoch may be
-    in the making). While weights after step `last_good` are in doubt, the newest verified one up to
-    it stays as well, where possible in the place of another.
+    These are the published ones beyond the newest `keep_last`, except the newest verified one and
+    the one with the best validation loss. Folders of earlier attempts that are not published are
+    deleted as well; one of this attempt may still be in progress.
+
+    While divergence is suspected after step `last_good`, the newest verified checkpoint up to that
+    step stays, if possible instead of one of the newest.
     """
-    whole = published(paths)
-    verified = [(folder, m.step) for folder, m in whole if (folder / VERIFIED).exists()]
+    existing = published(paths)
+    verified = [(folder, m.step) for folder, m in existing if (folder / VERIFIED).exists()]
     safe = [folder for folder, step in verified if last_good is not None and step <= last_good][:1]
-    newest = [folder for folder, _ in whole[:keep_last]]
+    newest = [folder for folder, _ in existing[:keep_last]]
     if not set(safe) <= set(newest):
-        # Else they would need more room than was asked for before the run.
+        # Keeping one more would need more room than the run was checked to have.
         newest = newest[: max(1, keep_last - 1)]
-    keep = {*newest, *safe, *(folder for folder, _ in verified[:1]), *best_first(whole)[:1]}
-    names = {folder for folder, _ in whole}
+    keep = {*newest, *safe, *(folder for folder, _ in verified[:1]), *best_first(existing)[:1]}
+    steps = {folder: manifest.step for folder, manifest in existing}
     for folder in _folders(paths):
-        match = _NAME.fullmatch(folder.name)
-        older = match is not None and int(match.group(2)) < epoch
-        if (folder in names and folder not in keep) or (folder not in names and older):
-            yield folder
+        step, epoch = _step_and_epoch(folder)
+        if folder in steps and folder not in keep:
+            yield Deletion(folder, step, f"superseded by the one of step {existing[0][1].step}")
+        elif folder not in steps and epoch < fence_epoch:
+            diverged = (folder / DIVERGED).exists()
+            yield Deletion(folder, step, "the run diverged" if diverged else "incomplete")
 
 
-def best_first(whole: list[tuple[Path, Manifest]]) -> list[Path]:
-    """Folders of checkpoints that were evaluated, lowest validation loss first, then the oldest."""
+def best_first(checkpoints: list[tuple[Path, Manifest]]) -> list[Path]:
+    """Return the folders of evaluated checkpoints: lowest loss first, then the oldest."""
     measured = [
         (manifest.validation_loss, manifest.step, folder)
-        for folder, manifest in whole
+        for folder, manifest in checkpoints
         if manifest.validation_loss is not None
     ]
     return [folder for *_, folder in sorted(measured)]
 
 
-def remove(folder: Path) -> None:
-    """Manifest first: a folder that is half gone must not look whole."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+def delete(paths: RunPaths, deletion: Deletion) -> None:
+    """Delete a checkpoint and log it.
+
+    The manifest goes first: a folder that is deleted only in part must not look complete.
+    """
+    (deletion.folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(deletion.folder, ignore_errors=True)
+    log_deleted(paths, deletion)
+
+
+def log_deleted(paths: RunPaths, deletion: Deletion) -> None:
+    """Log that a checkpoint does not exist any more, and why."""
+    location = paths.uri(deletion.folder)
+    _log.info("deleted the checkpoint of step %d (%s): %s", deletion.step, location, deletion.why)
 
 
 def _folders(paths: RunPaths) -> list[Path]:
-    """Newest first: by step, then by epoch."""
+    """Return the folders of checkpoints, newest first: by step, then by fence epoch."""
     if not paths.checkpoints.is_dir():
         return []
-    found = []
-    for path in paths.checkpoints.iterdir():
-        match = _NAME.fullmatch(path.name)
-        if match and path.is_dir():
-            found.append((int(match.group(1)), int(match.group(2)), path))
-    return [path for *_, path in sorted(found, reverse=True)]
+    found = [
+        path for path in paths.checkpoints.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()
+    ]
+    return sorted(found, key=lambda path: (*_step_and_epoch(path), path), reverse=True)
+
+
+def _step_and_epoch(folder: Path) -> tuple[int, int]:
+    match = _NAME.fullmatch(folder.name)
+    assert match is not None
+    return int(match.group(1)), int(match.group(2))

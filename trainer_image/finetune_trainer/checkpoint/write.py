@@ -1,4 +1,4 @@
-"""Writing one checkpoint: what each rank does in the phases of a save, without collectives."""
+"""What each rank does in the phases of a save. Nothing here is a collective."""
 
 import base64
 import contextlib
@@ -13,16 +13,16 @@ import torch
 
 from finetune_api.storage import Manifest, ManifestEntry, RankFile
 from finetune_trainer.checkpoint import store
-from finetune_trainer.run_dir import digest, fence, tensor_file
+from finetune_trainer.checkpoint.storage import RunStorage
+from finetune_trainer.run_dir import digest, tensor_file
 from finetune_trainer.run_dir.files import sync_folder, write_atomic
-from finetune_trainer.run_dir.paths import RunPaths
 
-_APPEARANCE = 60.0  # s; shared file systems show other nodes' files late
+_VISIBILITY_SECONDS = 60.0  # shared file systems show the files of other nodes late
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands when it is saved."""
+    """Where a run is when it is saved."""
 
     step: int
     rows_consumed: int
@@ -32,18 +32,8 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Owner:
-    """On whose behalf files are written."""
-
-    job_uid: str
-    run_digest: str
-    attempt: int
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Share:
-    """This rank's part of a checkpoint, as it is to be written."""
+class Shard:
+    """One rank's part of a checkpoint, in memory."""
 
     rank: int
     world: int
@@ -53,51 +43,53 @@ class Share:
     random: dict[str, str]
 
 
-def write(folder: Path, share: Share, advance: Callable[[], None]) -> None:
-    """This rank's files; the list of them last: it says that they are whole.
+def write(folder: Path, shard: Shard, advance: Callable[[], None]) -> None:
+    """Write this rank's files. The list of them comes last and shows that they are complete.
 
-    `advance` is called as work gets done: a save of hundreds of gigabytes is no hang.
+    `advance` is called for every piece of work, because saving hundreds of gigabytes must not look
+    like a hang.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / f"{_stem(share.rank, share.world)}.safetensors"
+    weights = folder / f"{_stem(shard.rank, shard.world)}.safetensors"
     partial = weights.with_suffix(".tmp")
-    metadata = {"adamStep": str(share.adam_step)}
-    digests = {weights: tensor_file.write(partial, share.tensors, metadata, advance)}
+    metadata = {"adamStep": str(shard.adam_step)}
+    digests = {weights: tensor_file.write(partial, shard.tensors, metadata, advance)}
     partial.rename(weights)
-    random = folder / f"rng-{share.rank:05d}.json"
-    write_atomic(random, json.dumps(share.random))
+    random = folder / f"rng-{shard.rank:05d}.json"
+    write_atomic(random, json.dumps(shard.random))
     digests[random] = digest.of_file(random)
     entries = [
         ManifestEntry(path=path.name, size_bytes=path.stat().st_size, xxh3_128=found)
         for path, found in digests.items()
     ]
-    write_atomic(_list(folder, share.rank, share.world), RankFile(files=entries).to_json())
+    write_atomic(_list(folder, shard.rank, shard.world), RankFile(files=entries).to_json())
 
 
 def publish(
-    folder: Path, paths: RunPaths, owner: Owner, position: Position, share: Share, seconds: float
+    folder: Path, storage: RunStorage, position: Position, shard: Shard, seconds: float
 ) -> Manifest:
-    """Rank 0, when every rank has written: the checkpoint exists from here on.
+    """Write the manifest, on rank 0, after every rank has written its files.
 
-    TrainerError 79 when a newer attempt owns the storage; `seconds`: how long writing took.
+    `seconds` is how long writing took. Raises TrainerError (79) if a newer attempt owns the
+    storage, and OSError if the files of a rank do not become visible.
     """
     entries = []
-    for rank in range(share.world):
-        file = _list(folder, rank, share.world)
+    for rank in range(shard.world):
+        file = _list(folder, rank, shard.world)
         _wait_for(file)
         entries += RankFile.model_validate_json(file.read_text()).files
-    fence.check(paths, owner.epoch, owner.attempt)
+    storage.check_fence()
     manifest = Manifest(
         step=position.step,
         rows_consumed=position.rows_consumed,
         tokens_seen=position.tokens_seen,
         skipped_steps=position.skipped,
-        fence_epoch=owner.epoch,
-        attempt=owner.attempt,
-        job_uid=owner.job_uid,
-        run_digest=owner.run_digest,
-        world_size=share.world,
-        zero_stage=share.zero_stage,
+        fence_epoch=storage.fence_epoch,
+        attempt=storage.attempt,
+        job_uid=storage.job_uid,
+        run_digest=storage.run_digest,
+        world_size=shard.world,
+        zero_stage=shard.zero_stage,
         creation_time=datetime.now(UTC),
         validation_loss=position.validation_loss,
         write_seconds=round(seconds, 3),
@@ -108,26 +100,25 @@ def publish(
 
 
 def verify(folder: Path, rank: int, advance: Callable[[], None]) -> None:
-    """Read back, past the page cache, the files of a rank; OSError when they are not as they were
-    written."""
+    """Read back the files of a rank from the device. Raises OSError if they differ."""
     _wait_for(folder / store.MANIFEST)
     manifest = store.read_manifest(folder)
     if manifest is None:
         raise OSError(f"{folder.name}: the manifest, or a file that it names, is damaged")
-    mine = manifest.replace(files=[f for f in manifest.files if _rank_of(f.path) == rank])
-    damaged = store.damaged_file(folder, mine, advance)
+    share = manifest.replace(files=[f for f in manifest.files if _rank_of(f.path) == rank])
+    damaged = store.damaged_file(folder, share, advance)
     if damaged:
         raise OSError(f"{folder.name}/{damaged} does not read back as it was written")
 
 
 def withdraw(folder: Path) -> None:
-    """Remove the manifest: the checkpoint does not exist any more."""
+    """Remove the manifest, so that the checkpoint is no longer published."""
     with contextlib.suppress(OSError):
         (folder / store.MANIFEST).unlink()
 
 
 def discard(folder: Path, rank: int) -> None:
-    """Remove this rank's files of a checkpoint that is not to be."""
+    """Delete the files of this rank after a save failed."""
     for name in (f"rank-{rank:05d}-of-*", f"rng-{rank:05d}.json"):
         for file in folder.glob(name):
             with contextlib.suppress(OSError):
@@ -135,7 +126,7 @@ def discard(folder: Path, rank: int) -> None:
 
 
 def random_state() -> dict[str, str]:
-    """States of this rank's generators."""
+    """Return the states of this rank's random generators, in base64."""
 
     def text(state: torch.Tensor) -> str:
         return base64.b64encode(state.numpy().tobytes()).decode()
@@ -159,10 +150,10 @@ def _rank_of(name: str) -> int:
 
 
 def _wait_for(file: Path) -> None:
-    deadline = time.monotonic() + _APPEARANCE
+    deadline = time.monotonic() + _VISIBILITY_SECONDS
     while not file.exists():
         if time.monotonic() > deadline:
             raise OSError(f"{file.parent.name}/{file.name} did not appear")
         time.sleep(0.1)
         with contextlib.suppress(OSError):
-            sync_folder(file.parent)  # drops what NFS remembers of a folder
+            sync_folder(file.parent)  # makes an NFS client read the folder again

@@ -1,4 +1,4 @@
-"""The model as it is trained: loading, attention, loss head, optimizer and the DeepSpeed engine.
+"""The model in training: loading, attention, loss head, optimizer and the DeepSpeed engine.
 
 Imports `common`, `run_dir` and `data`. DeepSpeed is imported by `deepspeed_import` only.
 """

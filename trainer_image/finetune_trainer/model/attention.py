@@ -1,8 +1,8 @@
-"""Attention over packed rows: each document sees itself only.
+"""Attention over packed rows: each document attends to itself only.
 
-One function, registered with transformers under the name `finetune_segments`. The library's own
-detection of packed rows leaks across documents (logits off by more than 1) whenever a cache or a
-mask is present, so boundaries are passed explicitly: cumulative lengths of the documents.
+The attention function is registered with transformers as `finetune_segments`. The boundaries of the
+documents are passed explicitly, as cumulative lengths: the library's own detection of packed rows
+leaks across documents (logits off by more than 1) whenever a cache or a mask is present.
 """
 
 from itertools import pairwise
@@ -14,11 +14,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from finetune_trainer.model.fast_imports import model_classes
 
 NAME = "finetune_segments"
-_FLASH = (torch.bfloat16, torch.float16)  # what its kernels compute; fp32 goes the other way
+_FLASH = (torch.bfloat16, torch.float16)  # all that its kernels support; fp32 uses SDPA
 
 
 def register() -> None:
-    """Make the function known to transformers; models then name it as `attn_implementation`."""
+    """Register the function with transformers, as a value of `attn_implementation`."""
     model_classes()
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
@@ -39,13 +39,14 @@ def segments_attention(
     max_length_q: int,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each document, without dropout (`lm.check` refuses it).
+    """Return causal attention within each document, as [1, tokens, heads, size].
 
-    query [1, heads, tokens, size], key and value [1, kv heads, tokens, size]; cu_seq_lens_q
-    [documents + 1] int32 on the same device; returns [1, tokens, heads, size].
+    query is [1, heads, tokens, size], key and value are [1, kv heads, tokens, size], cu_seq_lens_q
+    is [documents + 1] int32 on the same device. Dropout is not implemented: `language_model.check`
+    refuses models that use it.
     """
     if attention_mask is not None:
-        raise ValueError("packed rows are attended by segment lengths, never by a mask")
+        raise ValueError("packed rows need the lengths of their documents and no attention mask")
     if query.is_cuda and query.dtype in _FLASH:
         return _varlen(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
     outputs = []
@@ -95,4 +96,4 @@ def _varlen(
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """No mask is ever built."""
+    """Build no mask."""

@@ -1,8 +1,12 @@
-"""AdamW whose moments are kept in bf16: 8 bytes of optimizer state a parameter instead of 12.
+"""AdamW with bf16 moments: 8 bytes of optimizer state per parameter instead of 12.
 
-The weights stay fp32. A second moment with beta2 0.999 changes by a thousandth a step, less than
-bf16 resolves: rounded to nearest it would never move. So moments are rounded stochastically, by
-noise drawn from (seed, step, position), which a resumed run draws again.
+The weights stay in fp32. With beta2 0.999, a second moment changes by a thousandth per step, which
+is less than bf16 resolves: rounded to nearest, it would never change. Therefore moments are rounded
+stochastically. The noise depends on (seed, step, position) only, so a resumed run draws the same.
+
+torchao's low-bit optimizers are not used: they keep moments in 8 or 4 bits or fp8, which they round
+to nearest; their stochastic rounding is for bf16 weights and draws from torch's global generator;
+and their step is compiled, while the trainer's image has no compiler (docs/adr/0018).
 """
 
 from collections.abc import Callable, Iterable
@@ -10,11 +14,11 @@ from typing import Any
 
 import torch
 
-_CHUNK = 1 << 24  # elements that are in fp32 at a time
+_CHUNK = 1 << 24  # elements that are converted to fp32 at a time
 
 
 class CompactAdamW(torch.optim.Optimizer):
-    """Decoupled weight decay as in torch.optim.AdamW; parameters must be fp32."""
+    """AdamW as in torch.optim, for fp32 parameters, with bf16 moments."""
 
     def __init__(
         self,
@@ -30,7 +34,7 @@ class CompactAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         assert closure is None
         for number, group in enumerate(self.param_groups):
             for index, parameter in enumerate(group["params"]):
@@ -46,7 +50,7 @@ class CompactAdamW(torch.optim.Optimizer):
         state["step"] += 1
         step = int(state["step"])
         noise = torch.Generator(device=parameter.device)
-        # What a generator takes as a seed; training.seed alone may have 31 bits.
+        # A generator accepts seeds below 2^64, and training.seed alone may have 31 bits.
         noise.manual_seed(((self._seed * 1_000_003 + step) * 1_000_003 + position) % (1 << 64))
         assert parameter.grad is not None
         for begin in range(0, parameter.numel(), _CHUNK):
@@ -66,7 +70,7 @@ def _advance(
     group: dict[str, Any],
     noise: torch.Generator,
 ) -> None:
-    """AdamW on a chunk; 1-D views that are changed in place."""
+    """Apply AdamW to a chunk: 1-D views, which are changed in place."""
     beta1, beta2 = group["betas"]
     gradient = gradient.float()
     average = torch.lerp(first.float(), gradient, 1 - beta1)
@@ -79,9 +83,13 @@ def _advance(
 
 
 def _rounded(values: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-    """fp32 values that bf16 holds exactly, each one of the two neighbours, right on average."""
+    """Round fp32 values stochastically to values that bf16 represents exactly.
+
+    Each value becomes one of its two neighbours in bf16, and is right on average.
+    """
     bits = values.view(torch.int32)
     random = torch.empty_like(bits).random_(0, 1 << 16, generator=noise)
-    # Adding below the 16 bits that are cut carries into them as often as the rest is large.
+    # Random bits in the lower half carry into the upper half with the probability that the
+    # lower half represents; then the lower half is cleared.
     rounded = ((bits + random) & -65536).view(torch.float32)
     return torch.where(torch.isfinite(values), rounded, values)

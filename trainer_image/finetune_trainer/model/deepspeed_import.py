@@ -1,4 +1,4 @@
-"""Importing DeepSpeed without what it imports and nobody here uses: seconds of every start."""
+"""Imports DeepSpeed without the packages that are not used here, to save seconds at every start."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -11,26 +11,30 @@ from finetune_trainer.model.fast_imports import without
 
 
 def load() -> Any:
-    """The package; ready for CPU and GPU."""
-    # Its import looks for an accelerator, and warns when it has to settle for the CPU.
+    """Import DeepSpeed, for CPU or GPU, and return the package."""
+    # Its import detects the accelerator, and logs a warning if it finds the CPU only.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    # The autotuner would import mlflow, a tracker's business.
-    with without("mlflow"), _compiling_nothing():
+    # Its autotuner would import mlflow, which only a tracker needs.
+    with without("mlflow"), _without_compiling():
         import deepspeed
         import deepspeed.ops
-        import deepspeed.runtime.zero.muon.muon_optimizer  # else it is when an engine is made
-    # Compiled at start on CPU (minutes, and a killed build locks all later ones), for inference.
+        import deepspeed.runtime.zero.muon.muon_optimizer  # or the first engine will
+    # An operator for inference. On CPU it is compiled at the first start, which takes minutes, and
+    # a killed build leaves a lock file that blocks all later ones.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 @contextmanager
-def _compiling_nothing() -> Iterator[None]:
-    """Functions of optimizers that are not used here are compiled at import, which imports
-    torch's compiler; uncompiled they are the same."""
+def _without_compiling() -> Iterator[None]:
+    """Make torch.compile return functions unchanged.
+
+    DeepSpeed decorates functions of optimizers that are not used here with torch.compile, which
+    would import torch's compiler.
+    """
     original = torch.compile
 
-    def leave(model: Any = None, **_: Any) -> Any:
+    def unchanged(model: Any = None, **_: Any) -> Any:
         if model is not None:
             return model
 
@@ -39,7 +43,7 @@ def _compiling_nothing() -> Iterator[None]:
 
         return decorator
 
-    torch.compile = leave
+    torch.compile = unchanged
     try:
         yield
     finally:

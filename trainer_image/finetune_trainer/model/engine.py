@@ -1,9 +1,12 @@
-"""DeepSpeed behind one door: its configuration, its traps, its steps.
+"""Wraps DeepSpeed: its configuration, its steps and its pitfalls.
 
-What is hidden here, with the reason: gradient accumulation (DeepSpeed's own mode silently loses
-micro-batches in ZeRO-1 and 2 when steps are counted by hand; unmanaged mode does not), fp32
-accumulation (bf16 by default), loss scaling by its own accumulation count, the step counter that
-advances on skipped steps.
+The rest of the trainer need not know that:
+
+* DeepSpeed's managed gradient accumulation silently loses micro-batches in ZeRO-1 and 2 if steps
+  are counted by hand. The unmanaged mode does not.
+* It accumulates gradients in bf16 by default.
+* It scales the loss by its own accumulation count.
+* Its step counter also counts skipped steps.
 """
 
 from typing import Any
@@ -24,7 +27,7 @@ _BUCKET = 200_000_000  # elements; Hugging Face's "auto" makes tiny collectives
 
 
 class Engine:
-    """One rank's share of the model and its optimizer."""
+    """The model and its optimizer, as one rank holds them."""
 
     def __init__(self, model: LanguageModel, training: Training, plan: Plan) -> None:
         deepspeed = deepspeed_import.load()
@@ -40,21 +43,22 @@ class Engine:
         )
         self.optimizer: Any = self.deepspeed.optimizer
         if self.stage < 3 and training.precision == "FP32":
-            # Off in fp32: a single non-finite gradient would ruin the weights.
+            # Off by default in fp32. One gradient that is not finite would destroy the weights.
             self.optimizer.check_grad_overflow = True
         self.deepspeed.train()
         _assert_fp32_master(self.optimizer, self.stage)
 
     def backward(self, batch: Batch, scale: float) -> torch.Tensor:
-        """Accumulate the gradient of scale x (sum of token losses); returns the detached sum."""
+        """Accumulate the gradient of scale x (sum of token losses), and return the detached sum."""
         loss: torch.Tensor = self.deepspeed(batch)
         self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
         return loss.detach()
 
     def step(self, learning_rate: float) -> tuple[Any, bool]:
-        """One optimizer step: (gradient norm before clipping, whether it was applied).
+        """Make one optimizer step.
 
-        The norm is a float, or a scalar on the device that is worth no waiting here.
+        Returns the gradient norm before clipping, and whether the step was applied. The norm is a
+        float or a scalar on the device, for which this method does not wait.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -64,7 +68,7 @@ class Engine:
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Sum of token losses, no gradients."""
+        """Return the sum of token losses, without gradients."""
         self.deepspeed.eval()
         try:
             loss: torch.Tensor = self.deepspeed(batch)
@@ -74,11 +78,11 @@ class Engine:
 
 
 def configuration(training: Training, plan: Plan) -> dict[str, Any]:
-    """DeepSpeed's JSON for a run (pure)."""
+    """Return DeepSpeed's configuration (pure)."""
     bf16 = training.precision == "BF16"
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": 1,  # unused: each step() is a boundary
+        "gradient_accumulation_steps": 1,  # unused: each step() ends an accumulation
         "managed_gradient_accumulation": False,
         "gradient_clipping": training.max_grad_norm,
         "bf16": {"enabled": bf16},
@@ -87,7 +91,7 @@ def configuration(training: Training, plan: Plan) -> dict[str, Any]:
             "stage": plan.zero_stage,
             "contiguous_gradients": True,
             "overlap_comm": False,
-            # Slice addresses are silently wrong with it; see docs/checkpoints.md.
+            # With it, the addresses of fragments are silently wrong; see checkpoint/fragments.py.
             "round_robin_gradients": False,
             "reduce_bucket_size": _BUCKET,
             "allgather_bucket_size": _BUCKET,
@@ -111,25 +115,25 @@ def _offload(plan: Plan) -> dict[str, Any]:
 
 
 def _optimizer(model: LanguageModel, training: Training, plan: Plan) -> torch.optim.Optimizer:
-    """AdamW in the variant that suits where the master weights are."""
-    wanted = training.optimizer
-    groups = _groups(model, wanted.weight_decay)
-    betas = (wanted.beta1, training.beta2)
-    if wanted.moment_precision == "BF16":
+    """Return AdamW in the variant that fits the device of the master weights."""
+    options = training.optimizer
+    groups = _groups(model, options.weight_decay)
+    betas = (options.beta1, training.beta2)
+    if options.moment_precision == "BF16":
         return CompactAdamW(
-            groups, lr=plan.learning_rate, betas=betas, eps=wanted.epsilon, seed=training.seed
+            groups, lr=plan.learning_rate, betas=betas, eps=options.epsilon, seed=training.seed
         )
-    # Of master weights on the host, too, it is as fast as DeepSpeed's, and compiled already
-    # (docs/adr/0018). Without a GPU the plain one is taken: its bits do not depend on how a stage
-    # cuts the weights into pieces.
+    # For master weights on the host, the fused variant is as fast as DeepSpeed's own, and it needs
+    # no compiler (docs/adr/0018). Without a GPU the plain variant is used, because its results do
+    # not depend on how a ZeRO stage slices the weights.
     fused = torch.cuda.is_available() or None
     return torch.optim.AdamW(
-        groups, lr=plan.learning_rate, betas=betas, eps=wanted.epsilon, fused=fused
+        groups, lr=plan.learning_rate, betas=betas, eps=options.epsilon, fused=fused
     )
 
 
 def _groups(model: LanguageModel, decay: float) -> list[dict[str, Any]]:
-    """Weight decay never reaches norms, biases and embeddings."""
+    """Return the parameter groups. Norms, biases and embeddings get no weight decay."""
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     embeddings = {id(model.model.get_input_embeddings().weight), id(model.model.lm_head.weight)}
@@ -143,7 +147,10 @@ def _groups(model: LanguageModel, decay: float) -> list[dict[str, Any]]:
 
 
 def _assert_fp32_master(optimizer: Any, stage: int) -> None:
-    """Updates below bf16's resolution vanish without an fp32 master: never train without."""
+    """Raise TrainerError (78) if the master weights are not fp32.
+
+    In bf16, updates that are smaller than its resolution would be lost.
+    """
     if stage == 3:
         masters = optimizer.fp32_partitioned_groups_flat
     elif type(optimizer).__name__ == "BF16_Optimizer":

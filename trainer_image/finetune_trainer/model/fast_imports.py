@@ -1,4 +1,4 @@
-"""Imports without what they would import and nobody here uses: seconds of every start."""
+"""Imports libraries without packages that are not used here, to save seconds at every start."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def without(name: str) -> Iterator[None]:
-    """A package is as if it were not installed, unless it has been imported before."""
+    """Make a package look as if it were not installed, unless it was imported before."""
     if name in sys.modules:
         yield
         return
@@ -19,9 +19,9 @@ def without(name: str) -> Iterator[None]:
 
 
 def model_classes() -> None:
-    """Import what all models of transformers are made of, without scipy.
+    """Import the base classes of transformers' models without scipy.
 
-    Losses of object detection would import it: a tenth of the whole.
+    Only losses of object detection need scipy; importing it takes a tenth of the time.
     """
     from transformers import utils
 

@@ -1,4 +1,4 @@
-"""What a model folder holds, found out without loading it."""
+"""Inspects a model folder without loading the model."""
 
 import json
 import math
@@ -26,7 +26,7 @@ _TEXT_FILES = (
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checked folder: revision is a digest of its contents."""
+    """The properties of a checked folder. `revision` is a digest of its contents."""
 
     revision: str
     parameter_count: int
@@ -35,7 +35,10 @@ class ModelFolder:
 
 
 def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder:
-    """Check that all is there and count parameters; TrainerError names what is missing."""
+    """Check that a model folder is complete, and return its properties.
+
+    `name` is the model's name in messages. Raises TrainerError, which names what is missing.
+    """
     config = _config(folder, name)
     weights = weight_files(folder, name)
     tensors = {key: value for file in weights for key, value in tensors_in(file, name).items()}
@@ -55,7 +58,7 @@ def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """The safetensors files, all of those that the index names."""
+    """Return the safetensors files. Raises TrainerError (66) if one is absent."""
     index = folder / INDEX
     if index.is_file():
         try:
@@ -70,9 +73,9 @@ def weight_files(folder: Path, name: str) -> list[Path]:
             f"{name}: no weights, neither {SINGLE} nor {INDEX}; found {', '.join(found)}",
             "copy the weights into the folder (other formats: save_pretrained writes these)",
         )
-    absent = [file for file in files if not (folder / file).is_file()]
-    if absent:
-        raise _missing(f"{name}: {INDEX} names {absent[0]}, which is absent", "copy it again")
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise _missing(f"{name}: {INDEX} names {missing[0]}, which is absent", "copy it again")
     return [folder / file for file in files]
 
 
@@ -93,7 +96,7 @@ def tensors_in(file: Path, name: str) -> dict[str, Any]:
 
 def _config(folder: Path, name: str) -> dict[str, Any]:
     if not folder.is_dir():
-        raise _missing(f"{name}: no such folder on the claim", "check the path")
+        raise _missing(f"{name}: this folder does not exist on the claim", "check the path")
     file = folder / "config.json"
     if not file.is_file():
         raise _missing(f"{name}: no config.json", "name a Hugging Face model folder")
@@ -111,7 +114,11 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def parameters(folder: Path, name: str) -> dict[str, list[int]]:
-    """Parameter -> shape; tied ones have one name. (accelerate's empty init lists them twice.)"""
+    """Return the shape of each parameter. Tied parameters are listed once.
+
+    accelerate's empty initialization would list them twice. Raises TrainerError (64) if
+    transformers cannot build the model.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -126,7 +133,7 @@ def parameters(folder: Path, name: str) -> dict[str, list[int]]:
             model = AutoModelForCausalLM.from_config(config)
     except TrainerError:
         raise
-    except Exception as error:  # transformers raises whatever it likes
+    except Exception as error:  # transformers raises exceptions of any type
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
             f"{name}: transformers cannot build this model as a causal language model "
@@ -136,7 +143,10 @@ def parameters(folder: Path, name: str) -> dict[str, list[int]]:
 
 
 def _check_weights(parameters: dict[str, list[int]], tensors: dict[str, Any], name: str) -> None:
-    """What loading would find out only when devices are held."""
+    """Raise TrainerError (64) if the weights do not fit config.json.
+
+    Loading them would show it as well, but only after devices were assigned.
+    """
     for key, shape in parameters.items():
         problem = None
         if key not in tensors:

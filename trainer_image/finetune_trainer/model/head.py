@@ -1,8 +1,8 @@
-"""The language-model head and its loss in one: never a [tokens, vocabulary] tensor.
+"""The language-model head and its loss in one function, without a [tokens, vocabulary] tensor.
 
-Linear and cross-entropy run chunk by chunk over the trained positions only, and the gradients are
-made in the forward pass, while a chunk's logits are there (the idea of Liger's fused linear
-cross-entropy, in plain torch, the same code on CPU and GPU).
+The linear layer and the cross-entropy are computed in chunks, for tokens with loss only. The
+gradients are computed in the forward pass, while the logits of a chunk are in memory. Method:
+Liger's fused linear cross-entropy, here in plain torch for CPU and GPU.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk = max(1, _CHUNK_ELEMENTS // weight.shape[0])
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        # Sums over chunks are kept in fp32: bf16 would lose small contributions.
+        # Sums over chunks are fp32, because bf16 would lose small contributions.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
         for begin in range(0, hidden.shape[0], chunk):
             part, labels = hidden[begin : begin + chunk], targets[begin : begin + chunk]
@@ -56,24 +56,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Sum of cross-entropies, fp32 scalar, nats.
+    """Return the sum of cross-entropies as an fp32 scalar, in nats.
 
-    hidden [positions, size] and weight [vocabulary, size] of one dtype, targets [positions] int64.
+    hidden [positions, size] and weight [vocabulary, size] have the same dtype; targets
+    [positions] is int64.
     """
     if not torch.is_grad_enabled():
-        # `needs_input_grad` does not know: an evaluation would make gradients and drop them.
+        # `needs_input_grad` ignores no_grad: an evaluation would compute gradients and drop them.
         hidden, weight = hidden.detach(), weight.detach()
     loss: torch.Tensor = _LinearCrossEntropy.apply(hidden, weight, targets)
     return loss
 
 
 class LossHead(torch.nn.Module):
-    """Holds the output embedding as its own parameter, so that ZeRO-3's hooks gather it."""
+    """A module that owns the output embedding, so that ZeRO-3's hooks gather it."""
 
     def __init__(self, weight: torch.nn.Parameter) -> None:
         super().__init__()
         self.weight = weight
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Sum of cross-entropies; shapes as in `linear_cross_entropy`."""
+        """Return the sum of cross-entropies. Shapes: see `linear_cross_entropy`."""
         return linear_cross_entropy(hidden, self.weight, targets)

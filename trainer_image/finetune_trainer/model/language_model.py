@@ -1,4 +1,4 @@
-"""The model as the engine sees it: a micro-batch in, a sum of token losses out."""
+"""The model as the engine uses it: it maps a micro-batch to a sum of token losses."""
 
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from finetune_trainer.model import attention
 from finetune_trainer.model.batch import Batch
 from finetune_trainer.model.head import LossHead
 
-# Plain causal attention over the whole document and a plain linear head. Each is tested against
-# separate documents; others (sliding windows, state spaces, soft-capped logits) would be silently
-# wrong here.
+# Models with causal attention over the complete document and a linear head without soft caps. Each
+# is tested against separate documents. Other ones (sliding windows, state spaces, soft-capped
+# logits) would be computed wrongly without an error.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 def check(config: Any, name: str) -> None:
-    """TrainerError when the architecture is not one that this trainer computes exactly."""
+    """Raise TrainerError (64) if this trainer does not compute the model exactly."""
     found = (getattr(config, "architectures", None) or ["unknown"])[0]
     if found not in ARCHITECTURES:
         raise TrainerError(
@@ -48,7 +48,7 @@ def check(config: Any, name: str) -> None:
 
 
 class LanguageModel(torch.nn.Module):
-    """A transformers model and the fused loss head. Parameter names start with `model.`."""
+    """A transformers model with the fused loss head. Parameter names start with `model.`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class LanguageModel(torch.nn.Module):
         self.loss_head = LossHead(model.lm_head.weight)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Sum of the cross-entropies of all trained tokens, fp32 scalar, nats."""
+        """Return the sum of cross-entropies of all trained tokens, an fp32 scalar in nats."""
         output = self.model.model(
             input_ids=batch.tokens,
             position_ids=batch.positions,
@@ -73,16 +73,16 @@ class LanguageModel(torch.nn.Module):
         return loss
 
     def recompute_activations(self) -> None:
-        """Keep only what enters a layer; the rest is computed again in the backward pass."""
+        """Keep only the inputs of layers, and recompute the rest in the backward pass."""
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def names(self) -> dict[int, str]:
-        """id(parameter) -> its name in the transformers model; tied ones have one name."""
+        """Return id(parameter) -> name in the transformers model. Tied parameters have one name."""
         return {id(parameter): name for name, parameter in self.model.named_parameters()}
 
 
 def load(folder: Path, dtype: torch.dtype) -> LanguageModel:
-    """Load a model folder; TrainerError when weights are missing or left over."""
+    """Load a model folder. Raises TrainerError (64) if weights are missing or do not fit."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     attention.register()

@@ -1,4 +1,4 @@
-"""This rank among the others, and what they agree on."""
+"""This rank among the ranks of its gang, and small agreements between them."""
 
 import contextlib
 import os
@@ -11,36 +11,36 @@ from accelerate import PartialState
 
 
 @dataclass(frozen=True)
-class Peers:
-    """Place in the gang; `control` is a gloo group for small agreements."""
+class Ranks:
+    """The ranks of a gang as one of them sees them. `control` is a gloo group of all of them."""
 
     rank: int
     world: int
     device: torch.device
     control: Any
     local_world: int = 1
-    """Ranks that share this host's memory."""
+    """Number of ranks that share the memory of this host."""
 
     @classmethod
-    def of(cls, device: torch.device, control: Any) -> "Peers":
-        """As accelerate finds it: it adopts the process group that the rendezvous made."""
+    def of(cls, device: torch.device, control: Any) -> "Ranks":
+        """Read rank and world size from accelerate, which adopts the existing process group."""
         process = PartialState(cpu=device.type == "cpu")
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return cls(process.process_index, process.num_processes, device, control, local)
 
     @property
-    def reads_back(self) -> int:
-        """The rank whose files this one checks: one of another node, where there is one."""
+    def verified_rank(self) -> int:
+        """The rank whose files this rank reads back: one of another node, if there is one."""
         step = self.local_world if self.local_world < self.world else 1
         return (self.rank + step) % self.world
 
-    def wait(self) -> None:
-        """Until every rank is here, or one is gone, or the group's timeout is over; collective."""
-        with contextlib.suppress(RuntimeError):  # what comes next needs nobody
+    def barrier(self) -> None:
+        """Wait for all ranks; collective. Returns early if a rank is lost or on a timeout."""
+        with contextlib.suppress(RuntimeError):  # what follows does not need the other ranks
             dist.barrier(self.control)
 
-    def any(self, mine: bool) -> bool:
-        """Whether it is so on any rank; collective."""
-        vector = torch.tensor([int(mine)])
+    def any(self, value: bool) -> bool:
+        """Return whether the value is true on any rank; collective."""
+        vector = torch.tensor([int(value)])
         dist.all_reduce(vector, op=dist.ReduceOp.MAX, group=self.control)
         return bool(vector.item())

@@ -1,6 +1,7 @@
-"""Token ids and the rows of the embedding must fit: an id without a row ends training on a device.
+"""Checks that every token id has a row in the embedding.
 
-Found before a device is held, and again before a model is published.
+An id without a row would end training on a device. The check runs before devices are assigned, and
+again before a model is published.
 """
 
 import json
@@ -16,7 +17,7 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def check(folder: Path, name: str, shapes: dict[str, list[int]]) -> None:
-    """TrainerError 64 names the id that has no row. `shapes`: parameter -> shape."""
+    """Raise TrainerError (64) for a token id without a row. `shapes`: parameter -> shape."""
     rows = shapes[_EMBEDDING][0]
     for file, what, token in _ids(folder):
         if token >= rows:
@@ -37,16 +38,19 @@ def _ids(folder: Path) -> Iterator[tuple[str, str, int]]:
     tokenizer = _read(folder / "tokenizer.json")
     for entry in tokenizer.get("added_tokens") or []:
         yield "tokenizer.json", repr(entry["content"]), entry["id"]
-    words = (tokenizer.get("model") or {}).get("vocab")
-    if isinstance(words, dict) and words:
-        word = max(words, key=words.__getitem__)
-        yield "tokenizer.json", repr(word), words[word]
-    elif words:  # Unigram: a list, the position is the id
-        yield "tokenizer.json", repr(words[-1][0]), len(words) - 1
+    tokens = (tokenizer.get("model") or {}).get("vocab")
+    if isinstance(tokens, dict) and tokens:
+        largest = max(tokens, key=tokens.__getitem__)
+        yield "tokenizer.json", repr(largest), tokens[largest]
+    elif tokens:  # Unigram: a list, in which the position is the id
+        yield "tokenizer.json", repr(tokens[-1][0]), len(tokens) - 1
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Empty when it is absent or no JSON object: whoever needs it says so in better words."""
+    """Return a JSON object, empty if the file is absent or not valid.
+
+    Other checks report such a file with a better message.
+    """
     try:
         values = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -55,7 +59,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def as_list(value: Any) -> list[int]:
-    """Token ids as config.json and generation_config.json give them: one, several or none."""
+    """Return the token ids of a field of config.json: none, one or several."""
     if value is None:
         return []
     return list(value) if isinstance(value, list) else [value]

@@ -153,11 +153,6 @@ def claim_path(uri: str, mounts: dict[str, str]) -> Path:
     return path
 
 
-def check_cached(config: RunConfig, folder: Path) -> None:
-    """Raise TrainerError 66 if a downloaded model has disappeared since it was prepared."""
-    Cache.of(config).check_model(config.model.source, folder)
-
-
 def _model_folder(source: str, revision: str | None, cache: Cache, mounts: dict[str, str]) -> Path:
     if is_claim(source):
         return claim_path(source, mounts)

@@ -1,4 +1,8 @@
-"""The training of one attempt: rendezvous, loop, step, consensus, evaluation and divergence.
+"""The training of one attempt.
 
-Imports everything below it; `prepare` and `export` are its siblings.
+`attempt` is the main function of a rank; it builds the loop through `setup` and runs it. `loop`
+uses one module for each concern: `step`, `consensus`, `divergence`, `triggers`, `evaluate`,
+`telemetry` and `limits`.
+
+Imports all packages of lower layers. Must not import `prepare`, `export` and `pod`.
 """

@@ -1,4 +1,4 @@
-"""One rank's part in one attempt."""
+"""One rank's part in one attempt: set up, train, and turn the end into an exit code."""
 
 import logging
 import os
@@ -12,26 +12,31 @@ import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import RunConfig
-from finetune_trainer.checkpoint.write import Owner
+from finetune_trainer.checkpoint.storage import RunStorage
 from finetune_trainer.common.environment import run_config
 from finetune_trainer.common.errors import TrainerError, reading
 from finetune_trainer.common.reporter import ChannelReporter
 from finetune_trainer.common.stop_signal import StopSignal
 from finetune_trainer.model import language_model
 from finetune_trainer.model.engine import Engine
-from finetune_trainer.run_dir.paths import RunPaths, check_cached
-from finetune_trainer.training import out_of_memory, rendezvous
-from finetune_trainer.training.collectives import local_trouble, lost_a_peer
+from finetune_trainer.model.ranks import Ranks
+from finetune_trainer.run_dir.paths import Cache, RunPaths
+from finetune_trainer.training import out_of_memory, rendezvous, setup
+from finetune_trainer.training.collectives import local_problem, lost_a_peer
 from finetune_trainer.training.loop import Loop
 from finetune_trainer.training.rendezvous import Place
 
-# Long enough for the slowest peer to load its model; a dead peer is noticed at once on gloo, and by
-# the supervisor's rules elsewhere.
+# Long enough for the slowest rank to load its model. With gloo, the death of a peer is noticed at
+# once; otherwise the supervisor's rules find it.
 _TIMEOUT = timedelta(minutes=10)
 
 
 def main() -> None:
-    """Never returns: a process group that is torn down by the interpreter may abort (SIGABRT)."""
+    """Train and end the process; never returns.
+
+    The process ends by os._exit: if the interpreter tears down a process group, it may abort
+    (SIGABRT).
+    """
     rank = os.environ.get("RANK")
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s [rank {rank}] %(message)s")
     if rank != "0":
@@ -44,93 +49,110 @@ def main() -> None:
 
 
 def _guarded(report: ChannelReporter) -> int:
+    """Train and return the exit code; report the error if there is one."""
     try:
         return _train(report)
     except TrainerError as error:
         report.error(error)
         return int(error.code)
     except Exception as error:
-        if out_of_memory.is_one(error):
-            world = Place.from_environment().world
-            advice = out_of_memory.message(run_config(), world, out_of_memory.said(error))
-            report.error(TrainerError(ExitCode.OUT_OF_MEMORY, advice))
-            return int(ExitCode.OUT_OF_MEMORY)
-        if trouble := local_trouble(error):
-            message = (
-                f"NCCL does not work here: {trouble[:512]}; look at the GPUs, the driver and the "
-                "network interfaces of the node; NCCL_DEBUG=INFO in workers.template says more"
-            )
-            report.error(TrainerError(ExitCode.ENVIRONMENT_UNUSABLE, message))
-            return int(ExitCode.ENVIRONMENT_UNUSABLE)
-        if lost_a_peer(error):  # the trace of a collective would bury whose fault it was
-            text = str(error).strip().splitlines()
-            message = f"a peer was lost: {text[0] if text else type(error).__name__}"
-            report.error(TrainerError(ExitCode.PEER_LOST, message[:512]))
-            return int(ExitCode.PEER_LOST)
-        traceback.print_exc()
-        return 1
+        planned = _planned_end(error)
+        if planned is None:
+            traceback.print_exc()
+            return 1
+        report.error(planned)
+        return int(planned.code)
+
+
+def _planned_end(error: Exception) -> TrainerError | None:
+    """Return the TrainerError that explains an error of torch or NCCL, if it is a known one."""
+    if out_of_memory.is_out_of_memory(error):
+        config, world = run_config(), Place.from_environment().world
+        assert config.plan is not None
+        advice = out_of_memory.message(
+            config.plan, config.training, world, out_of_memory.cause(error)
+        )
+        return TrainerError(ExitCode.OUT_OF_MEMORY, advice)
+    if problem := local_problem(error):
+        return TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"NCCL does not work on this node: {problem[:512]}; check the GPUs, the driver and the "
+            "network interfaces of the node; NCCL_DEBUG=INFO in workers.template logs more",
+        )
+    if lost_a_peer(error):  # a traceback would hide that the cause is another rank
+        text = str(error).strip().splitlines()
+        message = f"a peer was lost: {text[0] if text else type(error).__name__}"
+        return TrainerError(ExitCode.PEER_LOST, message[:512])
+    return None
 
 
 def _train(report: ChannelReporter) -> int:
     config, place = run_config(), Place.from_environment()
     plan = config.plan
     if plan is None or config.run_digest is None or config.prepared_digest is None:
-        raise TrainerError(ExitCode.BAD_CONFIGURATION, "a worker needs plan, data and run digest")
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            "the run configuration of a worker needs plan, runDigest and preparedDigest; update "
+            "the operator",
+        )
     report.stage("LoadingModel")
     device = rendezvous.join(place, _TIMEOUT)
-    # A save or a look at a checkpoint may take longer than any step: a rank that hangs there is the
-    # supervisor's to find, and it comes first.
-    patience = timedelta(seconds=2 * config.progress_deadline_seconds)
-    control = dist.new_group(backend="gloo", timeout=max(_TIMEOUT, patience))
-    epoch = _shared_epoch(control)
+    # Saving or reading a checkpoint may take longer than any step. A rank that hangs there is found
+    # by the supervisor first, after the progress deadline.
+    storage_timeout = timedelta(seconds=2 * config.progress_deadline_seconds)
+    control = dist.new_group(backend="gloo", timeout=max(_TIMEOUT, storage_timeout))
+    fence_epoch = _shared_fence_epoch(control)
     paths = RunPaths.of(config)
-    dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
     torch.manual_seed(config.training.seed + place.rank)
     if place.rank == 0:
         logging.info(
             "attempt %d, %d ranks, ZeRO stage %d", config.attempt, place.world, plan.zero_stage
         )
-    check_cached(config, paths.model)
-    with reading(config.model.source):
-        model = language_model.load(paths.model, dtype)
-    report.advance()
-    engine = Engine(model, config.training, plan)
-    owner = Owner(config.job_uid, config.run_digest, config.attempt, epoch)
-    # Until here SIGTERM just ends the process: there is nothing to save, and a peer that is not
-    # there yet would be waited for until the grace period is over.
+    engine = Engine(_load_model(config, paths, report), config.training, plan)
+    storage = RunStorage(paths, config.job_uid, config.run_digest, config.attempt, fence_epoch)
+    # Before this point SIGTERM ends the process: nothing could be saved, and ranks that have not
+    # started yet would be waited for until the grace period is over.
     stop = StopSignal()
-    loop = Loop(config, plan, engine, paths, owner, report, device, control, stop)
+    loop = setup.build(config, engine, Ranks.of(device, control), storage, report, stop)
     try:
-        finished = loop.run()
+        is_complete = loop.run(config.highest_step)
         dist.barrier(control)
     except Exception as error:
         if not (stop.is_set() and not loop.unsaved and lost_a_peer(error)):
             raise
-        finished = False  # the peer was told to stop a moment before us
+        is_complete = False  # the peer was asked to stop a moment earlier, and has left
     finally:
-        loop.log.close()
-    if finished and place.rank == 0:
+        loop.close()
+    if not is_complete:
+        raise TrainerError(ExitCode.STOPPED, _stop_message(config.attempt, loop))
+    if place.rank == 0:
         report.result(final_step=loop.state.step)
-    return _finish(report, config, loop, finished)
+    return int(ExitCode.DONE)
 
 
-def _shared_epoch(control: Any) -> int:
-    """Worker 0's supervisor claimed the fence; every rank learns the epoch from rank 0."""
+def _load_model(
+    config: RunConfig, paths: RunPaths, report: ChannelReporter
+) -> language_model.LanguageModel:
+    dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
+    Cache.of(config).check_model(config.model.source, paths.model)
+    with reading(config.model.source):
+        model = language_model.load(paths.model, dtype)
+    report.advance()
+    return model
+
+
+def _shared_fence_epoch(control: Any) -> int:
+    """Return the fence epoch that worker 0's supervisor claimed, from rank 0; collective."""
     value = [int(sys.argv[1])]
     dist.broadcast_object_list(value, src=0, group=control)
     return value[0]
 
 
-def _finish(report: ChannelReporter, config: RunConfig, loop: Loop, finished: bool) -> int:
-    if finished:
-        return int(ExitCode.DONE)
-    message = f"attempt {config.attempt} stopped as it was asked to; "
+def _stop_message(attempt: int, loop: Loop) -> str:
+    message = f"attempt {attempt} stopped as requested; "
     if loop.unsaved:
-        message += (
+        return message + (
             f"{loop.unsaved} steps after step {loop.saved_step} are not saved; "
             "raise runPolicy.terminationGracePeriodSeconds, or save to faster storage"
         )
-    else:
-        message += f"everything up to step {loop.state.step} is saved"
-    report.error(TrainerError(ExitCode.STOPPED, message))
-    return int(ExitCode.STOPPED)
+    return message + f"everything up to step {loop.state.step} is saved"

@@ -1,7 +1,8 @@
-"""What the ranks tell each other once a step: one small vector, summed, and read one step later.
+"""The consensus of a step: one small vector that all ranks sum, and read one step later.
 
 Reading it at once would make the host wait for the device, and every rank for the slowest one, in
-every step. All ranks read the same sums at the same step, so they act together, one step late.
+every step. All ranks read the same sums at the same step. Therefore they act together, one step
+late.
 """
 
 from collections import deque
@@ -13,49 +14,52 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True)
-class Heard:
-    """One step's vector, summed over the ranks."""
+class Agreed:
+    """The vector of one step, summed over all ranks."""
 
     loss: float
-    """Of the weights before the step, nats per trained token of the whole batch."""
+    """Loss of the weights before the step, in nats per trained token of the global batch."""
     stop: bool
-    """Some rank was asked to stop."""
+    """Whether any rank was asked to stop."""
     save: bool
-    """A checkpoint is due by the clock."""
+    """Whether rank 0's clock says that a checkpoint is due."""
     finished: int
-    """Phases of saving that were finished, over all ranks."""
+    """Number of finished phases of saves, summed over all ranks."""
     failed: int
-    """Ranks whose phase failed."""
+    """Number of ranks whose newest phase failed."""
 
 
-class Agreement:
-    """Vectors on their way; every rank posts and hears them in the same order."""
+class Consensus:
+    """The vectors that are not read yet. All ranks post and receive them in the same order."""
 
     def __init__(self) -> None:
-        self._on_their_way: deque[tuple[torch.Tensor, Any]] = deque()
+        self._pending: deque[tuple[torch.Tensor, Any]] = deque()
 
     def post(
         self, loss: torch.Tensor, *, stop: bool, save: bool, finished: int, failed: bool
     ) -> None:
-        """Begin a sum; `loss`, this rank's share, is a scalar on its device and not waited for."""
-        facts = torch.tensor(
+        """Begin to sum a vector, without waiting for it.
+
+        `loss` is this rank's share of the loss, a scalar on its device.
+        """
+        flags = torch.tensor(
             [float(stop), float(save), float(finished), float(failed)], dtype=torch.float64
         )
-        vector = torch.cat([loss.detach().double()[None], facts.to(loss.device)])
+        vector = torch.cat([loss.detach().double()[None], flags.to(loss.device)])
         if vector.is_cuda:
             dist.all_reduce(vector)
             host = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
             host.copy_(vector, non_blocking=True)
             arrival: Any = torch.cuda.Event()
             arrival.record()
-            self._on_their_way.append((host, arrival.synchronize))
+            self._pending.append((host, arrival.synchronize))
         else:
             work = dist.all_reduce(vector, async_op=True)
-            self._on_their_way.append((vector, work.wait))
+            self._pending.append((vector, work.wait))
 
-    def hear(self) -> Heard:
-        """The oldest vector; waits until it is there."""
-        vector, wait = self._on_their_way.popleft()
+    def receive(self) -> Agreed:
+        """Wait for the oldest vector and return it."""
+        vector, wait = self._pending.popleft()
         wait()
         loss, stop, save, finished, failed = vector.tolist()
-        return Heard(loss, stop > 0, save > 0, round(finished), round(failed))
+        return Agreed(loss, stop > 0, save > 0, round(finished), round(failed))

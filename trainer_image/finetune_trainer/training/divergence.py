@@ -1,4 +1,4 @@
-"""When a run has diverged, and which weights must not be saved because of it."""
+"""Detects when a run has diverged, and which weights must not be saved because of it."""
 
 import math
 from collections import deque
@@ -17,22 +17,26 @@ _SPIKE_STEPS = 20
 
 @dataclass
 class Divergence:
-    """Watches the steps of one attempt, in their order."""
+    """Observes the steps of one attempt, in their order."""
 
     learning_rate: float
     skipped: int = 0
-    """Steps of the whole run that were not applied: something in them was not finite."""
+    """Number of steps of the run that were not applied because a value was not finite."""
     in_a_row: int = 0
+    """Number of steps up to the newest one that were not finite."""
     _spiking: int = 0
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
-    def take_in(self, step: int, loss: float, *, finite: bool) -> None:
-        """A step's facts; TrainerError 86 when the run cannot go on after it."""
+    def observe(self, step: int, loss: float, *, finite: bool) -> None:
+        """Take the result of a step into account.
+
+        Raises TrainerError (86) if the run has diverged.
+        """
         self._recent.append(finite)
         if finite:
             self.in_a_row = 0
-            self._watch_loss(step, loss)
+            self._observe_loss(step, loss)
             return
         self.skipped += 1
         self.in_a_row += 1
@@ -47,15 +51,19 @@ class Divergence:
             )
 
     def last_good(self, step: int) -> int:
-        """Step whose weights are beyond doubt when `step` was one too many.
+        """Return the newest step whose weights are certainly usable, after `step` was observed.
 
-        A streak of bad steps began with the weights before it; a spike with its first step.
+        A step shows the loss and the gradients of the weights before it. Therefore the weights
+        before the first suspicious step are not certain to be usable either.
         """
         return step - self._suspected - 1
 
     @property
     def is_suspected(self) -> bool:
-        """A streak or a spike goes on that may be the end: weights after `last_good` may go."""
+        """Whether the last steps may be the start of a divergence.
+
+        If it is confirmed, checkpoints after `last_good` will be marked as diverged.
+        """
         return self._suspected > 0
 
     @property
@@ -64,20 +72,23 @@ class Divergence:
 
     @property
     def in_doubt(self) -> bool:
-        """The last step was not finite: whether the weights are ruined shows in the next ones.
+        """Whether the last step was not finite, so that the next ones show if the weights are lost.
 
-        Nothing is saved meanwhile unless it must be: a checkpoint of ruined weights would be the
-        newest, and every later attempt would begin with it and end with 86.
+        Nothing is saved meanwhile unless the attempt ends: a checkpoint with such weights would be
+        the newest one, and every later attempt would resume from it and end with 86.
         """
         return self.in_a_row > 0
 
-    def ruined(self, step: int) -> TrainerError:
-        """The weights after a step give no finite loss: no checkpoint, no model."""
+    def not_finite(self, step: int) -> TrainerError:
+        """Return the error for weights after a step that give no finite loss.
+
+        Such weights are neither saved nor exported.
+        """
         return self._error(f"the loss of the weights after step {step} is not finite")
 
-    def _watch_loss(self, step: int, loss: float) -> None:
+    def _observe_loss(self, step: int, loss: float) -> None:
         normal = median(self._losses) if self._losses else math.inf
-        # A loss near zero triples for no reason: overfitted, not diverged.
+        # An overfitted model's loss is near zero and easily triples without any divergence.
         if len(self._losses) >= _SPIKE_STEPS and loss > _SPIKE * max(normal, 0.1):
             self._spiking += 1
         else:
@@ -89,9 +100,9 @@ class Divergence:
                 f"{loss:.4f} at step {step}"
             )
 
-    def _error(self, what: str) -> TrainerError:
+    def _error(self, problem: str) -> TrainerError:
         return TrainerError(
             ExitCode.DIVERGED,
-            f"{what}; lower training.learningRate (now {self.learning_rate}) or look at the data "
-            "of these steps",
+            f"{problem}; lower training.learningRate (now {self.learning_rate}) or look at the "
+            "data of these steps",
         )

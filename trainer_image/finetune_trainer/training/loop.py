@@ -1,292 +1,204 @@
-"""The training loop: a step, what the ranks agreed on, then evaluate, save, stop.
+"""The training loop of one rank.
 
-Every rank runs the same code and takes the same turns; whatever decides a turn (a stop signal, a
-clock, a non-finite loss) is agreed on first (agreement.py) and heard one step late. Where a turn
-needs the newest facts, `_settle` waits for them.
+    1. Resume from the newest valid checkpoint, or evaluate the baseline.
+    2. Make a step over the next rows. Add its result to a vector that all ranks sum.
+    3. Process the sum of the step before: divergence, requests to stop, progress, saves.
+    4. Evaluate and save, if that is due. Repeat from 2.
+    5. Finish with a last evaluation and a last checkpoint. After a request to stop, save what the
+       rest of the grace period allows.
+
+All ranks run the same code and make the same decisions at the same step. Everything that decides (a
+request to stop, a clock, a loss that is not finite) is part of that vector (consensus.py) and is
+processed one step late. Where a decision needs the result of the newest step, `_flush` waits for
+it.
 """
 
 import logging
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-import torch
-
-from finetune_api.exit_codes import ExitCode
-from finetune_api.progress import Plan
-from finetune_api.run import RunConfig
-from finetune_trainer.checkpoint import choose, load
-from finetune_trainer.checkpoint.retention import Keeper
-from finetune_trainer.checkpoint.saver import Saved, Saver
-from finetune_trainer.checkpoint.snapshot import Snapshot
-from finetune_trainer.checkpoint.write import Owner, Position
+from finetune_trainer.checkpoint.checkpointer import Checkpointer
+from finetune_trainer.checkpoint.write import Position
 from finetune_trainer.common import garbage_collection
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.common.grace import FLUSH_SECONDS, result_reserve
-from finetune_trainer.common.reporter import Reporter
-from finetune_trainer.common.stop_signal import StopSignal
-from finetune_trainer.data import prepared
-from finetune_trainer.data.rows import Rows
-from finetune_trainer.model import replicas
-from finetune_trainer.model.engine import Engine
-from finetune_trainer.model.ranks import Peers
-from finetune_trainer.run_dir.paths import RunPaths
-from finetune_trainer.tracking.run_log import RunLog
-from finetune_trainer.training import rendezvous
-from finetune_trainer.training.consensus import Agreement
+from finetune_trainer.training.consensus import Consensus
 from finetune_trainer.training.divergence import Divergence
 from finetune_trainer.training.evaluate import Evaluator
-from finetune_trainer.training.mfu import Utilisation
-from finetune_trainer.training.progress import ProgressMeter
-from finetune_trainer.training.step import StepFacts, Stepper
-from finetune_trainer.training.triggers import Turns
+from finetune_trainer.training.limits import Limits
+from finetune_trainer.training.step import RunState, Stepper, StepResult
+from finetune_trainer.training.telemetry import Telemetry
+from finetune_trainer.training.triggers import Triggers
 
 _log = logging.getLogger(__name__)
-_LAST_WORDS = 1.0  # s, of a rank that has waited for a save in vain
-
-
-@dataclass
-class State:
-    """Where the run stands; all of it is in a checkpoint or follows from one."""
-
-    step: int = 0
-    rows_consumed: int = 0
-    tokens_seen: int = 0
 
 
 class Loop:
-    """One rank's view of the run."""
+    """Trains until the run is complete or a stop is requested. `setup.build` makes it."""
 
     def __init__(
         self,
-        config: RunConfig,
-        plan: Plan,
-        engine: Engine,
-        paths: RunPaths,
-        owner: Owner,
-        report: Reporter,
-        device: torch.device,
-        control: Any,
-        stop: StopSignal,
+        stepper: Stepper,
+        evaluator: Evaluator,
+        checkpointer: Checkpointer,
+        triggers: Triggers,
+        telemetry: Telemetry,
+        limits: Limits,
+        divergence: Divergence,
     ) -> None:
-        folder = paths.prepared(config.prepared_digest or "")
-        self.rows = Rows(folder, "train")
-        self._sequence = prepared.sequence(folder, config.dataset.train, config.training.seed)
-        self.state = State()
-        self.peers = Peers.of(device, control)
-        self.evaluator = Evaluator(
-            engine, Rows(folder, "validation"), plan.micro_batch_size, self.peers, paths, report
-        )
-        self._config, self._plan, self._engine = config, plan, engine
-        self._paths, self._owner, self._report = paths, owner, report
-        self._stop = stop
-        self._stepper = Stepper(config.training, plan, self.rows, engine, self.peers)
-        self._agreement = Agreement()
-        self._unheard: deque[StepFacts] = deque()
-        self._turns = Turns(config, plan)
-        self._divergence = Divergence(plan.learning_rate)
-        utilisation = Utilisation.known(
-            engine.model.model.config,
-            self.rows,
-            self.peers.world,
-            device,
-            bf16=config.training.precision == "BF16",
-        )
-        self._meter = ProgressMeter(config, plan, self._sequence.rows_per_epoch, utilisation)
-        self._keeper = Keeper(paths, owner, config.checkpoints.keep_last, report)
-        self._snapshot = Snapshot(engine, self.peers.local_world)
-        self._saver = Saver(
-            engine,
-            self._snapshot,
-            paths,
-            owner,
-            self.peers,
-            report.advance,
-            self._keeper.settle,
-        )
-        self.log = RunLog(config, paths, owner.epoch, self.peers.rank)
-        self._saved_step = -1
-        self._last_rows: list[int] = []
+        self.state = RunState()
+        self.evaluator = evaluator
+        self._stepper, self._checkpointer = stepper, checkpointer
+        self._triggers, self._telemetry, self._limits = triggers, telemetry, limits
+        self._divergence = divergence
+        self._consensus = Consensus()
+        self._in_flight: deque[StepResult] = deque()
+        self._has_stepped = False
 
-    def run(self) -> bool:
-        """Train to the end; False when it was stopped before. `unsaved` says what is lost then."""
-        self._resume()
-        self.log.begin(self.state.step)
-        if self.state.step == 0 and not self._begin():
+    def run(self, highest_step: int) -> bool:
+        """Train to the end. Returns whether the run is complete; if not, see `unsaved`.
+
+        `highest_step` is the highest step that any earlier attempt has finished.
+        """
+        self._resume(highest_step)
+        if self.state.step == 0 and not self._measure_baseline():
             return False
-        self._report.stage("Training")
+        self._telemetry.stage("Training")
         garbage_collection.freeze()
-        self._meter.lap()
+        self._telemetry.resume_timing()
         while not self._is_complete():
             self._step()
-            if len(self._unheard) > 1:
-                self._hear()
-            if self._turns.stop:
-                return self._leave()
+            if len(self._in_flight) > 1:
+                self._process_result()
+            if self._triggers.stop:
+                return self._stop()
             self._evaluate_and_save()
         return self._finish()
 
     @property
     def saved_step(self) -> int:
-        """Step of the newest checkpoint of this attempt or before; 0 when there is none."""
-        return max(0, self._saved_step, self._saver.published or 0)
+        """Step of the newest checkpoint; 0 if none exists."""
+        return self._checkpointer.saved_step
 
     @property
     def unsaved(self) -> int:
-        """Steps that were finished since the newest checkpoint."""
+        """Number of steps that were finished after the newest checkpoint."""
         return self.state.step - self.saved_step
 
-    def _resume(self) -> None:
-        found = choose.newest_whole(
-            self._paths, self._owner.run_digest, self.peers.control, self._report.advance
-        )
-        if self.peers.rank == 0:
-            self._keeper.tell()
-        if found is None:
-            load.assert_consistent(self._engine)
-            if self._config.highest_step and self.peers.rank == 0:
-                _log.warning(
-                    "no checkpoint of this run can be used, although step %d was reached: training "
-                    "begins again at the first step",
-                    self._config.highest_step,
-                )
-        else:
-            folder, manifest = found
-            load.load(self._engine, folder, manifest, self._report.advance)
-            self.state = State(manifest.step, manifest.rows_consumed, manifest.tokens_seen)
-            self._saved_step = manifest.step
-            self._divergence.skipped = manifest.skipped_steps
-            self._saver.expect(manifest)
-            _log.info("resumed from checkpoint %s", folder.name)
-        self.evaluator.resume(self.state.step)
-        self._meter.start(self.state.step)
+    def close(self) -> None:
+        """Flush the log and the trackers."""
+        self._telemetry.close()
 
-    def _begin(self) -> bool:
-        """The baseline, before the first step; False when a stop was asked for."""
-        if self.peers.any(self._stop.is_set()):
+    # Begin.
+
+    def _resume(self, highest_step: int) -> None:
+        manifest = self._checkpointer.resume(highest_step)
+        if manifest is not None:
+            self.state = RunState(manifest.step, manifest.rows_consumed, manifest.tokens_seen)
+            self._divergence.skipped = manifest.skipped_steps
+        self.evaluator.resume(self.state.step)
+        self._telemetry.begin(self.state.step)
+
+    def _measure_baseline(self) -> bool:
+        """Evaluate before the first step. Returns false if a stop was requested."""
+        if self._limits.stop_requested_on_any_rank():
             return False
-        return self.evaluator.loss_at(0) is not None or not self._evaluate()
+        return self.evaluator.loss_at(0) is not None or self._evaluate()
 
     def _is_complete(self) -> bool:
-        last = self.state.step >= self._plan.total_steps
-        return last or self._turns.is_over(self.evaluator.history)
+        return self._triggers.is_last(self.state.step) or self._triggers.stops_early(
+            self.evaluator.history
+        )
+
+    # One step.
 
     def _step(self) -> None:
-        """Take a step and tell the others how it went."""
-        state = self.state
-        end = self._turns.end(self._sequence.rows_per_epoch)
-        rows = self._sequence.step(state.rows_consumed, self._plan.global_batch_size, end)
-        facts = self._stepper.take(state.step, rows)
-        self._agreement.post(
-            facts.loss,
-            stop=self._stop.is_set(),
-            save=self.peers.rank == 0 and self._turns.is_time_to_save(),
-            finished=self._saver.finished,
-            failed=self._saver.failed,
+        """Make a step and add this rank's results to the consensus."""
+        result = self._stepper.take(self.state)
+        self._consensus.post(
+            result.loss,
+            stop=self._limits.stop_requested(),
+            save=self._triggers.interval_has_elapsed(),
+            finished=self._checkpointer.saver.finished_phases,
+            failed=self._checkpointer.saver.has_failed,
         )
-        if not self._last_rows:
-            self._trust()
-        self._unheard.append(facts)
-        self._last_rows = rows
-        state.step += 1
-        state.rows_consumed += len(rows)
-        state.tokens_seen += facts.tokens
-        garbage_collection.after(state.step)
-        self._report.advance()
+        if not self._has_stepped:
+            self._verify_first_step()
+        self._in_flight.append(result)
+        self.state = result.state
+        garbage_collection.after(self.state.step)
+        self._telemetry.advance()
 
-    def _trust(self) -> None:
-        """After the attempt's first step: all computed the same, and all have arrived."""
-        replicas.assert_equal(self._engine, self.peers)
-        # Without a copy each rank waits for its own write, however long its storage takes.
-        if not self.peers.any(not self._snapshot.is_copy):
-            deadline = self._config.progress_deadline_seconds
-            rendezvous.tighten(deadline, self.peers.control)
+    def _verify_first_step(self) -> None:
+        """Check that all ranks computed the same weights. All ranks have started by now."""
+        self._has_stepped = True
+        self._stepper.verify_replicas()
+        if self._checkpointer.all_ranks_write_in_background():
+            self._limits.tighten_timeouts()
 
-    def _hear(self) -> None:
-        """What the ranks agreed on in the oldest step that was not heard yet."""
-        facts, heard = self._unheard.popleft(), self._agreement.hear()
-        norm = float(facts.norm)
-        sound = math.isfinite(heard.loss)
-        self._saver.judge(facts.step - 1, sound=sound)
+    def _process_result(self) -> None:
+        """Process the oldest step in flight, with what the ranks agreed on in it."""
+        result, agreed = self._in_flight.popleft(), self._consensus.receive()
+        step, norm = result.state.step, float(result.norm)
+        loss_is_finite = math.isfinite(agreed.loss)
+        # The loss of a step is the loss of the weights before it.
+        self._checkpointer.saver.report_loss(step - 1, is_finite=loss_is_finite)
+        is_finite = result.applied and math.isfinite(norm) and loss_is_finite
         try:
-            self._divergence.take_in(
-                facts.step, heard.loss, finite=facts.applied and math.isfinite(norm) and sound
-            )
+            self._divergence.observe(step, agreed.loss, finite=is_finite)
         except TrainerError:
-            self._condemn(self._divergence.last_good(facts.step))
+            self._checkpointer.mark_diverged(self._divergence.last_good(step))
             raise
         suspected = self._divergence.is_suspected
-        self._keeper.last_good = self._divergence.last_good(facts.step) if suspected else None
-        self._turns.hear(heard)
-        behind = sum(len(later.rows) for later in self._unheard)
-        progress, ledger = self._meter.step(
-            facts,
-            loss=heard.loss,
+        last_good = self._divergence.last_good(step) if suspected else None
+        self._checkpointer.retention.last_good = last_good
+        self._triggers.update(agreed)
+        self._telemetry.step(
+            result,
+            loss=agreed.loss,
             norm=norm,
-            tokens_seen=self.state.tokens_seen - sum(later.tokens for later in self._unheard),
-            rows_consumed=self.state.rows_consumed - behind,
             skipped=self._divergence.skipped,
+            checkpoint_problem=self._checkpointer.problem,
         )
-        # From every rank: each supervisor judges a hang by how long steps take.
-        self._report.training(progress=progress, ledger=ledger)
-        self.log.step(progress, self._meter.seconds)
-        if self.peers.rank == 0:
-            total = self._plan.total_steps
-            _log.info("step %d of %d, loss %.4f", facts.step, total, heard.loss)
-        self._conclude(self._saver.hear(heard.finished, heard.failed))
+        self._checkpointer.update(agreed.finished, agreed.failed)
 
-    def _condemn(self, last_good: int) -> None:
-        """Rank 0 marks what lies after a step; none leaves before it has.
+    def _flush(self) -> None:
+        """Process all steps in flight, because what follows depends on the newest one."""
+        while self._in_flight:
+            self._process_result()
 
-        Once a rank has left, those that are left have seconds, and then the next attempt begins.
-        """
-        self._report.stage("Checkpointing")
-        try:
-            if self.peers.rank == 0:
-                self._saver.wait_for_marks()
-                self._keeper.condemn(last_good)
-        finally:
-            self.peers.wait()
-
-    def _settle(self) -> None:
-        """Hear all that was posted: what follows needs to know how the last step went."""
-        while self._unheard:
-            self._hear()
+    # Between two steps.
 
     def _evaluate_and_save(self) -> None:
-        """What is due between two steps: both, when a checkpoint is due.
+        """Evaluate and save if one of them is due; a checkpoint always comes with an evaluation.
 
-        A checkpoint carries the loss of its own weights, and the best loss gets a checkpoint.
+        Thus a checkpoint contains the loss of its own weights, and the best loss is saved.
         """
-        step, turns = self.state.step, self._turns
-        asked = turns.save_is_asked_for(step)
-        save = asked or (turns.save_is_due and self._saver.idle)
-        if step >= self._plan.total_steps or not (save or turns.evaluation_is_due(step)):
+        step, triggers = self.state.step, self._triggers
+        is_scheduled = triggers.save_is_scheduled(step)
+        save = is_scheduled or (triggers.save_is_due and self._checkpointer.saver.is_idle)
+        if triggers.is_last(step) or not (save or triggers.evaluation_is_due(step)):
             return
-        self._settle()
-        if self._divergence.in_doubt or self._turns.stop:
+        self._flush()
+        if self._divergence.in_doubt or triggers.stop:
             return
-        if self.evaluator.loss_at(step) is None and self._evaluate():
+        if self.evaluator.loss_at(step) is None and not self._evaluate():
             return
-        best = self.evaluator.history.improved and self.evaluator.loss_at(step) is not None
-        if asked or best:
-            self._drain()  # a checkpoint of this very step is wanted
-        if save or best:
-            self._save(sound=False)
-        self._meter.lap()
+        is_best = self.evaluator.history.improved and self.evaluator.loss_at(step) is not None
+        if is_scheduled or is_best:
+            self._drain()  # this step needs a checkpoint of its own
+        if save or is_best:
+            self._save(known_finite=False)
+        self._telemetry.resume_timing()
 
     def _evaluate(self) -> bool:
-        """True when it was left off because of a stop."""
-        stopped = self.evaluator.measure(self.state.step, self._stop.is_set)
-        self.log.evaluation(self.state.step, self.evaluator.history.summary())
-        return stopped
+        """Evaluate. Returns false if the evaluation was abandoned because of a stop."""
+        completed = self.evaluator.measure(self.state.step, self._limits.stop_requested)
+        self._telemetry.evaluation(self.state.step, self.evaluator.history.summary())
+        return completed
 
-    def _save(self, *, sound: bool) -> None:
-        """Begin a checkpoint of this step."""
-        first = self._saved_step < 0
-        self._report.stage("Checkpointing")
+    def _save(self, *, known_finite: bool) -> None:
+        """Begin a checkpoint of this step. `known_finite`: its loss is known to be finite."""
         position = Position(
             step=self.state.step,
             rows_consumed=self.state.rows_consumed,
@@ -294,110 +206,66 @@ class Loop:
             skipped=self._divergence.skipped,
             validation_loss=self.evaluator.loss_at(self.state.step),
         )
-        self._saver.begin(position, sound=sound)
-        if first:
-            load.assert_consistent(self._engine)
-        self._turns.saved()
-        self._report.stage("Training")
-
-    def _conclude(self, saved: Saved | None, *, must: bool = False) -> None:
-        """A failed save ends the attempt (73) only where nothing comes after it."""
-        if saved is None:
-            return
-        problem = f"the checkpoint of step {saved.step} could not be saved ({saved.problem})"
-        if saved.problem and must:
-            raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, problem)
-        self._meter.checkpoint_problem = problem if saved.problem else None
-        if saved.problem:
-            # The older checkpoints stand, and the next save may succeed.
-            _log.error("%s; training goes on", problem)
-            return
-        self._saved_step = max(self._saved_step, saved.step)
-        if self.peers.rank == 0:
-            stall = self._saver.stalled
-            _log.info("saved a checkpoint of step %d (stalled %.3f s)", saved.step, stall)
+        self._checkpointer.begin(position, known_finite=known_finite)
+        self._triggers.save_began()
 
     def _drain(
-        self, *, must: bool = False, is_too_late: Callable[[], bool] = lambda: False
+        self, *, must_succeed: bool = False, is_too_late: Callable[[], bool] | None = None
     ) -> None:
-        """Wait for the save in the making, until it is over or too late."""
-        if self._saver.undecided:
-            self._saver.judge(self.state.step, sound=not self._is_ruined())
-        if not self._saver.idle:
-            self._report.stage("Checkpointing")
-            self._conclude(self._saver.drain(is_too_late), must=must)
-            self._report.stage("Training")
+        """Wait for the save in progress. It may be published if its weights have a finite loss."""
+        saver = self._checkpointer.saver
+        if saver.awaits_loss:
+            saver.report_loss(self.state.step, is_finite=self._stepper.has_finite_loss())
+        self._checkpointer.drain(must_succeed=must_succeed, is_too_late=is_too_late)
 
-    def _save_now(self) -> None:
-        """Save this step and wait for it; TrainerError when it cannot be saved."""
-        self._settle()
+    def _save_finite(self) -> None:
+        """Begin a checkpoint of this step without waiting for the loss of the next one.
+
+        Raises TrainerError (86) if the loss of these weights is not finite.
+        """
+        if not self._stepper.has_finite_loss():
+            raise self._divergence.not_finite(self.state.step)
+        self._save(known_finite=True)
+
+    # End.
+
+    def _finish(self) -> bool:
+        """Make the last evaluation and the last checkpoint. Returns whether the run is complete."""
+        self._flush()
+        if self._triggers.stop:
+            return self._stop()  # the next attempt evaluates
+        if self.evaluator.loss_at(self.state.step) is None:
+            self._evaluate()
         self._drain()
         if self.unsaved:
-            self._save_sound()
-            self._drain(must=True)
+            self._save_finite()
+            self._drain(must_succeed=True)
+        if self.evaluator.loss_at(self.state.step) is None:
+            self._evaluate()  # this attempt or an earlier one was stopped before it evaluated
+        return True
 
-    def _save_sound(self) -> None:
-        """Begin a checkpoint of this step that no later step has to prove to be sound."""
-        if self._is_ruined():
-            raise self._divergence.ruined(self.state.step)
-        self._save(sound=True)
+    def _stop(self) -> bool:
+        """Save this step, if there is time for it. Returns whether the run is complete.
 
-    def _is_ruined(self) -> bool:
-        """Whether the weights as they are give no finite loss, told by rows that they just saw.
-
-        The loss of a step is that of the weights before it: without this look a checkpoint could
-        hold what the next step finds ruined.
+        A save that is killed half-way is lost, but the checkpoint before it remains. The rest of
+        the grace period is checked before each wait, because the wait before it may have taken most
+        of it.
         """
-        rows = self._last_rows
-        return bool(rows) and self.peers.any(not math.isfinite(self._stepper.probe(rows)))
-
-    def _leave(self) -> bool:
-        """Stopped: save where it stands, as far as there is time; True when nothing is left to do.
-
-        A save that is killed half-way is worth nothing, and the one before it stands. What is left
-        of the grace period is looked at before each wait: the one before may have taken most of it.
-        """
-        self._settle()
-        if self._has_time_for(self._saver.remaining_seconds):
-            self._drain(is_too_late=self._is_too_late)
-        if self._saver.idle and self.unsaved and self._has_time_for(self._saver.expected_seconds):
-            self._save_sound()
-            self._drain(must=True, is_too_late=self._is_too_late)
+        self._flush()
+        limits, saver = self._limits, self._checkpointer.saver
+        if limits.have_time_for(saver.remaining_seconds):
+            self._drain(is_too_late=limits.is_too_late)
+        if saver.is_idle and self.unsaved and limits.have_time_for(saver.expected_seconds):
+            self._save_finite()
+            self._drain(must_succeed=True, is_too_late=limits.is_too_late)
         if self.unsaved:
-            needed = self._saver.expected_seconds
+            needed = saver.expected_seconds
             _log.warning(
                 "no checkpoint of step %d: %s, and %.0f s are left until the pod is killed; raise "
                 "runPolicy.terminationGracePeriodSeconds",
                 self.state.step,
                 f"a save is expected to take {needed:.0f} s" if needed else "it takes too long",
-                self._stop.remaining(self._grace) or 0.0,
+                limits.remaining_seconds() or 0.0,
             )
             return False
         return self._is_complete()
-
-    def _has_time_for(self, seconds: float | None) -> bool:
-        """Whether all ranks have, before their pods are killed; what is not known is tried."""
-        grace = self._stop.remaining(self._grace)
-        return not self.peers.any(seconds is not None and grace is not None and seconds > grace)
-
-    def _is_too_late(self) -> bool:
-        """Whether what is left of this rank's grace period is needed to leave in order."""
-        left = self._stop.remaining(self._grace)
-        reserve = max(result_reserve(self._grace), FLUSH_SECONDS) + _LAST_WORDS
-        return left is not None and left < reserve
-
-    @property
-    def _grace(self) -> float:
-        return float(self._config.termination_grace_period_seconds)
-
-    def _finish(self) -> bool:
-        """The last evaluation and the last checkpoint; False when a stop left no time for it."""
-        self._settle()
-        if self._turns.stop:
-            return self._leave()  # the next attempt evaluates
-        if self.evaluator.loss_at(self.state.step) is None:
-            self._evaluate()
-        self._save_now()
-        if self.evaluator.loss_at(self.state.step) is None:
-            self._evaluate()  # this attempt, or the one before, was stopped before it could
-        return True

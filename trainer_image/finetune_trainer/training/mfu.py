@@ -1,8 +1,8 @@
-"""Model FLOPs utilisation: what steps need, of what their devices could do (PaLM, appendix B).
+"""Model FLOPs utilisation (MFU): the FLOPs that steps need, as a share of what devices can do.
 
-Needed are, forward and backward, 6 FLOPs for each weight of a layer and each token, the same of the
-head for each trained token, and causal attention within each document. What activation
-checkpointing computes again is not needed, so it lowers the figure.
+Definition: PaLM, appendix B. Forward and backward passes need 6 FLOPs for each weight of a layer
+and each token, 6 for each weight of the head and each trained token, and causal attention within
+each document. What activation checkpointing recomputes does not count, so it lowers the MFU.
 """
 
 import re
@@ -12,8 +12,8 @@ import torch
 
 from finetune_trainer.data.rows import Rows
 
-# Dense bf16 FLOP/s from the vendors' data sheets (halved where they count sparsity), by the name
-# that torch gives to the device; the first that fits. A device that is not here has no MFU.
+# Dense bf16 FLOP/s from the vendors' data sheets (halved if they count sparsity), by a pattern for
+# the device name that torch reports. The first match counts. Other devices have no MFU.
 _PEAKS = (
     (r"H100 PCIe", 756e12),
     (r"H100 NVL", 835e12),
@@ -27,41 +27,41 @@ _PEAKS = (
 
 
 def peak(device_name: str) -> float | None:
-    """FLOP/s of one device at most, None where that is not known."""
+    """Return the peak FLOP/s of one device, or None if it is not known."""
     found = (flops for pattern, flops in _PEAKS if re.search(pattern, device_name))
     return next(found, None)
 
 
 class Utilisation:
-    """Of one model on devices of one kind."""
+    """Computes the utilisation for one model on devices of one kind."""
 
     def __init__(self, shape: Any, rows: Rows, devices: int, peak: float) -> None:
-        """`shape`: the transformers configuration, of an architecture that `lm` names."""
-        self._rows, self._most = rows, devices * peak
+        """Take the `shape` of a model from its transformers configuration."""
+        self._rows, self._peak = rows, devices * peak
         heads, hidden = shape.num_attention_heads, shape.hidden_size
         size = getattr(shape, "head_dim", None) or hidden // heads
         own, shared = heads * size, shape.num_key_value_heads * size
         layer = hidden * (2 * own + 2 * shared) + 3 * hidden * shape.intermediate_size
         self._token: float = 6.0 * shape.num_hidden_layers * layer
         self._trained: float = 6.0 * shape.vocab_size * hidden
-        # Scores and their use, 2 FLOPs each, three times with the backward pass: 12 for a pair of
-        # tokens, of which causal attention has half as many as the document has tokens squared.
+        # Two products of 2 FLOPs per element, three times with the backward pass, are 12 FLOPs for
+        # a pair of tokens. Causal attention has half as many pairs as tokens squared.
         self._square: float = 6.0 * shape.num_hidden_layers * own
 
     @classmethod
     def known(
         cls, shape: Any, rows: Rows, devices: int, device: torch.device, *, bf16: bool
     ) -> "Utilisation | None":
-        """None where the devices' peak is not known, or is not that of the precision."""
+        """Return None if the peak of the device is not known for this precision."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        most = peak(name)
-        return cls(shape, rows, devices, most) if bf16 and most else None
+        per_device = peak(name)
+        return cls(shape, rows, devices, per_device) if bf16 and per_device else None
 
     def needed(self, rows: list[int], tokens: int, trained: int) -> float:
-        """FLOPs of one step over these rows, on all devices together."""
+        """Return the FLOPs of one step over these rows, on all devices together."""
         squares = self._rows.squared_lengths(rows)
         return self._token * tokens + self._trained * trained + self._square * squares
 
     def share(self, flops: float, seconds: float) -> float:
-        """0 to 1."""
-        return flops / (seconds * self._most)
+        """Return the utilisation, 0 to 1, of all devices over a time."""
+        return flops / (seconds * self._peak)

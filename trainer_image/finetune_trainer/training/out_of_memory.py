@@ -1,56 +1,56 @@
-"""What to change when a device has no memory left, in numbers (pure).
+"""Advice for a device that is out of memory, with numbers (pure).
 
-What the states of a parameter take is ZeRO's own account (Rajbhandari et al. 2020, figure 1), with
-gradients accumulated in fp32.
+The memory that the states of a parameter need is computed as in Rajbhandari et al. 2020 (ZeRO),
+figure 1, with gradients accumulated in fp32.
 """
 
-from finetune_api.run import RunConfig
+from finetune_api.progress import Plan
+from finetune_api.spec import Training
 
 _GIGABYTE = 1e9
 
 
-def is_one(error: BaseException) -> bool:
-    """Whether torch or NCCL say, on whatever device, that memory could not be had."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether torch or NCCL could not allocate memory, on any device."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(_says_so(line) for line in _lines(error))
+        isinstance(error, RuntimeError) and any(_is_cause(line) for line in _lines(error))
     )
 
 
-def said(error: BaseException) -> str:
-    """The line in which it says so; the first one when none does."""
+def cause(error: BaseException) -> str:
+    """Return the line of an error that names the allocation, or else its first line."""
     lines = _lines(error)
-    return next(filter(_says_so, lines), lines[0] if lines else type(error).__name__)[:120]
+    return next(filter(_is_cause, lines), lines[0] if lines else type(error).__name__)[:120]
 
 
-def message(config: RunConfig, world: int, said: str) -> str:
-    """One sentence on what took the memory, one on what to change; `said` is torch's own word."""
-    plan, training = config.plan, config.training
-    assert plan is not None
+def message(plan: Plan, training: Training, world: int, cause: str) -> str:
+    """Return a message that names what takes the memory, and what can be changed.
+
+    `cause` is the text of torch or NCCL.
+    """
     rows, length = plan.micro_batch_size, training.sequence_length
-    held = _states(config, world, plan.zero_stage, plan.offload)
+    held = _state_bytes(plan, training, world, plan.zero_stage, plan.offload)
     text = (
-        f"out of device memory ({said}): weights, gradients and optimizer states take "
-        f"{_size(held)} a device at ZeRO stage {plan.zero_stage} on {world} devices, beside the "
-        f"activations of {rows} x {length} tokens; "
+        f"out of device memory ({cause}): weights, gradients and optimizer states take "
+        f"{_size(held)} per device at ZeRO stage {plan.zero_stage} on {world} devices, in addition "
+        f"to the activations of {rows} x {length} tokens; "
     )
-    return text + ", or ".join(_remedies(config, world))
+    return text + ", or ".join(_remedies(plan, training, world))
 
 
 def _lines(error: BaseException) -> list[str]:
     return str(error).strip().splitlines()
 
 
-def _says_so(line: str) -> bool:
-    # CUDA's own words, which NCCL repeats, and those of torch's allocator of host memory.
+def _is_cause(line: str) -> bool:
+    # The text of CUDA, which NCCL repeats, or of torch's allocator of host memory.
     return "out of memory" in line.lower() or "DefaultCPUAllocator" in line
 
 
-def _remedies(config: RunConfig, world: int) -> list[str]:
-    """Those that are left, the cheapest first."""
-    plan = config.plan
-    assert plan is not None
+def _remedies(plan: Plan, training: Training, world: int) -> list[str]:
+    """Return the changes that are possible, the cheapest first."""
     found = []
     if plan.micro_batch_size > 1:
         found.append(f"set deepspeed.microBatchSize to {plan.micro_batch_size // 2}")
@@ -58,22 +58,20 @@ def _remedies(config: RunConfig, world: int) -> list[str]:
         found.append("set deepspeed.activationCheckpointing to Always")
     if plan.zero_stage < 3 and world > 1:
         stage = plan.zero_stage + 1
-        after = _size(_states(config, world, stage, plan.offload))
-        found.append(f"raise deepspeed.zeroStage to {stage} ({after} a device)")
+        after = _size(_state_bytes(plan, training, world, stage, plan.offload))
+        found.append(f"raise deepspeed.zeroStage to {stage} ({after} per device)")
     if plan.offload == "None" and plan.zero_stage > 1:
-        after = _size(_states(config, world, plan.zero_stage, "Optimizer"))
-        found.append(f"set deepspeed.offload to Optimizer ({after} a device)")
+        after = _size(_state_bytes(plan, training, world, plan.zero_stage, "Optimizer"))
+        found.append(f"set deepspeed.offload to Optimizer ({after} per device)")
     if world > 1 or not found:
-        found.append("take more workers")
-    length = config.training.sequence_length
-    found.append(f"make another job with training.sequenceLength {length // 2}")
+        found.append("use more workers")
+    length = training.sequence_length
+    found.append(f"create a new job with training.sequenceLength {length // 2}")
     return found
 
 
-def _states(config: RunConfig, world: int, stage: int, offload: str) -> float:
-    """Bytes a device."""
-    plan, training = config.plan, config.training
-    assert plan is not None
+def _state_bytes(plan: Plan, training: Training, world: int, stage: int, offload: str) -> float:
+    """Return the bytes of weights, gradients and optimizer states per device."""
     parameters = plan.checkpoint_bytes / training.optimizer.state_bytes
     weights = 2.0 if training.precision == "BF16" else 4.0
     gradients, optimizer = 4.0, float(training.optimizer.state_bytes)

@@ -1,13 +1,13 @@
-"""Speed, time left and the ledger of steps, kept by rank 0."""
+"""Measures speed, remaining time and the ledger of steps."""
 
 import time
 from collections import deque
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from finetune_api.progress import Plan, Progress, StepLedger
-from finetune_api.run import RunConfig
 from finetune_trainer.training.mfu import Utilisation
-from finetune_trainer.training.step import StepFacts
+from finetune_trainer.training.step import StepResult
 
 _WINDOW = 60.0  # s
 
@@ -16,90 +16,103 @@ def _finite(value: float) -> float | None:
     return value if abs(value) < float("inf") else None  # NaN compares false
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """One step of the window over which speeds are averaged."""
+
+    at: float  # time.monotonic()
+    seconds: float
+    tokens: int
+    trained: int
+    flops: float
+
+
 class ProgressMeter:
-    """Turns step times into what people look at."""
+    """Derives the progress that users see from the results of steps."""
 
     def __init__(
         self,
-        config: RunConfig,
         plan: Plan,
-        epoch_rows: int,
+        rows_per_epoch: int,
+        highest_step: int,
         utilisation: Utilisation | None = None,
     ) -> None:
-        self._config, self._plan, self._epoch_rows = config, plan, epoch_rows
-        self._utilisation = utilisation
-        self._window: deque[tuple[float, float, int, int, float]] = deque()
+        """Begin. `highest_step` is the highest step that any earlier attempt has finished."""
+        self._plan, self._rows_per_epoch = plan, rows_per_epoch
+        self._highest_step, self._utilisation = highest_step, utilisation
+        self._window: deque[_Entry] = deque()
         self._first = 0
         self._productive = self._redone = 0.0
-        self._lap_at = time.monotonic()
+        self._timed_from = time.monotonic()
         self.seconds = 0.0
-        """How long the newest step took."""
-        self.checkpoint_problem: str | None = None
-        """Why the newest save failed."""
+        """Seconds that the newest step took."""
 
     def start(self, step: int) -> None:
-        """The attempt begins after this many finished steps."""
+        """Start an attempt after `step` finished steps."""
         self._first = step
 
-    def lap(self) -> None:
-        """Steps begin (again): what was done since the last one is not their time."""
-        self._lap_at = time.monotonic()
+    def resume_timing(self) -> None:
+        """Begin to measure steps again; what was done since the last step is not part of one."""
+        self._timed_from = time.monotonic()
 
     def step(
         self,
-        facts: StepFacts,
+        result: StepResult,
         *,
         loss: float,
         norm: float,
-        tokens_seen: int,
-        rows_consumed: int,
         skipped: int,
+        checkpoint_problem: str | None,
     ) -> tuple[Progress, StepLedger]:
-        """Facts after a finished step; the totals are those of the run up to it."""
-        step, seconds = facts.step, max(1e-9, facts.ended - self._lap_at)
-        self._lap_at = max(self._lap_at, facts.ended)
+        """Return progress and ledger after a finished step."""
+        state = result.state
+        seconds = max(1e-9, result.ended - self._timed_from)
+        self._timed_from = max(self._timed_from, result.ended)
         self.seconds = seconds
-        if step <= self._config.highest_step:
+        if state.step <= self._highest_step:
             self._redone += seconds
         else:
             self._productive += seconds
         now = time.monotonic()
-        self._window.append((now, seconds, facts.tokens, facts.trained, self._needed(facts)))
-        while now - self._window[0][0] > _WINDOW and len(self._window) > 1:
+        entry = _Entry(now, seconds, result.tokens, result.trained, self._flops(result))
+        self._window.append(entry)
+        while now - self._window[0].at > _WINDOW and len(self._window) > 1:
             self._window.popleft()
-        spent = sum(entry[1] for entry in self._window)
-        left = self._plan.total_steps - step
+        spent = sum(entry.seconds for entry in self._window)
+        left = self._plan.total_steps - state.step
         progress = Progress(
-            step=step,
+            step=state.step,
             total_steps=self._plan.total_steps,
-            epoch=round(rows_consumed / self._epoch_rows, 4),
+            epoch=round(state.rows_consumed / self._rows_per_epoch, 4),
             train_loss=_finite(loss),
-            learning_rate=facts.rate,
+            learning_rate=result.rate,
             grad_norm=_finite(norm),
-            tokens_seen=tokens_seen,
+            tokens_seen=state.tokens_seen,
             skipped_steps=skipped,
-            tokens_per_second=round(sum(entry[2] for entry in self._window) / spent, 1),
-            trained_tokens_per_second=round(sum(entry[3] for entry in self._window) / spent, 1),
-            mfu=self._share(spent),
+            tokens_per_second=round(sum(entry.tokens for entry in self._window) / spent, 1),
+            trained_tokens_per_second=round(
+                sum(entry.trained for entry in self._window) / spent, 1
+            ),
+            mfu=self._mfu(spent),
             eta_seconds=round(left * spent / len(self._window)),
-            checkpoint_problem=self.checkpoint_problem,
+            checkpoint_problem=checkpoint_problem,
             last_update_time=datetime.now(UTC),
         )
         ledger = StepLedger(
             productive_seconds=round(self._productive, 3),
             redone_seconds=round(self._redone, 3),
             first_step=self._first,
-            highest_step=step,
+            highest_step=state.step,
         )
         return progress, ledger
 
-    def _needed(self, facts: StepFacts) -> float:
-        """FLOPs of a step; 0 where nobody can say of how many."""
+    def _flops(self, result: StepResult) -> float:
+        """Return the FLOPs that a step needs; 0 without a known utilisation."""
         if self._utilisation is None:
             return 0.0
-        return self._utilisation.needed(facts.rows, facts.tokens, facts.trained)
+        return self._utilisation.needed(result.rows, result.tokens, result.trained)
 
-    def _share(self, spent: float) -> float | None:
+    def _mfu(self, spent: float) -> float | None:
         if self._utilisation is None:
             return None
-        return round(self._utilisation.share(sum(entry[4] for entry in self._window), spent), 4)
+        return round(self._utilisation.share(sum(entry.flops for entry in self._window), spent), 4)

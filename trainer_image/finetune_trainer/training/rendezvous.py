@@ -1,7 +1,9 @@
-"""How ranks find each other: a store on rank 0's own address, then one process group.
+"""How ranks find each other: through a store on rank 0's address, then in one process group.
 
-The store listens on the pod's address, not on all of them, so that two gangs on one host share a
-port number. DeepSpeed adopts the group that it finds.
+torch's own rendezvous are not used: `env://` listens on all addresses of a host, and those of
+torchrun replace the members of a gang by themselves, which is the operator's task here. This store
+listens on the address of the pod only, so that two gangs on one host can use the same port.
+DeepSpeed adopts the existing group.
 """
 
 import os
@@ -20,12 +22,12 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common import machine
 from finetune_trainer.common.errors import TrainerError
 
-CONNECT_SECONDS = 600.0  # peers may still pull their image
+CONNECT_SECONDS = 600.0  # other pods may still pull their image
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands in the gang."""
+    """The position of this process in the gang, and the address of rank 0."""
 
     rank: int
     local_rank: int
@@ -35,7 +37,7 @@ class Place:
 
     @classmethod
     def from_environment(cls) -> "Place":
-        """Read what the supervisor set."""
+        """Read the environment variables that the supervisor set."""
         return cls(
             rank=int(os.environ["RANK"]),
             local_rank=int(os.environ["LOCAL_RANK"]),
@@ -46,9 +48,9 @@ class Place:
 
 
 def join(place: Place, timeout: timedelta) -> torch.device:
-    """Join the gang's process group, whose timeout every later group gets; returns the device.
+    """Join the gang's process group and return this rank's device.
 
-    TrainerError 78 when the device cannot be used.
+    All later groups get the same `timeout`. Raises TrainerError (78) if the device cannot be used.
     """
     device = device_of(place.local_rank)
     cuda = device.type == "cuda"
@@ -67,20 +69,20 @@ def join(place: Place, timeout: timedelta) -> torch.device:
 
 
 def device_of(local_rank: int) -> torch.device:
-    """The device that a rank computes on; TrainerError 78 when it cannot be used.
+    """Return the device of a rank. Raises TrainerError (78) if it cannot be used.
 
-    The CPU only where no GPU was given: a gang that holds GPUs and computes beside them looks
-    healthy, and takes a hundred times as long.
+    The CPU is used only if the container has no GPU. A gang that computes on the CPU although it
+    has GPUs looks healthy, but takes a hundred times as long.
     """
     if not torch.cuda.is_available():
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # somebody wants the CPU
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # the CPU was chosen
         if machine.has_gpus() and not hidden:
             raise TrainerError(
                 ExitCode.ENVIRONMENT_UNUSABLE,
                 f"this container was given GPUs ({machine.GPU_CONTROL_DEVICE} exists), but torch "
                 f"{torch.__version__} cannot use them: {_cuda_problem()}; compare the driver of "
                 f"the node (nvidia-smi) with CUDA {torch.version.cuda} of the trainer image, and "
-                "look at the node's GPUs (kubectl describe node, dmesg)",
+                "check the node's GPUs (kubectl describe node, dmesg)",
             )
         return torch.device("cpu")
     count = torch.cuda.device_count()
@@ -89,13 +91,13 @@ def device_of(local_rank: int) -> torch.device:
             ExitCode.ENVIRONMENT_UNUSABLE,
             f"process {local_rank} of this pod has no GPU: torch finds {count} of them, numbered "
             "from 0; compare workers.devicesPerWorker with what nvidia-smi shows in the pod, and "
-            "look at CUDA_VISIBLE_DEVICES in workers.template",
+            "check CUDA_VISIBLE_DEVICES in workers.template",
         )
     return torch.device("cuda", local_rank)
 
 
 def _cuda_problem() -> str:
-    """Why there is no CUDA, in torch's own words; on one line."""
+    """Return torch's explanation of why CUDA is not available, on one line."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:  # the latter: not compiled with CUDA
@@ -104,10 +106,10 @@ def _cuda_problem() -> str:
 
 
 def tighten(progress_deadline: float, control: Any) -> timedelta:
-    """Once a step was made, peers that fall silent are gone sooner than at the start.
+    """Shorten the timeouts of all groups except `control` after the first step, and return it.
 
-    A sixth of the progress deadline, 30 s to 10 min, for every group but `control`, on which ranks
-    wait for storage. Nobody tells the others when a network is cut. Method: torchtitan's
+    The timeout becomes a sixth of the progress deadline, 30 s to 10 min. A cut network is noticed
+    by this timeout only. On `control`, ranks wait for storage. Method: torchtitan's
     `set_pg_timeouts`.
     """
     timeout = timedelta(seconds=min(600.0, max(30.0, progress_deadline / 6)))
@@ -134,7 +136,7 @@ def _store(place: Place) -> TCPStore:
 
 
 def _listen(place: Place) -> socket.socket:
-    """Bind the pod's own address; the port of a gang that just ended may need a moment."""
+    """Listen on the pod's address. The port of a gang that has just ended may need a moment."""
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -149,7 +151,10 @@ def _listen(place: Place) -> socket.socket:
 
 
 def _bound_every_group(timeout: timedelta) -> None:
-    """DeepSpeed makes groups without a timeout: a lost peer would be noticed after half an hour."""
+    """Give a timeout to groups that are made without one, as DeepSpeed does.
+
+    Otherwise, the loss of a peer would be noticed after half an hour.
+    """
     original = dist.new_group
 
     def new_group(*arguments: Any, **options: Any) -> Any:

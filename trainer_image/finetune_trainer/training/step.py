@@ -1,5 +1,6 @@
 """One optimizer step over the next rows of the sequence."""
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -9,55 +10,79 @@ import torch
 from finetune_api.progress import Plan
 from finetune_api.spec import Training
 from finetune_trainer.data import order
+from finetune_trainer.data.order import Sequence
 from finetune_trainer.data.rows import Rows
-from finetune_trainer.model import batch
+from finetune_trainer.model import batch, replicas
 from finetune_trainer.model.engine import Engine
-from finetune_trainer.model.ranks import Peers
-from finetune_trainer.training.schedule import learning_rate
+from finetune_trainer.model.ranks import Ranks
+from finetune_trainer.training.schedule import end_row, learning_rate
 
 
 @dataclass(frozen=True)
-class StepFacts:
-    """What is known when a step has been given to the device; nothing in it waits for one."""
+class RunState:
+    """Where the run is. Every checkpoint contains it."""
 
-    step: int
-    """Finished steps, this one included."""
+    step: int = 0
+    """Number of finished steps."""
+    rows_consumed: int = 0
+    tokens_seen: int = 0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What is known when the device has received a step. Nothing in it waits for the device."""
+
+    state: RunState
+    """Where the run is after this step."""
     rows: list[int]
     tokens: int
-    """Of the whole batch."""
+    """Tokens of the global batch."""
     trained: int
+    """Trained tokens of the global batch."""
     rate: float
     norm: Any
     """Gradient norm before clipping, a float or a scalar on the device."""
     applied: bool
     loss: torch.Tensor
-    """This rank's share of the batch's loss, scalar, nats per trained token."""
+    """This rank's share of the loss of the global batch, a scalar in nats per trained token."""
     ended: float
     """time.monotonic()"""
 
 
 class Stepper:
-    """Takes steps; the same rows in the same order for every world size."""
+    """Makes steps. Every world size trains on the same rows in the same order."""
 
     def __init__(
-        self, training: Training, plan: Plan, rows: Rows, engine: Engine, peers: Peers
+        self,
+        engine: Engine,
+        ranks: Ranks,
+        rows: Rows,
+        sequence: Sequence,
+        training: Training,
+        plan: Plan,
     ) -> None:
+        self._engine, self._ranks = engine, ranks
+        self._rows, self._sequence = rows, sequence
         self._training, self._plan = training, plan
-        self._rows, self._engine, self._peers = rows, engine, peers
+        self._end = end_row(training, plan, sequence.rows_per_epoch)
+        self._last_rows: list[int] = []
 
-    def take(self, step: int, rows: list[int]) -> StepFacts:
-        """The step after `step` finished ones, over these rows."""
-        plan, peers = self._plan, self._peers
+    def take(self, state: RunState) -> StepResult:
+        """Make the step that follows `state`."""
+        plan, ranks = self._plan, self._ranks
+        rows = self._sequence.step(state.rows_consumed, plan.global_batch_size, self._end)
+        self._last_rows = rows
         trained = int(self._rows.trained_tokens[rows].sum())
-        loss = torch.zeros((), device=peers.device)
-        for own in order.micro_batches(rows, peers.rank, peers.world, plan.micro_batch_size):
-            # A rank that ran out of rows takes part with weight zero: collectives must match.
-            scale = peers.world / trained if own else 0.0
+        loss = torch.zeros((), device=ranks.device)
+        for own in order.micro_batches(rows, ranks.rank, ranks.world, plan.micro_batch_size):
+            # A rank without rows takes part with a weight of zero: all ranks must make the same
+            # collectives. DeepSpeed averages gradients over the ranks, hence x world.
+            scale = ranks.world / trained if own else 0.0
             part = self._engine.backward(self._batch(own or rows[:1]), scale)
             if own:
                 loss += part
         rate = learning_rate(
-            step,
+            state.step,
             peak=plan.learning_rate,
             total_steps=plan.total_steps,
             warmup_steps=plan.warmup_steps,
@@ -65,10 +90,15 @@ class Stepper:
             min_ratio=self._training.min_learning_rate_ratio,
         )
         norm, applied = self._engine.step(rate)
-        return StepFacts(
-            step=step + 1,
+        tokens = int(self._rows.lengths[rows].sum())
+        return StepResult(
+            state=RunState(
+                step=state.step + 1,
+                rows_consumed=state.rows_consumed + len(rows),
+                tokens_seen=state.tokens_seen + tokens,
+            ),
             rows=rows,
-            tokens=int(self._rows.lengths[rows].sum()),
+            tokens=tokens,
             trained=trained,
             rate=rate,
             norm=norm,
@@ -77,11 +107,24 @@ class Stepper:
             ended=time.monotonic(),
         )
 
-    def probe(self, rows: list[int]) -> float:
-        """Loss of the weights as they are on this rank's first share of some rows."""
+    def verify_replicas(self) -> None:
+        """Raise TrainerError (78) if the ranks do not have the same weights; collective."""
+        replicas.assert_equal(self._engine, self._ranks)
+
+    def has_finite_loss(self) -> bool:
+        """Return whether the current weights give a finite loss on the last rows; collective.
+
+        The loss of a step is the loss of the weights before it. Without this check, a checkpoint
+        could contain weights that the next step finds to be unusable.
+        """
+        rows = self._last_rows
+        return not rows or not self._ranks.any(not math.isfinite(self._loss(rows)))
+
+    def _loss(self, rows: list[int]) -> float:
+        """Return the loss of the current weights on this rank's first micro-batch of some rows."""
         size = self._plan.micro_batch_size
-        own = order.micro_batches(rows, self._peers.rank, self._peers.world, size)[0] or rows[:1]
+        own = order.micro_batches(rows, self._ranks.rank, self._ranks.world, size)[0] or rows[:1]
         return float(self._engine.loss(self._batch(own)))
 
     def _batch(self, rows: list[int]) -> batch.Batch:
-        return batch.make([self._rows[row] for row in rows], self._peers.device)
+        return batch.make([self._rows[row] for row in rows], self._ranks.device)

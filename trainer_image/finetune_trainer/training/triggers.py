@@ -1,22 +1,21 @@
-"""Whose turn it is between two steps: evaluate, save, stop (pure but for the clock)."""
+"""Decides what is due between two steps: an evaluation, a checkpoint, the end of the run."""
 
-import math
 import time
 
-from finetune_api.progress import Plan
-from finetune_api.run import RunConfig
+from finetune_api.spec import Checkpoints, Evaluation
 from finetune_trainer.run_dir.evaluations import History
-from finetune_trainer.training.consensus import Heard
+from finetune_trainer.training.consensus import Agreed
 
 _DEFAULT_INTERVAL = 900  # s
 
 
-class Turns:
-    """What is due; the same on all ranks, since it follows from steps and from what was heard."""
+class Triggers:
+    """What is due. Equal on all ranks, because it depends only on steps and on the consensus."""
 
-    def __init__(self, config: RunConfig, plan: Plan) -> None:
-        checkpoints, evaluation = config.checkpoints, config.evaluation
-        self._training, self._plan = config.training, plan
+    def __init__(
+        self, total_steps: int, checkpoints: Checkpoints, evaluation: Evaluation | None, rank: int
+    ) -> None:
+        self._total_steps, self._rank = total_steps, rank
         self._steps = checkpoints.interval_steps
         self._seconds = checkpoints.interval_seconds
         if self._steps is None and self._seconds is None:
@@ -25,40 +24,38 @@ class Turns:
         self._early = evaluation.early_stopping if evaluation else None
         self._saved_at = time.monotonic()
         self.save_is_due = False
-        """By the clock; stays true until `saved`."""
+        """Whether intervalSeconds has elapsed; stays true until `save_began`."""
         self.stop = False
-        """A stop was agreed on."""
+        """Whether the ranks have agreed to stop."""
 
-    def hear(self, heard: Heard) -> None:
-        """Take in what the ranks agreed on."""
-        self.stop |= heard.stop
-        self.save_is_due |= heard.save
+    def update(self, agreed: Agreed) -> None:
+        """Take into account what the ranks agreed on."""
+        self.stop |= agreed.stop
+        self.save_is_due |= agreed.save
 
-    def is_time_to_save(self) -> bool:
-        """By this rank's clock; rank 0's is the one that counts."""
-        return self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds
+    def interval_has_elapsed(self) -> bool:
+        """Return whether intervalSeconds has elapsed by rank 0's clock; false on other ranks."""
+        if self._rank != 0 or self._seconds is None:
+            return False
+        return time.monotonic() - self._saved_at >= self._seconds
 
-    def save_is_asked_for(self, step: int) -> bool:
-        """By intervalSteps: after this very step."""
+    def save_is_scheduled(self, step: int) -> bool:
+        """Return whether intervalSteps demands a checkpoint of exactly this step."""
         return self._steps is not None and step % self._steps == 0
 
-    def saved(self) -> None:
-        """A save began."""
+    def save_began(self) -> None:
+        """Start a new interval."""
         self.save_is_due, self._saved_at = False, time.monotonic()
 
     def evaluation_is_due(self, step: int) -> bool:
-        """After this step, whether or not anything is saved."""
+        """Return whether an evaluation is due after this step, with or without a checkpoint."""
         return self._evaluate_steps is not None and step % self._evaluate_steps == 0
 
-    def is_over(self, history: History) -> bool:
-        """Early stopping: further training would only overfit."""
+    def is_last(self, step: int) -> bool:
+        """Return whether the run has no more steps after this one."""
+        return step >= self._total_steps
+
+    def stops_early(self, history: History) -> bool:
+        """Return whether early stopping ends the run."""
         early = self._early
         return early is not None and history.is_stale(early.patience, early.min_delta)
-
-    def end(self, rows: int) -> int:
-        """Row at which the run ends; only the last step of all can be short."""
-        training = self._training
-        if training.max_steps is not None:
-            return self._plan.total_steps * self._plan.global_batch_size
-        epochs = 3.0 if training.epochs is None else training.epochs
-        return math.ceil(epochs * rows)
