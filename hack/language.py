@@ -1,7 +1,7 @@
 """Finds words and phrases that this project does not use: `python hack/language.py [PATH ...]`.
 
 The project once had a vocabulary of its own, which newcomers had to learn. This check keeps it out
-of code, messages, tests and documentation; docs/glossary.md has the terms to use instead.
+of code, messages, tests and documentation; docs/design/glossary.md has the terms to use instead.
 """
 
 import ast

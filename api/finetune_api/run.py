@@ -72,13 +72,6 @@ class RunConfig(Message):
         return any(s.startswith("hf://") for s in [self.model.source, *(e.source for e in entries)])
 
 
-class RankHeartbeat(Message):
-    """The time since the last message of a local rank."""
-
-    rank: Step
-    age_seconds: Seconds
-
-
 class AttemptRecord(Message):
     """An earlier attempt, as its own record on storage describes it (attempts/<epoch>.json)."""
 
@@ -101,7 +94,6 @@ class Report(Message):
     stage_since: Time
     activity: Count = Field(description="Units of completed work; grows in every stage.")
     activity_age_seconds: Seconds = Field(description="Seconds since activity last grew.")
-    ranks: list[RankHeartbeat] = Field(default_factory=list, max_length=64)
     # Only worker 0 sets the following fields.
     progress: Progress | None = None
     evaluation: Evaluation | None = None

@@ -18,7 +18,7 @@ from benchmarks.operators import observe, sandbox
 from finetune_api import names
 from finetune_api.base import Object, format_time
 from finetune_api.progress import DataSummary, Progress, StepLedger
-from finetune_api.run import PrepareResult, RankHeartbeat, Report, Result
+from finetune_api.run import PrepareResult, Report, Result
 from finetune_client.api import MERGE_PATCH, METADATA, Api
 from finetune_client.configuration import load_configuration
 from finetune_client.errors import ApiError
@@ -79,7 +79,6 @@ class Trainers:
             stage_since=since,
             activity=step,
             activity_age_seconds=round(age, 1),
-            ranks=[RankHeartbeat(rank=index, age_seconds=round(age, 1))],
             progress=progress,
             ledger=StepLedger(productive_seconds=step * self._step_seconds, highest_step=step),
         )

@@ -2,7 +2,7 @@
 
 They therefore cost nothing between scrapes, and a deleted job has none. The number of series of a
 job is bounded: no label except its namespace and name contains text of a user or a pod
-(docs/metrics.md).
+(docs/operate/monitoring.md).
 """
 
 import math
@@ -13,7 +13,6 @@ from datetime import datetime
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from finetune_api.limits import CHECKPOINT_INTERVAL
 from finetune_api.reasons import REASONS
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.outcomes import RESTARTED
@@ -102,9 +101,7 @@ def _checkpoint(job: Job) -> Iterator[Sample]:
 
 def _checkpoint_interval(job: Job) -> Iterator[Sample]:
     """Yield nothing if only steps are configured, because their duration is not known here."""
-    own = job.spec.checkpoints
-    default = None if own.interval_steps else CHECKPOINT_INTERVAL
-    yield (), own.interval_seconds or default
+    yield (), job.spec.checkpoints.seconds_between
 
 
 def _restarts(job: Job) -> Iterator[Sample]:

@@ -1,4 +1,4 @@
-"""Leader election on a Lease: only one of several replicas acts (docs/adr/0010).
+"""Leader election on a Lease: only one of several replicas acts (docs/design/adr/0010).
 
 No wall clock of another machine is relied on. A candidate may take the Lease once it has seen it
 unchanged for the full duration, by its own clock. The holder counts from the moment before it sent

@@ -158,7 +158,7 @@ def is_news(known: Report | None, report: Report) -> bool:
     """
     if known is None:
         return True
-    same = {name: getattr(known, name) for name in ("sequence", "activity", "ranks")}
+    same = {name: getattr(known, name) for name in ("sequence", "activity")}
     ages = {"activity_age_seconds": known.activity_age_seconds}
     return report.model_copy(update=same | ages) != known
 

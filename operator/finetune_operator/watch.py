@@ -1,7 +1,7 @@
 """The watch on FineTuneJobs, by kopf's `on.event` handler only.
 
 kopf's create, update, timer, daemon and index handlers are not used: they patch annotations and
-force finalizers, and an index over pods takes quadratic time to fill (docs/adr/0002).
+force finalizers, and an index over pods takes quadratic time to fill (docs/design/adr/0002).
 
 kopf gives up on some responses of an API server that starts, stops or is overloaded. Here requests
 are repeated without end, and kopf is started again if it ends.

@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_api.progress import Progress
-from finetune_api.run import RankHeartbeat, Report
+from finetune_api.run import Report
 from finetune_operator import reports
 from finetune_operator.reports import SILENT_AFTER, Reports, Target, is_news, poll_interval
 from tests.operator.worlds import at, worker
@@ -17,7 +17,6 @@ BASE = Report(
     stage_since=at(0),
     activity=3,
     activity_age_seconds=2.0,
-    ranks=[RankHeartbeat(rank=0, age_seconds=0.5)],
 )
 
 

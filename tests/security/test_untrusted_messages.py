@@ -104,7 +104,6 @@ FACTS: dict[str, Any] = {
 REPORT = {
     **report().to_dict(),
     **FACTS,
-    "ranks": [{"rank": 0, "ageSeconds": 0.1}],
     "earlierAttempts": [{"attempt": 1, "updateTime": "2026-01-01T00:00:40Z", "ledger": LEDGER}],
 }
 RESULT = {

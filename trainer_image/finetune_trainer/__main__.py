@@ -13,8 +13,8 @@ from finetune_trainer.pod import supervisor  # noqa: E402
 _HELP = """finetune_trainer: the supervisor of a trainer pod.
 
 The only arguments are --help and --version. The operator describes the run in environment
-variables (FINETUNE_RUN, PET_*), see docs/run-contract.md. Without them, this program reports which
-one is missing.
+variables (FINETUNE_RUN, PET_*), see docs/reference/run-contract.md. Without them, this program
+reports which one is missing.
 """
 
 

@@ -78,7 +78,9 @@ def next_steps(cluster: Cluster, job: str, base: Path, output: Output, *, keep: 
         ask = (SCRIPTS / "ask.py").relative_to(TREE)
         output.line("ask both models another question:")
         output.line(f'  {programs}/python {ask} "Do you like tea?" {base} {short("model")}')
-    output.line(f"change the model, the data or the training:\n  examples/{job}.yaml, docs/api.md")
+    output.line(
+        f"change the model, the data or the training:\n  examples/{job}.yaml, docs/reference/api.md"
+    )
     if keep:
         output.line(f"take the cluster down:\n  finetune-local down --name {cluster.name}")
         output.line(f"  rm -r {WORKSPACE.relative_to(TREE)}")

@@ -11,7 +11,7 @@ To answer "what happens when a pod is preempted?", find the row and read its col
 - `permanent`: the job fails; there is no next attempt.
 
 `verdict.py` finds the row, `ending.py` writes it down and `restart.py` decides what follows.
-docs/restarts.md has the same table for users.
+docs/operate/restarts.md has the same table for users.
 """
 
 from dataclasses import dataclass

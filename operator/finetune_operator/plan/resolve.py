@@ -16,7 +16,7 @@ _RECOMPUTE_FROM = 1e9  # parameters; below, activations take little of a device'
 def resolve(spec: FineTuneJobSpec, prepared: PrepareResult) -> tuple[Plan, DataSummary]:
     """Return the plan and the data summary of a job.
 
-    The defaults and the reasons for them are in docs/defaults.md.
+    The defaults and the reasons for them are in docs/reference/defaults.md.
     """
     training, deepspeed = spec.training, spec.deepspeed
     micro = (deepspeed and deepspeed.micro_batch_size) or 1

@@ -9,6 +9,7 @@ its sums.
 
 from datetime import datetime
 
+from finetune_api.names import MAX_ATTEMPTS
 from finetune_api.progress import StepLedger
 from finetune_api.run import AttemptRecord
 from finetune_api.spec import FineTuneJobSpec
@@ -20,7 +21,7 @@ PROOF_INTERVAL = 600.0
 
 A gang that vanishes while no operator runs is charged up to the last of them.
 """
-KEPT = 10
+KEPT = MAX_ATTEMPTS
 """Number of attempts that the status lists; older ones are folded into one sum."""
 
 

@@ -2,7 +2,7 @@
 
 `checkpointer` is what the training loop uses. It resumes through `choose` and `load`, saves through
 `saver` (`snapshot`, then `write`), and deletes through `retention` and `store`. See
-docs/checkpoints.md.
+docs/design/checkpoints.md.
 
 Imports `common`, `run_dir`, `data` and `model`.
 """

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.names import MAX_CHECKPOINTS
 from finetune_api.progress import CheckpointRecord
 from finetune_api.storage import Manifest
 from finetune_trainer.run_dir import digest
@@ -164,7 +165,7 @@ def records(paths: RunPaths) -> list[CheckpointRecord]:
             world_size=manifest.world_size,
             validation_loss=manifest.validation_loss,
         )
-        for folder, manifest in published(paths)[:10]
+        for folder, manifest in published(paths)[:MAX_CHECKPOINTS]
     ]
 
 

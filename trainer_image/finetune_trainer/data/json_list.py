@@ -1,7 +1,7 @@
 """Splits a JSON list of any size into the texts of its elements, in bounded memory.
 
 The grammar is that of the standard library: its scanner reads each element, this module moves a
-window over the file. docs/adr/0021 says why this is not done by ijson.
+window over the file. docs/design/adr/0021 says why this is not done by ijson.
 """
 
 import codecs

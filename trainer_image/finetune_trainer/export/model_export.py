@@ -3,7 +3,7 @@
 No process group, no device and no DeepSpeed are needed: the fp32 master weights are read slice by
 slice, rounded to the compute type and written in the order of the base model's files. All other
 files are those of the base model, changed only where training made a change necessary. See
-docs/export.md.
+docs/use/result.md.
 """
 
 import shutil

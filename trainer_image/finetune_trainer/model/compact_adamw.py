@@ -6,7 +6,7 @@ stochastically. The noise depends on (seed, step, position) only, so a resumed r
 
 torchao's low-bit optimizers are not used: they keep moments in 8 or 4 bits or fp8, which they round
 to nearest; their stochastic rounding is for bf16 weights and draws from torch's global generator;
-and their step is compiled, while the trainer's image has no compiler (docs/adr/0018).
+and their step is compiled, while the trainer's image has no compiler (docs/design/adr/0018).
 """
 
 from collections.abc import Callable, Iterable

@@ -124,8 +124,8 @@ def _optimizer(model: LanguageModel, training: Training, plan: Plan) -> torch.op
             groups, lr=plan.learning_rate, betas=betas, eps=options.epsilon, seed=training.seed
         )
     # For master weights on the host, the fused variant is as fast as DeepSpeed's own, and it needs
-    # no compiler (docs/adr/0018). Without a GPU the plain variant is used, because its results do
-    # not depend on how a ZeRO stage slices the weights.
+    # no compiler (docs/design/adr/0018). Without a GPU the plain variant is used, because its
+    # results do not depend on how a ZeRO stage slices the weights.
     fused = torch.cuda.is_available() or None
     return torch.optim.AdamW(
         groups, lr=plan.learning_rate, betas=betas, eps=options.epsilon, fused=fused

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api.progress import CheckpointRecord, Evaluation, Output, Progress, Stage, StepLedger
-from finetune_api.run import AttemptRecord, PrepareResult, RankHeartbeat, Report, Result, Role
+from finetune_api.run import AttemptRecord, PrepareResult, Report, Result, Role
 
 MESSAGE_LENGTH = 1024
 """The most characters that Result.message can have."""
@@ -99,10 +99,6 @@ class PodState:
                 stage_since=self.stage_since,
                 activity=sum(self.activity.values()),
                 activity_age_seconds=round(now - self.active_at, 1),
-                ranks=[
-                    RankHeartbeat(rank=rank, age_seconds=round(now - at, 1))
-                    for rank, at in sorted(self.received_at.items())
-                ],
                 progress=self.progress if lead else None,
                 evaluation=self.evaluation if lead else None,
                 ledger=self.ledger if lead else None,

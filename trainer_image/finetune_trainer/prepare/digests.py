@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune_api.spec import Dataset, Training
+from finetune_api.spec.use import row_values
 from finetune_trainer.common.errors import reading
 from finetune_trainer.data.source_file import kind_of
 from finetune_trainer.prepare.inputs import DataInputs
@@ -41,12 +42,10 @@ def of_prepared_data(
             "tokenizer": tokenizer,
             "sources": contents,
             "train": len(dataset.train),
-            "validationFraction": dataset.validation_fraction,
             "lossOn": loss_on(dataset, training),
             "chatTemplate": inputs.template,
-            "overlong": dataset.overlong,
-            "sequenceLength": training.sequence_length,
-            "packing": training.packing,
+            **row_values(dataset),
+            **row_values(training),
         }
     )
 

@@ -1,4 +1,4 @@
-"""`s3://` and `gs://`: objects of a bucket, through obstore (docs/adr/0013).
+"""`s3://` and `gs://`: objects of a bucket, through obstore (docs/design/adr/0013).
 
 Endpoint, region and credentials come from the environment, under the names that the vendors' own
 tools use: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, ..., GOOGLE_SERVICE_ACCOUNT_KEY, ...

@@ -6,8 +6,6 @@ from finetune_api.spec import Checkpoints, Evaluation
 from finetune_trainer.run_dir.evaluations import History
 from finetune_trainer.training.consensus import Agreed
 
-_DEFAULT_INTERVAL = 900  # s
-
 
 class Triggers:
     """What is due. Equal on all ranks, because it depends only on steps and on the consensus."""
@@ -17,9 +15,7 @@ class Triggers:
     ) -> None:
         self._total_steps, self._rank = total_steps, rank
         self._steps = checkpoints.interval_steps
-        self._seconds = checkpoints.interval_seconds
-        if self._steps is None and self._seconds is None:
-            self._seconds = _DEFAULT_INTERVAL
+        self._seconds = checkpoints.seconds_between
         self._evaluate_steps = evaluation.interval_steps if evaluation else None
         self._early = evaluation.early_stopping if evaluation else None
         self._saved_at = time.monotonic()
