@@ -39,7 +39,8 @@ from finetune_api.storage import Manifest, ManifestEntry
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.common.reporter import ChannelReporter
-from finetune_trainer.export import contents, model_export, weights
+from finetune_trainer.export import model_export, weights
+from finetune_trainer.export.weights import contents_of
 from finetune_trainer.model import folder as model_folder
 from finetune_trainer.run_dir import fence, tensor_file
 from finetune_trainer.run_dir.paths import RunPaths
@@ -213,7 +214,7 @@ def measure(part: str, folder: Path) -> dict[str, float]:
         out = folder / "weights"
         out.mkdir()
         reader = CheckpointReader(paths.checkpoint(1, 1), found)
-        weights.write(contents.of(paths.model, reader, torch.bfloat16), reader, out, lambda: None)
+        weights.write(contents_of(paths.model, reader, torch.bfloat16), reader, out, lambda: None)
     seconds = time.monotonic() - began
     watch.stop()
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))

@@ -18,10 +18,9 @@ import time
 import numpy as np
 import torch
 
-from finetune_trainer.data.rows import Row
-from finetune_trainer.model import attention, batch
-from finetune_trainer.model.batch import Batch
-from finetune_trainer.model.language_model import LanguageModel
+from finetune_trainer.data.prepared import Row
+from finetune_trainer.model import attention
+from finetune_trainer.model.language_model import Batch, LanguageModel, make_batch
 
 _CPU = torch.device("cpu")
 
@@ -58,7 +57,7 @@ def make_batches(count: int, tokens: int) -> list[Batch]:
         trained[np.cumsum([0, *lengths[:-1]])] = False
         ids = generator.integers(0, 49_152, tokens).astype(np.uint32)
         row = Row(ids, trained.astype(np.uint8), np.array(lengths, np.uint32))
-        made.append(batch.make([row], _CPU))
+        made.append(make_batch([row], _CPU))
     return made
 
 

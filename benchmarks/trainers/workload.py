@@ -18,7 +18,7 @@ from finetune_api.run import Result, RunConfig
 from finetune_local.cache import cache_folder
 from finetune_local.demo import inputs
 from finetune_trainer.data import prepared
-from finetune_trainer.data.rows import Row, Rows
+from finetune_trainer.data.prepared import Row, Rows
 from finetune_trainer.run_dir.paths import RunPaths
 
 LEARNING_RATE = 1e-5

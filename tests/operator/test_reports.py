@@ -24,7 +24,7 @@ BASE = Report(
     ("changes", "expected"),
     [
         ({}, False),
-        ({"sequence": 9, "activity": 8, "activity_age_seconds": 4.0, "ranks": []}, False),
+        ({"sequence": 9, "activity": 8, "activity_age_seconds": 4.0}, False),
         ({"activity_age_seconds": 6000.0}, False),
         ({"stage": "Training"}, True),
         ({"progress": Progress(step=1, total_steps=9)}, True),

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from finetune_api.storage import Manifest, ManifestEntry
 from finetune_trainer.checkpoint import store
-from finetune_trainer.run_dir import digest
+from finetune_trainer.run_dir.files import file_digest
 from finetune_trainer.run_dir.paths import RunPaths
 
 DIGEST = "run-digest"
@@ -40,7 +40,7 @@ def write_checkpoint(
         save_file(tensors, str(file), {"adamStep": str(step)})
         entries.append(
             ManifestEntry(
-                path=file.name, size_bytes=file.stat().st_size, xxh3_128=digest.of_file(file)
+                path=file.name, size_bytes=file.stat().st_size, xxh3_128=file_digest(file)
             )
         )
     manifest = Manifest(

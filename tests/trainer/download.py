@@ -93,12 +93,12 @@ class Activity:
 def main() -> None:
     from finetune_trainer.common.errors import TrainerError
     from finetune_trainer.run_dir.paths import Cache
-    from finetune_trainer.sources import network
-    from finetune_trainer.sources.downloads import Downloads
-    from finetune_trainer.sources.remote_inputs import download_data, download_model
+    from finetune_trainer.sources import download
+    from finetune_trainer.sources.download import Downloads
+    from finetune_trainer.sources.local_files import download_data, download_model
 
     logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
-    network.WAITS = (0.01,) * 3
+    download.WAITS = (0.01,) * 3
     config, activity = RunConfig.model_validate_json(os.environ["FINETUNE_RUN"]), Activity()
     downloads = Downloads(Cache.of(config), config.job_uid, activity)
     result: dict[str, Any]

@@ -18,15 +18,16 @@ import torch.distributed as dist
 
 from finetune_api.progress import Progress, Stage
 from finetune_api.run import RunConfig
-from finetune_trainer.checkpoint import choose
-from finetune_trainer.checkpoint.storage import RunStorage
+from finetune_trainer.checkpoint import resume
+from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.stop_signal import StopSignal
 from finetune_trainer.model import language_model
 from finetune_trainer.model.engine import Engine
 from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.run_dir.paths import RunPaths
-from finetune_trainer.training import rendezvous, setup
+from finetune_trainer.training import rendezvous
+from finetune_trainer.training.attempt import build_loop
 from finetune_trainer.training.rendezvous import Place
 from tests.trainer.silent import SilentReporter
 
@@ -64,7 +65,7 @@ def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str,
     recorder = Recorder(stop, case.get("stopIn") if dist.get_rank() else None)
     digest = config.run_digest or ""
     storage = RunStorage(paths, config.job_uid, digest, config.attempt, config.attempt)
-    loop = setup.build(config, engine, Ranks.of(device, control), storage, recorder, stop)
+    loop = build_loop(config, engine, Ranks.of(device, control), storage, recorder, stop)
     try:
         finished = loop.run(config.highest_step)
     except TrainerError as error:
@@ -102,7 +103,7 @@ def choose_checkpoint(case: dict[str, Any], control: Any) -> dict[str, Any]:
     """Return which checkpoint each rank would resume from, and how much of it each rank read."""
     config = RunConfig.model_validate(case["config"])
     advances: list[None] = []
-    found = choose.newest_valid(
+    found = resume.newest_valid(
         RunPaths.of(config), config.run_digest or "", control, lambda: advances.append(None)
     )
     gathered: list[Any] = [None] * dist.get_world_size()

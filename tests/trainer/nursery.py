@@ -33,12 +33,12 @@ def main() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     from finetune_trainer.export import model_export  # noqa: F401
-    from finetune_trainer.model import deepspeed_import
+    from finetune_trainer.model.fast_imports import load_deepspeed
     from finetune_trainer.pod import supervisor  # noqa: F401
     from finetune_trainer.prepare import preparation  # noqa: F401
     from finetune_trainer.training import attempt  # noqa: F401
 
-    deepspeed_import.load()
+    load_deepspeed()
     garbage_collection.freeze()  # a scan by a rank would copy all pages
 
     print(json.dumps({"ready": True}), flush=True)

@@ -5,9 +5,8 @@ from typing import Any
 
 from finetune_api.spec import DataSource
 from finetune_trainer.data import read
-from finetune_trainer.data.example import Example
+from finetune_trainer.data.example import Example, UnfitRowError
 from finetune_trainer.data.render import Document, Dropped, Renderer
-from finetune_trainer.data.row_errors import UnfitRowError
 from finetune_trainer.data.shapes import shape_of
 
 

@@ -15,7 +15,7 @@ import pytest
 from finetune_api.run import PrepareResult, RunConfig
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data import build
-from finetune_trainer.data.rows import Rows
+from finetune_trainer.data.prepared import Rows
 from finetune_trainer.prepare import preparation
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import tiny
@@ -65,7 +65,7 @@ def write_texts(claim: Path, count: int) -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make blocks so small that small files have many of them."""
-    monkeypatch.setattr("finetune_trainer.data.read_text.BLOCK_BYTES", 2000)
+    monkeypatch.setattr("finetune_trainer.data.read.BLOCK_BYTES", 2000)
 
 
 @pytest.fixture
@@ -117,9 +117,9 @@ PREPARE = """
 import os, sys
 from finetune_api.run import RunConfig
 from finetune_trainer.prepare import preparation
-from finetune_trainer.data import build, build_parts, read_text
+from finetune_trainer.data import build, build_parts, read
 from finetune_trainer.common.reporter import ChannelReporter
-read_text.BLOCK_BYTES, build_parts._BLOCKS = 2000, 3
+read.BLOCK_BYTES, build_parts._BLOCKS = 2000, 3
 if __name__ == "__main__":
     build.processes = lambda size: int(sys.argv[2])
     report = ChannelReporter(os.open(os.devnull, os.O_WRONLY))
@@ -408,7 +408,7 @@ def test_three_examples_are_logged_and_written_beside_the_rows(
 def test_progress_is_logged(
     mixed: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.data.build_progress._LOG_INTERVAL", 0.0)
+    monkeypatch.setattr("finetune_trainer.data.build._LOG_INTERVAL", 0.0)
     with caplog.at_level(logging.INFO):
         run(mixed)
     logged = [r.getMessage() for r in caplog.records if "preparing data" in r.getMessage()]

@@ -10,7 +10,7 @@ import torch
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.checkpoint.retention import Retention
-from finetune_trainer.checkpoint.storage import RunStorage
+from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.run_dir.paths import RunPaths
 from finetune_trainer.training.divergence import Divergence

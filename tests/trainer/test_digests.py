@@ -5,9 +5,14 @@ from pathlib import Path
 import pytest
 
 from finetune_api.run import RunConfig
-from finetune_trainer.prepare import digests, inputs
+from finetune_trainer.prepare import inputs
+from finetune_trainer.prepare.inputs import (
+    digest_of_prepared_data,
+    digest_of_run,
+    digest_of_tokenizer,
+)
 from finetune_trainer.run_dir.paths import Cache
-from finetune_trainer.sources.downloads import Downloads
+from finetune_trainer.sources.download import Downloads
 from tests.trainer.silent import SilentReporter
 
 PREPARED = "2820bfbceea93c93910bec9e83154a7a2026528a25f10a778ace493023656fb5"
@@ -55,9 +60,9 @@ def test_digests_of_fixed_inputs_do_not_change(config: RunConfig) -> None:
     report = SilentReporter()
     downloads = Downloads(Cache.of(config), config.job_uid, report)
     data = inputs.find_data(config.dataset, config.mounts, downloads)
-    tokenizer = digests.of_tokenizer(Path(config.mounts["w"]) / "model", config.model.source)
-    prepared = digests.of_prepared_data(
+    tokenizer = digest_of_tokenizer(Path(config.mounts["w"]) / "model", config.model.source)
+    prepared = digest_of_prepared_data(
         data, tokenizer, config.dataset, config.training, report.advance
     )
     assert prepared == PREPARED
-    assert digests.of_run("model-digest", prepared, config.dataset, config.training) == RUN
+    assert digest_of_run("model-digest", prepared, config.dataset, config.training) == RUN

@@ -19,7 +19,8 @@ from finetune_api.run import RunConfig
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.export import contents, metadata_files, model_export
+from finetune_trainer.export import metadata_files, model_export
+from finetune_trainer.export.weights import contents_of
 from finetune_trainer.model import folder
 from finetune_trainer.run_dir.evaluations import History
 from finetune_trainer.run_dir.paths import RunPaths
@@ -163,7 +164,7 @@ def test_the_template_of_the_training_replaces_all_of_the_base(
     paths = RunPaths.of(config)
     reader = CheckpointReader(*next(store.candidates(paths, DIGEST)))
     own = "{{ messages[-1]['content'] + '<|im_start|>' }}"
-    metadata_files.write(base, tmp_path, contents.of(base, reader, torch.bfloat16), own)
+    metadata_files.write(base, tmp_path, contents_of(base, reader, torch.bfloat16), own)
     assert (tmp_path / "chat_template.jinja").read_text() == own
     assert read(tmp_path / "tokenizer_config.json")["chat_template"] == own
     assert not (tmp_path / "additional_chat_templates").exists()

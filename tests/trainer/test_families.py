@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.example import Example
+from finetune_trainer.data.example import Example, UnfitRowError
 from finetune_trainer.data.render import Document, Renderer
-from finetune_trainer.data.row_errors import UnfitRowError
 from tests.trainer import tiny
 from tests.trainer.reading import rendered
 from tests.trainer.test_render import trained_parts

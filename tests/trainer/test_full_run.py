@@ -171,8 +171,6 @@ async def test_reports_identify_their_pod_and_advance(make_job: MakeJob) -> None
     assert second.progress.step > first.progress.step
     assert second.checkpoints
     assert second.checkpoints[0].verified
-    assert [heartbeat.rank for heartbeat in second.ranks] == [0]
-    assert [heartbeat.rank for heartbeat in other.ranks] == [1]
     assert other.progress is None
     job.kill()
 
@@ -201,6 +199,6 @@ def test_two_processes_learn_the_same_weights_as_one(make_job: MakeJob) -> None:
 
 
 def job_rows(job: gang.Job) -> int:
-    from finetune_trainer.data.rows import Rows
+    from finetune_trainer.data.prepared import Rows
 
     return len(Rows(weights.paths_of(job).prepared(job.config["preparedDigest"]), "train"))

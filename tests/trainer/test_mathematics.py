@@ -19,7 +19,7 @@ from finetune_api.run import RunConfig
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.data import order
-from finetune_trainer.data.rows import Rows
+from finetune_trainer.data.prepared import Rows
 from finetune_trainer.export import model_export
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import gang, weights

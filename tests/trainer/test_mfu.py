@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_trainer.data.rows import Row, Rows, RowWriter
+from finetune_trainer.data.prepared import Row, Rows, RowWriter
 from finetune_trainer.training import mfu
 from finetune_trainer.training.mfu import Utilisation
 

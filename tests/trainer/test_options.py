@@ -16,7 +16,7 @@ from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.fragments import KINDS
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.data import prepared
-from finetune_trainer.export import select
+from finetune_trainer.export.model_export import choose_checkpoint
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import gang, tiny, weights
 from tests.trainer.conftest import MakeJob
@@ -224,5 +224,5 @@ def test_the_best_checkpoint_is_kept_and_selected(launch: Launch) -> None:
     if evaluation["bestStep"] > 0:
         assert best == (evaluation["best"], evaluation["bestStep"])
     for wanted, step in (("Best", best[1]), ("Last", STEPS), (None, best[1])):
-        _, manifest = select.checkpoint(paths, "digest", STEPS, wanted, lambda: None)
+        _, manifest = choose_checkpoint(paths, "digest", STEPS, wanted, lambda: None)
         assert manifest.step == step

@@ -9,8 +9,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data.rows import Row
-from finetune_trainer.model import attention, batch, language_model
+from finetune_trainer.data.prepared import Row
+from finetune_trainer.model import attention, language_model
+from finetune_trainer.model.language_model import make_batch
 
 SIZES = {
     "vocab_size": 64,
@@ -89,7 +90,7 @@ def test_packed_rows_equal_separate_documents(architecture: str, tied: bool) -> 
     packed = build(architecture, attention.NAME, tie_word_embeddings=tied)
     packed.train()
     model = language_model.LanguageModel(packed)
-    loss = model(batch.make(rows, torch.device("cpu")))
+    loss = model(make_batch(rows, torch.device("cpu")))
     loss.backward()
 
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
@@ -108,7 +109,7 @@ def test_a_document_does_not_attend_to_other_documents() -> None:
 
 
 def inputs(rows: list[Row]) -> dict[str, Any]:
-    made = batch.make(rows, torch.device("cpu"))
+    made = make_batch(rows, torch.device("cpu"))
     return {
         "input_ids": made.tokens,
         "position_ids": made.positions,

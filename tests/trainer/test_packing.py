@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.data import packing
+from finetune_trainer.data.prepared import Row, Rows, RowWriter
 from finetune_trainer.data.render import Document
-from finetune_trainer.data.rows import Row, Rows, RowWriter
 
 LENGTH = 32
 LENGTHS = st.lists(st.integers(1, LENGTH), max_size=400)

@@ -10,7 +10,7 @@ import pytest
 
 from finetune_api.run import PrepareResult, RunConfig
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data.rows import Rows
+from finetune_trainer.data.prepared import Rows
 from finetune_trainer.prepare import preparation
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import tiny
@@ -271,7 +271,7 @@ REFUSED = {
     "no model": (
         lambda claim: shutil.rmtree(claim / "model"),
         66,
-        "pvc://w/model: no such folder on the claim; check the path",
+        "pvc://w/model: this folder does not exist on the claim; check the path",
     ),
     "a model behind a link": (
         link_model,

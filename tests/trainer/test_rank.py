@@ -13,7 +13,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common import machine
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import ChannelReporter
-from finetune_trainer.training import attempt, collectives, rendezvous
+from finetune_trainer.training import attempt, rendezvous
 from tests.trainer.gang import make_job, make_plan
 
 
@@ -166,7 +166,7 @@ def test_a_rendezvous_without_peers_ends_as_a_lost_peer(monkeypatch: pytest.Monk
     place = rendezvous.Place(1, 0, 2, "127.255.98.9", 29500)
     with pytest.raises(Exception, match=r"127\.255\.98\.9") as caught:
         rendezvous.join(place, timedelta(seconds=1))
-    assert collectives.lost_a_peer(caught.value)
+    assert rendezvous.lost_a_peer(caught.value)
 
 
 def test_a_gpu_that_torch_cannot_use_is_an_error_instead_of_a_run_on_the_cpu(

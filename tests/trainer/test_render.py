@@ -5,10 +5,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data.encode import Encoder
-from finetune_trainer.data.example import Example
-from finetune_trainer.data.render import Document, Dropped, Renderer
-from finetune_trainer.data.row_errors import UnfitRowError
+from finetune_trainer.data.example import Example, UnfitRowError
+from finetune_trainer.data.render import Document, Dropped, Encoder, Renderer
 from finetune_trainer.data.template import ChatTemplate
 from tests.trainer import tiny
 from tests.trainer.reading import rendered

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from finetune_trainer.data.stop_token import end_of_turn, first
+from finetune_trainer.data.template import end_of_turn, first_special
 
 IN_PARTS = ("Mistral", "SmolVLM")  # their templates expect contents as lists of parts
 # Family -> template, bos, eos, other special tokens, expected stop token.
@@ -107,6 +107,6 @@ def test_a_template_that_refuses_conversations_has_no_stop_token() -> None:
 
 
 def test_the_longest_token_at_a_position_is_found() -> None:
-    assert first("\n<|end|><|user|>", ["<|user|>", "<|end|>"]) == "<|end|>"
-    assert first("</s></s>", ["</s>", "</s></s>"]) == "</s></s>"
-    assert first("no token", ["</s>"]) is None
+    assert first_special("\n<|end|><|user|>", ["<|user|>", "<|end|>"]) == "<|end|>"
+    assert first_special("</s></s>", ["</s>", "</s></s>"]) == "</s></s>"
+    assert first_special("no token", ["</s>"]) is None

@@ -17,7 +17,7 @@ import pytest
 from finetune_api.run import Result
 from finetune_api.storage import RunFile
 from finetune_local.cache import TREE
-from finetune_trainer.run_dir.finished import ExportCard
+from finetune_trainer.run_dir.records import ExportCard
 from tests.trainer.gang import make_job
 
 CONTRACT = "the supervisor never imports torch"

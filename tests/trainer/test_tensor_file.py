@@ -8,7 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from finetune_trainer.run_dir import digest, tensor_file
+from finetune_trainer.run_dir import tensor_file
+from finetune_trainer.run_dir.files import file_digest
 
 
 def test_the_library_reads_the_files_of_our_writer(
@@ -26,7 +27,7 @@ def test_the_library_reads_the_files_of_our_writer(
     beats: list[None] = []
     file = tmp_path / "x.safetensors"
     found = tensor_file.write(file, tensors, {"adamStep": "4"}, lambda: beats.append(None))
-    assert found == digest.of_file(file)
+    assert found == file_digest(file)
     assert len(beats) > 20
     with safe_open(str(file), framework="pt") as reader:
         assert reader.metadata() == {"adamStep": "4"}
@@ -74,7 +75,7 @@ def test_pieces_and_complete_tensors_give_the_same_file(tmp_path: Path) -> None:
     data = (tmp_path / "pieces").read_bytes()
     assert data == (tmp_path / "complete").read_bytes()
     assert found == hashlib.sha256(data).hexdigest()
-    assert expected == digest.of_file(tmp_path / "pieces")
+    assert expected == file_digest(tmp_path / "pieces")
 
 
 def test_too_few_pieces_are_an_error(tmp_path: Path) -> None:

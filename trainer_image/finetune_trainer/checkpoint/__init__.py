@@ -1,7 +1,7 @@
 """Checkpoints: named fragments of the training state, and a manifest that is written last.
 
-`checkpointer` is what the training loop uses. It resumes through `choose` and `load`, saves through
-`saver` (`snapshot`, then `write`), and deletes through `retention` and `store`. See
+`checkpointer` is what the training loop uses. It resumes through `resume`, saves through `saver`
+(a snapshot of `fragments`, then `write`), and deletes through `retention` and `store`. See
 docs/design/checkpoints.md.
 
 Imports `common`, `run_dir`, `data` and `model`.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.storage import Manifest
-from finetune_trainer.checkpoint import choose, load
+from finetune_trainer.checkpoint import resume
 from finetune_trainer.checkpoint.retention import Retention
 from finetune_trainer.checkpoint.saver import Saver, SaveResult
 from finetune_trainer.checkpoint.write import Position
@@ -44,13 +44,13 @@ class Checkpointer:
         step that any earlier attempt has finished.
         """
         storage = self.retention.storage
-        found = choose.newest_valid(
+        found = resume.newest_valid(
             storage.paths, storage.run_digest, self._ranks.control, self._report.advance
         )
         if self._ranks.rank == 0:
             self.retention.report()
         if found is None:
-            load.assert_consistent(self._engine)
+            resume.assert_consistent(self._engine)
             if highest_step and self._ranks.rank == 0:
                 _log.warning(
                     "no checkpoint of this run can be used, although step %d was reached: training "
@@ -59,7 +59,7 @@ class Checkpointer:
                 )
             return None
         folder, manifest = found
-        load.load(self._engine, folder, manifest, self._report.advance)
+        resume.load(self._engine, folder, manifest, self._report.advance)
         self._saved_step = manifest.step
         self.saver.expect_duration_of(manifest)
         _log.info("resumed from checkpoint %s", folder.name)
@@ -78,7 +78,7 @@ class Checkpointer:
         self._report.stage("Checkpointing")
         self.saver.begin(position, known_finite=known_finite)
         if is_first:
-            load.assert_consistent(self._engine)
+            resume.assert_consistent(self._engine)
         self._report.stage("Training")
 
     def update(self, finished: int, failed: int) -> None:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from finetune_trainer.checkpoint import store
-from finetune_trainer.checkpoint.storage import RunStorage
+from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.common.reporter import Reporter
 
 _log = logging.getLogger(__name__)

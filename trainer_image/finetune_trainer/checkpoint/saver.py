@@ -27,8 +27,8 @@ import torch.distributed as dist
 from finetune_api.exit_codes import ExitCode
 from finetune_api.storage import Manifest
 from finetune_trainer.checkpoint import store, write
+from finetune_trainer.checkpoint.fragments import Snapshot
 from finetune_trainer.checkpoint.retention import Retention
-from finetune_trainer.checkpoint.snapshot import Snapshot
 from finetune_trainer.checkpoint.write import Position, Shard
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.model.ranks import Ranks

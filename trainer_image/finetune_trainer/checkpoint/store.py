@@ -11,13 +11,32 @@ from pathlib import Path
 from finetune_api.names import MAX_CHECKPOINTS
 from finetune_api.progress import CheckpointRecord
 from finetune_api.storage import Manifest
-from finetune_trainer.run_dir import digest
-from finetune_trainer.run_dir.files import write_atomic
+from finetune_trainer.run_dir import fence
+from finetune_trainer.run_dir.files import file_digest, write_atomic
 from finetune_trainer.run_dir.paths import RunPaths
 
 MANIFEST, VERIFIED, DIVERGED = "MANIFEST.json", "VERIFIED", "DIVERGED"
 _NAME = re.compile(r"step-(\d+)-e(\d+)")
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunStorage:
+    """The storage of a run, and the attempt on whose behalf this process writes to it."""
+
+    paths: RunPaths
+    job_uid: str
+    run_digest: str
+    attempt: int
+    fence_epoch: int
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the folder of this attempt's checkpoint of a step."""
+        return self.paths.checkpoint(step, self.fence_epoch)
+
+    def check_fence(self) -> None:
+        """Raise TrainerError (79) if a newer attempt owns the storage."""
+        fence.check(self.paths, self.fence_epoch, self.attempt)
 
 
 class UnusableError(Exception):
@@ -117,7 +136,7 @@ def damaged_file(
     for entry in manifest.files:
         path = folder / entry.path
         drop_from_cache(path)
-        if digest.of_file(path, advance) != entry.xxh3_128:
+        if file_digest(path, advance) != entry.xxh3_128:
             return entry.path
     return None
 

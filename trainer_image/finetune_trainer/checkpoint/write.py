@@ -13,9 +13,9 @@ import torch
 
 from finetune_api.storage import Manifest, ManifestEntry, RankFile
 from finetune_trainer.checkpoint import store
-from finetune_trainer.checkpoint.storage import RunStorage
-from finetune_trainer.run_dir import digest, tensor_file
-from finetune_trainer.run_dir.files import sync_folder, write_atomic
+from finetune_trainer.checkpoint.store import RunStorage
+from finetune_trainer.run_dir import tensor_file
+from finetune_trainer.run_dir.files import file_digest, sync_folder, write_atomic
 
 _VISIBILITY_SECONDS = 60.0  # shared file systems show the files of other nodes late
 
@@ -57,7 +57,7 @@ def write(folder: Path, shard: Shard, advance: Callable[[], None]) -> None:
     partial.rename(weights)
     random = folder / f"rng-{shard.rank:05d}.json"
     write_atomic(random, json.dumps(shard.random))
-    digests[random] = digest.of_file(random)
+    digests[random] = file_digest(random)
     entries = [
         ManifestEntry(path=path.name, size_bytes=path.stat().st_size, xxh3_128=found)
         for path, found in digests.items()

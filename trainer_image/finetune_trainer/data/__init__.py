@@ -2,12 +2,12 @@
 
 Imports `common` and `run_dir`. `build.py` runs the steps, each in a module of its own:
 
-1. Files to rows: `read`, `read_text`, `read_columnar`, `json_list`, `block`, `source_file`.
-2. Rows to examples: `shapes`, `messages`, `fields`, `example`; errors in `row_errors`.
-3. Examples to documents: `tokenize_block`, `render`, `template`, `stop_token`, `encode`,
-   `overlong`, `example_counts`; by several processes in `worker_pool`.
-4. Documents on disk until a build is complete: `build_parts`; `build_progress` logs how far it is.
-5. Documents to rows: `split_writer`, `packing`, `rows`.
+1. Files to rows: `source_file`, `read`, `json_list`.
+2. Rows to examples: `shapes`, `example`.
+3. Examples to documents: `tokenize_block`, `render`, `template`, `dropped_examples`; by several
+   processes in `worker_pool`.
+4. Documents on disk until a build is complete: `build_parts`.
+5. Documents to rows: `packing`.
 
-`prepared` reads the result and `order` gives the order of its rows in training.
+`prepared` is the format of the result, and `order` gives the order of its rows in training.
 """

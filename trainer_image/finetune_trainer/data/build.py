@@ -2,11 +2,13 @@
 
 First all processes turn every source into parts (`build_parts.py`). Then this process packs the
 parts into rows, in one pass. The result depends on the input alone, not on the number of processes
-nor on how often a builder was killed.
+nor on how often a builder was killed. Progress is logged every few seconds, and reported to the
+supervisor per block.
 """
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,23 +21,73 @@ from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import prepared, read
 from finetune_trainer.data.build_parts import SourceParts, TokenizedExample
-from finetune_trainer.data.build_progress import Progress
-from finetune_trainer.data.example_counts import ExampleCounts
+from finetune_trainer.data.dropped_examples import ExampleCounts
+from finetune_trainer.data.packing import SplitWriter, Written, total
 from finetune_trainer.data.shapes import shape_of
 from finetune_trainer.data.source_file import SourceFile
-from finetune_trainer.data.split_writer import SplitWriter, Written, total
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.data.worker_pool import Task, WorkerPool
 
 _log = logging.getLogger(__name__)
+_LOG_INTERVAL = 5.0  # s
 _SAMPLES = 3
 # Bytes of input that one process has tokenized before others have started.
 _ONE_PROCESS_BYTES = 8 << 20
 _OWN_BYTES, _WORKER_BYTES = 1 << 30, 300 << 20  # memory of this process, of each other one
 _DIGESTS = 2.0**64
-
 SourceFiles = list[tuple[DataSource, list[SourceFile]]]
 """The sources of a split, each with its local files."""
+
+
+class BuildProgress:
+    """How much of the input was read and tokenized."""
+
+    def __init__(self, size: int, report: Reporter) -> None:
+        self._size, self._report = max(1, size), report
+        self._before = self._read = self._examples = self._tokens = self._new = 0
+        self._source = ""
+        self._files: list[int] = []
+        self._started = self._logged = time.monotonic()
+
+    def begin(self, source: str, files: list[int]) -> None:
+        """Begin the next source, given the sizes of its files in bytes."""
+        self._before += sum(self._files)
+        self._source, self._files, self._read = source, files, 0
+
+    def skip(self, tokens: int) -> None:
+        """Count a source that an earlier builder has finished."""
+        self._tokens += tokens
+        self._read = sum(self._files)
+        self._report.advance()
+
+    def read(self, file: int, done: int) -> None:
+        """Set the number of bytes of a file that were read."""
+        self._read = sum(self._files[:file]) + min(done, self._files[file])
+        self._report.advance()
+
+    def add(self, examples: int, tokens: int) -> None:
+        """Count the examples and tokens of a finished block."""
+        self._examples += examples
+        self._tokens += tokens
+        self._new += tokens
+        self._report.advance(examples)
+        now = time.monotonic()
+        if now - self._logged < _LOG_INTERVAL:
+            return
+        self._logged = now
+        share = max(1, self._before + self._read) / self._size
+        seconds = now - self._started
+        _log.info(
+            "preparing data: %.0f %% of %.1f MB, %d examples, %.1f M tokens, %.0f tokens/s, about "
+            "%.0f s left; %s",
+            100 * share,
+            self._size / 1e6,
+            self._examples,
+            self._tokens / 1e6,
+            self._new / seconds,
+            seconds * (1 - share) / share,
+            self._source,
+        )
 
 
 def processes(size: int) -> int:
@@ -70,7 +122,7 @@ class Builder:
         """Write both splits; TrainerError (65) if too much of the data cannot be trained on."""
         every = [*train, *validation]
         size = sum(file.path.stat().st_size for _, files in every for file in files)
-        progress = Progress(size, self._report)
+        progress = BuildProgress(size, self._report)
         with WorkerPool(self._renderer, self._recipe, processes(size)) as pool:
             parts = [
                 self._tokenize(number, source, files, pool, progress)
@@ -111,7 +163,7 @@ class Builder:
         source: DataSource,
         files: list[SourceFile],
         pool: WorkerPool,
-        progress: Progress,
+        progress: BuildProgress,
     ) -> SourceParts:
         """Return the finished parts of one source."""
         parts = SourceParts(self._parts, number)
@@ -129,7 +181,7 @@ class Builder:
         return parts
 
     def _tasks(
-        self, source: DataSource, files: list[SourceFile], progress: Progress
+        self, source: DataSource, files: list[SourceFile], progress: BuildProgress
     ) -> Iterator[Task]:
         """Yield the blocks of a source; the first row of the source decides the shape of all."""
         shape = None

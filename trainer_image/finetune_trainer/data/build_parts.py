@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune_trainer.data.example_counts import ExampleCounts
+from finetune_trainer.data.dropped_examples import ExampleCounts
 from finetune_trainer.data.render import Document
 from finetune_trainer.data.tokenize_block import TokenizedBlock
 

@@ -1,10 +1,13 @@
-"""One row of a source in the form in which it is rendered."""
+"""One row of a source: the form in which it is rendered, checks of its fields, and its errors."""
 
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import xxhash
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common.errors import TrainerError
 
 Format = Literal["Messages", "PromptCompletion", "Text"]
 Message = dict[str, Any]
@@ -58,3 +61,55 @@ class Example:
             state.update(len(encoded).to_bytes(8, "little"))
             state.update(encoded)
         return state.intdigest()
+
+
+def valid_text(where: str, name: str, text: Any) -> str:
+    """Return the text of a field; TrainerError (65) if it is not text that can be tokenized.
+
+    JSON can escape one half of a surrogate pair, which no tokenizer accepts.
+    """
+    if not isinstance(text, str):
+        raise bad_data(where, f"{name!r} is a {json_type(text)}", "it must be text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise bad_data(
+            where,
+            f"the escape \\u{ord(text[error.start]):04x} is half of a surrogate pair",
+            "write the complete pair, or remove it",
+        ) from error
+    return text
+
+
+def parsed(where: str, name: str, value: Any) -> Any:
+    """Return a list or object that may be given as JSON in a text, as it must be in CSV."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else []
+    except (ValueError, RecursionError) as error:
+        problem = f"{name!r} is text that is not valid JSON ({error})"
+        raise bad_data(where, problem, "fix or remove it") from error
+
+
+class UnfitRowError(TrainerError):
+    """A row that can be read but not rendered. It is dropped and counted; above 5 % the job fails.
+
+    See `ExampleCounts.check`.
+    """
+
+
+def bad_data(where: str, problem: str, remedy: str) -> TrainerError:
+    """Return the error of a row or file that cannot be read, which ends the job."""
+    return TrainerError(ExitCode.BAD_DATA, f"{where}: {problem}; {remedy}")
+
+
+def unfit(where: str, problem: str, remedy: str) -> UnfitRowError:
+    """Return the error of a row that the chat template cannot render."""
+    return UnfitRowError(ExitCode.BAD_DATA, f"{where}: {problem}; {remedy}")
+
+
+def json_type(value: Any) -> str:
+    """Return the name of a value's JSON type."""
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

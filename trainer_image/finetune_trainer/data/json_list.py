@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from finetune_trainer.data.row_errors import bad_data
+from finetune_trainer.data.example import bad_data
 
 MAX_ROW = 1 << 28  # bytes; a longer value means that a quote or a line end is missing
 _BLOCK = 1 << 20

@@ -9,13 +9,12 @@ ends with it; both must be prefixes of the rendered conversation.
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data import stop_token
-from finetune_trainer.data.example import REASONING, Example, Message
-from finetune_trainer.data.row_errors import unfit
+from finetune_trainer.data.example import REASONING, Example, Message, unfit
 
 Span = tuple[int, int]
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -25,6 +24,8 @@ _PROBE: list[Message] = [
     {"role": "assistant", "content": _ANSWER},
 ]
 _OTHER_TEMPLATE = "choose another dataset.chatTemplate, or fix the row"
+Conversation = list[dict[str, str]]
+_STOP_ANSWER = "Quokka"  # appears in no template
 
 
 class ChatTemplate:
@@ -228,7 +229,7 @@ class ChatTemplate:
             return (eos if eos in tokens else None), ""
         after = text[text.rfind(_ANSWER) + len(_ANSWER) :] if _ANSWER in text else ""
         prompt = prompted.removeprefix(text) if prompted.startswith(text) else ""
-        return stop_token.first(after, tokens), prompt
+        return first_special(after, tokens), prompt
 
     def _render(
         self, example: Example, conversations: list[list[Message]], *, prompt: bool = False
@@ -268,3 +269,36 @@ def assistant_turns(messages: list[Message]) -> list[int]:
 
 def _is_turn(message: Message) -> bool:
     return bool(message["role"] == "assistant")
+
+
+def end_of_turn(render: Callable[[Conversation], str], special: Iterable[str]) -> str | None:
+    """Return the special token with which `render` (a chat template) ends an assistant's turn.
+
+    A server must stop at it. The generation_config.json of a base model often names only the end of
+    a document, and a chat model that is served with it never stops.
+
+    This is the first special token after the answer that ends a conversation. If nothing ends the
+    conversation, it is the first one between an answer and the next question (some templates only
+    open the next turn). Returns None if the template refuses the conversation or ends turns without
+    a special token.
+    """
+    special = list(special)
+    for question in ([], [{"role": "user", "content": "Why?"}]):
+        answered = [
+            {"role": "user", "content": "What lives there?"},
+            {"role": "assistant", "content": _STOP_ANSWER},
+        ]
+        try:
+            text = render([*answered, *question])
+        except Exception:  # a template can raise any error; then it has no turns to end
+            return None
+        found = first_special(text.rpartition(_STOP_ANSWER)[2], special)
+        if found:
+            return found
+    return None
+
+
+def first_special(text: str, special: Iterable[str]) -> str | None:
+    """Return the special token that comes first in a text; at one position the longest one."""
+    found = [(text.find(token), -len(token), token) for token in special if token in text]
+    return min(found)[2] if found else None

@@ -9,12 +9,16 @@ from numpy.typing import NDArray
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data import overlong, read
-from finetune_trainer.data.block import Block
-from finetune_trainer.data.example import Example
-from finetune_trainer.data.example_counts import ExampleCounts
+from finetune_trainer.data import read
+from finetune_trainer.data.dropped_examples import (
+    ExampleCounts,
+    count_overlong,
+    overlong_pieces,
+    overlong_policy,
+)
+from finetune_trainer.data.example import Example, UnfitRowError
+from finetune_trainer.data.read import Block
 from finetune_trainer.data.render import Document, Dropped, Rendered, Renderer
-from finetune_trainer.data.row_errors import UnfitRowError
 from finetune_trainer.data.shapes import Shape
 
 _BATCH = 64  # examples that are tokenized together
@@ -106,10 +110,10 @@ class _Collector:
         count = self.count
         if len(document.tokens) <= recipe.length:
             return [document]
-        how = overlong.policy(recipe.overlong, example.text is not None, example.where)
-        kept = overlong.pieces(document, recipe.length, how)
+        how = overlong_policy(recipe.overlong, example.text is not None, example.where)
+        kept = overlong_pieces(document, recipe.length, how)
         if how in ("Drop", "Fail"):
-            overlong.count_length(count.overlong, len(document.tokens))
+            count_overlong(count.overlong, len(document.tokens))
             what = f"{example.where}, {len(document.tokens)} tokens"
             count.first_overlong = count.first_overlong or what
         elif not kept:

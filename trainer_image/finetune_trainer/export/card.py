@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from finetune_api.progress import DataSummary, Evaluation, Plan
 from finetune_api.spec import Training
-from finetune_trainer.export.contents import Contents
+from finetune_trainer.export.weights import Contents
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.export.contents import Contents, slices
-from finetune_trainer.model import vocabulary
+from finetune_trainer.export.weights import Contents, slices
+from finetune_trainer.model.folder import check_token_ids
 from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE, weight_map
 
 _PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -26,7 +26,7 @@ def check(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     wrong = list(_uncovered(folder, model))
-    vocabulary.check(folder, str(folder), {e.name: list(e.shape) for e in model.entries})
+    check_token_ids(folder, str(folder), {e.name: list(e.shape) for e in model.entries})
     loaded, info = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, output_loading_info=True
     )

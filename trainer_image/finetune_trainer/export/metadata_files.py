@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.base import Object
-from finetune_trainer.data import stop_token
-from finetune_trainer.export.contents import Contents
-from finetune_trainer.model.vocabulary import as_list
+from finetune_trainer.data.template import Conversation, end_of_turn
+from finetune_trainer.export.weights import Contents
+from finetune_trainer.model.folder import token_id_list
 
 # Weight files are not copied: some servers would load a second set (consolidated*.safetensors,
 # *.bin, an optimizer's state) instead of the trained weights.
@@ -109,7 +109,7 @@ def with_stop_tokens(generation: Object, settings: Object, stops: list[int]) -> 
     config.json (`settings`) is not changed, because its eos_token_id is that of pre-training.
     """
     source = generation or settings
-    known = as_list(source.get("eos_token_id", settings.get("eos_token_id")))
+    known = token_id_list(source.get("eos_token_id", settings.get("eos_token_id")))
     missing = [token for token in dict.fromkeys(stops) if token not in known]
     if not missing:
         return generation
@@ -128,11 +128,11 @@ def _stop_tokens(folder: Path) -> list[int]:
     if tokenizer.chat_template:
         special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
 
-        def render(messages: stop_token.Messages) -> str:
+        def render(messages: Conversation) -> str:
             text: str = tokenizer.apply_chat_template(messages, tokenize=False)
             return text
 
-        found.append(special.get(stop_token.end_of_turn(render, special) or ""))
+        found.append(special.get(end_of_turn(render, special) or ""))
     return [token for token in found if token is not None]
 
 

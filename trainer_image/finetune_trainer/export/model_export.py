@@ -6,33 +6,33 @@ files are those of the base model, changed only where training made a change nec
 docs/use/result.md.
 """
 
+import logging
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Output
 from finetune_api.run import RunConfig
 from finetune_api.storage import Manifest
+from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
-from finetune_trainer.checkpoint.storage import RunStorage
+from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import prepared
-from finetune_trainer.export import (
-    card,
-    contents,
-    load_back,
-    metadata_files,
-    publish,
-    select,
-    weights,
-)
-from finetune_trainer.run_dir import evaluations, finished
+from finetune_trainer.export import card, load_back, metadata_files, publish, weights
+from finetune_trainer.export.weights import Contents, contents_of
+from finetune_trainer.run_dir import evaluations
 from finetune_trainer.run_dir.paths import RunPaths
+from finetune_trainer.run_dir.records import read_export
 from finetune_trainer.tracking import run_log
 
 _DTYPES = {"BF16": torch.bfloat16, "FP32": torch.float32}
+_log = logging.getLogger(__name__)
 
 
 def run(
@@ -53,11 +53,11 @@ def run(
     storage = RunStorage(
         paths, config.job_uid, config.run_digest or "", config.attempt, fence_epoch=epoch
     )
-    exported = finished.read(paths, storage.job_uid, storage.run_digest)
+    exported = read_export(paths, storage.job_uid, storage.run_digest)
     if exported is not None:
         return exported
     wanted = config.output.weights if config.output else None
-    folder, manifest = select.checkpoint(
+    folder, manifest = choose_checkpoint(
         paths, storage.run_digest, final_step, wanted, report.advance
     )
     partial = publish.partial_folder(storage)
@@ -65,7 +65,7 @@ def run(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         reader = CheckpointReader(folder, manifest)
-        model = contents.of(paths.model, reader, _DTYPES[config.training.precision])
+        model = contents_of(paths.model, reader, _DTYPES[config.training.precision])
         digests = weights.write(model, reader, partial, report.advance)
         template = prepared.chat_template(paths.prepared(config.prepared_digest or ""))
         metadata_files.write(paths.model, partial, model, template)
@@ -85,7 +85,7 @@ def _card(
     config: RunConfig,
     paths: RunPaths,
     manifest: Manifest,
-    model: contents.Contents,
+    model: Contents,
     digests: dict[str, str],
 ) -> card.ModelCard:
     training_loss = run_log.train_loss(paths, manifest.step)
@@ -102,3 +102,50 @@ def _card(
         plan=config.plan,
         digests=digests,
     )
+
+
+def choose_checkpoint(
+    paths: RunPaths,
+    run_digest: str,
+    final_step: int,
+    wanted: str | None,
+    advance: Callable[[], None],
+) -> tuple[Path, Manifest]:
+    """Return the checkpoint to export, after all its files matched their checksums.
+
+    `wanted` is output.weights: Last, or otherwise the best one. Raises TrainerError 78 if the
+    checkpoint of the last step is damaged or missing, even if another one is wanted, because the
+    run is then not finished. The next attempt resumes before the damage and repeats the rest.
+    """
+    last = store.newest_valid(paths, run_digest, advance)
+    if last is None or last[1].step != final_step:
+        found = f"the newest valid one is of step {last[1].step}" if last else "no other is valid"
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"{paths.storage_uri}: the checkpoint of the last step ({final_step}) is damaged or "
+            f"missing, {found}; the next attempt trains the rest again",
+            reason=reasons.CHECKPOINT_DAMAGED,
+        )
+    return last if wanted == "Last" else _best_checkpoint(paths, run_digest, last, advance)
+
+
+def _best_checkpoint(
+    paths: RunPaths,
+    run_digest: str,
+    last: tuple[Path, Manifest],
+    advance: Callable[[], None],
+) -> tuple[Path, Manifest]:
+    """Return the checkpoint with the lowest validation loss, or the last one without any loss."""
+    measured = evaluations.read(paths).losses()
+    losses = {}
+    for folder, manifest in store.candidates(paths, run_digest):
+        # If a run was stopped at its last step, that step was measured after it was saved.
+        loss = manifest.validation_loss or measured.get(manifest.step)
+        if loss is not None:
+            losses[folder] = (loss, manifest.step, manifest)
+    for folder, (loss, step, manifest) in sorted(losses.items(), key=lambda item: item[1][:2]):
+        if folder == last[0] or store.damaged_file(folder, manifest, advance) is None:
+            _log.info("the best checkpoint is that of step %d, validation loss %.4f", step, loss)
+            return folder, manifest
+        _log.error("%s, the best checkpoint, is damaged; taking the next best", folder.name)
+    return last

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from finetune_api.progress import Output
 from finetune_trainer.checkpoint import store
-from finetune_trainer.checkpoint.storage import RunStorage
-from finetune_trainer.run_dir import finished
+from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.run_dir.files import sync_folder, write_atomic
-from finetune_trainer.run_dir.finished import ExportCard
+from finetune_trainer.run_dir.records import EXPORT_FILE, ExportCard, export_is_complete
 
 _log = logging.getLogger(__name__)
 _PARTIAL, _ASIDE = "final.tmp-", "final.old-"
@@ -46,8 +45,8 @@ def publish(storage: RunStorage, partial: Path, step: int) -> Output:
     export = ExportCard(
         job_uid=storage.job_uid, run_digest=storage.run_digest, step=step, size_bytes=size
     )
-    write_atomic(partial / finished.FILE, export.to_json())
-    (partial / finished.FILE).chmod(0o644)
+    write_atomic(partial / EXPORT_FILE, export.to_json())
+    (partial / EXPORT_FILE).chmod(0o644)
     storage.check_fence()
     _replace(storage, partial)
     _remove_older(storage)
@@ -65,7 +64,7 @@ def _replace(storage: RunStorage, partial: Path) -> None:
     """
 
     def is_this_run(folder: Path) -> bool:
-        return finished.is_complete(folder, storage.job_uid, storage.run_digest)
+        return export_is_complete(folder, storage.job_uid, storage.run_digest)
 
     final = storage.paths.final
     aside = final.with_name(f"{_ASIDE}{storage.fence_epoch}")

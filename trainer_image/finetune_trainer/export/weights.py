@@ -1,20 +1,103 @@
-"""The weight files of the exported model: safetensors shards of at most 5 GB and their index."""
+"""The tensors of the exported model, and the files that hold them.
+
+Names, shapes, order, and whether the head is tied are derived from file headers and from the model
+on the meta device, without loading the weights of the base model. Only the values of a head that
+may be tied are read. The files are safetensors shards of at most 5 GB and their index.
+"""
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from finetune_api.exit_codes import ExitCode
 from finetune_trainer.checkpoint.read import CheckpointReader
-from finetune_trainer.export.contents import Contents, slices
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.model import folder
 from finetune_trainer.run_dir import tensor_file
 from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE
 from finetune_trainer.run_dir.tensor_file import Entry
 
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+SLICE = 1 << 22  # elements that are read, rounded and written at once: 16 MiB of fp32
 SHARD_BYTES = 5_000_000_000
 _METADATA = {"format": "pt"}  # transformers refuses files without it
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The tensors in the order in which they are stored. All have the same type."""
+
+    entries: list[Entry]
+    dtype: torch.dtype
+    untied: bool  # config.json ties the head, but training made it differ from the embedding
+
+    @property
+    def dtype_name(self) -> str:
+        """The name of the type in config.json, such as "bfloat16"."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def contents_of(base: Path, reader: CheckpointReader, dtype: torch.dtype) -> Contents:
+    """Return the tensors to export.
+
+    Raises TrainerError 78 if the parameters of the checkpoint are not those of the base model.
+    """
+    shapes = folder.parameters(base, str(base))
+    trained = set(reader.names())
+    untied = False
+    if HEAD not in shapes and HEAD in trained:
+        # transformers does not tie a head that the base stores with other values than the
+        # embedding, even if config.json ties it. Readers that rely on config.json would silently
+        # drop such a head.
+        untied = not _head_equals_embedding(reader, math.prod(shapes[EMBEDDING]))
+        if untied:
+            shapes[HEAD] = shapes[EMBEDDING]
+        else:
+            trained.discard(HEAD)
+    _check_parameters(shapes, trained, reader)
+    order = [
+        name
+        for file in folder.weight_files(base, str(base))
+        for name in folder.tensors_in(file, str(base))
+        if name in shapes
+    ]
+    return Contents([Entry(name, tuple(shapes[name]), dtype) for name in order], dtype, untied)
+
+
+def slices(numel: int) -> Iterator[tuple[int, int]]:
+    """Yield the offset and length of each slice of a tensor with `numel` elements."""
+    for begin in range(0, numel, SLICE):
+        yield begin, min(SLICE, numel - begin)
+
+
+def _head_equals_embedding(reader: CheckpointReader, numel: int) -> bool:
+    return all(
+        torch.equal(reader.read(HEAD, "master", *piece), reader.read(EMBEDDING, "master", *piece))
+        for piece in slices(numel)
+    )
+
+
+def _check_parameters(
+    shapes: dict[str, list[int]], trained: set[str], reader: CheckpointReader
+) -> None:
+    problem = ""
+    if trained != shapes.keys():
+        different = sorted(trained ^ shapes.keys())
+        problem = f"parameters of only one of them: {', '.join(different[:5])}"
+    for name, shape in shapes.items():
+        if not problem and reader.numel(name) != math.prod(shape):
+            problem = f"{name} has {reader.numel(name)} elements, its shape is {shape}"
+    if problem:
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"the parameters of the checkpoint are not those of the base model: {problem}; the "
+            "model folder was changed since the run began: restore its files",
+        )
 
 
 def write(
@@ -24,7 +107,7 @@ def write(
 
     Only one slice of the fp32 master weights and its rounded copy are in memory at a time.
     """
-    shards = named(split(model.entries, SHARD_BYTES))
+    shards = _named(split(model.entries, SHARD_BYTES))
     digests = {}
     for name, entries in shards.items():
         pieces = _rounded(entries, reader, model.dtype)
@@ -52,7 +135,7 @@ def split(entries: list[Entry], most: int) -> list[list[Entry]]:
     return shards
 
 
-def named(shards: list[list[Entry]]) -> dict[str, list[Entry]]:
+def _named(shards: list[list[Entry]]) -> dict[str, list[Entry]]:
     """Return the shards by file name, in the naming scheme of transformers."""
     if len(shards) == 1:
         return {SINGLE: shards[0]}

@@ -1,4 +1,4 @@
 """The model in training: loading, attention, loss head, optimizer and the DeepSpeed engine.
 
-Imports `common`, `run_dir` and `data`. DeepSpeed is imported by `deepspeed_import` only.
+Imports `common`, `run_dir` and `data`. DeepSpeed is imported by `fast_imports` only.
 """

@@ -12,25 +12,27 @@ The rest of the trainer need not know that:
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Plan
 from finetune_api.spec import Training
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.model import deepspeed_import
-from finetune_trainer.model.batch import Batch
 from finetune_trainer.model.compact_adamw import CompactAdamW
-from finetune_trainer.model.language_model import LanguageModel
+from finetune_trainer.model.fast_imports import load_deepspeed
+from finetune_trainer.model.language_model import Batch, LanguageModel
+from finetune_trainer.model.ranks import Ranks
 
 _MOMENTS = {"FP32": torch.float32, "BF16": torch.bfloat16}
 _BUCKET = 200_000_000  # elements; Hugging Face's "auto" makes tiny collectives
+_INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
 class Engine:
     """The model and its optimizer, as one rank holds them."""
 
     def __init__(self, model: LanguageModel, training: Training, plan: Plan) -> None:
-        deepspeed = deepspeed_import.load()
+        deepspeed = load_deepspeed()
         deepspeed.init_distributed(verbose=False)
         if plan.activation_checkpointing == "Always":
             model.recompute_activations()
@@ -163,3 +165,37 @@ def _assert_fp32_master(optimizer: Any, stage: int) -> None:
             ExitCode.ENVIRONMENT_UNUSABLE,
             f"master weights are {', '.join(sorted(wrong))}, not fp32: DeepSpeed cannot be used",
         )
+
+
+def assert_equal_replicas(engine: Engine, ranks: Ranks) -> None:
+    """Check that all ranks have the same weights (ZeRO 1 and 2); collective.
+
+    Compares one checksum over all live weights. Raises TrainerError (78), which names a rank, if
+    they differ. This finds a collective that silently did nothing (DeepSpeed before 0.19.8 on CPU),
+    or a device that computes wrongly, after the first step instead of at the end of a run.
+    """
+    if engine.stage == 3 or ranks.world == 1:
+        return  # every element exists on one rank only
+    mine = torch.tensor([checksum(engine)])
+    gathered = [torch.zeros_like(mine) for _ in range(ranks.world)]
+    dist.all_gather(gathered, mine, group=ranks.control)
+    checksums = [int(value) for value in gathered]
+    different = [rank for rank, value in enumerate(checksums) if value != checksums[0]]
+    if different:
+        raise TrainerError(
+            ExitCode.ENVIRONMENT_UNUSABLE,
+            f"after the first step the weights of rank {different[0]} differ from those of rank 0: "
+            "a device or the network between the workers computes wrongly; check these nodes",
+        )
+
+
+@torch.no_grad()
+def checksum(engine: Engine) -> int:
+    """Return a checksum of 62 bits over the bits of all live weights and their positions."""
+    total = 0
+    for index, parameter in enumerate(engine.model.parameters()):
+        bits = parameter.detach().flatten().view(_INTEGERS[parameter.element_size()])
+        # The second sum changes if elements at even and odd positions are swapped.
+        sums = (bits.sum(dtype=torch.int64), bits[::2].sum(dtype=torch.int64))
+        total = (total * 31 + (index + 1) * int(sums[0]) + 7 * int(sums[1])) % (1 << 62)
+    return total

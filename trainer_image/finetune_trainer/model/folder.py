@@ -2,16 +2,15 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.model import vocabulary
 from finetune_trainer.model.fast_imports import model_classes
-from finetune_trainer.run_dir import digest
+from finetune_trainer.run_dir.files import file_digest, value_digest
 from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE, indexed_files, read_header
 
 _TEXT_FILES = (
@@ -22,6 +21,8 @@ _TEXT_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_EMBEDDING = "model.embed_tokens.weight"
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder
         raise _missing(f"{name}: no tokenizer.json", "copy the tokenizer into the model folder")
     shapes = parameters(folder, name)
     _check_weights(shapes, tensors, name)
-    vocabulary.check(folder, name, shapes)
+    check_token_ids(folder, name, shapes)
     present = [folder / file for file in _TEXT_FILES if (folder / file).is_file()]
-    digests = {file.name: digest.of_file(file, advance) for file in [*present, *weights]}
+    digests = {file.name: file_digest(file, advance) for file in [*present, *weights]}
     return ModelFolder(
-        revision=digest.of_value(digests),
+        revision=value_digest(digests),
         parameter_count=sum(math.prod(shape) for shape in shapes.values()),
         max_length=config.get("max_position_embeddings"),
         weights=weights,
@@ -163,3 +164,56 @@ def _check_weights(parameters: dict[str, list[int]], tensors: dict[str, Any], na
 
 def _missing(problem: str, remedy: str) -> TrainerError:
     return TrainerError(ExitCode.INPUT_MISSING, f"{problem}; {remedy}")
+
+
+def check_token_ids(folder: Path, name: str, shapes: dict[str, list[int]]) -> None:
+    """Raise TrainerError (64) if a token id has no row in the embedding.
+
+    `shapes` maps a parameter to its shape. An id without a row would end training on a device. The
+    check runs before devices are assigned, and again before a model is published.
+    """
+    rows = shapes[_EMBEDDING][0]
+    for file, what, token in _token_ids(folder):
+        if token >= rows:
+            raise TrainerError(
+                ExitCode.BAD_CONFIGURATION,
+                f"{name}: {file} has the id {token} ({what}), but the model's embedding has {rows} "
+                f"rows (0 to {rows - 1}); copy tokenizer and weights of the same model, or resize "
+                "the embedding",
+            )
+
+
+def _token_ids(folder: Path) -> Iterator[tuple[str, str, int]]:
+    for file in ("config.json", "generation_config.json"):
+        values = _json_object(folder / file)
+        for key in _SPECIAL:
+            for token in token_id_list(values.get(key)):
+                yield file, key, token
+    tokenizer = _json_object(folder / "tokenizer.json")
+    for entry in tokenizer.get("added_tokens") or []:
+        yield "tokenizer.json", repr(entry["content"]), entry["id"]
+    tokens = (tokenizer.get("model") or {}).get("vocab")
+    if isinstance(tokens, dict) and tokens:
+        largest = max(tokens, key=tokens.__getitem__)
+        yield "tokenizer.json", repr(largest), tokens[largest]
+    elif tokens:  # Unigram: a list, in which the position is the id
+        yield "tokenizer.json", repr(tokens[-1][0]), len(tokens) - 1
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """Return a JSON object, empty if the file is absent or not valid.
+
+    Other checks report such a file with a better message.
+    """
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def token_id_list(value: Any) -> list[int]:
+    """Return the token ids of a field of config.json: none, one or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [value]

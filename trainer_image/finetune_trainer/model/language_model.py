@@ -1,20 +1,68 @@
-"""The model as the engine uses it: it maps a micro-batch to a sum of token losses."""
+"""The model as the engine uses it: it maps a micro-batch to a sum of token losses.
 
+A micro-batch has no padding: its rows are concatenated, and documents are given by their lengths.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.data.prepared import Row
 from finetune_trainer.model import attention
-from finetune_trainer.model.batch import Batch
 from finetune_trainer.model.head import LossHead
 
 # Models with causal attention over the complete document and a linear head without soft caps. Each
 # is tested against separate documents. Other ones (sliding windows, state spaces, soft-capped
 # logits) would be computed wrongly without an error.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The input of one forward pass, without padding."""
+
+    tokens: torch.Tensor
+    """[1, tokens] int64."""
+    positions: torch.Tensor
+    """[1, tokens] int64: position of each token in its document."""
+    bounds: torch.Tensor
+    """[documents + 1] int32: cumulative lengths of the documents."""
+    longest: int
+    """Number of tokens of the longest document."""
+    predict: torch.Tensor
+    """[trained] int64: indices of the tokens whose next token carries loss."""
+    targets: torch.Tensor
+    """[trained] int64: those next tokens."""
+
+
+def make_batch(rows: list[Row], device: torch.device) -> Batch:
+    """Return the tensors of some rows.
+
+    No target crosses a boundary, because the first token of a document never carries loss.
+    """
+    tokens = np.concatenate([row.tokens for row in rows]).astype(np.int64)
+    trained = np.concatenate([row.trained for row in rows]).astype(bool)
+    lengths = np.concatenate([row.segments for row in rows]).astype(np.int64)
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    positions = np.arange(len(tokens)) - np.repeat(bounds[:-1], lengths)
+    carries_loss = np.flatnonzero(trained)
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+    return Batch(
+        tokens=tensor(tokens[None]),
+        positions=tensor(positions[None]),
+        bounds=tensor(bounds.astype(np.int32)),
+        longest=int(lengths.max()),
+        predict=tensor(carries_loss - 1),
+        targets=tensor(tokens[carries_loss]),
+    )
 
 
 def check(config: Any, name: str) -> None:

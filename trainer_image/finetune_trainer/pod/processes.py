@@ -1,21 +1,33 @@
-"""Child processes of the supervisor: how they start, send messages and end."""
+"""Child processes of the supervisor: their environment, how they start, send messages and end.
+
+The environment contains the address of worker 0, whose DNS name can appear some time after its pod.
+Variables that the pod's template sets take precedence over the defaults here.
+"""
 
 import ctypes
 import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common import machine
+from finetune_trainer.common.environment import Gang
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import ENV_CHANNEL
+from finetune_trainer.common.stop_signal import StopSignal
 
 _PR_SET_PDEATHSIG = 1
 _STDERR_KEPT = 65536  # bytes
 _libc = ctypes.CDLL(None)
+_DNS_TIMEOUT = 120.0  # s; DNS servers can cache a missing name for half a minute
 
 
 class Child:
@@ -136,3 +148,95 @@ def reap_orphans(children: list[Child]) -> None:
 def _die_with_parent() -> None:
     """Make the kernel kill this process when the supervisor ends. Runs in the child before exec."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def environment_of_child(*, online: bool) -> dict[str, str]:
+    """Return variables that keep logs readable and libraries offline.
+
+    `online` allows downloads from the Hugging Face Hub.
+    """
+    defaults = {
+        "HF_HUB_OFFLINE": "0" if online else "1",
+        "HF_HOME": f"/tmp/huggingface-{os.getuid()}",  # the home folder may be read-only
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # torch and DeepSpeed use deprecated functions; users can do nothing about these warnings.
+        "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+    }
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+
+def environment_of_rank(gang: Gang, local_rank: int, master_address: str) -> dict[str, str]:
+    """Return the variables of one rank: its position in the gang, threads and folders.
+
+    `master_address` is the IP address of worker 0.
+    """
+    variables = {
+        "RANK": str(gang.node_rank * gang.processes + local_rank),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(gang.world_size),
+        "LOCAL_WORLD_SIZE": str(gang.processes),
+        "GROUP_RANK": str(gang.node_rank),
+        "MASTER_ADDR": master_address,
+        "MASTER_PORT": str(gang.master_port),
+        **thread_variables(gang.processes),
+        "TORCH_EXTENSIONS_DIR": "/tmp/torch-extensions",
+        "TRITON_CACHE_DIR": "/tmp/triton",
+        "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+    }
+    if not machine.has_gpus():
+        # Without this, malloc maps and unmaps every large tensor on CPU, and page faults take a
+        # quarter of the time.
+        variables |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+    if master_address.startswith("127.") and "GLOO_SOCKET_IFNAME" not in os.environ:
+        variables["GLOO_SOCKET_IFNAME"] = "lo"
+    return variables
+
+
+def thread_variables(processes: int) -> dict[str, str]:
+    """Return the number of OpenMP threads of each of `processes` that share the container."""
+    share = max(1, machine.usable_cpus() // processes)
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}
+
+
+def wait_for_address(name: str, stop: StopSignal) -> str:
+    """Return the IPv4 address of a name as soon as it has one.
+
+    Raises TrainerError 78 if it has none after two minutes, and 75 if the pod is asked to stop
+    meanwhile. Look-ups run in a thread that is abandoned then, because they can hang.
+    """
+    lookup = _Lookup(name)
+    threading.Thread(target=lookup.run, daemon=True).start()
+    deadline = time.monotonic() + _DNS_TIMEOUT
+    while lookup.address is None:
+        if stop.at is not None:
+            raise TrainerError(
+                ExitCode.STOPPED, f"stopped while looking up {name}; nothing is lost"
+            )
+        if time.monotonic() > deadline:
+            raise TrainerError(
+                ExitCode.ENVIRONMENT_UNUSABLE,
+                f"{name} has no address after {_DNS_TIMEOUT:.0f} s ({lookup.problem}); check that "
+                "cluster DNS works and that the job's headless Service exists",
+            )
+        time.sleep(0.05)
+    return lookup.address
+
+
+class _Lookup:
+    """Repeats a look-up until it succeeds."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._deadline = time.monotonic() + _DNS_TIMEOUT
+        self.address: str | None = None
+        self.problem: OSError | str = "no answer"
+
+    def run(self) -> None:
+        while self.address is None and time.monotonic() < self._deadline:
+            try:
+                self.address = str(socket.getaddrinfo(self._name, None, socket.AF_INET)[0][4][0])
+            except OSError as error:
+                self.problem = error
+                time.sleep(0.5)

@@ -20,13 +20,19 @@ from finetune_trainer.common import environment
 from finetune_trainer.common.environment import Gang
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.stop_signal import StopSignal
-from finetune_trainer.pod import child_environment, dns, report_server
-from finetune_trainer.pod.processes import Child
+from finetune_trainer.pod import report_server
+from finetune_trainer.pod.processes import (
+    Child,
+    environment_of_child,
+    environment_of_rank,
+    thread_variables,
+    wait_for_address,
+)
 from finetune_trainer.pod.state import MESSAGE_LENGTH, Failure, PodState
-from finetune_trainer.pod.watch import Watch, stopped_message
-from finetune_trainer.pod.watchdog import Limits
-from finetune_trainer.run_dir import fence, finished, ownership, records
+from finetune_trainer.pod.watchdog import Limits, Watch, stopped_message
+from finetune_trainer.run_dir import fence, ownership, records
 from finetune_trainer.run_dir.paths import RunPaths
+from finetune_trainer.run_dir.records import read_export
 
 _log = logging.getLogger("supervisor")
 _NO_STDERR_SAVED = (ExitCode.DONE, ExitCode.STOPPED, ExitCode.FENCED, ExitCode.PEER_LOST)
@@ -101,7 +107,7 @@ class _Pod:
             paths = RunPaths.of(self._config)
             if gang.node_rank == 0:
                 self._claim_storage(paths)
-            self._state.output = finished.read(
+            self._state.output = read_export(
                 paths, self._state.job_uid, self._config.run_digest or ""
             )
             if self._state.output is not None:
@@ -142,7 +148,7 @@ class _Pod:
     def _train(self, gang: Gang, address: str, paths: RunPaths) -> int:
         master = address
         if gang.node_rank != 0:
-            master = dns.address_of(gang.master_address, self._stop)
+            master = wait_for_address(gang.master_address, self._stop)
         ranks = [self._start_rank(gang, local, master) for local in range(gang.processes)]
         self._watch.run(ranks, self._refresh_record)
         cause = self._watch.cause(ranks)
@@ -154,7 +160,7 @@ class _Pod:
         """Export the model from the checkpoint files, after all ranks have ended."""
         epoch, step = str(self._epoch), str(self._state.final_step)  # rank 0 reported the step
         module = ["finetune_trainer.child", "export", epoch, step]
-        child = self._start("export", None, module, child_environment.threads(1))
+        child = self._start("export", None, module, thread_variables(1))
         self._watch.run([child], self._refresh_record)
         return self._conclude(child, paths)
 
@@ -164,7 +170,7 @@ class _Pod:
         return self._record.epoch if self._record else 0
 
     def _start_rank(self, gang: Gang, local_rank: int, master_address: str) -> Child:
-        variables = child_environment.for_rank(gang, local_rank, master_address)
+        variables = environment_of_rank(gang, local_rank, master_address)
         rank = int(variables["RANK"])
         module = ["finetune_trainer.rank", str(self._epoch)]
         return self._start(f"rank {rank}", rank, module, variables)
@@ -180,7 +186,7 @@ class _Pod:
     ) -> Child:
         if self._stop.at is not None:
             raise TrainerError(ExitCode.STOPPED, stopped_message(name))
-        common = child_environment.for_every_child(online=online)
+        common = environment_of_child(online=online)
         child = Child(name, rank, module, common | (variables or {}))
         self._children.append(child)
         return child

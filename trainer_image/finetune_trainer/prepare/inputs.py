@@ -1,19 +1,30 @@
-"""Finds the inputs of a job: its model, the files of its data and its chat template."""
+"""Finds the inputs of a job, and computes the digests that identify them.
 
-from collections.abc import Sequence
+The inputs are the model, the files of data and the chat template. Equal digests mean equal rows and
+equal runs.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import DataSummary
-from finetune_api.spec import ChatTemplate, Dataset, DataSource, Model, TrainSource
+from finetune_api.spec import ChatTemplate, Dataset, DataSource, Model, Training, TrainSource
+from finetune_api.spec.use import row_values
 from finetune_api.uri import is_claim
 from finetune_trainer.common.errors import TrainerError, reading
 from finetune_trainer.data.build import SourceFiles
+from finetune_trainer.data.source_file import kind_of
 from finetune_trainer.model import folder
+from finetune_trainer.run_dir.files import file_digest, value_digest
 from finetune_trainer.run_dir.paths import claim_path
-from finetune_trainer.sources.downloads import Downloads
-from finetune_trainer.sources.source_files import source_files
+from finetune_trainer.sources.download import Downloads
+from finetune_trainer.sources.local_files import source_files
+
+PREPARATION_VERSION = 3
+"""Increased by every change that makes other rows from the same input."""
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def inspect_model(
@@ -87,3 +98,69 @@ def check_weights(train: Sequence[TrainSource], data: DataSummary) -> None:
                 f"{source.source}: no example that can be trained on, but its weight is "
                 f"{source.weight:g}; remove the source, or add data",
             )
+
+
+def digest_of_prepared_data(
+    inputs: DataInputs,
+    tokenizer: dict[str, str],
+    dataset: Dataset,
+    training: Training,
+    advance: Callable[[], None],
+) -> str:
+    """Return the digest of everything that the packed rows depend on.
+
+    It covers contents, not times or places: the same input gives the same digest on any volume.
+    Weights, epochs and the seed are not part of it, because they change the order of rows only.
+    `tokenizer` is the result of `digest_of_tokenizer`; `advance` is called while files are read.
+    """
+    contents = []
+    for source, files in [*inputs.train, *inputs.validation]:
+        with reading(source.source):
+            data = [[file_digest(f.path, advance), kind_of(f.path)] for f in files]
+        columns = source.columns.to_dict() if source.columns else {}
+        contents.append([data, source.format, columns])
+    import tokenizers
+    import transformers
+
+    return value_digest(
+        {
+            "version": PREPARATION_VERSION,
+            "libraries": [tokenizers.__version__, transformers.__version__.rsplit(".", 1)[0]],
+            "tokenizer": tokenizer,
+            "sources": contents,
+            "train": len(dataset.train),
+            "lossOn": loss_on(dataset, training),
+            "chatTemplate": inputs.template,
+            **row_values(dataset),
+            **row_values(training),
+        }
+    )
+
+
+def digest_of_tokenizer(model: Path, address: str) -> dict[str, str]:
+    """Return the digest of each file of a model's tokenizer; `address` is for messages."""
+    with reading(address):
+        present = [name for name in _TOKENIZER_FILES if (model / name).is_file()]
+        return {name: file_digest(model / name) for name in present}
+
+
+def digest_of_run(model: str, prepared: str, dataset: Dataset, training: Training) -> str:
+    """Return the digest of a run: `model` and `prepared` are the digests of its inputs.
+
+    It covers the contents of the model, not its address: a model that was copied to a claim is the
+    same model.
+    """
+    return value_digest(
+        {
+            "model": model,
+            "data": prepared,
+            "weights": [source.weight for source in dataset.train],
+            "training": training.to_dict(),
+        }
+    )
+
+
+def loss_on(dataset: Dataset, training: Training) -> str | None:
+    """Return the tokens that carry loss; None means that the format of each example decides."""
+    everything = training.objective == "ContinuedPretraining"
+    return dataset.loss_on or ("All" if everything else None)

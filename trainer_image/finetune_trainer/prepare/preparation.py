@@ -4,24 +4,39 @@ Writes only below `cache/` (a new folder, then a rename) and `run.json`, so it n
 """
 
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
+from finetune_api.exit_codes import is_permanent
 from finetune_api.progress import DataSummary
 from finetune_api.run import PrepareResult, RunConfig
 from finetune_api.spec import Dataset, Training
 from finetune_api.storage import RunFile
 from finetune_api.uri import is_claim
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import prepared
 from finetune_trainer.data.build import Builder
 from finetune_trainer.data.tokenize_block import Recipe
-from finetune_trainer.prepare import digests, inputs, prepared_folder, storage_checks
-from finetune_trainer.run_dir import finished, ownership
+from finetune_trainer.prepare import inputs, storage_checks
+from finetune_trainer.prepare.inputs import (
+    digest_of_prepared_data,
+    digest_of_run,
+    digest_of_tokenizer,
+)
+from finetune_trainer.prepare.storage_checks import not_writable
+from finetune_trainer.run_dir import ownership
+from finetune_trainer.run_dir.files import sync_tree, take_place, unfinished
 from finetune_trainer.run_dir.paths import Cache, RunPaths, claim_path
-from finetune_trainer.sources.downloads import Downloads
-from finetune_trainer.sources.remote_inputs import download_model
+from finetune_trainer.run_dir.records import read_export
+from finetune_trainer.sources.download import Downloads
+from finetune_trainer.sources.local_files import download_model
 
 _log = logging.getLogger(__name__)
+Build = Callable[[Path, Path], DataSummary]
+"""Writes rows into the first folder, and keeps finished parts of the work in the second."""
 
 
 def run(config: RunConfig, report: Reporter) -> PrepareResult:
@@ -59,8 +74,8 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
 
     files = inputs.find_data(dataset, config.mounts, downloads)
 
-    tokenizer = digests.of_tokenizer(paths.model, model.source)
-    prepared_digest = digests.of_prepared_data(files, tokenizer, dataset, training, report.advance)
+    tokenizer = digest_of_tokenizer(paths.model, model.source)
+    prepared_digest = digest_of_prepared_data(files, tokenizer, dataset, training, report.advance)
     target = paths.prepared(prepared_digest)
     recipe = _recipe(paths.model, model.source, dataset, training, files.template)
 
@@ -74,11 +89,11 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
             validation_fraction=dataset.validation_fraction,
         ).build(files.train, files.validation)
 
-    prepared_folder.provide(target, config.job_uid, cache.uri, build)
+    provide_prepared_folder(target, config.job_uid, cache.uri, build)
     data = prepared.summary(target, dataset.train)
     inputs.check_weights(dataset.train, data)
 
-    run_digest = digests.of_run(found.revision, prepared_digest, dataset, training)
+    run_digest = digest_of_run(found.revision, prepared_digest, dataset, training)
     revision = config.model_revision or found.revision
     mine = RunFile(
         job_uid=config.job_uid,
@@ -94,7 +109,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         model_revision=revision,
         parameter_count=found.parameter_count,
         data=data,
-        finished=finished.read(paths, config.job_uid, run_digest),
+        finished=read_export(paths, config.job_uid, run_digest),
     )
 
 
@@ -104,8 +119,47 @@ def _recipe(
     return Recipe(
         model=model,
         model_name=model_name,
-        loss_on=digests.loss_on(dataset, training),
+        loss_on=inputs.loss_on(dataset, training),
         template=template,
         overlong=dataset.overlong,
         length=training.sequence_length,
     )
+
+
+def provide_prepared_folder(target: Path, job_uid: str, cache_uri: str, build: Build) -> None:
+    """Make sure that the prepared folder `target` exists; its name is the digest of its contents.
+
+    It is built under another name and renamed. The name of the unfinished folder contains the job
+    and the digest: after a kill, the next prepare pod of the job continues with its finished parts.
+    Raises TrainerError (73) if the cache cannot be written, and the errors of `build`.
+    """
+    if (target / prepared.CARD).is_file():
+        _log.info("data is already prepared: %s", target)
+        return
+    building = target.parent / f".building-{job_uid}-{target.name[:16]}"
+    rows = building / f"rows-{uuid4().hex}"
+    try:
+        _remove_abandoned(target.parent, f".building-{job_uid}-", building.name)
+        rows.mkdir(parents=True)
+        summary = build(rows, building / "parts")
+        (rows / prepared.CARD).write_text(summary.to_json())
+        sync_tree(rows)
+        # If another job has built the same data meanwhile, its rows are equal: same digest.
+        take_place(rows, target)
+    except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise not_writable(cache_uri, error) from error
+    except TrainerError as error:
+        if is_permanent(error.code, prepare=True):
+            shutil.rmtree(building, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(rows, ignore_errors=True)
+    shutil.rmtree(building, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path, own: str, current: str) -> None:
+    """Remove unfinished folders: this job's of other data at once, those of other jobs later."""
+    for partial, abandoned in unfinished(folder, ".building-*"):
+        if partial.name != current and (partial.name.startswith(own) or abandoned):
+            shutil.rmtree(partial, ignore_errors=True)

@@ -1,12 +1,21 @@
-"""Writes that survive a crash: a file or folder appears complete or not at all."""
+"""Writes that survive a crash, and digests that identify files and values by their contents.
+
+A file or folder appears complete or not at all.
+"""
 
 import errno
+import hashlib
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import xxhash
 
 _ABANDONED = 24 * 3600.0  # s without a change, after which no process is building a folder
+_CHUNK = 1 << 22  # bytes
 
 
 def write_new(path: Path, text: str) -> bool:
@@ -90,3 +99,20 @@ def _write(path: Path, text: str) -> None:
     except OSError:
         path.unlink(missing_ok=True)  # do not leave half a file on a full disk
         raise
+
+
+def file_digest(path: Path, advance: Callable[[], None] | None = None) -> str:
+    """Return the xxh3-128 of a file's contents in hex. Calls `advance` after every 4 MiB."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            if advance:
+                advance()
+    return digest.hexdigest()
+
+
+def value_digest(value: Any) -> str:
+    """Return the SHA-256 of a value's canonical JSON in hex."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

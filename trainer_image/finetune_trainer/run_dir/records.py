@@ -1,8 +1,15 @@
-"""Records that attempts leave on storage (attempts/), so that an operator outage loses nothing."""
+"""Records on storage: of attempts (attempts/), and of the exported model (final/export.json).
+
+Attempts leave records so that an operator outage loses nothing. The folder `final` is complete only
+if it holds export.json.
+"""
 
 import logging
+from pathlib import Path
 
+from finetune_api.base import Message
 from finetune_api.names import MAX_ATTEMPTS
+from finetune_api.progress import Output
 from finetune_api.run import AttemptRecord
 from finetune_api.storage import AttemptFile
 from finetune_trainer.run_dir.files import write_atomic
@@ -11,6 +18,8 @@ from finetune_trainer.run_dir.paths import RunPaths
 _log = logging.getLogger("records")
 REFRESH_SECONDS = 60.0
 """Time between two writes of a running attempt's record."""
+EXPORT_FILE = "export.json"
+"""Name of the file in `final` that is written last."""
 
 
 def write(paths: RunPaths, record: AttemptFile) -> None:
@@ -52,3 +61,36 @@ def earlier(paths: RunPaths, job_uid: str, attempt: int) -> list[AttemptRecord]:
         )
         for number in newest
     ]
+
+
+class ExportCard(Message):
+    """The contents of `final/export.json`. It exists only after the model was loaded back."""
+
+    job_uid: str
+    run_digest: str
+    step: int
+    size_bytes: int
+
+
+def read_export(paths: RunPaths, job_uid: str, run_digest: str) -> Output | None:
+    """Return the exported model of exactly this run, or None if it is missing or incomplete."""
+    card = _complete_export(paths.final, job_uid, run_digest)
+    if card is None:
+        return None
+    return Output(location=paths.uri(paths.final), size_bytes=card.size_bytes, verified=True)
+
+
+def export_is_complete(folder: Path, job_uid: str, run_digest: str) -> bool:
+    """Return whether a folder holds the complete exported model of exactly this run."""
+    return _complete_export(folder, job_uid, run_digest) is not None
+
+
+def _complete_export(folder: Path, job_uid: str, run_digest: str) -> ExportCard | None:
+    try:
+        card = ExportCard.model_validate_json((folder / EXPORT_FILE).read_text())
+        present = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    except (OSError, ValueError):
+        return None
+    if (card.job_uid, card.run_digest) != (job_uid, run_digest):
+        return None
+    return card if present >= card.size_bytes else None  # else weights were moved away

@@ -1,29 +1,87 @@
-"""Downloads files in parallel: resumed when interrupted, checked, renamed when complete."""
+"""Downloads files in parallel: resumed when interrupted, checked, renamed when complete.
 
+A downloaded folder of the cache exists under its name only when it is complete: it is built under
+another name and renamed. The unfinished folder carries the job's uid: the same job continues where
+a killed pod stopped, and two jobs that download the same files do not write into each other's (both
+download, one of the two folders is kept). A request that fails is tried again some times, then the
+next attempt tries again.
+"""
+
+import errno
 import hashlib
 import logging
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import Reporter
+from finetune_trainer.run_dir.files import sync_folder, sync_tree, take_place, unfinished
+from finetune_trainer.run_dir.paths import Cache
 from finetune_trainer.sources.listing import Remote, RemoteFile
-from finetune_trainer.sources.network import InterruptedTransferError, Retries
 
 _log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # s between tries without progress
 _FILES_AT_ONCE = 4
 _LOG_INTERVAL = 5.0  # s
 _READ = 1 << 22  # bytes, when contents are checked
 _PART = ".part"
 _DAMAGED_LIMIT = 2  # times that a file is downloaded again because its contents were wrong
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class InterruptedTransferError(Exception):
+    """A request failed in a way that a retry may cure. The text contains no secret."""
+
+
+def with_retries(address: str, request: Callable[[], Answer]) -> Answer:
+    """Return the answer to a request; TrainerError 78 (retryable) if all tries fail."""
+    retries = Retries(address)
+    while True:
+        try:
+            return request()
+        except InterruptedTransferError as error:
+            retries.failed(error)
+
+
+class Retries:
+    """A count of consecutive failures: each failure waits, the last one raises."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._waits: Iterator[float] = iter(WAITS)
+
+    def succeeded(self) -> None:
+        """Reset the count: the transfer made progress."""
+        self._waits = iter(WAITS)
+
+    def failed(self, error: InterruptedTransferError) -> None:
+        """Wait before the next try; TrainerError 78 if there are no tries left."""
+        wait = next(self._waits, None)
+        if wait is None:
+            raise unreachable(self._address, error) from error
+        _log.warning("%s: %s; trying again in %.0f s", self._address, error, wait)
+        time.sleep(wait)
+
+
+def unreachable(address: str, error: InterruptedTransferError) -> TrainerError:
+    """Return the error after the last try. The next attempt may succeed."""
+    return TrainerError(
+        ExitCode.ENVIRONMENT_UNUSABLE,
+        f"{address}: cannot be reached ({error}); check the network of the pod (network policy, "
+        "proxy, HF_ENDPOINT or AWS_ENDPOINT_URL); what was downloaded is kept",
+        reason=reasons.NETWORK_TROUBLE,
+    )
 
 
 def download(
@@ -216,3 +274,49 @@ def _have(target: Path, size: int) -> int:
         if path.exists():
             return min(size, path.stat().st_size)
     return 0
+
+
+@dataclass(frozen=True)
+class Downloads:
+    """The downloads of one job into its cache."""
+
+    cache: Cache
+    job_uid: str
+    report: Reporter
+
+    def provide(self, target: Path, fill: Callable[[Path], None]) -> Path:
+        """Return `target`, a folder below the cache, after `fill` has filled it if necessary.
+
+        `fill` gets the unfinished folder with what an earlier try left in it. TrainerError 73 if
+        the cache cannot be written; what was downloaded is kept for the next try.
+        """
+        if target.is_dir():
+            _log.info("already downloaded: %s", target)
+            return target
+        own = f".downloading-{self.job_uid}-"
+        partial = target.parent / f"{own}{target.name}"
+        try:
+            _remove_abandoned(target.parent, own)
+            partial.mkdir(parents=True, exist_ok=True)
+            fill(partial)
+            sync_tree(partial)
+            if not take_place(partial, target):  # another job has downloaded the same meanwhile
+                shutil.rmtree(partial, ignore_errors=True)
+            sync_folder(target.parent)
+        except OSError as error:
+            raise TrainerError(
+                ExitCode.STORAGE_NOT_WRITABLE,
+                f"{self.cache.uri}: "
+                + (
+                    "no space is left for a download; make room, or name another cache"
+                    if error.errno in _FULL
+                    else f"a download cannot be written ({error.strerror or error})"
+                ),
+            ) from error
+        return target
+
+
+def _remove_abandoned(parent: Path, own: str) -> None:
+    for partial, abandoned in unfinished(parent, ".downloading-*"):
+        if abandoned and not partial.name.startswith(own):
+            shutil.rmtree(partial, ignore_errors=True)

@@ -39,8 +39,8 @@ from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode
 from finetune_api.uri import HubPath
 from finetune_trainer.common.errors import TrainerError, reading
+from finetune_trainer.sources.download import InterruptedTransferError, unreachable, with_retries
 from finetune_trainer.sources.listing import RemoteFile, input_missing
-from finetune_trainer.sources.network import InterruptedTransferError, unreachable, with_retries
 
 Kind = Literal["model", "dataset"]
 _log = logging.getLogger(__name__)

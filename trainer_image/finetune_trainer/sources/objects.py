@@ -26,9 +26,9 @@ from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode
 from finetune_api.uri import ObjectPath
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.run_dir import digest
+from finetune_trainer.run_dir.files import value_digest
+from finetune_trainer.sources.download import InterruptedTransferError, with_retries
 from finetune_trainer.sources.listing import RemoteFile, input_missing
-from finetune_trainer.sources.network import InterruptedTransferError, with_retries
 
 _RANGE = 16 << 20  # bytes a request
 _NO_ETAG = "modified "  # prefix of the tag if the store has no ETags
@@ -202,7 +202,7 @@ def _code(text: str) -> str:
 
 def revision_of(files: list[RemoteFile]) -> str:
     """Return the revision of a listing: a sha256 over names, sizes and ETags."""
-    return digest.of_value([[file.name, file.size, file.tag] for file in files])
+    return value_digest([[file.name, file.size, file.tag] for file in files])
 
 
 def _store(where: ObjectPath) -> S3Store | GCSStore:

@@ -12,9 +12,9 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.uri import HubPath
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.source_file import ALLOWED_KINDS, is_data
+from finetune_trainer.sources.download import InterruptedTransferError, with_retries
 from finetune_trainer.sources.hub import check_access, translate_errors
 from finetune_trainer.sources.listing import input_missing
-from finetune_trainer.sources.network import InterruptedTransferError, with_retries
 
 
 def files_of(address: HubPath, commit: str, split: str, scratch: Path) -> list[str]:

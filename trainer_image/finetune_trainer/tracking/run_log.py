@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from finetune_api.base import format_time
 from finetune_api.progress import Evaluation, Progress
 from finetune_api.run import RunConfig
-from finetune_trainer.common.grace import FLUSH_SECONDS
+from finetune_trainer.common.stop_signal import FLUSH_SECONDS
 from finetune_trainer.run_dir.paths import RunPaths
 from finetune_trainer.tracking import trackers
 from finetune_trainer.tracking.sink import Point, QueuedSink

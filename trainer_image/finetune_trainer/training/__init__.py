@@ -1,8 +1,7 @@
 """The training of one attempt.
 
-`attempt` is the main function of a rank; it builds the loop through `setup` and runs it. `loop`
-uses one module for each concern: `step`, `consensus`, `divergence`, `triggers`, `evaluate`,
-`telemetry` and `limits`.
+`attempt` is the main function of a rank; it builds the loop and runs it. `loop` uses one module for
+each concern: `step`, `consensus`, `divergence`, `triggers`, `evaluate` and `telemetry`.
 
 Imports all packages of lower layers. Must not import `prepare`, `export` and `pod`.
 """

@@ -12,19 +12,31 @@ import torch.distributed as dist
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.run import RunConfig
-from finetune_trainer.checkpoint.storage import RunStorage
+from finetune_trainer.checkpoint.checkpointer import Checkpointer
+from finetune_trainer.checkpoint.fragments import Snapshot
+from finetune_trainer.checkpoint.retention import Retention
+from finetune_trainer.checkpoint.saver import Saver
+from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.common.environment import run_config
 from finetune_trainer.common.errors import TrainerError, reading
-from finetune_trainer.common.reporter import ChannelReporter
+from finetune_trainer.common.reporter import ChannelReporter, Reporter
 from finetune_trainer.common.stop_signal import StopSignal
+from finetune_trainer.data import prepared
+from finetune_trainer.data.prepared import Rows
 from finetune_trainer.model import language_model
 from finetune_trainer.model.engine import Engine
 from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.run_dir.paths import Cache, RunPaths
-from finetune_trainer.training import out_of_memory, rendezvous, setup
-from finetune_trainer.training.collectives import local_problem, lost_a_peer
+from finetune_trainer.tracking.run_log import RunLog
+from finetune_trainer.training import out_of_memory, rendezvous
+from finetune_trainer.training.divergence import Divergence
+from finetune_trainer.training.evaluate import Evaluator
 from finetune_trainer.training.loop import Loop
-from finetune_trainer.training.rendezvous import Place
+from finetune_trainer.training.mfu import Utilisation
+from finetune_trainer.training.rendezvous import Place, local_problem, lost_a_peer
+from finetune_trainer.training.step import Stepper
+from finetune_trainer.training.telemetry import ProgressMeter, Telemetry
+from finetune_trainer.training.triggers import Limits, Triggers
 
 # Long enough for the slowest rank to load its model. With gloo, the death of a peer is noticed at
 # once; otherwise the supervisor's rules find it.
@@ -113,7 +125,7 @@ def _train(report: ChannelReporter) -> int:
     # Before this point SIGTERM ends the process: nothing could be saved, and ranks that have not
     # started yet would be waited for until the grace period is over.
     stop = StopSignal()
-    loop = setup.build(config, engine, Ranks.of(device, control), storage, report, stop)
+    loop = build_loop(config, engine, Ranks.of(device, control), storage, report, stop)
     try:
         is_complete = loop.run(config.highest_step)
         dist.barrier(control)
@@ -156,3 +168,49 @@ def _stop_message(attempt: int, loop: Loop) -> str:
             "raise runPolicy.terminationGracePeriodSeconds, or save to faster storage"
         )
     return message + f"everything up to step {loop.state.step} is saved"
+
+
+def build_loop(
+    config: RunConfig,
+    engine: Engine,
+    ranks: Ranks,
+    storage: RunStorage,
+    report: Reporter,
+    stop: StopSignal,
+) -> Loop:
+    """Return the loop of one attempt. `config` must have a plan and a digest of prepared data."""
+    plan, paths = config.plan, storage.paths
+    assert plan is not None
+    assert config.prepared_digest is not None
+    folder = paths.prepared(config.prepared_digest)
+    rows = Rows(folder, "train")
+    sequence = prepared.sequence(folder, config.dataset.train, config.training.seed)
+    evaluator = Evaluator(
+        engine, Rows(folder, "validation"), plan.micro_batch_size, ranks, paths, report
+    )
+    utilisation = Utilisation.known(
+        engine.model.model.config,
+        rows,
+        ranks.world,
+        ranks.device,
+        bf16=config.training.precision == "BF16",
+    )
+    meter = ProgressMeter(plan, sequence.rows_per_epoch, config.highest_step, utilisation)
+    retention = Retention(storage, config.checkpoints.keep_last, report)
+    saver = Saver(Snapshot(engine, ranks), retention, ranks, report.advance)
+    return Loop(
+        Stepper(engine, ranks, rows, sequence, config.training, plan),
+        evaluator,
+        Checkpointer(engine, saver, retention, ranks, report),
+        Triggers(plan.total_steps, config.checkpoints, config.evaluation, ranks.rank),
+        Telemetry(
+            meter, report, RunLog(config, paths, storage.fence_epoch, ranks.rank), ranks.rank
+        ),
+        Limits(
+            stop,
+            ranks,
+            termination_grace_period_seconds=config.termination_grace_period_seconds,
+            progress_deadline_seconds=config.progress_deadline_seconds,
+        ),
+        Divergence(plan.learning_rate),
+    )

@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import order
-from finetune_trainer.data.rows import Rows
-from finetune_trainer.model import batch
+from finetune_trainer.data.prepared import Rows
 from finetune_trainer.model.engine import Engine
+from finetune_trainer.model.language_model import make_batch
 from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.run_dir import evaluations
 from finetune_trainer.run_dir.evaluations import History
@@ -70,7 +70,7 @@ class Evaluator:
             if ranks.any(stopped()):
                 return False
             picked = [self._rows[row] for row in own or rows[:1]]
-            loss = float(self._engine.loss(batch.make(picked, ranks.device)))
+            loss = float(self._engine.loss(make_batch(picked, ranks.device)))
             if own:
                 total += torch.tensor([loss, float(self._rows.trained_tokens[own].sum())])
             self._report.advance()

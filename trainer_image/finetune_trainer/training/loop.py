@@ -25,10 +25,9 @@ from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.training.consensus import Consensus
 from finetune_trainer.training.divergence import Divergence
 from finetune_trainer.training.evaluate import Evaluator
-from finetune_trainer.training.limits import Limits
 from finetune_trainer.training.step import RunState, Stepper, StepResult
 from finetune_trainer.training.telemetry import Telemetry
-from finetune_trainer.training.triggers import Triggers
+from finetune_trainer.training.triggers import Limits, Triggers
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.data.rows import Rows
+from finetune_trainer.data.prepared import Rows
 
 # Dense bf16 FLOP/s from the vendors' data sheets (halved if they count sparsity), by a pattern for
 # the device name that torch reports. The first match counts. Other devices have no MFU.

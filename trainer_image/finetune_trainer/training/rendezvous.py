@@ -4,6 +4,8 @@ torch's own rendezvous are not used: `env://` listens on all addresses of a host
 torchrun replace the members of a gang by themselves, which is the operator's task here. This store
 listens on the address of the pod only, so that two gangs on one host can use the same port.
 DeepSpeed adopts the existing group.
+
+`lost_a_peer` and `local_problem` find the cause of an error of torch.distributed.
 """
 
 import os
@@ -23,6 +25,13 @@ from finetune_trainer.common import machine
 from finetune_trainer.common.errors import TrainerError
 
 CONNECT_SECONDS = 600.0  # other pods may still pull their image
+# gloo and NCCL raise RuntimeError or DistBackendError for everything, so the text decides.
+_LOST = ("connection", "timed out", "broken pipe", "socket", "peer", "nccl", "gloo")
+# NCCL's names of errors on this node: CUDA, driver, memory, network interfaces, visible devices.
+_LOCAL = ("ncclsystemerror", "ncclunhandledcudaerror", "ncclinvalidusage", "ncclinvalidargument")
+# The loss of a peer may also be reported as a system error, of the socket that led to it.
+_REMOTE = ("ncclremoteerror", "timed out", "timeout", "connect", "broken pipe", "closed by")
+_LAST = "Last error:"
 
 
 @dataclass(frozen=True)
@@ -163,3 +172,27 @@ def _bound_every_group(timeout: timedelta) -> None:
         return original(*arguments, **options)
 
     dist.new_group = new_group
+
+
+def lost_a_peer(error: BaseException) -> bool:
+    """Return whether the error shows that another rank is gone or cannot be reached."""
+    if not isinstance(error, RuntimeError) or local_problem(error) is not None:
+        return False
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(part in text for part in _LOST)
+
+
+def local_problem(error: BaseException) -> str | None:
+    """Return NCCL's explanation if it does not work on this node, independently of the peers.
+
+    This is the first line of its message, and the line after "Last error:", which names what
+    failed. Returns None for all other errors.
+    """
+    text = str(error).strip()
+    low = text.lower()
+    if not isinstance(error, RuntimeError) or not any(name in low for name in _LOCAL):
+        return None
+    if any(name in low for name in _REMOTE):
+        return None
+    first, last = text.splitlines()[0], text.partition(_LAST)[2].strip().splitlines()[:1]
+    return "; ".join([first, *last])

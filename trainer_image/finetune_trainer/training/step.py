@@ -1,9 +1,9 @@
-"""One optimizer step over the next rows of the sequence."""
+"""One optimizer step over the next rows of the sequence, and its learning rate."""
 
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -11,11 +11,10 @@ from finetune_api.progress import Plan
 from finetune_api.spec import Training
 from finetune_trainer.data import order
 from finetune_trainer.data.order import Sequence
-from finetune_trainer.data.rows import Rows
-from finetune_trainer.model import batch, replicas
-from finetune_trainer.model.engine import Engine
+from finetune_trainer.data.prepared import Rows
+from finetune_trainer.model.engine import Engine, assert_equal_replicas
+from finetune_trainer.model.language_model import Batch, make_batch
 from finetune_trainer.model.ranks import Ranks
-from finetune_trainer.training.schedule import end_row, learning_rate
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Stepper:
 
     def verify_replicas(self) -> None:
         """Raise TrainerError (78) if the ranks do not have the same weights; collective."""
-        replicas.assert_equal(self._engine, self._ranks)
+        assert_equal_replicas(self._engine, self._ranks)
 
     def has_finite_loss(self) -> bool:
         """Return whether the current weights give a finite loss on the last rows; collective.
@@ -126,5 +125,37 @@ class Stepper:
         own = order.micro_batches(rows, self._ranks.rank, self._ranks.world, size)[0] or rows[:1]
         return float(self._engine.loss(self._batch(own)))
 
-    def _batch(self, rows: list[int]) -> batch.Batch:
-        return batch.make([self._rows[row] for row in rows], self._ranks.device)
+    def _batch(self, rows: list[int]) -> Batch:
+        return make_batch([self._rows[row] for row in rows], self._ranks.device)
+
+
+def learning_rate(
+    step: int,
+    *,
+    peak: float,
+    total_steps: int,
+    warmup_steps: int,
+    schedule: Literal["Cosine", "Linear", "Constant"],
+    min_ratio: float,
+) -> float:
+    """Return the learning rate of the step that follows `step` finished steps.
+
+    It rises linearly during warm-up, from a first step above 0, and then follows the schedule down
+    to `min_ratio` x peak at the last step.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    if schedule == "Constant":
+        return peak
+    done = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    done = min(1.0, done)
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule == "Cosine" else 1 - done
+    return peak * (min_ratio + (1 - min_ratio) * shape)
+
+
+def end_row(training: Training, plan: Plan, rows_per_epoch: int) -> int:
+    """Return the number of rows of the complete run. Only its last step can be short."""
+    if training.max_steps is not None:
+        return plan.total_steps * plan.global_batch_size
+    epochs = 3.0 if training.epochs is None else training.epochs
+    return math.ceil(epochs * rows_per_epoch)

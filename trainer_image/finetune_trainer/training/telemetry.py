@@ -1,14 +1,128 @@
-"""What a rank shows while it trains: its report, the log of steps, trackers, and log lines."""
+"""What a rank shows while it trains: its report, the log of steps, trackers, and log lines.
+
+Speed, remaining time and the ledger of steps are measured here.
+"""
 
 import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from finetune_api.progress import Evaluation, Stage
+from finetune_api.progress import Evaluation, Plan, Progress, Stage, StepLedger
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.tracking.run_log import RunLog
-from finetune_trainer.training.progress import ProgressMeter
+from finetune_trainer.training.mfu import Utilisation
 from finetune_trainer.training.step import StepResult
 
+_WINDOW = 60.0  # s
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One step of the window over which speeds are averaged."""
+
+    at: float  # time.monotonic()
+    seconds: float
+    tokens: int
+    trained: int
+    flops: float
+
+
+class ProgressMeter:
+    """Derives the progress that users see from the results of steps."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        rows_per_epoch: int,
+        highest_step: int,
+        utilisation: Utilisation | None = None,
+    ) -> None:
+        """Begin. `highest_step` is the highest step that any earlier attempt has finished."""
+        self._plan, self._rows_per_epoch = plan, rows_per_epoch
+        self._highest_step, self._utilisation = highest_step, utilisation
+        self._window: deque[_Entry] = deque()
+        self._first = 0
+        self._productive = self._redone = 0.0
+        self._timed_from = time.monotonic()
+        self.seconds = 0.0
+        """Seconds that the newest step took."""
+
+    def start(self, step: int) -> None:
+        """Start an attempt after `step` finished steps."""
+        self._first = step
+
+    def resume_timing(self) -> None:
+        """Begin to measure steps again; what was done since the last step is not part of one."""
+        self._timed_from = time.monotonic()
+
+    def step(
+        self,
+        result: StepResult,
+        *,
+        loss: float,
+        norm: float,
+        skipped: int,
+        checkpoint_problem: str | None,
+    ) -> tuple[Progress, StepLedger]:
+        """Return progress and ledger after a finished step."""
+        state = result.state
+        seconds = max(1e-9, result.ended - self._timed_from)
+        self._timed_from = max(self._timed_from, result.ended)
+        self.seconds = seconds
+        if state.step <= self._highest_step:
+            self._redone += seconds
+        else:
+            self._productive += seconds
+        now = time.monotonic()
+        entry = _Entry(now, seconds, result.tokens, result.trained, self._flops(result))
+        self._window.append(entry)
+        while now - self._window[0].at > _WINDOW and len(self._window) > 1:
+            self._window.popleft()
+        spent = sum(entry.seconds for entry in self._window)
+        left = self._plan.total_steps - state.step
+        progress = Progress(
+            step=state.step,
+            total_steps=self._plan.total_steps,
+            epoch=round(state.rows_consumed / self._rows_per_epoch, 4),
+            train_loss=_finite(loss),
+            learning_rate=result.rate,
+            grad_norm=_finite(norm),
+            tokens_seen=state.tokens_seen,
+            skipped_steps=skipped,
+            tokens_per_second=round(sum(entry.tokens for entry in self._window) / spent, 1),
+            trained_tokens_per_second=round(
+                sum(entry.trained for entry in self._window) / spent, 1
+            ),
+            mfu=self._mfu(spent),
+            eta_seconds=round(left * spent / len(self._window)),
+            checkpoint_problem=checkpoint_problem,
+            last_update_time=datetime.now(UTC),
+        )
+        ledger = StepLedger(
+            productive_seconds=round(self._productive, 3),
+            redone_seconds=round(self._redone, 3),
+            first_step=self._first,
+            highest_step=state.step,
+        )
+        return progress, ledger
+
+    def _flops(self, result: StepResult) -> float:
+        """Return the FLOPs that a step needs; 0 without a known utilisation."""
+        if self._utilisation is None:
+            return 0.0
+        return self._utilisation.needed(result.rows, result.tokens, result.trained)
+
+    def _mfu(self, spent: float) -> float | None:
+        if self._utilisation is None:
+            return None
+        return round(self._utilisation.share(sum(entry.flops for entry in self._window), spent), 4)
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None  # NaN compares false
 
 
 class Telemetry:

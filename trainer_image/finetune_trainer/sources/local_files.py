@@ -1,19 +1,30 @@
-"""Inputs that are not on a claim: downloaded once, into the cache, by the prepare pod.
+"""Local files for the address of a model or of a source of data.
 
-Afterwards everything is local: workers get no credentials and open no connection.
+Files on a claim are used where they are. All others are downloaded once, into the cache, by the
+prepare pod. Afterwards everything is local: workers get no credentials and open no connection.
 """
 
+import glob
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from finetune_api.exit_codes import ExitCode
 from finetune_api.spec import DataSource, Model
-from finetune_api.uri import HubPath, ObjectPath, parse
-from finetune_trainer.data.source_file import SourceFile
-from finetune_trainer.run_dir import digest
-from finetune_trainer.sources.download import download
-from finetune_trainer.sources.downloads import Downloads
+from finetune_api.uri import HubPath, ObjectPath, is_claim, parse
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.data.source_file import (
+    ALLOWED_KINDS,
+    SourceFile,
+    is_data,
+    kind_of,
+    unknown_kind,
+)
+from finetune_trainer.run_dir.files import value_digest
+from finetune_trainer.run_dir.paths import claim_path
+from finetune_trainer.sources.download import Downloads, download
 from finetune_trainer.sources.listing import (
     Remote,
     RemoteFile,
@@ -26,7 +37,89 @@ from finetune_trainer.sources.listing import (
     safetensors_files,
 )
 
-_INDEX = ".index.json"
+_INDEX_FILE = ".index.json"
+
+
+def source_files(
+    source: DataSource, mounts: dict[str, str], downloads: Downloads
+) -> list[SourceFile]:
+    """Return the files of a source, sorted by name, all of one type.
+
+    `mounts` maps the name of a claim to its path in this pod. TrainerError: 66 no file, 64 a link
+    leads out of the claim, 65 several types of files, and the errors of a download.
+    """
+    if is_claim(source.source):
+        found = _files_on_claim(mounts, source.source.rstrip("/"))
+    else:
+        found = download_data(source, downloads)
+    for _ in found:
+        downloads.report.advance()
+    kinds = sorted({kind_of(file.path) for file in found})
+    if len(kinds) > 1:
+        raise TrainerError(
+            ExitCode.BAD_DATA,
+            f"{source.source}: files of several types ({', '.join(kinds)}); a source must have one "
+            "type: narrow it with a glob, and add a source for each other type",
+        )
+    return found
+
+
+def _files_on_claim(mounts: dict[str, str], uri: str) -> list[SourceFile]:
+    """Return the file, every data file below the folder, or what the glob matches; sorted by name.
+
+    `mounts` maps the name of a claim to its path in this pod. Hidden files are skipped below a
+    folder. TrainerError: 66 no file, 64 a link leads out of the claim, 65 unknown type of file.
+    """
+    path = claim_path(uri, mounts)
+    if path.is_dir():
+        relative = [str(file.relative_to(path)) for file in _data_below(path, ())]
+        if not relative:
+            text = f"{uri}: no data file in this folder; {ALLOWED_KINDS}"
+            raise TrainerError(ExitCode.INPUT_MISSING, text)
+        return [_file(mounts, f"{uri}/{name}") for name in sorted(relative)]
+    if path.exists():
+        return [_file(mounts, uri)]
+    if glob.has_magic(uri):
+        return _matches(mounts, uri)
+    raise TrainerError(
+        ExitCode.INPUT_MISSING,
+        f"{uri}: no such file on the claim; check the path, or copy the file there",
+    )
+
+
+def _matches(mounts: dict[str, str], uri: str) -> list[SourceFile]:
+    parts = uri.removeprefix("pvc://").split("/")
+    first = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    folder = "pvc://" + "/".join(parts[:first])
+    # The root of a claim is not a valid address, but a glob may begin there.
+    root = Path(mounts[parts[0]]) if first == 1 else claim_path(folder, mounts)
+    pattern = "/".join(parts[first:])
+    found = glob.glob(pattern, root_dir=root, recursive=True)
+    names = sorted(name for name in found if (root / name).is_file())
+    if not names:
+        text = f"{uri}: the glob matches no file; check it, or copy the files there"
+        raise TrainerError(ExitCode.INPUT_MISSING, text)
+    return [_file(mounts, f"{folder}/{name}") for name in names]
+
+
+def _data_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """Yield data files that are not hidden; a link back to a folder above is not followed."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            if not path.name.startswith("."):
+                yield from _data_below(path, (*above, here))
+        elif is_data(path.name):
+            yield path
+
+
+def _file(mounts: dict[str, str], name: str) -> SourceFile:
+    path = claim_path(name, mounts)
+    if not kind_of(path):
+        raise unknown_kind(path, name)
+    return SourceFile(path, name)
 
 
 def download_model(model: Model, downloads: Downloads) -> tuple[Path, str]:
@@ -92,7 +185,7 @@ def _hub_files(source: DataSource, address: HubPath, downloads: Downloads) -> li
     repository = HubPath(address.repository, "")
     hub = HubFolder.resolve(repository, "dataset", source.revision)
     split = None if address.path else source.split or "train"
-    key = digest.of_value([address.repository, hub.commit, address.path, split])
+    key = value_digest([address.repository, hub.commit, address.path, split])
 
     def wanted(scratch: Path) -> list[RemoteFile]:
         if split is None:
@@ -121,7 +214,7 @@ def _object_files(address: ObjectPath, downloads: Downloads) -> list[SourceFile]
     if one is None and not is_glob(address.key):
         folder, name = ObjectFolder(address, address.key), ""
     found = [one] if one else data_files(folder.files(), name, str(address))
-    key = digest.of_value([address.bucket, revision_of(found)])
+    key = value_digest([address.bucket, revision_of(found)])
     base = "/".join(
         part for part in (f"{address.scheme}://{address.bucket}", folder.prefix) if part
     )
@@ -147,8 +240,8 @@ def _data(
         found = wanted(scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         download(remote, found, folder, cache.uri, downloads.report)
-        (folder / _INDEX).write_text(json.dumps([file.name for file in found]))
+        (folder / _INDEX_FILE).write_text(json.dumps([file.name for file in found]))
 
     folder = downloads.provide(cache.folder / "data" / key, fill)
-    names = json.loads((folder / _INDEX).read_text())
+    names = json.loads((folder / _INDEX_FILE).read_text())
     return [SourceFile(folder / name, f"{base}/{name}") for name in names]

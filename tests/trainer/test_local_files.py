@@ -9,8 +9,8 @@ from finetune_api.run import RunConfig
 from finetune_api.spec import DataSource
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.run_dir.paths import Cache
-from finetune_trainer.sources.downloads import Downloads
-from finetune_trainer.sources.source_files import source_files
+from finetune_trainer.sources.download import Downloads
+from finetune_trainer.sources.local_files import source_files
 from tests.trainer.silent import SilentReporter
 
 Configure = Callable[..., RunConfig]

@@ -1,14 +1,14 @@
-"""The learning rate of ten steps with peak 1.0, and the end of the run."""
+"""The learning rate of each step, and the end of the run."""
 
 from collections.abc import Callable
 
 import pytest
 
 from finetune_api.run import RunConfig
-from finetune_trainer.training.schedule import end_row, learning_rate
+from finetune_trainer.training.step import end_row, learning_rate
 from tests.trainer import gang
 
-# schedule, warm-up steps, minimum ratio -> the rates of all ten steps
+# schedule, warm-up steps, minimum ratio -> the rates of all ten steps, with peak 1.0
 TABLE = {
     "constant": ("Constant", 0, 0.1, [1.0] * 10),
     "constant after warm-up": ("Constant", 3, 0.1, [0.25, 0.5, 0.75] + [1.0] * 7),
