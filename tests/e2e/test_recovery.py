@@ -104,7 +104,7 @@ def test_invalid_inputs_fail_without_using_a_device(cluster, workspace, operator
     data = workspace / "data"
     good = (data / "train.jsonl").read_text().splitlines()[:30]
     (data / "broken.jsonl").write_text("\n".join([*good[:16], "{oops", *good[16:]]) + "\n")
-    (data / "no-messages.jsonl").write_text('{"text": "x"}\n')
+    (data / "no-messages.jsonl").write_text('{"sentence": "x"}\n')
     (data / "no-assistant.jsonl").write_text(
         '{"messages": [{"role": "user", "content": "hello"}]}\n' * 5
     )
