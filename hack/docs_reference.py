@@ -48,10 +48,9 @@ def exit_codes() -> str:
 {_NOTE}
 
 The exit code of the container `trainer` determines how an attempt ends. Any trainer image may use
-these codes. The
-termination message of the container gives a more precise [reason](reasons.md) if there is one.
-Every other exit code is
-`Crashed`. The rules for restarts are in [Restarts and deadlines](../operate/restarts.md).
+these codes. The termination message of the container gives a more precise [reason](reasons.md) if
+there is one. Every other exit code is `Crashed`. The rules for restarts are in
+[Restarts and deadlines](../operate/restarts.md).
 
 {table(("code", "reason", "meaning", "effect"), rows)}
 """
@@ -82,7 +81,7 @@ def reasons() -> str:
     codes = {found.reason: code for code, found in MEANINGS.items()}
     rows = (
         (
-            f"[`{reason.name}`]({_section(reason.name)})",
+            _link(reason.name),
             reason.meaning,
             f"{codes[reason.name]:d}" if reason.name in codes else "",
             "yes" if reason.ends_attempt else "",
@@ -94,19 +93,24 @@ def reasons() -> str:
 {_NOTE}
 
 Every reason that a job, a condition or an event can show, except for the reasons of Kubernetes
-itself, which are passed on unchanged. Each reason links to what you can do.
+itself, which are passed on unchanged. A reason that can need an action links to what you can do;
+the others are those of a healthy job.
 
 {table(("reason", "meaning", "exit code", "can end an attempt"), rows)}
 """
 
 
-def _section(reason: str) -> str:
-    """Return the address of the section of the troubleshooting page that has the reason's row."""
+def _link(reason: str) -> str:
+    """Return the reason, with a link to the section of the troubleshooting page that has its row.
+
+    Reasons of a healthy job have no row; tests/docs/test_troubleshooting.py lists them.
+    """
     page = (DOCS / "operate" / "troubleshooting.md").read_text()
     for title, text in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, re.M | re.S):
         if title != "PHASE" and re.search(rf"^\| `{reason}`", text, re.M):
-            return f"../operate/troubleshooting.md#{title.lower().replace(' ', '-')}"
-    raise KeyError(f"docs/operate/troubleshooting.md has no row for the reason {reason}")
+            anchor = title.lower().replace(" ", "-")
+            return f"[`{reason}`](../operate/troubleshooting.md#{anchor})"
+    return f"`{reason}`"
 
 
 # Metrics
@@ -136,8 +140,7 @@ def metrics() -> str:
 {_NOTE}
 
 The operator serves these metrics at `/metrics`. How they are scraped, how the series are read and
-what the alerts mean
-is described in [Metrics and alerts](../operate/monitoring.md).
+what the alerts mean is described in [Metrics and alerts](../operate/monitoring.md).
 
 ## Jobs
 
@@ -148,8 +151,7 @@ is described in [Metrics and alerts](../operate/monitoring.md).
 {table(("metric", "type", "labels", "unit", "meaning"), _operator_metrics())}
 
 The page also contains `process_cpu_seconds_total`, `process_resident_memory_bytes` and the other
-standard metrics of a
-Prometheus client.
+standard metrics of a Prometheus client.
 """
 
 
