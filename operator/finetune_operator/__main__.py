@@ -20,6 +20,7 @@ from finetune_operator.jobs import Jobs
 from finetune_operator.lease import Elector, LeaseLostError
 from finetune_operator.logs import OneLine
 from finetune_operator.metrics import Metrics, Reconcile, Snapshot
+from finetune_operator.parts import at_most, forever
 from finetune_operator.queue import Queue
 from finetune_operator.reconcile import Reconciler, guarded
 from finetune_operator.reports import Reports, Target
@@ -105,6 +106,8 @@ async def operate(settings: Settings, configuration: object, stop: asyncio.Event
     if elector:
         api = Api(configuration, guard=elector.guard, count=count)
         health = Health(queue.longest, elector.describe, page=metrics.page)
+        # It beats after every attempt, also after one that failed.
+        elector.heart = health.heart("leader election", 4 * elector.duration)
     else:
         api = Api(configuration, count=count)
         health = Health(queue.longest, page=metrics.page)
@@ -129,10 +132,12 @@ async def operate(settings: Settings, configuration: object, stop: asyncio.Event
     signals = functools.partial(_stop_on_signals, stop)
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(health.run(settings.health_port))
+            group.create_task(forever("health endpoint", health.run(settings.health_port)))
             await _fill(group, api, pods, settings, health)
-            group.create_task(watch.run(api, jobs, configuration, settings, health, signals, count))
-            group.create_task(_lead(elector, queue, reconcile, reports, recorder))
+            watching = watch.run(api, jobs, configuration, settings, health, signals, count)
+            group.create_task(forever("watch on jobs", watching))
+            leading = _lead(elector, queue, reconcile, reports, recorder)
+            group.create_task(forever("leader", leading))
             _log.info("operating in %s", ", ".join(settings.namespaces) or "all namespaces")
     finally:
         queue.close()
@@ -152,7 +157,7 @@ async def _fill(
     for namespace in settings.namespaces or (None,):
         where = f"watch on pods in {namespace or 'all namespaces'}"
         heart = health.heart(where, informer.LATE, filled=False, kind="pods")
-        group.create_task(informer.run(api, pods, namespace, heart))
+        group.create_task(forever(where, informer.run(api, pods, namespace, heart)))
         hearts.append(heart)
     for heart in hearts:
         await heart.answered.wait()
@@ -175,11 +180,11 @@ async def _lead(
             await elector.acquire()
         async with asyncio.TaskGroup() as group:
             if elector:
-                group.create_task(elector.renew())
-            group.create_task(reports.run())
-            group.create_task(recorder.run())
-            for _ in range(_WORKERS):
-                group.create_task(queue.work(reconcile))
+                group.create_task(forever("renewal of the lease", elector.renew()))
+            group.create_task(forever("poller of reports", reports.run()))
+            group.create_task(forever("recorder of events", recorder.run()))
+            for number in range(_WORKERS):
+                group.create_task(forever(f"worker {number}", queue.work(reconcile)))
     finally:
         # The workers have ended. The last events are sent while the lease is still held, so that
         # the next leader never meets a write of this one.
@@ -191,10 +196,8 @@ async def _lead(
 async def _flush(recorder: Recorder) -> None:
     """Send the events that wait, as far as the time and the lease allow."""
     try:
-        # asyncio.timeout does not work in a task that is being cancelled (Python 3.11.2).
-        await asyncio.wait_for(recorder.flush(), _FLUSH)
-    except TimeoutError:
-        _log.warning("events were not sent within %.0f s", _FLUSH)
+        if not await at_most(_FLUSH, recorder.flush()):
+            _log.warning("events were not sent within %.0f s", _FLUSH)
     except LeaseLostError as error:
         _log.warning("events were not sent: %s", error)
 

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from finetune_api.base import Object
 from finetune_client.api import Api
 from finetune_client.errors import TRANSIENT, ApiError
+from finetune_operator.health import Heart
+from finetune_operator.parts import at_most
 from finetune_operator.settings import LeaseSettings
 
 _log = logging.getLogger("finetune.lease")
@@ -80,6 +82,12 @@ class Elector:
         self._lease: Object | None = None
         self._observed = Observation({}, clock())
         self._until = float("-inf")  # end of the own lease, by the own clock
+        self.heart: Heart | None = None  # beats after every attempt to acquire or renew
+
+    @property
+    def duration(self) -> float:
+        """Seconds for which the Lease is held after a renewal."""
+        return self._settings.duration
 
     @property
     def left(self) -> float:
@@ -127,17 +135,23 @@ class Elector:
         """
         self._until = float("-inf")
         try:
-            async with asyncio.timeout(_RELEASE):
-                await self._read()
-                if self._lease and self._observed.spec.get("holderIdentity") == self.identity:
-                    await self._write({"holderIdentity": ""})
-                    _log.info("lease released")
+            if not await at_most(_RELEASE, self._clear_holder()):
+                _log.warning("the lease was not released within %.0f s; it expires", _RELEASE)
         except (ApiError, *TRANSIENT) as error:
-            _log.warning("the lease could not be released (%s); it runs out by itself", error)
+            _log.warning("the lease could not be released (%s); it expires", error)
+
+    async def _clear_holder(self) -> None:
+        await self._read()
+        if self._lease and self._observed.spec.get("holderIdentity") == self.identity:
+            await self._write({"holderIdentity": ""})
+            _log.info("lease released")
 
     async def _retry_until_held(self) -> None:
         while True:
-            if await self._attempt():
+            held = await self._attempt()
+            if self.heart:
+                self.heart.beat()
+            if held:
                 return
             await asyncio.sleep(_RETRY)
 

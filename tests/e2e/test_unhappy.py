@@ -53,7 +53,7 @@ WAITING = {
     ),
     "no-node": (template(nodeSelector={"pool": "gpu"}), "Unschedulable", ["affinity/selector"]),
     "typo": (template(tolerationz=[]), "InvalidTemplate", ["tolerationz"]),
-    "name-taken": ({}, "NameTaken", ["Service name-taken in namespace default does not belong", "give the job another name"]),
+    "name-taken": ({}, "NameTaken", ["does not belong to this job", "give the job another name"]),
     "gated": (
         template(schedulingGates=[{"name": "example.com/queue"}]),
         "SchedulingGated",

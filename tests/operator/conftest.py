@@ -9,7 +9,7 @@ from finetune_local.cluster import Cluster
 from tests.operator.faults import Proxy
 
 # The administrator authenticates by a certificate, which the plain connection to the proxy lacks.
-_TESTER = """
+TESTER = """
 apiVersion: v1
 kind: ServiceAccount
 metadata: {name: tester, namespace: default}
@@ -31,7 +31,7 @@ def proxy(control_plane: Cluster) -> Iterator[Proxy]:
 @pytest.fixture
 def configuration(control_plane: Cluster, proxy: Proxy) -> client.Configuration:
     """Return an administrator's configuration, which connects through the proxy."""
-    control_plane.kubectl("apply", "-f", "-", stdin=_TESTER)
+    control_plane.kubectl("apply", "-f", "-", stdin=TESTER)
     through = proxy.kubeconfig(control_plane.user_kubeconfig("default", "tester"))
     found = client.Configuration()
     config.load_kube_config(config_file=str(through), client_configuration=found)
