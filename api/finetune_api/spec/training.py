@@ -1,5 +1,6 @@
 """The parts of the spec that define what is computed and how it is distributed."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -9,6 +10,9 @@ from finetune_api.spec.common import Spec
 from finetune_api.spec.use import Rows
 
 Objective = Literal["SupervisedFineTuning", "ContinuedPretraining"]
+
+
+_DEFAULT_EPOCHS = 3.0
 
 
 class Optimizer(Spec):
@@ -171,6 +175,16 @@ class Training(Spec):
         description="seed is the seed of the row order and of dropout, 0 to 2147483647. Default: "
         "42.",
     )
+
+    def rows_of_run(self, rows_per_epoch: int) -> int | None:
+        """Return the rows of the complete run, or None if maxSteps determines its length.
+
+        The operator derives the number of steps from it, and the trainer the last row.
+        """
+        if self.max_steps is not None:
+            return None
+        epochs = _DEFAULT_EPOCHS if self.epochs is None else self.epochs
+        return math.ceil(epochs * rows_per_epoch)
 
     @property
     def beta2(self) -> float:

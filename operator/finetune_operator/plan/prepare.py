@@ -12,7 +12,7 @@ from finetune_api.exit_codes import is_permanent
 from finetune_api.progress import Stage
 from finetune_api.run import PrepareResult
 from finetune_api.status import Resolved
-from finetune_operator.plan import finished, usage
+from finetune_operator.plan import finished, restart, usage
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, refused_condition, why_waiting
@@ -111,7 +111,7 @@ def _retry(world: World, reason: str, message: str, settings: Settings) -> Decis
     if status.prepare_failures >= RETRIES:
         text = f"{message} (preparing failed {RETRIES + 1} times)"
         return finished.fail(world, status, reason, text)
-    wait = settings.restart_backoff * 2**status.prepare_failures
+    wait = restart.backoff_seconds(settings.restart_backoff, status.prepare_failures + 1)
     status = status.replace(
         prepare_failures=status.prepare_failures + 1,
         next_attempt_time=world.now + timedelta(seconds=wait),

@@ -96,12 +96,13 @@ def _recompute(spec: FineTuneJobSpec, parameters: int) -> Literal["Never", "Alwa
 
 
 def _run_rows(spec: FineTuneJobSpec, rows: int, limit: int) -> int:
-    return limit if spec.training.max_steps else math.ceil((spec.training.epochs or 3.0) * rows)
+    return spec.training.rows_of_run(rows) or limit
 
 
 def _steps(spec: FineTuneJobSpec, rows: int, batch: int) -> int:
-    epochs = 3.0 if spec.training.epochs is None else spec.training.epochs
-    return math.ceil(math.ceil(epochs * rows) / batch)
+    run_rows = spec.training.rows_of_run(rows)
+    assert run_rows is not None
+    return math.ceil(run_rows / batch)
 
 
 def _learning_rate(training: Training, parameters: int) -> float:

@@ -155,7 +155,4 @@ def learning_rate(
 
 def end_row(training: Training, plan: Plan, rows_per_epoch: int) -> int:
     """Return the number of rows of the complete run. Only its last step can be short."""
-    if training.max_steps is not None:
-        return plan.total_steps * plan.global_batch_size
-    epochs = 3.0 if training.epochs is None else training.epochs
-    return math.ceil(epochs * rows_per_epoch)
+    return training.rows_of_run(rows_per_epoch) or plan.total_steps * plan.global_batch_size
