@@ -136,9 +136,6 @@ class Result(Message):
         max_length=1024,
         description="Text for people: what happened, where, and what to do.",
     )
-    failed_rank: Step | None = Field(
-        default=None, description="The rank that failed first, for people who read the message."
-    )
     progress: Progress | None = None
     evaluation: Evaluation | None = None
     ledger: StepLedger | None = None

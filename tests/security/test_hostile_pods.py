@@ -52,8 +52,8 @@ FALSE_REPORTS: dict[str, Object] = {
     "many": {"checkpoints": [saved()] * 500},
 }
 FALSE_RESULTS: dict[str, str] = {
-    "nan": '{"outcome": "Failed", "reason": "Crashed", "failedRank": NaN}',
-    "huge": json.dumps({"outcome": "Failed", "reason": "x", "failedRank": HUGE}),
+    "nan": '{"outcome": "Failed", "reason": "Crashed", "ledger": {"productiveSeconds": NaN}}',
+    "huge": json.dumps({"outcome": "Failed", "reason": "x", "ledger": {"firstStep": HUGE}}),
     "controls": json.dumps({"outcome": "Failed", "reason": "X", "message": "".join(TEXTS[1:])}),
     "long": "\x1b[31m" + "x" * 4000,
     "time": json.dumps(

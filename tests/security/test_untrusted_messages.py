@@ -111,7 +111,6 @@ RESULT = {
     "outcome": "Failed",
     "reason": "BadData",
     "message": "boom",
-    "failedRank": 0,
     **FACTS,
     "output": OUTPUT.to_dict(),
 }

@@ -84,10 +84,10 @@ MESSAGES = {"ascii": "x" * 5000, "several bytes a letter": "ü😀" * 2500, "quo
 @pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES.keys())
 def test_a_result_fits_into_a_termination_message(state: PodState, message: str) -> None:
     state.checkpoints = [make_record(step) for step in range(10, 0, -1)]
-    text = state.result("Failed", "Crashed", message, 1).to_termination_message()
+    text = state.result("Failed", "Crashed", message).to_termination_message()
     assert len(text.encode()) <= RESULT_MAX_BYTES
     result = Result.model_validate_json(text)
-    assert (result.outcome, result.reason, result.failed_rank) == ("Failed", "Crashed", 1)
+    assert (result.outcome, result.reason) == ("Failed", "Crashed")
     assert result.checkpoints[0].step == 10  # the newest is dropped last
     assert message.startswith(result.message)
     assert result.message

@@ -116,7 +116,7 @@ class PodState:
         rank, at = min(self.received_at.items(), key=lambda entry: entry[1])
         return f"; rank {rank} last reported {now - at:.0f} s ago"
 
-    def result(self, outcome: str, reason: str, message: str, failed_rank: int | None) -> Result:
+    def result(self, outcome: str, reason: str, message: str) -> Result:
         """Return the result for the container's termination message."""
         with self.lock:
             lead = self.worker_index == 0
@@ -125,7 +125,6 @@ class PodState:
                     "outcome": outcome,
                     "reason": reason,
                     "message": message[:MESSAGE_LENGTH],
-                    "failed_rank": failed_rank,
                     "progress": self.progress if lead else None,
                     "evaluation": self.evaluation if lead else None,
                     "ledger": self.ledger if lead and self.role == "worker" else None,

@@ -63,7 +63,7 @@ def run(stop: StopSignal) -> int:
     if pod is not None:
         pod.abort(failure)
     else:
-        _write_result(None, failure.code, failure, None)
+        _write_result(None, failure.code, failure)
     return failure.code
 
 
@@ -123,7 +123,7 @@ class _Pod:
         for child in self._children:
             child.kill()
         self._write_record(failure.code)
-        _write_result(self._state, failure.code, failure, None)
+        _write_result(self._state, failure.code, failure)
 
     def _claim_storage(self, paths: RunPaths) -> None:
         """Claim the fence for this attempt and read what earlier attempts recorded."""
@@ -142,7 +142,7 @@ class _Pod:
         _log.info("%s is complete already", model.location)
         code = int(ExitCode.DONE)
         self._write_record(code)
-        _write_result(self._state, code, None, None)
+        _write_result(self._state, code, None)
         return code
 
     def _train(self, gang: Gang, address: str, paths: RunPaths) -> int:
@@ -207,7 +207,7 @@ class _Pod:
         code, failure = self._watch.ending(child)
         if paths and code not in _NO_STDERR_SAVED:
             records.keep_stderr(paths, self._state.attempt, child.name, child.stderr)
-        _write_result(self._state, code, failure, child.rank if code else None)
+        _write_result(self._state, code, failure)
         return code
 
 
@@ -240,9 +240,7 @@ class _AttemptRecord:
         records.write(self._paths, record)
 
 
-def _write_result(
-    state: PodState | None, code: int, failure: Failure | None, failed_rank: int | None
-) -> None:
+def _write_result(state: PodState | None, code: int, failure: Failure | None) -> None:
     """Write the termination message. `state` is None if the environment could not be read."""
     outcome = _outcome(code)
     reason = failure.reason if failure else meaning(code).reason
@@ -252,7 +250,7 @@ def _write_result(
     if state is None:
         result = Result(outcome=outcome, reason=reason, message=message[:MESSAGE_LENGTH])
     else:
-        result = state.result(outcome, reason, message, failed_rank)
+        result = state.result(outcome, reason, message)
     path = Path(os.environ.get("FINETUNE_TERMINATION_LOG", TERMINATION_LOG))
     try:
         path.write_text(result.to_termination_message())
