@@ -79,6 +79,7 @@ BANS = (
     Ban(r"\bin vain\b", "without effect"),
 )
 
+_ANY = re.compile("|".join(f"(?:{ban.pattern})" for ban in BANS), re.IGNORECASE)
 PRODUCT = ("api/", "operator/", "trainer_image/", "cli/", "client/", "local/")
 _NO_VERB = re.compile(
     r"(?:a|above|all|an|any|as|at|below|between|by|each|every|false|for|from|how|in|its|it|most|no"
@@ -111,6 +112,8 @@ def findings(paths: list[str]) -> Iterator[str]:
         except UnicodeDecodeError:
             continue
         for number, line in enumerate(lines, 1):
+            if not _ANY.search(line):
+                continue
             for ban in BANS:
                 for match in ban.found(name, line):
                     yield f"{name}:{number}: {match!r}: write {ban.instead}"

@@ -304,6 +304,7 @@ print(json.dumps({{"apiVersion": version, "kind": "ExecCredential", "status": st
     }
 
 
+@pytest.mark.slow
 async def test_a_slow_credential_plugin_does_not_block_the_event_loop(
     kubeconfig, tmp_path, monkeypatch
 ):
@@ -325,6 +326,7 @@ async def test_a_slow_credential_plugin_does_not_block_the_event_loop(
             assert server.requests[0].headers["authorization"] == "Bearer t2"
 
 
+@pytest.mark.slow
 async def test_requests_use_the_token_they_have_while_a_plugin_renews_it(
     kubeconfig, tmp_path, monkeypatch
 ):

@@ -150,6 +150,7 @@ async def test_the_server_is_given_the_time_that_the_guard_allows():
         assert server.requests[0].line == "POST /api/v1/pods?dryRun=All&timeout=2500ms HTTP/1.1"
 
 
+@pytest.mark.slow
 async def test_a_write_ends_when_its_time_is_over():
     """aiohttp would round a deadline of more than 5 s up to the next second."""
     loop = asyncio.get_running_loop()
