@@ -99,10 +99,10 @@ class Operator:
         return self._log.read_text()
 
 
-def ready(port: int) -> str:
-    """Return the text of the readiness endpoint; empty while the operator is not ready."""
+def ready(port: int, page: str = "readyz") -> str:
+    """Return the text of a health endpoint; empty while the operator is not ready, or not alive."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5) as answer:
             text: str = answer.read().decode()
             return text
     except OSError:

@@ -106,8 +106,6 @@ async def operate(settings: Settings, configuration: object, stop: asyncio.Event
     if elector:
         api = Api(configuration, guard=elector.guard, count=count)
         health = Health(queue.longest, elector.describe, page=metrics.page)
-        # It beats after every attempt, also after one that failed.
-        elector.heart = health.heart("leader election", 4 * elector.duration)
     else:
         api = Api(configuration, count=count)
         health = Health(queue.longest, page=metrics.page)
@@ -136,7 +134,7 @@ async def operate(settings: Settings, configuration: object, stop: asyncio.Event
             await _fill(group, api, pods, settings, health)
             watching = watch.run(api, jobs, configuration, settings, health, signals, count)
             group.create_task(forever("watch on jobs", watching))
-            leading = _lead(elector, queue, reconcile, reports, recorder)
+            leading = _lead(elector, health, queue, reconcile, reports, recorder)
             group.create_task(forever("leader", leading))
             _log.info("operating in %s", ", ".join(settings.namespaces) or "all namespaces")
     finally:
@@ -169,6 +167,7 @@ async def _fill(
 
 async def _lead(
     elector: Elector | None,
+    health: Health,
     queue: Queue,
     reconcile: Reconcile,
     reports: Reports,
@@ -177,6 +176,8 @@ async def _lead(
     """Do what only the leader does. A standby fills the same caches, and waits here."""
     try:
         if elector:
+            # Not earlier: the caches are filled first, however long the API server is away.
+            elector.beat = health.heart("leader election", 4 * elector.duration).beat
             await elector.acquire()
         async with asyncio.TaskGroup() as group:
             if elector:

@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from finetune_api.base import Object
 from finetune_client.api import Api
 from finetune_client.errors import TRANSIENT, ApiError
-from finetune_operator.health import Heart
 from finetune_operator.parts import at_most
 from finetune_operator.settings import LeaseSettings
 
@@ -82,7 +81,8 @@ class Elector:
         self._lease: Object | None = None
         self._observed = Observation({}, clock())
         self._until = float("-inf")  # end of the own lease, by the own clock
-        self.heart: Heart | None = None  # beats after every attempt to acquire or renew
+        self.beat: Callable[[], None] = lambda: None
+        """Called after every attempt to acquire or renew, also after one that failed."""
 
     @property
     def duration(self) -> float:
@@ -149,8 +149,7 @@ class Elector:
     async def _retry_until_held(self) -> None:
         while True:
             held = await self._attempt()
-            if self.heart:
-                self.heart.beat()
+            self.beat()
             if held:
                 return
             await asyncio.sleep(_RETRY)

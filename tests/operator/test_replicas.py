@@ -118,3 +118,18 @@ def test_a_leader_paused_for_longer_than_its_lease_writes_nothing_and_ends(api, 
     assert names(api, "meanwhile") == set()
     second.signal(signal.SIGCONT)
     wait_for("the second still leads and works", lambda: names(api, "meanwhile"))
+
+
+def test_liveness_does_not_expect_an_election_before_the_caches_are_filled(api, proxy, tmp_path):
+    port = free_port()
+    config = proxy.kubeconfig(api.user_kubeconfig("finetune-system", "finetune-operator"))
+    operator = Operator(api, tmp_path / "only.log", config, HEALTH_PORT=str(port), **LEASE)
+    try:
+        with proxy.fault(path="/pods", code=503):
+            operator.start()
+            assert "watch on pods" in wait_for("the endpoint", lambda: ready(port, "healthz"))
+            time.sleep(1)
+            assert "leader election" not in ready(port, "healthz")
+        wait_for("the election", lambda: "leader election" in ready(port, "healthz"))
+    finally:
+        operator.kill()
