@@ -66,12 +66,8 @@ async def _dry_run(api: Requests, pod: Object) -> Refusal | None:
     try:
         await api.create(_collection(pod), pod, dryRun="All", fieldValidation="Strict")
     except ApiError as error:
-        if error.code == 403:
-            return Refusal(reasons.FORBIDDEN, error.message[:1024])
-        if error.code in (400, 422):
-            return Refusal(reasons.INVALID_TEMPLATE, f"workers.template: {error.message}"[:1024])
         if error.code != 409:  # The pod exists, so it was admitted before.
-            raise
+            return _refusal(error)
     return None
 
 
@@ -100,14 +96,19 @@ async def _create(api: Requests, job: Job, item: Object) -> Refusal | None:
     try:
         await api.create(_collection(item), item, fieldValidation="Strict")
     except ApiError as error:
-        if error.code == 403:
-            return Refusal(reasons.FORBIDDEN, error.message[:1024])
-        if error.code in (400, 422):
-            return Refusal(reasons.INVALID_TEMPLATE, f"workers.template: {error.message}"[:1024])
-        if error.code != 409:
-            raise
-        return await _check_owner(api, job, item)
+        if error.code == 409:
+            return await _check_owner(api, job, item)
+        return _refusal(error)
     return None
+
+
+def _refusal(error: ApiError) -> Refusal:
+    """Return why the API server refuses an object. Raises the error if it is not a refusal."""
+    if error.code == 403:
+        return Refusal(reasons.FORBIDDEN, error.message[:1024])
+    if error.code in (400, 422):
+        return Refusal(reasons.INVALID_TEMPLATE, f"workers.template: {error.message}"[:1024])
+    raise error
 
 
 async def _check_owner(api: Requests, job: Job, item: Object) -> Refusal | None:

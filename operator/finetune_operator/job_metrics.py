@@ -19,7 +19,7 @@ from finetune_operator.plan.outcomes import RESTARTED
 
 Sample = tuple[tuple[str, ...], float | None]
 """The values of a metric's own labels, and the value; None if there is no sample."""
-# Reasons of pods that kubelets and node controllers set, and that plan/failure.py passes on.
+# Reasons of pods that kubelets and node controllers set, and that plan/verdict.py passes on.
 _KUBERNETES = {"NodeLost", "NodeShutdown", "Preempting", "Terminated"}
 CAUSES = {reason.name for reason in REASONS.values() if reason.ends_attempt} | _KUBERNETES
 """The reasons that are shown as the cause of a restart; all others are shown as OTHER."""

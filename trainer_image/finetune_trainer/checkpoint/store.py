@@ -119,7 +119,7 @@ def newest_valid(
 ) -> tuple[Path, Manifest] | None:
     """Return the newest checkpoint of this run whose files all match their checksums.
 
-    This process reads all files by itself. A gang uses `choose.newest_valid`.
+    This process reads all files by itself. A gang uses `resume.newest_valid`.
     """
     for folder, manifest in candidates(paths, run_digest):
         damaged = damaged_file(folder, manifest, advance)

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class Loop:
-    """Trains until the run is complete or a stop is requested. `setup.build` makes it."""
+    """Trains until the run is complete or a stop is requested. `attempt.build_loop` makes it."""
 
     def __init__(
         self,
