@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from finetune_api.base import Message, Time
-from finetune_api.names import MAX_ATTEMPTS, MAX_CHECKPOINTS
+from finetune_api.names import MAX_ATTEMPTS, MAX_AVOIDED_NODES, MAX_CHECKPOINTS
 from finetune_api.progress import (
     CheckpointRecord,
     DataSummary,
@@ -36,11 +36,11 @@ Phase = Literal[
 Sentence = Annotated[str, Field(max_length=1024)]
 Word = Annotated[str, Field(max_length=64)]
 Cell = Annotated[str, Field(max_length=32)]
-_SHORT, _SOURCE_MAX = 200, 128
+_SHORT, _EARLIER_MAX, _SOURCE_MAX = 200, 100, 80
 
 
-def _head(text: str) -> str:
-    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
+def _head(text: str, most: int = _SHORT) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _tail(text: str) -> str:
@@ -243,10 +243,25 @@ class Attempt(Message):
     )
 
 
+class AvoidedNode(Message):
+    """A node that refused or lost pods of this job, and that later pods avoid."""
+
+    name: str = Field(max_length=253, description="name is the name of the node.")
+    reason: Word = Field(description="reason is the CamelCase reason of the newest fault.")
+    faults: int = Field(
+        description="faults is the number of faults of the node that this job met. After the first "
+        "one, workers prefer other nodes; from the second one on, they are not placed there."
+    )
+
+
+_SUMMED = ("message", "outcome", "reason", "stop_reason", "schedulable_time", "vanished_time")
+"""Fields that mean nothing in a sum of several attempts."""
+
+
 def _shortened(attempt: Attempt) -> Attempt:
-    if attempt.message is None or len(attempt.message) <= _SHORT:
-        return attempt
-    return attempt.replace(message=_head(attempt.message))
+    """Return an earlier attempt without what is only needed while it is the newest one."""
+    message = attempt.message and _head(attempt.message, _EARLIER_MAX)
+    return attempt.replace(message=message, schedulable_time=None)
 
 
 class Display(Message):
@@ -392,6 +407,12 @@ class FineTuneJobStatus(Message):
         description="foldedAttempts holds the sums of the attempts that are older than those in "
         "attempts.",
     )
+    avoided_nodes: list[AvoidedNode] = Field(
+        default_factory=list,
+        max_length=MAX_AVOIDED_NODES,
+        description="avoidedNodes lists up to 6 nodes that the next attempt avoids, because they "
+        "refused pods of this job or failed under them.",
+    )
     display: Display | None = Field(
         default=None, description="display holds the text of the columns of kubectl get."
     )
@@ -410,7 +431,7 @@ class FineTuneJobStatus(Message):
     @field_validator("folded_attempts")
     @classmethod
     def _shorten_folded(cls, folded: Attempt | None) -> Attempt | None:
-        return folded and _shortened(folded)
+        return folded and folded.replace(**dict.fromkeys(_SUMMED))
 
     @field_validator("data")
     @classmethod

@@ -10,6 +10,7 @@ from finetune_api.run import Role, RunConfig
 from finetune_api.spec import DataSource
 from finetune_api.spec.use import declared, received, value
 from finetune_api.uri import ClaimPath, is_claim
+from finetune_operator.plan import placement
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.template import UnrenderableError, merged_into
 
@@ -135,6 +136,7 @@ def _worker_pod(job: Job, index: int, config: str) -> Object:
     pod["spec"] |= {"hostname": name, "subdomain": job.name}
     if job.spec.scheduling:
         pod["spec"]["priorityClassName"] = job.spec.scheduling.priority_class_name
+    placement.avoid(pod["spec"], job.status.avoided_nodes)
     container = _own_container(pod["spec"])
     rendezvous = {
         "PET_NNODES": str(workers.replicas),

@@ -18,9 +18,16 @@ _CONTAINER: Object = {
     "volumeMounts": [{}],
     "resources": {"limits": {}, "requests": {}},
 }
+_NODE_AFFINITY: Object = {
+    "requiredDuringSchedulingIgnoredDuringExecution": {
+        "nodeSelectorTerms": [{"matchFields": [{}], "matchExpressions": [{}]}]
+    },
+    "preferredDuringSchedulingIgnoredDuringExecution": [{}],
+}
 _SHAPE: Object = {
     "metadata": {"labels": {}, "annotations": {}},
     "spec": {
+        "affinity": {"nodeAffinity": _NODE_AFFINITY},
         "securityContext": {},
         "volumes": [{}],
         "initContainers": [_CONTAINER],
