@@ -23,7 +23,7 @@ from finetune_operator.metrics import Metrics, Reconcile, Snapshot
 from finetune_operator.parts import at_most, forever
 from finetune_operator.queue import Queue
 from finetune_operator.reconcile import Reconciler, guarded
-from finetune_operator.reports import Reports, Target
+from finetune_operator.reports import Reports, Target, reported_by
 from finetune_operator.settings import Settings, SettingsError
 from finetune_operator.status import Throttle
 
@@ -222,12 +222,7 @@ def running_gangs(jobs: Jobs, pods: Pods, due: Callable[[str], bool]) -> Iterato
         uid, attempt = job.uid, job.status.attempt
         if attempt is None or job.status.finished or not due(uid):
             continue
-        running = [
-            pod
-            for pod in pods.made_by(job)
-            if pod.role == "worker" and pod.attempt == attempt and pod.running and pod.ip
-        ]
-        yield Target(key, uid, attempt, tuple(sorted(running, key=lambda pod: pod.index)))
+        yield Target(key, uid, attempt, reported_by(pods.made_by(job), attempt))
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ class Reconciler:
             pods=self.pods.made_by(job),
             now=self.clock(),
             report=self.reports.newest(job.uid, attempt),
-            silent=self.reports.silent(job.uid),
+            silent=self.reports.silent(job.uid, attempt),
         )
 
     # Step 4: check

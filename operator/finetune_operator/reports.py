@@ -29,16 +29,31 @@ class Target:
     key: Key
     job_uid: str
     attempt: int
-    pods: tuple[Pod, ...]  # running pods with an address, ordered by index
+    pod: Pod | None  # worker 0, if a report can be expected of it
 
 
 Targets = Callable[[Callable[[str], bool]], Iterable[Target]]
-"""Returns all jobs with an attempt that are due; a target has no pods if none of them runs."""
+"""Returns all jobs with an attempt that are due."""
+
+
+def reported_by(pods: Iterable[Pod], attempt: int) -> Pod | None:
+    """Return worker 0 of an attempt if it runs on a node that answers, else None.
+
+    Only worker 0 knows the run. What another worker answers, or a pod on a dead node does not
+    answer, says nothing about the report.
+    """
+    return next((pod for pod in pods if _may_report(pod, attempt)), None)
+
+
+def _may_report(pod: Pod, attempt: int) -> bool:
+    if (pod.role, pod.attempt, pod.index) != ("worker", attempt, 0):
+        return False
+    return pod.running and pod.ip is not None and pod.silent_since is None
 
 
 @dataclass
 class _Gang:
-    """A running gang; times are of the monotonic clock, in seconds."""
+    """A gang whose worker 0 runs; times are of the monotonic clock, in seconds."""
 
     attempt: int
     last_report: float
@@ -62,10 +77,12 @@ class Reports:
         report = self._newest.get(job_uid)
         return report if report and report.attempt == attempt else None
 
-    def silent(self, job_uid: str) -> bool:
-        """Return whether a running gang has sent no report for SILENT_AFTER seconds."""
+    def silent(self, job_uid: str, attempt: int | None) -> bool:
+        """Return whether worker 0 of that attempt has sent no report for SILENT_AFTER seconds."""
         gang = self._gangs.get(job_uid)
-        return gang is not None and time.monotonic() - gang.last_report > SILENT_AFTER
+        if gang is None or gang.attempt != attempt:
+            return False
+        return time.monotonic() - gang.last_report > SILENT_AFTER
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -84,7 +101,7 @@ class Reports:
 
         for target in self.targets(is_due):
             gang = self._gangs.get(target.job_uid)
-            if not target.pods:
+            if target.pod is None:
                 # The report is kept, because the end of the attempt is accounted with it.
                 self._gangs.pop(target.job_uid, None)
                 continue
@@ -97,10 +114,9 @@ class Reports:
     async def _poll(
         self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, target: Target
     ) -> None:
+        pod, report = target.pod, None
+        assert pod is not None
         async with slots:
-            # The first running pod is worker 0 unless that has ended. Only worker 0 knows the run.
-            pod = target.pods[0]
-            report: Report | None = None
             try:
                 report = await fetch(session, pod, target)
             except NoReportError as error:
@@ -123,15 +139,14 @@ class Reports:
             return  # The attempt has ended meanwhile.
         known, is_back = self._newest.get(target.job_uid), gang.marked_silent
         gang.last_report, gang.marked_silent = time.monotonic(), False
-        if report.worker_index == 0:
-            self._newest[target.job_uid] = report
-        if is_back or (report.worker_index == 0 and is_news(known, report)):
+        self._newest[target.job_uid] = report
+        if is_back or is_news(known, report):
             self.notify(target.key)
 
     def miss(self, target: Target) -> None:
         """Note that no report came, and notify the queue once if the gang has become silent."""
         gang = self._gangs.get(target.job_uid)
-        if gang and not gang.marked_silent and self.silent(target.job_uid):
+        if gang and not gang.marked_silent and self.silent(target.job_uid, target.attempt):
             gang.marked_silent = True
             self.notify(target.key)
 

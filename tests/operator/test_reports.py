@@ -5,8 +5,16 @@ import pytest
 from finetune_api.progress import Progress
 from finetune_api.run import Report
 from finetune_operator import reports
-from finetune_operator.reports import SILENT_AFTER, Reports, Target, is_news, poll_interval
-from tests.operator.worlds import at, worker
+from finetune_operator.plan.observe import Pod
+from finetune_operator.reports import (
+    SILENT_AFTER,
+    Reports,
+    Target,
+    is_news,
+    poll_interval,
+    reported_by,
+)
+from tests.operator.worlds import at, ended, worker
 
 BASE = Report(
     job_uid="u",
@@ -52,7 +60,7 @@ class Polling:
         self.now = 0.0
         monkeypatch.setattr(reports.time, "monotonic", lambda: self.now)
         self.notified: list[object] = []
-        self.pods = (worker(0),)
+        self.pod: Pod | None = worker(0)
         self.attempt = 1
         self.reports = Reports(5.0, self._targets, self.notified.append)
 
@@ -61,7 +69,7 @@ class Polling:
 
     @property
     def target(self) -> Target:
-        return Target(("default", "a"), "u", self.attempt, self.pods)
+        return Target(("default", "a"), "u", self.attempt, self.pod)
 
     def advance(self, seconds: float) -> int:
         """Move the clock and return how many gangs are polled."""
@@ -91,10 +99,10 @@ def test_silence_and_its_end_are_notified_once(monkeypatch):
         polling.advance(SILENT_AFTER)
         polling.reports.miss(polling.target)
     assert len(polling.notified) == 2
-    assert polling.reports.silent("u")
+    assert polling.reports.silent("u", polling.attempt)
     polling.reports.take(polling.target, BASE)  # no news, except that the gang is no longer silent
     assert len(polling.notified) == 3
-    assert not polling.reports.silent("u")
+    assert not polling.reports.silent("u", polling.attempt)
     polling.reports.take(polling.target, BASE)
     assert len(polling.notified) == 3
 
@@ -103,19 +111,35 @@ def test_a_new_gang_does_not_inherit_the_silence_of_the_previous_one(monkeypatch
     polling = Polling(monkeypatch)
     polling.advance(0)
     polling.advance(2 * SILENT_AFTER)
-    assert polling.reports.silent("u")
+    assert polling.reports.silent("u", 1)
+    assert not polling.reports.silent("u", 2)
     polling.attempt = 2
     polling.advance(6)
-    assert not polling.reports.silent("u")
+    assert not polling.reports.silent("u", 2)
+
+
+WORKERS = {
+    "worker 0 runs": ([worker(0), worker(1)], "a-1-0"),
+    "worker 0 has no address yet": ([worker(0, ip=None), worker(1)], None),
+    "worker 0 has ended": ([ended(worker(0), 88, 30), worker(1)], None),
+    "the node of worker 0 does not answer": ([worker(0, silent_since=at(30)), worker(1)], None),
+    "the pod of worker 0 is gone": ([worker(0).vanished(), worker(1)], None),
+}
+
+
+@pytest.mark.parametrize(("pods", "expected"), WORKERS.values(), ids=WORKERS)
+def test_only_worker_0_is_polled_and_only_while_its_node_answers(pods, expected):
+    found = reported_by(pods, 1)
+    assert (found.name if found else None) == expected
 
 
 def test_a_gang_that_ended_is_forgotten_but_its_last_report_is_kept(monkeypatch):
     polling = Polling(monkeypatch)
     polling.advance(0)
     polling.reports.take(polling.target, BASE)
-    polling.pods = ()
+    polling.pod = None
     assert polling.advance(60) == 0
-    assert not polling.reports.silent("u")
+    assert not polling.reports.silent("u", polling.attempt)
     assert polling.reports.newest("u", 1) == BASE
     polling.reports.drop("u")
     assert polling.reports.newest("u", 1) is None

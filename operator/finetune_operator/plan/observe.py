@@ -126,6 +126,7 @@ class Pod:
     running: bool = False
     ended: Ended | None = None
     terminal_since: datetime | None = None  # when it failed, if the end of its container is unknown
+    silent_since: datetime | None = None  # since when its node does not answer
     deletion: datetime | None = None  # when its deletion is due, including the grace period
     disrupted: bool = False  # has the condition DisruptionTarget
     failure: tuple[str, str] | None = None  # reason and message, if the container never ended
@@ -171,6 +172,7 @@ class Pod:
             ended=ended,
             deletion=parse_time(metadata.get("deletionTimestamp")),
             disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
+            silent_since=_silent_since(status, conditions),
             terminal_since=None if ended else _terminal_since(status, conditions),
             failure=None if ended else _failure(status),
             inputs=annotations.get(names.ANNOTATION_INPUTS),
@@ -232,6 +234,18 @@ def _terminal_since(status: Object, conditions: dict[str, Object]) -> datetime |
         return None
     times = [parse_time(c.get("lastTransitionTime")) for c in conditions.values()]
     return max((time for time in times if time), default=None)
+
+
+def _silent_since(status: Object, conditions: dict[str, Object]) -> datetime | None:
+    """Return since when the node of a pod does not answer, or None.
+
+    For such a node the node lifecycle controller sets Ready of each pod that was ready to False. It
+    adds no reason, whereas a kubelet that sets Ready to False always gives one.
+    """
+    ready = conditions.get("Ready", {})
+    if status.get("phase") in _TERMINAL or ready.get("status") not in ("False", "Unknown"):
+        return None
+    return None if ready.get("reason") else parse_time(ready.get("lastTransitionTime"))
 
 
 def _failure(status: Object) -> tuple[str, str] | None:

@@ -16,14 +16,15 @@ class SimulatedReports:
         self._nodes = nodes
         self._newest: dict[str, Report] = {}
         self.unreachable = False
-        self.targets: set[str] = set()  # uids of jobs whose gangs ran at the last fetch
+        # Jobs, and their attempts, whose worker 0 ran at the last fetch.
+        self.targets: set[tuple[str, int]] = set()
 
     def newest(self, job_uid: str, attempt: int | None) -> Report | None:
         report = self._newest.get(job_uid)
         return report if report and report.attempt == attempt else None
 
-    def silent(self, job_uid: str) -> bool:
-        return self.unreachable and job_uid in self.targets
+    def silent(self, job_uid: str, attempt: int | None) -> bool:
+        return self.unreachable and (job_uid, attempt) in self.targets
 
     def drop(self, job_uid: str) -> None:
         self._newest.pop(job_uid, None)
@@ -31,10 +32,11 @@ class SimulatedReports:
     def pull(self, jobs: Any, pods: Any, notify: Callable[[Any], None], age: float = 0.0) -> None:
         """Fetch the report of worker 0 of every gang that runs according to the caches."""
         for target in running_gangs(jobs, pods, lambda _: True):
-            if not target.pods:
+            if target.pod is None:
+                self.targets.discard((target.job_uid, target.attempt))
                 continue
-            self.targets.add(target.job_uid)
-            process = self._nodes.processes.get(target.pods[0].uid)
+            self.targets.add((target.job_uid, target.attempt))
+            process = self._nodes.processes.get(target.pod.uid)
             if process and process.epoch is not None and not self.unreachable:
                 self._newest[target.job_uid] = self._report(process, age)
             notify(target.key)
