@@ -65,12 +65,22 @@ HANG = _reason("Hang", "No work was completed for progressDeadlineSeconds.", end
 CRASHED = _reason("Crashed", "The container ended with an unknown exit code.", ends_attempt=True)
 
 # What a trainer container reports in its result, with one of the exit codes above.
-STORAGE_IN_USE = _reason("StorageInUse", "The storage holds the run of another job.")
-NETWORK_TROUBLE = _reason("NetworkTrouble", "The Hub or an object store does not answer.")
-DAMAGED_DOWNLOAD = _reason("DamagedDownload", "A download does not match its checksum.")
-INPUT_CHANGED = _reason("InputChanged", "An object was replaced while it was downloaded.")
+STORAGE_IN_USE = _reason(
+    "StorageInUse", "The storage holds the run of another job.", ends_attempt=True
+)
+NETWORK_TROUBLE = _reason(
+    "NetworkTrouble", "The Hub or an object store does not answer.", ends_attempt=True
+)
+DAMAGED_DOWNLOAD = _reason(
+    "DamagedDownload", "A download does not match its checksum.", ends_attempt=True
+)
+INPUT_CHANGED = _reason(
+    "InputChanged", "An object was replaced while it was downloaded.", ends_attempt=True
+)
 CHECKPOINT_DAMAGED = _reason(
-    "CheckpointDamaged", "The last checkpoint cannot be read back for the export."
+    "CheckpointDamaged",
+    "The last checkpoint cannot be read back for the export.",
+    ends_attempt=True,
 )
 
 # What the operator concludes from pods.
@@ -120,3 +130,31 @@ WORKERS_RUNNING = _reason("WorkersRunning", "All workers run.")
 ATTEMPT_ENDED = _reason("AttemptEnded", "An attempt ended for an unknown reason.")
 CHECKPOINT_VERIFIED = _reason("CheckpointVerified", "A newer checkpoint was read back.")
 RESUMED = _reason("Resumed", "A suspension ended.")
+
+OF_KUBERNETES = frozenset(
+    {
+        "ContainerStatusUnknown",
+        "DeadlineExceeded",
+        "NodeAffinity",
+        "NodeLost",
+        "NodeShutdown",
+        "OutOfcpu",
+        "OutOfephemeral-storage",
+        "OutOfmemory",
+        "OutOfpods",
+        "Preempting",
+        "Shutdown",
+        "Terminated",
+        "TopologyAffinityError",
+        "UnexpectedAdmissionError",
+    }
+)
+"""Reasons of pods that kubelets and node controllers set, and that become the reason of an attempt.
+
+The list is not complete: the names of extended resources follow `OutOf`.
+"""
+
+
+def ending_attempts() -> frozenset[str]:
+    """Return every known reason that an attempt can end with."""
+    return OF_KUBERNETES | {reason.name for reason in REASONS.values() if reason.ends_attempt}

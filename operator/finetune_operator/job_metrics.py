@@ -13,15 +13,13 @@ from datetime import datetime
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from finetune_api.reasons import REASONS
+from finetune_api.reasons import ending_attempts
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.outcomes import RESTARTED
 
 Sample = tuple[tuple[str, ...], float | None]
 """The values of a metric's own labels, and the value; None if there is no sample."""
-# Reasons of pods that kubelets and node controllers set, and that plan/verdict.py passes on.
-_KUBERNETES = {"NodeLost", "NodeShutdown", "Preempting", "Terminated"}
-CAUSES = {reason.name for reason in REASONS.values() if reason.ends_attempt} | _KUBERNETES
+CAUSES = ending_attempts()
 """The reasons that are shown as the cause of a restart; all others are shown as OTHER."""
 OTHER, EARLIER = "Other", "Earlier"
 

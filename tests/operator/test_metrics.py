@@ -1,5 +1,6 @@
 """The metrics page: names, bounds, and series that end with their job."""
 
+import ast
 import asyncio
 import re
 import urllib.request
@@ -8,6 +9,8 @@ from collections import defaultdict
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from finetune_api import reasons
+from finetune_api.exit_codes import MEANINGS
 from finetune_api.progress import Progress
 from finetune_api.status import Attempt
 from finetune_local.cache import TREE
@@ -16,6 +19,7 @@ from finetune_operator.health import Health
 from finetune_operator.job_metrics import CAUSES, METRICS
 from finetune_operator.metrics import CONTENT_TYPE, Metrics, Snapshot
 from finetune_operator.plan.observe import Job
+from finetune_operator.plan.outcomes import ENDINGS, STOPS
 from finetune_operator.queue import RetryError
 from finetune_operator.status import Urgency
 from tests.operator.test_jobs import KEY, Cache, item
@@ -149,6 +153,37 @@ async def test_every_cause_that_the_operator_sets_is_known():
     _, after = follow(job, worker(0), lost, now=200)
     ended = after.status.attempts[-1]
     assert ended.reason in CAUSES
+
+
+def reasons_in(folder: str) -> set[str]:
+    """Return the reasons that the modules of a folder name by their constants."""
+    nodes = (
+        n for path in (TREE / folder).rglob("*.py") for n in ast.walk(ast.parse(path.read_text()))
+    )
+    found = {
+        n.attr
+        for n in nodes
+        if isinstance(n, ast.Attribute)
+        and isinstance(n.value, ast.Name)
+        and n.value.id == "reasons"
+    }
+    return {getattr(reasons, name) for name in found if isinstance(getattr(reasons, name), str)}
+
+
+def test_every_reason_that_can_end_an_attempt_is_known():
+    """The example was CheckpointDamaged, which the trainer reports and the metrics called Other."""
+    rows = [*ENDINGS.values(), *STOPS.values()]
+    causes = reasons_in("trainer_image/finetune_trainer")
+    causes |= {found.reason for found in MEANINGS.values()}
+    causes |= {row.reason for row in rows if row.reason}
+    assert "CheckpointDamaged" in causes
+    assert causes - CAUSES == set()
+
+
+@pytest.mark.parametrize("reason", ["UnexpectedAdmissionError", "OutOfcpu", "NodeAffinity"])
+async def test_a_refusal_of_the_kubelet_is_a_cause(reason):
+    job = with_attempts(("Failed", reason), restarts=1)
+    assert values(await of(job), "finetune_job_restarts_by_cause", "cause") == {reason: 1}
 
 
 async def test_a_report_cannot_break_the_page():
