@@ -9,6 +9,9 @@ reports. The operators run one after the other on the same control plane, which 
   training  every job finishes a step every 10 s (only ours, as the other one does not know steps)
   single    a few more jobs, one every 2 s, while the others run
 
+With --finished, our operator starts among many jobs that have ended. The cost of a scrape of its
+metrics is measured at the end.
+
 Requests and latencies are taken from the API server's audit log. A latency is the time from the
 arrival of the job to the response to the last creation of a pod.
 """
@@ -86,6 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="measure Kubeflow's with 2000 requests a second and 8 workers",
+    )
+    add(
+        "--finished",
+        type=int,
+        default=0,
+        metavar="JOBS",
+        help="jobs that have already ended when our operator starts (default: 0)",
     )
     add("--singles", type=int, default=30, help="number of single jobs (default: 30)")
     add("--rest", type=int, default=60, help="seconds of rest and of training (default: 60)")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from benchmarks.operators import peer
 from finetune_api.base import Object
 from finetune_local.cache import TREE
 from finetune_local.cluster import IMAGE, Cluster, ClusterError, die_with_parent
+
+PORT = 8081  # of the health endpoint, in the network of the sandbox
 
 
 class Contender(Protocol):
@@ -62,9 +65,18 @@ class Ours:
     def start(self, cluster: Cluster, log: Path) -> subprocess.Popen[bytes]:
         config = cluster.user_kubeconfig("finetune-system", "finetune-operator")
         env = os.environ | {"KUBECONFIG": str(config), "FINETUNE_TRAINER_IMAGE": IMAGE}
+        env["FINETUNE_HEALTH_PORT"] = str(PORT)
         process = _spawn([sys.executable, "-m", "finetune_operator"], env, log)
-        _wait_until(process, log, lambda: "operating in" in log.read_text())
+        _wait_until(process, log, self._ready)
         return process
+
+    def _ready(self) -> bool:
+        """Return whether all jobs and pods are known."""
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/readyz", timeout=5).close()
+        except OSError:
+            return False
+        return True
 
     def job(self, name: str, pods: int) -> Object:
         root = "pvc://workspace"

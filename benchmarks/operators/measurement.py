@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
-from benchmarks.operators import controlplane, observe
-from benchmarks.operators.contenders import Contender, Ours, stop
+from benchmarks.operators import controlplane, finished, observe
+from benchmarks.operators.contenders import PORT, Contender, Ours, stop
 from benchmarks.operators.observe import Audit, Request
 from benchmarks.operators.show import console, progress
 
@@ -44,6 +44,8 @@ class Measurement:
         self.audit = Audit(self.cluster.directory / "audit.log")
         self.ends = self.out / f"{slug}-prepare-ends.log"
         contender.install(self.cluster)
+        if isinstance(contender, Ours) and arguments.finished:
+            await finished.create(self.api, contender, arguments.finished)
         with controlplane.kubelet(
             self.cluster, self.ends, self.out / f"{slug}-kubelet.log"
         ) as kubelet:
@@ -51,19 +53,24 @@ class Measurement:
                 "kubelet": kubelet.pid,
                 "the benchmark": os.getpid(),
             }
+            begin = time.time()
             process = contender.start(self.cluster, self.out / f"{slug}.log")
             self.pid = process.pid
+            self._row("start: s until ready", f"{time.time() - begin:.1f}")
             watch = asyncio.create_task(self._watch())
             try:
                 await asyncio.sleep(3)
                 self._row("start: CPU s", f"{observe.cpu_seconds(self.pid):.2f}")
                 self._row("start: RSS MiB", f"{observe.memory_mib(self.pid):.0f}")
+                self._row("start: peak RSS MiB", f"{observe.memory_mib(self.pid, 'VmHWM'):.0f}")
                 if await self._burst() and process.poll() is None:
                     await self._rest()
                     if isinstance(contender, Ours) and arguments.rest:
                         await self._training()
                     if arguments.singles:
                         await self._singles()
+                    if isinstance(contender, Ours):
+                        await self._scrape()
                 self._row("peak RSS MiB", f"{observe.memory_mib(self.pid, 'VmHWM'):.0f}")
             finally:
                 watch.cancel()
@@ -214,6 +221,10 @@ class Measurement:
         cpu = observe.cpu_seconds(self.pid) - before
         self._row(f"{phase}: CPU s in {seconds} s", f"{cpu:.2f}")
         self._row(f"{phase}: RSS MiB", f"{observe.memory_mib(self.pid):.0f}")
+
+    async def _scrape(self) -> None:
+        seconds, size, lines = await finished.scrape(PORT)
+        self._row("scrape: s, MB, lines", f"{seconds:.2f}, {size / 1e6:.2f}, {lines:,}")
 
     async def _singles(self) -> None:
         """Apply jobs one by one to an operator that is not busy."""
