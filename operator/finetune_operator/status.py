@@ -12,7 +12,9 @@ from finetune_operator.queue import Key
 
 _PER_SECOND = 20.0  # writes of progress for all jobs together
 # Computed for each write, and never the reason for one.
-_DERIVED = {"message", "display", "usage"}
+_DERIVED = {"display", "usage"}
+# A message is never urgent. The reason beside it is, so the first message of a reason is too.
+_TEXTS = {"message"}
 # Changes often while a gang starts and trains.
 _COUNTS = {"progress", "workers"}
 # Written with the next change of anything else.
@@ -25,8 +27,8 @@ _ATTEMPT_VOLATILE = (
 )
 # Compared separately, because only some of their fields count.
 _PARTIAL = {"conditions", "attempts"}
-_FACTS = FineTuneJobStatus.model_fields.keys() - _DERIVED - _COUNTS - _PARTIAL
-_ATTEMPT_FACTS = Attempt.model_fields.keys() - set(_ATTEMPT_VOLATILE)
+_FACTS = FineTuneJobStatus.model_fields.keys() - _DERIVED - _TEXTS - _COUNTS - _PARTIAL
+_ATTEMPT_FACTS = Attempt.model_fields.keys() - set(_ATTEMPT_VOLATILE) - _TEXTS
 _CONDITION_FACTS = Condition.model_fields.keys() - {"message"}
 
 
@@ -45,20 +47,17 @@ def urgency(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Urgency:
         return Urgency.NONE
     if not _same_facts(old, new):
         return Urgency.NOW
-    if old.conditions != new.conditions or not _same(old, new, _COUNTS):
+    if old.conditions != new.conditions or not _same(old, new, _COUNTS | _TEXTS):
+        return Urgency.PROGRESS
+    if not _all_same(old.attempts, new.attempts, _TEXTS):
         return Urgency.PROGRESS
     return Urgency.USAGE if old.usage != new.usage else Urgency.NONE
 
 
 def _same_facts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> bool:
-    """Return whether nothing changed that must be visible at once.
-
-    The messages of conditions ("3 of 10 workers run") can wait.
-    """
-    waits = new.phase not in ("Running", "Starting")  # Its message contains no progress.
+    """Return whether nothing changed that must be visible at once."""
     return (
         _same(old, new, _FACTS)
-        and (old.message == new.message or not waits)
         and _all_same(old.conditions, new.conditions, _CONDITION_FACTS)
         and _all_same(old.attempts, new.attempts, _ATTEMPT_FACTS)
     )

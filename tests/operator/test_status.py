@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.progress import Progress
-from finetune_api.status import Condition, FineTuneJobStatus, Usage, WorkerCounts
+from finetune_api.status import Attempt, Condition, FineTuneJobStatus, Usage, WorkerCounts
 from finetune_operator.status import Throttle, Urgency, merge_patch, urgency
 from tests.operator.merge import merged
 from tests.operator.worlds import at
@@ -42,7 +42,7 @@ OLD = FineTuneJobStatus(
 )
 CHANGES = {
     "nothing": ({}, Urgency.NONE),
-    "message": ({"message": "step 1 of 9, about 3m left"}, Urgency.NONE),
+    "message": ({"message": "step 1 of 9, about 3m left"}, Urgency.PROGRESS),
     "device seconds": ({"usage": Usage(device_seconds=2)}, Urgency.USAGE),
     "step": ({"progress": Progress(step=2, total_steps=9)}, Urgency.PROGRESS),
     "one more worker": (
@@ -64,6 +64,26 @@ CHANGES = {
 @pytest.mark.parametrize(("change", "expected"), CHANGES.values(), ids=CHANGES.keys())
 def test_how_soon_a_change_is_written(change, expected):
     assert urgency(OLD, OLD.replace(**change)) is expected
+
+
+SENTENCE = "a-1-0: 0/40 nodes are available: {} Insufficient nvidia.com/gpu"
+
+
+@pytest.mark.parametrize("phase", ["Queued", "Preparing", "Starting", "Restarting", "Pending"])
+def test_a_changed_sentence_of_the_scheduler_is_not_urgent(phase):
+    """Another node that joined or left the cluster changes the sentence for every job."""
+    old = OLD.replace(phase=phase, reason="Unschedulable", message=SENTENCE.format(37))
+    new = old.replace(message=SENTENCE.format(38))
+    assert urgency(old, new) is Urgency.PROGRESS
+    assert urgency(old.replace(reason=None, message="0 of 10 workers run"), new) is Urgency.NOW
+
+
+def test_a_changed_message_of_an_attempt_is_not_urgent():
+    attempt = Attempt(number=1, start_time=at(0), message="one")
+    old = OLD.replace(attempts=[attempt])
+    new = OLD.replace(attempts=[attempt.replace(message="two")])
+    assert urgency(old, new) is Urgency.PROGRESS
+    assert urgency(old, OLD.replace(attempts=[attempt.replace(reason="Hang")])) is Urgency.NOW
 
 
 def test_progress_is_written_once_per_interval_and_facts_at_once():
