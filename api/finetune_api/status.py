@@ -175,6 +175,10 @@ class Attempt(Message):
     worker: int | None = Field(
         default=None, description="worker is the index of the worker that failed first."
     )
+    node: Short | None = Field(
+        default=None,
+        description="node is the node of that worker, or the node that does not answer.",
+    )
     exit_code: int | None = Field(
         default=None, description="exitCode is the exit code of that worker's trainer container."
     )

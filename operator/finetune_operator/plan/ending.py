@@ -101,6 +101,7 @@ def close(
         reason=verdict.reason,
         message=verdict.message,
         worker=verdict.worker,
+        node=verdict.node,
         exit_code=verdict.exit_code,
         completion_time=end,
         active_seconds=_active_seconds(attempt, end),

@@ -6,13 +6,23 @@ it is over. Together with the fence on storage, this is why two gangs never trai
 """
 
 from finetune_api import reasons
+from finetune_api.exit_codes import meaning
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_api.text import duration
-from finetune_operator.plan import attempts, ending, finished, resolve, restart, suspend, usage
+from finetune_operator.plan import (
+    attempts,
+    ending,
+    finished,
+    nodes,
+    resolve,
+    restart,
+    suspend,
+    usage,
+)
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, Check, Decision
 from finetune_operator.plan.describe import Situation, describe
-from finetune_operator.plan.observe import World, termination_result
+from finetune_operator.plan.observe import Pod, World, termination_result
 from finetune_operator.plan.outcomes import RESTARTED
 from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.settings import Settings
@@ -27,6 +37,7 @@ def decide(world: World, settings: Settings) -> Decision:
     workers = [pod for pod in world.pods if pod.role == "worker"]
     alive = [pod for pod in workers if not pod.over(world.now)]
     if alive:
+        status = _name_silent_node(status, alive)
         deletions = ending.deletions(alive)
         situation = ending.between_attempts(world, status, f"waiting for {alive[0].name} to end")
         return Decision(describe(world, status, situation), delete=deletions, requeue_after=RECHECK)
@@ -45,6 +56,22 @@ def decide(world: World, settings: Settings) -> Decision:
         situation = ending.between_attempts(world, status, text)
         return Decision(describe(world, status, situation), requeue_after=wait)
     return _commit(world, status, attempt)
+
+
+def _name_silent_node(status: FineTuneJobStatus, alive: list[Pod]) -> FineTuneJobStatus:
+    """Name the node of a worker that has not ended, once it is known not to answer.
+
+    A gang ends sooner after the loss of a node than the node lifecycle controller notices it.
+    """
+    attempt = attempts.current(status)
+    pod = next((pod for pod in alive if pod.silent_since), None)
+    if pod is None or attempt.exit_code is None or not meaning(attempt.exit_code).consequence:
+        return status
+    text = f"worker {pod.index} was lost: its pod {pod.name} is on {nodes.silence(pod)}"
+    if (attempt.message or "").startswith(text):
+        return status
+    message = f"{text}; {attempt.message}"[:1024]
+    return attempts.replace_current(status, attempt.replace(node=pod.node, message=message))
 
 
 def _next_attempt_text(world: World, status: FineTuneJobStatus, settings: Settings) -> str:

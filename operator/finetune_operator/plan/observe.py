@@ -83,6 +83,10 @@ def _with_gang_size(attempt: Attempt, status: FineTuneJobStatus, spec: FineTuneJ
     )
 
 
+_UNKNOWN_ENDS = ("Unknown", "ContainerStatusUnknown")
+"""Reasons of an end whose exit code (255, 137) is invented, by containerd and by the kubelet."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """The end of a trainer container."""
@@ -91,6 +95,11 @@ class Ended:
     reason: str
     finished: datetime
     message: str
+
+    @property
+    def unknown(self) -> bool:
+        """Whether the kubelet found the container gone, for example after a restart of its node."""
+        return self.reason in _UNKNOWN_ENDS
 
     def result(self) -> Result | None:
         """Return the result in the termination message, or None if it has no valid one.

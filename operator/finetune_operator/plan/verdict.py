@@ -4,11 +4,12 @@ The cause is the first exit that is not a consequence of another one (79 Fenced,
 are broken by worker index, because the clocks of nodes differ and times have whole seconds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode, is_permanent, meaning
+from finetune_operator.plan import nodes
 from finetune_operator.plan.observe import LOST_AFTER, Ended, Pod, termination_result
 from finetune_operator.plan.outcomes import ENDINGS, Cause, Ending, Outcome, cause_of_exit
 
@@ -25,6 +26,7 @@ class Verdict:
     message: str
     worker: int | None = None
     exit_code: int | None = None
+    node: str | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -48,6 +50,7 @@ def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Ver
     lost = [pod for pod in pods if pod.ended is None and pod.lost(now)]
     causes = [i for _, i in failures if not meaning(ends[i].exit_code).consequence]
     failed = [i for i in causes if ends[i].exit_code != ExitCode.STOPPED]
+    failed.sort(key=lambda index: ends[index].unknown)  # its time is that of the discovery
     if failed:
         return _from_exit(failed[0], ends[failed[0]], pods)
     broken = [pod for pod in pods if pod.failure and not pod.gone]
@@ -61,10 +64,14 @@ def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Ver
     if broken:
         return _from_failed_pod(broken[0])
     if missing:
-        return _from_lost_worker(Cause.POD_VANISHED, missing[0], "its pod vanished")
-    if lost:
-        return _from_lost_worker(Cause.NODE_LOST, lost[0].index, "its node does not answer")
-    return _from_exit(failures[0][1], ends[failures[0][1]], pods)
+        return _from_vanished_pod(missing[0], pods)
+    first = ends[failures[0][1]] if failures else None
+    if lost := lost or [pod for pod in pods if pod.silent_since and not pod.ended]:
+        return _from_lost_worker(lost[0], first)
+    index = failures[0][1]
+    found = _from_exit(index, ends[index], pods)
+    left = [pod for pod in pods if pod.ended is None]
+    return _blame(found, left[0]) if left else found
 
 
 def permanent_failure(pods: list[Pod]) -> Verdict | None:
@@ -100,28 +107,55 @@ def _cause_may_follow(pods: list[Pod], failures: list[tuple[datetime, int]], now
 
 def _from_exit(index: int, end: Ended, pods: list[Pod], *, pod_missing: bool = False) -> Verdict:
     pod = next(pod for pod in pods if pod.index == index)
+    if end.unknown:
+        why = f"node {pod.node} or its container runtime was restarted"
+        return _lost(Cause.NODE_LOST, pod, f"{why} ({pod.name})", end.exit_code)
     gang_asked = pod_missing or any(pod.asked_to_stop for pod in pods)
     cause = cause_of_exit(end.exit_code, gang_asked=gang_asked, pod_asked=pod.asked_to_stop)
     ending = ENDINGS[cause]
     if ending.saves:
         text = f"asked to stop (preemption, drain or deletion); {saved_progress(pods)}"
-        return Verdict(ending, ending.reason or "", text, index, end.exit_code)
+        return Verdict(ending, ending.reason or "", text, index, end.exit_code, pod.node)
     reason, message = reason_and_message(end)
     if cause == Cause.KILLED:
         message = "it was asked to stop and was killed before it had saved a checkpoint"
     text = f"worker {index}: {message or f'exit code {end.exit_code}'}"
-    return Verdict(ending, (ending.reason or reason)[:64], text[:1024], index, end.exit_code)
+    found = (ending.reason or reason)[:64]
+    return Verdict(ending, found, text[:1024], index, end.exit_code, pod.node)
 
 
 def _from_failed_pod(pod: Pod) -> Verdict:
     reason, message = pod.failure or (reasons.POD_FAILED, "")
     text = f"worker {pod.index}: {message}"[:1024]
-    return Verdict(ENDINGS[Cause.POD_FAILED], reason[:64], text, worker=pod.index)
+    return Verdict(ENDINGS[Cause.POD_FAILED], reason[:64], text, worker=pod.index, node=pod.node)
 
 
-def _from_lost_worker(cause: Cause, index: int, why: str) -> Verdict:
-    ending = ENDINGS[cause]
-    return Verdict(ending, ending.reason or "", f"worker {index} was lost: {why}", worker=index)
+def _from_vanished_pod(index: int, pods: list[Pod]) -> Verdict:
+    pod = next((pod for pod in pods if pod.index == index), None)
+    if pod is None:
+        ending, text = ENDINGS[Cause.POD_VANISHED], f"worker {index} was lost: its pod vanished"
+        return Verdict(ending, ending.reason or "", text, worker=index)
+    return _lost(Cause.POD_VANISHED, pod, f"its pod {nodes.place(pod)} vanished")
+
+
+def _from_lost_worker(pod: Pod, first: Ended | None) -> Verdict:
+    """Return the verdict on a worker whose node does not answer; `first` is how a peer ended."""
+    silence = nodes.silence(pod) or f"node {pod.node}, which does not answer"
+    why = f"its pod {pod.name} is on {silence}"
+    if first and (message := reason_and_message(first)[1]):
+        why += f"; another worker reported: {message}"
+    return _lost(Cause.NODE_LOST, pod, why)
+
+
+def _lost(cause: Cause, pod: Pod, why: str, exit_code: int | None = None) -> Verdict:
+    ending, text = ENDINGS[cause], f"worker {pod.index} was lost: {why}"[:1024]
+    return Verdict(ending, ending.reason or "", text, pod.index, exit_code, pod.node)
+
+
+def _blame(found: Verdict, pod: Pod) -> Verdict:
+    """Name the worker that did not end with its peers, because its node may be cut off."""
+    text = f"worker {pod.index} (pod {nodes.place(pod)}) has not ended; {found.message}"
+    return replace(found, message=text[:1024], node=pod.node)
 
 
 def saved_progress(gang: list[Pod]) -> str:

@@ -1,0 +1,171 @@
+"""A node that does not answer is named, with pods as the kubelet and the controllers leave them."""
+
+import pytest
+
+from finetune_api.base import Object, format_time
+from finetune_operator.plan.observe import Pod
+from tests.operator import podstatus
+from tests.operator.worlds import (
+    at,
+    ended,
+    follow,
+    look,
+    running,
+    worker,
+)
+
+PEER_LOST = "Connection closed by peer [10.98.1.4]:43210 (gloo/transport/tcp/pair.cc:537)"
+SILENT = format_time(at(60))
+
+
+def on_node(index: int, status: Object, **metadata: object) -> Pod:
+    """Return a worker of attempt 1 as the API server has it."""
+    labels = {
+        "finetune.dev/role": "worker",
+        "finetune.dev/attempt": "1",
+        "finetune.dev/worker-index": str(index),
+        "finetune.dev/job-name": "a",
+    }
+    owner = {"uid": "job-uid", "controller": True}
+    return Pod.of(
+        {
+            "metadata": {
+                "name": f"a-1-{index}",
+                "uid": f"uid-1-{index}",
+                "namespace": "default",
+                "labels": labels,
+                "ownerReferences": [owner],
+                **metadata,
+            },
+            "spec": {"nodeName": f"node{index}"},
+            "status": status,
+        }
+    )
+
+
+def runs() -> Object:
+    status = podstatus.running()
+    for entry in status["conditions"]:
+        entry["lastTransitionTime"] = format_time(at(10))
+    return status
+
+
+def lost(index: int = 1, *, deleted: bool = False) -> Pod:
+    """Return a worker whose node does not answer since 60 s."""
+    status = podstatus.on_silent_node(runs(), SILENT)
+    if not deleted:
+        return on_node(index, status)
+    status = podstatus.deleted_for_taint(status, format_time(at(80)))
+    return on_node(index, status, deletionTimestamp=format_time(at(110)))
+
+
+def restarted(index: int, code: int, reason: str) -> Pod:
+    """Return a worker whose node was restarted: the kubelet does not know how it ended."""
+    status = podstatus.ended(code)
+    status["containerStatuses"][0]["state"]["terminated"]["reason"] = reason
+    return on_node(index, status)
+
+
+READY = {
+    "the kubelet reports that it is ready": ({"status": "True"}, False),
+    "its node does not answer": ({"status": "False"}, True),
+    "the kubelet reports a container that is not ready": (
+        {"status": "False", "reason": "ContainersNotReady"},
+        False,
+    ),
+    "a readiness gate is not ready": (
+        {"status": "False", "reason": "ReadinessGatesNotReady"},
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize(("ready", "silent"), READY.values(), ids=READY)
+def test_a_silent_node_is_recognized_by_the_condition_ready_of_its_pod(ready, silent):
+    status = runs()
+    status["conditions"][-1] |= ready | {"lastTransitionTime": SILENT}
+    assert on_node(0, status).silent_since == (at(60) if silent else None)
+
+
+def test_the_end_of_a_pod_is_no_silence_of_its_node():
+    status = podstatus.ended(1) | {
+        "conditions": [podstatus.condition("Ready", "False", SILENT)],
+    }
+    assert on_node(0, status).silent_since is None
+
+
+# The verdict
+
+
+def close(*gang: Pod, now: float = 100):
+    return look(running(), *gang, now=now).status
+
+
+def test_peers_that_lost_a_worker_on_a_silent_node_name_the_node():
+    """Power cut: the survivor ends with 88, and its message knows an address only."""
+    status = close(ended(worker(0, node="node0"), 88, 65, PEER_LOST), lost())
+    attempt = status.attempts[-1]
+    assert (attempt.reason, attempt.worker, attempt.node) == ("WorkerLost", 1, "node1")
+    assert attempt.message.startswith(
+        "worker 1 was lost: its pod a-1-1 is on node node1, which does not answer since 00:01:00"
+    )
+    assert "pair.cc:537" in attempt.message
+
+
+def test_a_worker_whose_deletion_is_overdue_is_named_with_its_node():
+    status = close(ended(worker(0), 88, 65, PEER_LOST), lost(deleted=True), now=180)
+    attempt = status.attempts[-1]
+    assert (attempt.reason, attempt.worker, attempt.node) == ("WorkerLost", 1, "node1")
+    assert "node node1, which does not answer since 00:01:00 UTC" in attempt.message
+
+
+def test_peers_that_end_before_the_silence_of_the_node_is_known_name_the_worker_that_did_not_end():
+    """The node lifecycle controller waits longer than the gang; the node is named afterwards."""
+    gang = (ended(worker(0), 88, 65, PEER_LOST), on_node(1, runs()))
+    decision, job = follow(running(), *gang, now=85)
+    attempt = decision.status.attempts[-1]
+    assert (attempt.reason, attempt.node) == ("PeerLost", "node1")
+    assert attempt.message.startswith("worker 1 (pod a-1-1 on node node1) has not ended; worker 0:")
+    status = podstatus.on_silent_node(runs(), format_time(at(95)))
+    silent = on_node(1, status, deletionTimestamp=format_time(at(95)))
+    decision, job = follow(job, gang[0], silent, now=100)
+    attempt = decision.status.attempts[-1]
+    assert (attempt.reason, attempt.node) == ("PeerLost", "node1")
+    assert "node node1, which does not answer since 00:01:35 UTC" in attempt.message
+    again = look(job, gang[0], silent, now=105).status.attempts[-1]
+    assert again.message == attempt.message
+
+
+def test_gangs_whose_workers_have_all_ended_name_no_other_worker():
+    status = close(ended(worker(0), 88, 65, PEER_LOST), ended(worker(1), 88, 66, PEER_LOST))
+    assert status.attempts[-1].message == f"worker 0: {PEER_LOST}"
+
+
+@pytest.mark.parametrize(("code", "reason"), [(255, "Unknown"), (137, "ContainerStatusUnknown")])
+def test_a_restarted_node_is_no_crash(code, reason):
+    status = close(ended(worker(0), 88, 65, PEER_LOST), restarted(1, code, reason))
+    attempt = status.attempts[-1]
+    assert (attempt.reason, attempt.worker, attempt.node) == ("WorkerLost", 1, "node1")
+    assert attempt.exit_code == code
+    assert "node node1 or its container runtime was restarted" in attempt.message
+
+
+def test_a_crash_elsewhere_is_the_cause_even_if_a_node_was_restarted():
+    crash = ended(worker(0, node="node0"), 1, 3_000_000_000, "boom")
+    status = close(crash, restarted(1, 255, "Unknown"), now=3_000_000_100)
+    attempt = status.attempts[-1]
+    assert (attempt.reason, attempt.worker, attempt.node) == ("Crashed", 0, "node0")
+
+
+def test_a_vanished_pod_is_named_with_its_node():
+    gone = on_node(1, runs()).vanished(at(70))
+    attempt = close(ended(worker(0), 88, 65), gone).attempts[-1]
+    assert (attempt.reason, attempt.node) == ("WorkerLost", "node1")
+    assert attempt.message == "worker 1 was lost: its pod a-1-1 on node node1 vanished"
+
+
+def test_every_failure_has_the_node_of_its_worker():
+    attempt = close(ended(worker(0), 88, 65), ended(worker(1, node="n7"), 1, 64, "boom")).attempts[
+        -1
+    ]
+    assert (attempt.worker, attempt.node) == (1, "n7")
