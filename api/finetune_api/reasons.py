@@ -108,7 +108,7 @@ START_DEADLINE_EXCEEDED = _reason(
     "StartDeadlineExceeded", "Not all workers ran within startDeadlineSeconds.", ends_attempt=True
 )
 GANG_INCOMPLETE = _reason(
-    "GangIncomplete", "Some workers held a node while others found none.", ends_attempt=True
+    "GangIncomplete", "Some workers held a node while others could not start.", ends_attempt=True
 )
 
 # Notices about a job that goes on, and reasons of conditions that are as they should be.

@@ -152,8 +152,8 @@ class Attempt(Message):
     outcome: Word | None = Field(
         default=None,
         description="outcome is how the attempt ended: Succeeded, Failed, Preempted (asked to stop "
-        "by something other than the operator), Suspended or Released (only some of its pods found "
-        "a node). It is unset while the attempt runs.",
+        "by something other than the operator), Suspended or Released (ended for a reason "
+        "outside of the job, and tried again uncounted). It is unset while the attempt runs.",
     )
     stop_reason: Word | None = Field(
         default=None,

@@ -19,8 +19,8 @@ NAMED = {
 
 
 def uncounted() -> set[str]:
-    """Return the reasons of endings that are neither counted nor permanent."""
-    rows = ENDINGS.values()
+    """Return the reasons of endings that lead to a restart which is not counted."""
+    rows = [row for row in ENDINGS.values() if row.outcome != "Released"]
     return {row.reason for row in rows if row.reason and not (row.counted or row.permanent)}
 
 

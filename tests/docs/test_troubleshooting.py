@@ -38,6 +38,7 @@ NOT_REASONS = {
     *("True", "False", "Unknown", "Normal", "Warning"),
     *("Job", "Pod", "Service"),  # classes and kinds
     *("DisruptionTarget", "PodScheduled", "OOMKilled"),  # read from pods and not passed on
+    "DeadlineExceeded",  # of Kubernetes, compared and passed on
     *("ContainerCreating", "PodInitializing"),  # temporary and not passed on
     *("ALL", "FallbackToLogsOnError", "Memory", "OnRootMismatch", "RuntimeDefault"),  # pods
     *("All", "Always", "Auto", "ContinuedPretraining", "Never", "None"),  # values of the spec

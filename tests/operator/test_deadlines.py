@@ -132,7 +132,7 @@ def test_the_operator_stops_a_hang_only_by_a_recent_report(age, silent, stopped)
         running(),
         worker(0),
         worker(1),
-        now=40,
+        now=20_000,
         report=report(activity_age_seconds=age),
         silent=silent,
     )
@@ -143,24 +143,24 @@ def test_a_gang_without_activity_is_planned_again_at_its_deadline():
     """A report that only gets older triggers no reconciliation."""
     job = policy(running(), progress_deadline_seconds=100)
     pods = (worker(0), worker(1))
-    assert look(job, *pods, now=40, report=report(activity_age_seconds=30.0)).requeue_after == 131
+    assert look(job, *pods, now=240, report=report(activity_age_seconds=30.0)).requeue_after == 131
     assert (
-        look(job, *pods, now=171, report=report(activity_age_seconds=161.0))
+        look(job, *pods, now=371, report=report(activity_age_seconds=161.0))
         .status.attempts[-1]
         .stop_reason
         == "Hang"
     )
-    assert look(job, *pods, now=171, report=report(activity_age_seconds=4.0)).requeue_after == 157
+    assert look(job, *pods, now=371, report=report(activity_age_seconds=4.0)).requeue_after == 157
 
 
 def test_a_hang_is_a_counted_restart():
-    _, job = follow(running(), worker(0), worker(1), now=40, most=1)
-    asked = look(job, worker(0), worker(1), now=41, report=report(activity_age_seconds=5000))
+    _, job = follow(running(), worker(0), worker(1), now=6040, most=1)
+    asked = look(job, worker(0), worker(1), now=6041, report=report(activity_age_seconds=5000))
     job = job.with_status(asked.status)
-    deletions = look(job, worker(0), worker(1), now=42).delete
+    deletions = look(job, worker(0), worker(1), now=6042).delete
     assert [d.grace for d in deletions] == [10, 10]
-    gang = [ended(worker(i, deletion=at(52)), 137, 45) for i in (0, 1)]
-    _, job = follow(job, *gang, now=46)
+    gang = [ended(worker(i, deletion=at(6052)), 137, 6045) for i in (0, 1)]
+    _, job = follow(job, *gang, now=6046)
     assert (job.status.phase, job.status.reason) == ("Restarting", "Hang")
     assert job.status.counted_restarts == 1
 

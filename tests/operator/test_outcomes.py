@@ -8,7 +8,18 @@ from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode
 from finetune_operator.plan.outcomes import ENDINGS, STOPS, Cause, cause_of_exit
 from finetune_operator.plan.verdict import verdict
-from tests.operator.worlds import at, ended, follow, look, progressed, result, running, worker
+from tests.operator.worlds import (
+    at,
+    committed,
+    ended,
+    follow,
+    look,
+    pending,
+    progressed,
+    result,
+    running,
+    worker,
+)
 
 EXITS = {
     64: (Cause.PERMANENT_EXIT, reasons.BAD_CONFIGURATION),
@@ -63,7 +74,14 @@ GANGS = {
     ],
     Cause.POD_VANISHED: [worker(0).vanished(at(30)), ended(worker(1), 88, 31)],
     Cause.NODE_LOST: [worker(0, deletion=at(-100)), ended(worker(1), 88, 30)],
+    Cause.REFUSED: [
+        worker(0),
+        pending(1, phase="Failed", failure=("OutOfcpu", "the node has not enough cpu")),
+    ],
+    Cause.START_INTERRUPTED: [worker(0), pending(1, deletion=at(60), disrupted=True)],
+    Cause.PEER_MISSING: [ended(worker(0), 88, 30), pending(1)],
 }
+INCOMPLETE = (Cause.REFUSED, Cause.START_INTERRUPTED, Cause.PEER_MISSING)
 
 
 def test_every_cause_has_a_row_and_an_example():
@@ -74,6 +92,9 @@ def test_every_cause_has_a_row_and_an_example():
 def test_a_gang_ends_as_its_row_says(cause):
     ending = ENDINGS[cause]
     job = running()
+    if cause in INCOMPLETE:
+        job = committed()
+        job = job.with_status(look(job, worker(0), pending(1), now=20).status)
     job = job.with_status(look(job, *GANGS[cause], now=60).status)
     attempt = job.status.attempts[-1]
     assert attempt.outcome == ending.outcome
@@ -82,6 +103,8 @@ def test_a_gang_ends_as_its_row_says(cause):
     assert job.status.counted_restarts == ending.counted
     follows = job.status.next_attempt_time is not None
     assert follows == (ending.outcome != "Succeeded" and not ending.permanent)
+    waits = follows and job.status.next_attempt_time > at(60)
+    assert waits == bool(ending.backs_off or ending.counted)
 
 
 @pytest.mark.parametrize("reason", STOPS)
@@ -99,7 +122,7 @@ def test_a_stopped_gang_ends_as_its_row_says(reason):
     assert bool(attempt.counted) == ending.counted
     assert (job.status.next_attempt_time is None) == ending.permanent
     waits = job.status.next_attempt_time and job.status.next_attempt_time > at(51)
-    assert bool(waits) == (ending.backs_off or ending.counted)
+    assert bool(waits) == bool(ending.backs_off or ending.counted)
 
 
 def test_a_preempted_gang_without_a_new_step_counts():

@@ -143,7 +143,7 @@ class RunPolicy(Spec):
         ge=10,
         le=604_800,
         description="gangStartTimeoutSeconds is the number of seconds for which some workers may "
-        "hold a node while others find none, 10 to 604800. After it, the complete gang is deleted "
+        "hold a node while others cannot start, 10 to 604800. After it, the gang is deleted "
         "and created again after a delay; this does not count as a restart. Default: 600.",
     )
     progress_deadline_seconds: Annotated[int, TRAINER_SETTING] = Field(

@@ -51,15 +51,17 @@ def _has_trained(world: World, status: FineTuneJobStatus, attempt: Attempt) -> b
     return stage == "Exporting" or any(end and end.exit_code == 0 for end in ends)
 
 
-def progress(policy: RunPolicy, world: World) -> list[StopRequest]:
+def progress(policy: RunPolicy, world: World, attempt: Attempt) -> list[StopRequest]:
     """Request a stop when the newest report shows no activity and the supervisor does not act.
 
     A report that cannot be fetched never leads to a stop, because a network policy may block it.
+    Workers that wait for a peer that has not started yet do not hang.
     """
     limit = policy.progress_deadline_seconds
-    if world.report is None or world.silent:
+    if world.report is None or world.silent or attempt.running_time is None:
         return []
-    age = world.report.activity_age_seconds
+    complete_for = (world.now - attempt.running_time).total_seconds()
+    age = min(world.report.activity_age_seconds, complete_for)
     text = f"no activity for {duration(age)} (runPolicy.progressDeadlineSeconds: {limit} s)"
     left = limit + _PROGRESS_MARGIN - age
     if left < 0:

@@ -19,7 +19,7 @@ from finetune_operator.plan.describe import Situation, describe, refused_conditi
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.stops import StopRequest
 from finetune_operator.plan.template import UnrenderableError
-from finetune_operator.plan.verdict import seconds_until_final, verdict
+from finetune_operator.plan.verdict import Verdict, seconds_until_final, verdict
 from finetune_operator.settings import Settings
 
 
@@ -30,7 +30,7 @@ def decide(world: World, settings: Settings) -> Decision:
     attempt = attempts.current(status)
     if attempt.stop_reason:
         return ending.stop(world, status, gang, settings)
-    if found := verdict(gang, attempt.workers, attempt.created, world.now):
+    if found := _verdict(attempt, gang, world):
         return ending.close(world, status, gang, found, settings)
     stop_requests = _stop_requests(world, status, gang)
     if request := stops.due(stop_requests, world.now):
@@ -50,6 +50,12 @@ def decide(world: World, settings: Settings) -> Decision:
     )
 
 
+def _verdict(attempt: Attempt, gang: list[Pod], world: World) -> Verdict | None:
+    if attempt.running_time is None:
+        return incomplete_gang.verdict(attempt, gang, world.now)
+    return verdict(gang, attempt.workers, attempt.created, world.now)
+
+
 def _late_pod_deletions(world: World, attempt: Attempt) -> list[Delete]:
     """Return deletions of pods that a delayed request created after their attempt had ended."""
     older = [pod for pod in world.pods if pod.role == "worker" and pod.attempt < attempt.number]
@@ -66,7 +72,7 @@ def _record_milestones(
     waits = attempt.schedulable_time is None and attempt.running_time is None
     if created and waits and not any(pod.gates for pod in gang):
         attempt = attempt.replace(schedulable_time=now)
-    if attempt.running_time is None and _all_started(attempt, gang):
+    if attempt.running_time is None and incomplete_gang.is_complete(attempt, gang):
         attempt = attempt.replace(running_time=now)
         status = status.replace(start_time=status.start_time or now)
     return attempts.replace_current(status, attempt.replace(created=created))
@@ -79,7 +85,7 @@ def _stop_requests(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> 
         *suspend.stop_requests(world.job),
         *deadlines.active(world, status, attempt),
         *deadlines.start(policy, attempt, gang),
-        *deadlines.progress(policy, world),
+        *deadlines.progress(policy, world, attempt),
         *incomplete_gang.stop_requests(policy, attempt, gang, refused_condition(world)),
     ]
 
@@ -116,7 +122,7 @@ def _refused(world: World, status: FineTuneJobStatus, reason: str, message: str)
 
 def _situation(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Situation:
     attempt = attempts.current(status)
-    if _all_started(attempt, gang):
+    if attempt.running_time and _all_started(attempt, gang):
         stage = world.report.stage if world.report else (status.stage or "LoadingModel")
         return Situation("Running", stage=stage)
     bound = sum(1 for pod in gang if pod.scheduled)

@@ -7,7 +7,8 @@ To answer "what happens when a pod is preempted?", find the row and read its col
 - `counted`: the restart counts against `runPolicy.maxRestarts` and waits for the back-off.
 - `counted_without_progress`: the same, but only if the attempt finished no new step.
 - `saves`: the gang may use its full grace period to save a checkpoint.
-- `backs_off`: the next attempt waits although it is not counted.
+- `backs_off`: the next attempt waits although it is not counted, longer with every such attempt in
+  a row. The job never fails for these, because they end for reasons outside of it.
 - `permanent`: the job fails; there is no next attempt.
 
 `verdict.py` finds the row, `ending.py` writes it down and `restart.py` decides what follows.
@@ -15,7 +16,7 @@ docs/operate/restarts.md has the same table for users.
 """
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from typing import Literal
 
 from finetune_api import reasons
@@ -24,6 +25,14 @@ from finetune_api.exit_codes import ExitCode, meaning
 Outcome = Literal["Succeeded", "Preempted", "Failed", "Suspended", "Released"]
 RESTARTED: tuple[Outcome, ...] = ("Failed", "Preempted")
 """Outcomes after which the next attempt is a restart."""
+
+
+class BackOff(IntEnum):
+    """The first delay before an attempt that is not counted, in units of the restart back-off."""
+
+    NONE = 0
+    COMPETING = 1  # times a random factor, because gangs that are released together compete again
+    NODE = 3  # a device plugin that restarts or a full node needs longer than a crash
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Ending:
     counted: bool = False
     counted_without_progress: bool = False
     saves: bool = False
-    backs_off: bool = False
+    backs_off: BackOff = BackOff.NONE
     permanent: bool = False
 
 
@@ -52,6 +61,9 @@ class Cause(Enum):
     POD_FAILED = auto()
     POD_VANISHED = auto()
     NODE_LOST = auto()
+    REFUSED = auto()
+    START_INTERRUPTED = auto()
+    PEER_MISSING = auto()
 
 
 # The pods of a gang end without a stop request of the operator.
@@ -79,6 +91,15 @@ ENDINGS: dict[Cause, Ending] = {
     Cause.POD_VANISHED: Ending("Failed", reasons.WORKER_LOST, counted=True),
     # The pod is overdue for deletion: its node does not answer.
     Cause.NODE_LOST: Ending("Failed", reasons.WORKER_LOST, counted=True),
+    # The next three apply to a gang of which not all workers ever ran (incomplete_gang.py). An exit
+    # code that is a worker's own fault has the same row there as in a complete gang.
+    # A node refused or evicted a pod before the gang was complete.
+    Cause.REFUSED: Ending("Released", None, backs_off=BackOff.NODE),
+    # A pod vanished, or was asked to stop, before the gang was complete: its node died, or it was
+    # preempted, drained or deleted. No step has begun, so nothing is saved.
+    Cause.START_INTERRUPTED: Ending("Released", reasons.WORKER_LOST, backs_off=BackOff.COMPETING),
+    # A worker ended because a peer was not there: 78, 79 or 88 before the gang was complete.
+    Cause.PEER_MISSING: Ending("Released", reasons.GANG_INCOMPLETE, backs_off=BackOff.COMPETING),
 }
 
 # The operator stops a gang itself. The key is written to status.attempts[].stopReason.
@@ -92,8 +113,10 @@ STOPS: dict[str, Ending] = {
     reasons.START_DEADLINE_EXCEEDED: Ending(
         "Failed", reasons.START_DEADLINE_EXCEEDED, permanent=True
     ),
-    # Some workers held a node for runPolicy.gangStartTimeoutSeconds while others found none.
-    reasons.GANG_INCOMPLETE: Ending("Released", reasons.GANG_INCOMPLETE, backs_off=True),
+    # Some workers held a node for runPolicy.gangStartTimeoutSeconds while others could not start.
+    reasons.GANG_INCOMPLETE: Ending(
+        "Released", reasons.GANG_INCOMPLETE, backs_off=BackOff.COMPETING
+    ),
     # No activity for runPolicy.progressDeadlineSeconds, and the supervisor did not act.
     reasons.HANG: Ending("Failed", reasons.HANG, counted=True),
 }
@@ -102,6 +125,22 @@ PERMANENT_IF_REPEATED: dict[str, int] = {reasons.OUT_OF_MEMORY: 0, reasons.DIVER
 """Reason -> steps. The job fails if the previous failure had the same reason this close by."""
 
 _KILLED = (137, 143)  # SIGKILL and SIGTERM
+_OWN_FAILURES = (reasons.POD_FAILED, "DeadlineExceeded")
+"""Reasons of a failed pod that follow from its template: an init container, its own deadline."""
+
+
+def by_a_node(reason: str) -> bool:
+    """Return whether a pod with this reason failed because of its node, and not by itself.
+
+    Kubelets have many reasons to refuse or evict a pod (UnexpectedAdmissionError, OutOfcpu,
+    NodeAffinity, NodeShutdown, Evicted, ...), and each version adds some.
+    """
+    return reason not in _OWN_FAILURES
+
+
+def misses_a_peer(code: int) -> bool:
+    """Return whether this exit code can only follow from a peer, if one has not started yet."""
+    return code == ExitCode.ENVIRONMENT_UNUSABLE or meaning(code).consequence
 
 
 def cause_of_exit(code: int, *, gang_asked: bool, pod_asked: bool) -> Cause:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 
 from finetune_api.status import Attempt, FineTuneJobStatus
-from finetune_operator.plan.outcomes import PERMANENT_IF_REPEATED, RESTARTED
+from finetune_operator.plan.outcomes import PERMANENT_IF_REPEATED, RESTARTED, BackOff
 from finetune_operator.plan.verdict import Verdict
 
 MAX_RESTARTS = 99
@@ -51,8 +51,9 @@ def decide(
         return Restart(counted, None, f"gave up after {MAX_RESTARTS} restarts")
     seconds = backoff_seconds(backoff, counted) if counts else 0.0
     if ending.backs_off:
-        # Incomplete gangs that are released together would compete again; jitter separates them.
-        seconds = backoff_seconds(backoff, _releases(status) + 1) * (0.5 + jitter)
+        seconds = backoff_seconds(backoff * ending.backs_off, _releases(status) + 1)
+        if ending.backs_off == BackOff.COMPETING:
+            seconds *= 0.5 + jitter
     why = "counted, because it finished no new step" if useless else ""
     return Restart(counted, now + timedelta(seconds=round(seconds)), why)
 

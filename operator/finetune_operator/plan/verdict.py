@@ -52,7 +52,7 @@ def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Ver
     failed = [i for i in causes if ends[i].exit_code != ExitCode.STOPPED]
     failed.sort(key=lambda index: ends[index].unknown)  # its time is that of the discovery
     if failed:
-        return _from_exit(failed[0], ends[failed[0]], pods)
+        return from_exit(failed[0], ends[failed[0]], pods)
     broken = [pod for pod in pods if pod.failure and not pod.gone]
     if not failures and not missing and not lost and not broken:
         return None
@@ -60,16 +60,16 @@ def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Ver
         return None
     if causes:
         # A missing pod was deleted, even if its deletion was not observed.
-        return _from_exit(causes[0], ends[causes[0]], pods, pod_missing=bool(missing))
+        return from_exit(causes[0], ends[causes[0]], pods, pod_missing=bool(missing))
     if broken:
-        return _from_failed_pod(broken[0])
+        return from_failed_pod(broken[0])
     if missing:
         return _from_vanished_pod(missing[0], pods)
     first = ends[failures[0][1]] if failures else None
     if lost := lost or [pod for pod in pods if pod.silent_since and not pod.ended]:
         return _from_lost_worker(lost[0], first)
     index = failures[0][1]
-    found = _from_exit(index, ends[index], pods)
+    found = from_exit(index, ends[index], pods)
     left = [pod for pod in pods if pod.ended is None]
     return _blame(found, left[0]) if left else found
 
@@ -78,7 +78,7 @@ def permanent_failure(pods: list[Pod]) -> Verdict | None:
     """Return the verdict of an exit that no other attempt could avoid, if a pod had one."""
     for pod in pods:
         if pod.ended and is_permanent(pod.ended.exit_code, prepare=False):
-            return _from_exit(pod.index, pod.ended, pods)
+            return from_exit(pod.index, pod.ended, pods)
     return None
 
 
@@ -99,13 +99,18 @@ def _cause_may_follow(pods: list[Pod], failures: list[tuple[datetime, int]], now
         return False
     if any(pod.asked_to_stop for pod in alive):
         return True
-    if not failures:
-        return False
-    waited = (now - failures[0][0]).total_seconds()
-    return waited < CAUSE_WAIT
+    return bool(failures) and (now - failures[0][0]).total_seconds() < CAUSE_WAIT
 
 
-def _from_exit(index: int, end: Ended, pods: list[Pod], *, pod_missing: bool = False) -> Verdict:
+def cause_is_awaited(pods: list[Pod], failed: Pod, now: datetime) -> bool:
+    """Return whether another pod may still show why this one ended."""
+    assert failed.ended
+    alive = [pod for pod in pods if pod.ended is None and not pod.gone]
+    return bool(alive) and (now - failed.ended.finished).total_seconds() < CAUSE_WAIT
+
+
+def from_exit(index: int, end: Ended, pods: list[Pod], *, pod_missing: bool = False) -> Verdict:
+    """Return the verdict on a gang whose end was caused by the exit of this worker."""
     pod = next(pod for pod in pods if pod.index == index)
     if end.unknown:
         why = f"node {pod.node} or its container runtime was restarted"
@@ -124,7 +129,8 @@ def _from_exit(index: int, end: Ended, pods: list[Pod], *, pod_missing: bool = F
     return Verdict(ending, found, text[:1024], index, end.exit_code, pod.node)
 
 
-def _from_failed_pod(pod: Pod) -> Verdict:
+def from_failed_pod(pod: Pod) -> Verdict:
+    """Return the verdict on a gang of which this pod failed before its trainer container ended."""
     reason, message = pod.failure or (reasons.POD_FAILED, "")
     text = f"worker {pod.index}: {message}"[:1024]
     return Verdict(ENDINGS[Cause.POD_FAILED], reason[:64], text, worker=pod.index, node=pod.node)
