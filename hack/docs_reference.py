@@ -66,6 +66,8 @@ def _effect(code: ExitCode) -> tuple[str, str]:
         effect = "From the prepare pod: the job fails. From a worker: the gang restarts."
     elif found.consequence:
         effect = "The gang restarts. The failure of another worker is the cause if there is one."
+    elif found.waits:
+        effect = "The job waits until the other job has ended. Nothing is counted."
     elif code == ExitCode.STOPPED:
         effect = "The gang resumes at the next step; `Preempted` if the pod was asked to stop."
     else:

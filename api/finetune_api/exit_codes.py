@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     BAD_CONFIGURATION = 64
     BAD_DATA = 65
     INPUT_MISSING = 66
+    STORAGE_IN_USE = 69
     STORAGE_NOT_WRITABLE = 73
     STOPPED = 75
     NOT_PERMITTED = 77
@@ -36,6 +37,7 @@ class Meaning:
     permanent: bool = False  # another attempt would end the same way
     permanent_in_prepare: bool = False
     consequence: bool = False  # follows from the failure of another pod and never causes it
+    waits: bool = False  # no failure: another attempt succeeds once another job has ended
 
 
 MEANINGS: dict[int, Meaning] = {
@@ -43,6 +45,7 @@ MEANINGS: dict[int, Meaning] = {
     ExitCode.BAD_CONFIGURATION: Meaning(reasons.BAD_CONFIGURATION, permanent=True),
     ExitCode.BAD_DATA: Meaning(reasons.BAD_DATA, permanent=True),
     ExitCode.INPUT_MISSING: Meaning(reasons.INPUT_MISSING, permanent=True),
+    ExitCode.STORAGE_IN_USE: Meaning(reasons.STORAGE_IN_USE, waits=True),
     ExitCode.STORAGE_NOT_WRITABLE: Meaning(reasons.STORAGE_NOT_WRITABLE, permanent_in_prepare=True),
     ExitCode.STOPPED: Meaning(reasons.STOPPED),
     ExitCode.NOT_PERMITTED: Meaning(reasons.NOT_PERMITTED, permanent=True),

@@ -52,6 +52,9 @@ INPUT_MISSING = _reason("InputMissing", "An input does not exist.", ends_attempt
 STORAGE_NOT_WRITABLE = _reason(
     "StorageNotWritable", "Storage cannot be written or is too small.", ends_attempt=True
 )
+STORAGE_IN_USE = _reason(
+    "StorageInUse", "A job that has not ended uses the storage.", ends_attempt=True
+)
 STOPPED = _reason("Stopped", "A worker saved and ended without a request.", ends_attempt=True)
 NOT_PERMITTED = _reason("NotPermitted", "Credentials or rights are missing.", ends_attempt=True)
 ENVIRONMENT_UNUSABLE = _reason(
@@ -65,8 +68,8 @@ HANG = _reason("Hang", "No work was completed for progressDeadlineSeconds.", end
 CRASHED = _reason("Crashed", "The container ended with an unknown exit code.", ends_attempt=True)
 
 # What a trainer container reports in its result, with one of the exit codes above.
-STORAGE_IN_USE = _reason(
-    "StorageInUse", "The storage holds the run of another job.", ends_attempt=True
+STORAGE_OCCUPIED = _reason(
+    "StorageOccupied", "The storage holds a run of another job that this job may not continue."
 )
 NETWORK_TROUBLE = _reason(
     "NetworkTrouble", "The Hub or an object store does not answer.", ends_attempt=True

@@ -1,8 +1,9 @@
 """The messages between the operator and a pod: RunConfig into it, Report and Result out of it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
+from pydantic_core import from_json
 
 from finetune_api import spec
 from finetune_api.base import API_VERSION, Count, Message, Seconds, Step, Time, clean
@@ -64,6 +65,17 @@ class RunConfig(Message):
         default=_DEFAULTS.progress_deadline_seconds,
         description="Seconds without activity after which the pod ends with code 89.",
     )
+    result_max_bytes: int | None = Field(
+        default=None,
+        ge=1024,
+        description="The most bytes of the termination message that this pod's kubelet keeps. The "
+        "kubelet divides its limit of a pod by all containers. Default: 4096.",
+    )
+    unfinished_owners: list[str] = Field(
+        default_factory=list,
+        description="Uids of other jobs that have not ended and have the same path as their "
+        "checkpoints.storage. Their run is never taken over.",
+    )
 
     @property
     def asks_the_hub(self) -> bool:
@@ -94,6 +106,12 @@ class Report(Message):
     stage_since: Time
     activity: Count = Field(description="Units of completed work; grows in every stage.")
     activity_age_seconds: Seconds = Field(description="Seconds since activity last grew.")
+    waiting_for: str | None = Field(
+        default=None,
+        max_length=512,
+        description="What the worker waits for while the gang was never complete, for example the "
+        "address of worker 0, or workers that have not joined. Unset once all have joined.",
+    )
     # Only worker 0 sets the following fields.
     progress: Progress | None = None
     evaluation: Evaluation | None = None
@@ -105,6 +123,8 @@ class Report(Message):
         description="Records that earlier attempts left on storage.",
     )
 
+    _clean = field_validator("waiting_for")(clean)
+
 
 class PrepareResult(Message):
     """The facts that only the prepare pod can find out."""
@@ -113,11 +133,11 @@ class PrepareResult(Message):
     run_digest: str = Field(max_length=80)
     model_revision: str = Field(max_length=80)
     parameter_count: Count
-    data: DataSummary
     finished: Output | None = Field(
         default=None,
         description="The verified model, if storage already holds the one of exactly this run.",
     )
+    data: DataSummary  # last, because its list of sources can be left out
 
     _clean = field_validator("prepared_digest", "run_digest", "model_revision")(clean)
 
@@ -126,40 +146,90 @@ Outcome = Literal["Succeeded", "Stopped", "Failed"]
 
 
 class Result(Message):
-    """The container's termination message: how and why it ended."""
+    """The container's termination message: how and why it ended.
+
+    The order of the fields is the order in the message, whose end a kubelet may cut off: what the
+    operator decides by comes first.
+    """
 
     api_version: str = API_VERSION
     outcome: Outcome
     reason: str = Field(max_length=64, pattern="^[A-Za-z][A-Za-z0-9]*$", description="CamelCase.")
+    output: Output | None = None
+    prepared: PrepareResult | None = None
+    ledger: StepLedger | None = None
+    progress: Progress | None = None
+    evaluation: Evaluation | None = None
     message: str = Field(
         default="",
         max_length=1024,
         description="Text for people: what happened, where, and what to do.",
     )
-    progress: Progress | None = None
-    evaluation: Evaluation | None = None
-    ledger: StepLedger | None = None
     checkpoints: list[CheckpointRecord] = Field(default_factory=list, max_length=MAX_CHECKPOINTS)
-    output: Output | None = None
-    prepared: PrepareResult | None = None
 
     _clean = field_validator("message")(clean)
 
-    def to_termination_message(self) -> str:
-        """Return JSON that fits the kubelet's limit.
+    @classmethod
+    def from_termination_message(cls, text: str) -> "Result":
+        """Read a termination message, whose end may have been cut off. Raise ValueError if invalid.
 
-        If it is too long, old checkpoints are left out first, then the sources, then the end of
-        the message.
+        An incomplete field is left out, except for what is complete in itself: the beginning of the
+        message, the first checkpoints, and a preparation without the list of its sources.
         """
+        try:
+            found = from_json(text)
+        except ValueError:
+            found = _without_cut_field(from_json(text, allow_partial="trailing-strings"))
+        return cls.model_validate(found)
+
+    def to_termination_message(self, max_bytes: int | None = None) -> str:
+        """Return JSON of at most `max_bytes`, by default what the kubelet reads of one container.
+
+        What does not fit is left out, the least important first: old checkpoints, the sources, the
+        end of the message, and then fields whose values are known elsewhere.
+        """
+        limit = min(RESULT_MAX_BYTES, max_bytes or RESULT_MAX_BYTES)
         result = self
-        while len((encoded := result.to_json()).encode()) > RESULT_MAX_BYTES:
-            if len(result.checkpoints) > 1:
-                result = result.replace(checkpoints=result.checkpoints[:-1])
-            elif result.prepared and result.prepared.data.sources:
-                data = result.prepared.data.replace(sources=[])
-                result = result.replace(prepared=result.prepared.replace(data=data))
-            elif len(result.message) > 64:
-                result = result.replace(message=result.message[: len(result.message) // 2])
-            else:
-                result = Result(outcome=self.outcome, reason=self.reason)
+        while len((encoded := result.to_json()).encode()) > limit:
+            result = result._shortened()
         return encoded
+
+    def _shortened(self) -> "Result":
+        """Return the result with a little less in it."""
+        prepared = self.prepared
+        if len(self.checkpoints) > 1:
+            return self.replace(checkpoints=self.checkpoints[:-1])
+        if prepared and prepared.data.sources:
+            data = prepared.data.replace(sources=[])
+            return self.replace(prepared=prepared.replace(data=data))
+        if len(self.message) > _SHORT_MESSAGE:
+            return self.replace(message=self.message[: len(self.message) // 2])
+        if self.progress and self.progress.checkpoint_problem:
+            return self.replace(progress=self.progress.replace(checkpoint_problem=None))
+        if self.checkpoints or self.evaluation:
+            return self.replace(checkpoints=[], evaluation=None)
+        if self.message:
+            return self.replace(message="")
+        if prepared and prepared.finished:  # the gang finds it as well
+            return self.replace(prepared=prepared.replace(finished=None))
+        return Result(outcome=self.outcome, reason=self.reason)
+
+
+_SHORT_MESSAGE = 160  # characters; other fields are left out before it becomes shorter
+
+
+def _without_cut_field(found: Any) -> dict[str, Any]:
+    """Return the fields of a message that was cut off, without the last, incomplete one."""
+    if not isinstance(found, dict) or not found:
+        raise ValueError("not the beginning of a JSON object")
+    *complete, (name, value) = found.items()
+    result = dict(complete)
+    if name == "message":
+        result[name] = value
+    elif name == "checkpoints" and isinstance(value, list):
+        result[name] = value[:-1]
+    elif name == "prepared" and isinstance(value, dict):
+        data = value.get("data")
+        if isinstance(data, dict) and next(reversed(data), None) == "sources":
+            result[name] = value | {"data": {k: v for k, v in data.items() if k != "sources"}}
+    return result

@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_api.exit_codes import MEANINGS, ExitCode, is_permanent, meaning
-from finetune_api.progress import CheckpointRecord, DataSummary, Progress, SourceSummary
-from finetune_api.run import Report, Result
+from finetune_api.progress import (
+    CheckpointRecord,
+    DataSummary,
+    Progress,
+    SourceSummary,
+    StepLedger,
+)
+from finetune_api.run import PrepareResult, Report, Result
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, Condition, FineTuneJobStatus
 from finetune_api.uri import ClaimPath, HubPath, ObjectPath, parse
@@ -45,6 +51,73 @@ def test_a_termination_message_always_fits(message, count):
     assert len(text.encode()) <= 4096
     back = Result.model_validate_json(text)
     assert (back.outcome, back.reason) == ("Failed", "BadData")
+
+
+def prepared(sources: int) -> PrepareResult:
+    """Return the result of a preparation with the largest plausible values."""
+    found = largest(PrepareResult) | {"finished": None}
+    found["data"]["sources"] = [
+        SourceSummary(source="pvc://w/" + "x" * 200, rows=5, examples=9) for _ in range(sources)
+    ]
+    return PrepareResult.model_validate(found)
+
+
+@pytest.mark.parametrize("containers", [1, 3, 5, 6, 8, 10, 12])
+def test_a_result_fits_into_a_pod_with_several_containers(containers):
+    share = 12288 // containers
+    trained = Result(
+        outcome="Succeeded",
+        reason="Completed",
+        message="x" * 1000,
+        output={"location": "pvc://w/" + "x" * 290, "sizeBytes": 2**50, "verified": True},
+        ledger=StepLedger(productive_seconds=1.5, first_step=0, highest_step=9),
+        progress=Progress(step=9, total_steps=9),
+        checkpoints=[record(step) for step in range(10, 0, -1)],
+    )
+    text = trained.to_termination_message(share)
+    assert len(text.encode()) <= share
+    read = Result.from_termination_message(text)
+    assert (read.outcome, read.output, read.ledger) == ("Succeeded", trained.output, trained.ledger)
+    ready = Result(outcome="Succeeded", reason="Completed", prepared=prepared(16))
+    text = ready.to_termination_message(share)
+    assert len(text.encode()) <= share
+    read = Result.from_termination_message(text).prepared
+    assert read.data.replace(sources=[]) == ready.prepared.data.replace(sources=[])
+    assert read.run_digest == ready.prepared.run_digest
+
+
+def test_a_result_that_the_kubelet_cut_off_is_read_as_far_as_it_is_complete():
+    result = Result(
+        outcome="Succeeded",
+        reason="Completed",
+        message="größer als zuvor",
+        output={"location": "pvc://w/x", "sizeBytes": 12345, "verified": True},
+        ledger=StepLedger(productive_seconds=12.5, first_step=0, highest_step=90),
+        progress=Progress(step=95, total_steps=100),
+        checkpoints=[record(step, 20) for step in (9, 8, 7)],
+    )
+    whole = result.to_termination_message()
+    for length in range(whole.index('"output"') + 12, len(whole)):
+        # The kubelet cuts bytes, and the API server replaces what is left of a character.
+        text = whole.encode()[:length].decode(errors="replace")
+        read = Result.from_termination_message(text)
+        for name in read.model_fields_set - {"message", "checkpoints"}:
+            assert getattr(read, name) == getattr(result, name), text
+        assert result.message.startswith(read.message.rstrip("\ufffd"))
+        assert read.checkpoints == result.checkpoints[: len(read.checkpoints)]
+    for text in ("", "{", "[1", '"x', "error: the disk is full", '{"outcome":"Suc'):
+        with pytest.raises(ValueError):
+            Result.from_termination_message(text)
+
+
+def test_a_preparation_is_read_without_the_sources_that_were_cut_off():
+    result = Result(outcome="Succeeded", reason="Completed", prepared=prepared(16))
+    whole = result.to_json()
+    for length in range(whole.index('"sources"') + 12, whole.index('"message"')):
+        read = Result.from_termination_message(whole[:length]).prepared
+        assert read.data == result.prepared.data.replace(sources=[])
+    for length in range(whole.index('"prepared"') + 15, whole.index('"sources"')):
+        assert Result.from_termination_message(whole[:length]).prepared is None
 
 
 def test_numbers_that_json_does_not_have_are_refused():

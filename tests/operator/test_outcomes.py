@@ -25,6 +25,7 @@ EXITS = {
     64: (Cause.PERMANENT_EXIT, reasons.BAD_CONFIGURATION),
     65: (Cause.PERMANENT_EXIT, reasons.BAD_DATA),
     66: (Cause.PERMANENT_EXIT, reasons.INPUT_MISSING),
+    69: (Cause.OTHER_EXIT, reasons.STORAGE_IN_USE),
     73: (Cause.OTHER_EXIT, reasons.STORAGE_NOT_WRITABLE),
     75: (Cause.STOPPED_UNASKED, reasons.STOPPED),
     77: (Cause.PERMANENT_EXIT, reasons.NOT_PERMITTED),

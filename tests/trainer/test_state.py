@@ -130,6 +130,17 @@ UNUSABLE = {
 }
 
 
+def test_a_result_honours_the_limit_of_a_pod_with_many_containers(tmp_path: Path) -> None:
+    config = make_job(tmp_path).config | {"role": "worker", "attempt": 1, "mounts": {}}
+    config |= {"resultMaxBytes": 1024, "checkpoints": {"storage": "pvc://w/" + "x" * 240}}
+    position = {f"PET_{name}": "1" for name in ("NNODES", "NPROC_PER_NODE", "MASTER_PORT")}
+    position |= {"PET_NODE_RANK": "0", "PET_MASTER_ADDR": "x", "FINETUNE_POD_IP": "127.255.98.3"}
+    env = position | {"FINETUNE_RUN": json.dumps(config)}
+    _, result, _ = supervise(env, tmp_path)
+    assert "is not mounted" in result.message
+    assert (tmp_path / "result.json").stat().st_size <= 1024
+
+
 @pytest.mark.parametrize(("env", "message"), UNUSABLE.values(), ids=UNUSABLE.keys())
 def test_an_unusable_environment_ends_with_a_result(
     env: dict[str, str], message: str, tmp_path: Path

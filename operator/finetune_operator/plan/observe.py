@@ -107,7 +107,7 @@ class Ended:
         The message is untrusted input.
         """
         try:
-            return Result.model_validate_json(self.message)
+            return Result.from_termination_message(self.message)
         except ValueError:
             return None
 

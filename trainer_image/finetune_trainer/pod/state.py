@@ -30,6 +30,7 @@ class PodState:
     attempt: int
     role: Role
     worker_index: int
+    result_max_bytes: int | None = None
     stage: Stage = "LoadingModel"
     stage_since: datetime = field(default_factory=lambda: datetime.now(UTC))
     activity: dict[str, int] = field(default_factory=dict)  # child -> units of work

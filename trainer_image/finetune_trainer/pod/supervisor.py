@@ -73,7 +73,9 @@ class _Pod:
     def __init__(self, config: RunConfig, worker_index: int, stop: StopSignal) -> None:
         self._config, self._stop = config, stop
         self._started = datetime.now(UTC)
-        self._state = PodState(config.job_uid, config.attempt, config.role, worker_index)
+        self._state = PodState(
+            config.job_uid, config.attempt, config.role, worker_index, config.result_max_bytes
+        )
         limits = Limits(config.progress_deadline_seconds, config.termination_grace_period_seconds)
         self._watch = Watch(self._state, limits, stop)
         self._children: list[Child] = []
@@ -251,9 +253,10 @@ def _write_result(state: PodState | None, code: int, failure: Failure | None) ->
         result = Result(outcome=outcome, reason=reason, message=message[:MESSAGE_LENGTH])
     else:
         result = state.result(outcome, reason, message)
+    limit = state.result_max_bytes if state else None
     path = Path(os.environ.get("FINETUNE_TERMINATION_LOG", TERMINATION_LOG))
     try:
-        path.write_text(result.to_termination_message())
+        path.write_text(result.to_termination_message(limit))
     except OSError as error:
         print(f"{path}: the result could not be written ({error})", file=sys.stderr)
 
