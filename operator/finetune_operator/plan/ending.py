@@ -5,7 +5,7 @@ from datetime import datetime
 from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Attempt, FineTuneJobStatus, Phase
-from finetune_operator.plan import attempts, restart
+from finetune_operator.plan import attempts, avoided_nodes, restart
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.observe import Pod, World, termination_result
@@ -129,6 +129,7 @@ def close(
         counted_restarts=following.counted,
         next_attempt_time=following.at,
         last_failure_step=step if counted else status.last_failure_step,
+        avoided_nodes=avoided_nodes.after(status, verdict),
     )
     situation = between_attempts(world, status, "ending the other workers")
     return Decision(describe(world, status, situation), commits=True, requeue_after=0)

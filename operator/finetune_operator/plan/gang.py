@@ -86,7 +86,7 @@ def _stop_requests(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> 
         *deadlines.active(world, status, attempt),
         *deadlines.start(policy, attempt, gang),
         *deadlines.progress(policy, world, attempt),
-        *incomplete_gang.stop_requests(policy, attempt, gang, refused_condition(world)),
+        *incomplete_gang.stop_requests(policy, status, gang, refused_condition(world)),
     ]
 
 

@@ -11,8 +11,10 @@ from datetime import datetime, timedelta
 
 from finetune_api import reasons
 from finetune_api.spec import RunPolicy
-from finetune_api.status import Attempt, Condition
+from finetune_api.status import Attempt, Condition, FineTuneJobStatus
 from finetune_operator.plan import nodes
+from finetune_operator.plan.attempts import current
+from finetune_operator.plan.avoided_nodes import excluded
 from finetune_operator.plan.describe import why_waiting
 from finetune_operator.plan.observe import Pod
 from finetune_operator.plan.outcomes import (
@@ -33,13 +35,14 @@ from finetune_operator.plan.verdict import (
 
 
 def stop_requests(
-    policy: RunPolicy, attempt: Attempt, gang: list[Pod], refused: Condition | None
+    policy: RunPolicy, status: FineTuneJobStatus, gang: list[Pod], refused: Condition | None
 ) -> list[StopRequest]:
     """Request a stop once the first worker has held its node for gangStartTimeoutSeconds.
 
     `refused` is the condition that says why the API server admits no more pods, for example because
     a quota was used up after some of them had been created.
     """
+    attempt, limit = current(status), policy.gang_start_timeout_seconds
     present = [pod for pod in gang if not pod.gone]
     bound = [pod for pod in present if pod.scheduled]
     if unplaced := next((pod for pod in present if pod.unschedulable), None):
@@ -53,13 +56,13 @@ def stop_requests(
     else:
         return []
     since = min((pod.scheduled for pod in bound if pod.scheduled), default=None)
+    held = f"{len(bound)} of {attempt.workers} workers held a node"
+    if since is None and unplaced and (names := excluded(status)):
+        since, held = attempt.schedulable_time, "no worker found a node"
+        why = f"status.avoidedNodes excludes {', '.join(names)}: {unplaced.unschedulable}"
     if since is None:
         return []
-    limit = policy.gang_start_timeout_seconds
-    text = (
-        f"{len(bound)} of {attempt.workers} workers held a node for "
-        f"runPolicy.gangStartTimeoutSeconds ({limit} s) while {why}"
-    )
+    text = f"{held} for runPolicy.gangStartTimeoutSeconds ({limit} s) while {why}"
     return [StopRequest(reasons.GANG_INCOMPLETE, text, since + timedelta(seconds=limit))]
 
 

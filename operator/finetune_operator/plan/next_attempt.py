@@ -11,6 +11,7 @@ from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_api.text import duration
 from finetune_operator.plan import (
     attempts,
+    avoided_nodes,
     ending,
     finished,
     nodes,
@@ -71,7 +72,11 @@ def _name_silent_node(status: FineTuneJobStatus, alive: list[Pod]) -> FineTuneJo
     if (attempt.message or "").startswith(text):
         return status
     message = f"{text}; {attempt.message}"[:1024]
-    return attempts.replace_current(status, attempt.replace(node=pod.node, message=message))
+    status = attempts.replace_current(status, attempt.replace(node=pod.node, message=message))
+    if pod.node is None:
+        return status
+    known = avoided_nodes.with_fault(status.avoided_nodes, pod.node, reasons.WORKER_LOST)
+    return status.replace(avoided_nodes=known)
 
 
 def _next_attempt_text(world: World, status: FineTuneJobStatus, settings: Settings) -> str:
@@ -111,6 +116,8 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
         attempts=[*folded.attempts, attempt],
         restarts=status.restarts + (1 if is_restart else 0),
         next_attempt_time=None,
+        # Nodes may have been repaired or replaced during a suspension.
+        avoided_nodes=[] if ended.outcome == "Suspended" else status.avoided_nodes,
         stage=None,
         plan=status.plan and resolve.rescaled(status.plan, spec),
         resolved=status.resolved

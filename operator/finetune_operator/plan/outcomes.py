@@ -10,6 +10,7 @@ To answer "what happens when a pod is preempted?", find the row and read its col
 - `backs_off`: the next attempt waits although it is not counted, longer with every such attempt in
   a row. The job never fails for these, because they end for reasons outside of it.
 - `permanent`: the job fails; there is no next attempt.
+- `blames_node`: the node of the worker is recorded in `status.avoidedNodes`.
 
 `verdict.py` finds the row, `ending.py` writes it down and `restart.py` decides what follows.
 docs/operate/restarts.md has the same table for users.
@@ -46,6 +47,7 @@ class Ending:
     saves: bool = False
     backs_off: BackOff = BackOff.NONE
     permanent: bool = False
+    blames_node: bool = False
 
 
 class Cause(Enum):
@@ -90,11 +92,11 @@ ENDINGS: dict[Cause, Ending] = {
     # The pod does not exist any more, and its end was not observed.
     Cause.POD_VANISHED: Ending("Failed", reasons.WORKER_LOST, counted=True),
     # The pod is overdue for deletion: its node does not answer.
-    Cause.NODE_LOST: Ending("Failed", reasons.WORKER_LOST, counted=True),
+    Cause.NODE_LOST: Ending("Failed", reasons.WORKER_LOST, counted=True, blames_node=True),
     # The next three apply to a gang of which not all workers ever ran (incomplete_gang.py). An exit
     # code that is a worker's own fault has the same row there as in a complete gang.
     # A node refused or evicted a pod before the gang was complete.
-    Cause.REFUSED: Ending("Released", None, backs_off=BackOff.NODE),
+    Cause.REFUSED: Ending("Released", None, backs_off=BackOff.NODE, blames_node=True),
     # A pod vanished, or was asked to stop, before the gang was complete: its node died, or it was
     # preempted, drained or deleted. No step has begun, so nothing is saved.
     Cause.START_INTERRUPTED: Ending("Released", reasons.WORKER_LOST, backs_off=BackOff.COMPETING),
