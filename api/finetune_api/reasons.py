@@ -116,6 +116,7 @@ GANG_INCOMPLETE = _reason(
 
 # Notices about a job that goes on, and reasons of conditions that are as they should be.
 REPORT_UNREACHABLE = _reason("ReportUnreachable", "The report of worker 0 cannot be fetched.")
+NODE_NOT_READY = _reason("NodeNotReady", "The node of a worker does not answer.")
 SAVE_FAILED = _reason("SaveFailed", "The newest save failed; older checkpoints remain.")
 NO_CHECKPOINT = _reason("NoCheckpoint", "No checkpoint has been saved yet.")
 ACCEPTED = _reason("Accepted", "Nothing was refused.")

@@ -37,10 +37,12 @@ NOT_REASONS = {
     *("CheckpointAvailable", "Progressing", "WorkersReady"),  # condition types
     *("True", "False", "Unknown", "Normal", "Warning"),
     *("Job", "Pod", "Service"),  # classes and kinds
-    *("DisruptionTarget", "PodScheduled", "OOMKilled"),  # read from pods and not passed on
+    *("DisruptionTarget", "PodScheduled", "Ready"),  # conditions of pods
+    *("ContainerStatusUnknown", "OOMKilled"),  # read from pods and not passed on
     "DeadlineExceeded",  # of Kubernetes, compared and passed on
     *("ContainerCreating", "PodInitializing"),  # temporary and not passed on
     *("ALL", "FallbackToLogsOnError", "Memory", "OnRootMismatch", "RuntimeDefault"),  # pods
+    "NotIn",  # of an affinity
     *("All", "Always", "Auto", "ContinuedPretraining", "Never", "None"),  # values of the spec
     *("Background", "Strict"),  # of requests
     *("Succeeded", "Preempted", "Failed", "Suspended", "Released"),  # outcomes

@@ -3,13 +3,18 @@
 import pytest
 
 from finetune_api.base import Object, format_time
+from finetune_operator.plan.events import between
 from finetune_operator.plan.observe import Pod
 from tests.operator import podstatus
 from tests.operator.worlds import (
     at,
+    condition,
     ended,
     follow,
     look,
+    policy,
+    progressed,
+    report,
     running,
     worker,
 )
@@ -169,3 +174,146 @@ def test_every_failure_has_the_node_of_its_worker():
         -1
     ]
     assert (attempt.worker, attempt.node) == (1, "n7")
+
+
+# While the gang waits
+
+
+PROGRESS = progressed(62)
+PROGRESS["progress"] = PROGRESS["progress"].replace(eta_seconds=240, train_loss=2.5)
+
+
+def trained():
+    """Return a running job that has reported 62 steps."""
+    job = running()
+    return job.with_status(look(job, worker(0), worker(1), report=report(**PROGRESS)).status)
+
+
+def shown(*gang: Pod, now: float = 100, **changes: object):
+    """Return the status of a gang of which worker 0 reported 62 steps before."""
+    return look(trained(), *gang, now=now, report=report(**PROGRESS), **changes).status
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_running_gang_names_the_node_that_does_not_answer_and_claims_no_end(index, silent):
+    gang = [on_node(0, runs()), on_node(1, runs())]
+    gang[index] = lost(index)
+    status = shown(*gang, silent=silent)
+    assert (status.phase, status.reason) == ("Running", "NodeNotReady")
+    where = f"node{index}, which does not answer since 00:01:00 UTC"
+    assert where in status.message
+    assert "left" not in status.message
+    assert "network" not in status.message
+    assert status.display.eta is None
+    ready = condition(status, "WorkersReady")
+    assert (ready.status, ready.reason) == ("False", "NodeNotReady")
+    assert ready.message.startswith("1 of 2 workers run; ")
+    assert where in ready.message
+
+
+def test_a_gang_of_which_a_lost_pod_is_waited_for_shows_how_the_others_ended():
+    gang = (ended(worker(0), 88, 65, PEER_LOST), lost(deleted=True))
+    status = shown(*gang)
+    assert (status.phase, status.reason) == ("Restarting", "NodeNotReady")
+    assert status.message == (
+        "worker 0 ended with exit code 88 (PeerLost); waiting for the end of a-1-1 on node node1, "
+        "which does not answer since 00:01:00 UTC; attempt 1 ends at 00:02:50 UTC at the latest, "
+        "and the next one may start then"
+    )
+    assert (status.stage, status.display.eta) == (None, None)
+    ready = condition(status, "WorkersReady")
+    assert (ready.status, ready.reason) == ("False", "NodeNotReady")
+    assert ready.message == (
+        "0 of 2 workers run; worker 0 ended with exit code 88 (PeerLost); worker 1 is on node "
+        "node1, which does not answer since 00:01:00 UTC"
+    )
+
+
+def test_a_gang_of_which_the_cause_is_waited_for_does_not_claim_to_train():
+    gang = (ended(worker(0), 88, 95, PEER_LOST), on_node(1, runs()))
+    status = shown(*gang)
+    assert (status.phase, status.reason) == ("Restarting", "PeerLost")
+    assert status.message == (
+        "worker 0 ended with exit code 88 (PeerLost); waiting for the end of a-1-1 on node node1; "
+        "attempt 1 ends at 00:01:50 UTC at the latest, and the next one may start then"
+    )
+
+
+def test_a_gang_that_is_asked_to_stop_does_not_claim_to_train_on():
+    asked = worker(1, deletion=at(400), disrupted=True, node="node1")
+    status = shown(worker(0), asked)
+    assert (status.phase, status.reason) == ("Restarting", "Preempted")
+    assert status.message == (
+        "a-1-1 on node node1 was asked to stop; waiting for the gang to save and end"
+    )
+    assert status.display.eta is None
+
+
+def test_workers_that_are_done_leave_the_message_to_the_one_that_exports():
+    facts = report(**PROGRESS | {"stage": "Exporting"})
+    gang = (worker(0), ended(worker(1), 0, 95))
+    status = look(trained(), *gang, report=facts).status
+    assert (status.phase, status.message) == ("Running", "exporting the model of step 62")
+
+
+def test_between_two_attempts_the_message_says_what_is_waited_for_and_until_when():
+    gang = (ended(worker(0), 1, 65, "boom"), lost(deleted=True))
+    _, job = follow(running(), *gang, now=100)
+    status = job.status
+    assert status.phase == "Restarting"
+    assert status.message == (
+        "attempt 1: worker 0: boom; waiting for the end of a-1-1 on node node1, which does not "
+        "answer since 00:01:00 UTC; attempt 2 starts at 00:02:50 UTC at the latest"
+    )
+    ready = condition(status, "WorkersReady")
+    assert "worker 0 ended with exit code 1 (Crashed)" in ready.message
+
+
+def test_many_workers_that_ended_alike_are_counted():
+    job = running()
+    attempt = job.status.attempts[0].replace(workers=12)
+    job = policy(job.with_status(job.status.replace(attempts=[attempt])))
+    gang = [ended(worker(i), 88, 95) for i in range(11)] + [worker(11)]
+    status = look(job, *gang).status
+    assert status.message.startswith("11 workers, the first of them 0, ended with exit code 88")
+    status = look(job, *gang[:3], *[worker(i) for i in range(3, 12)]).status
+    assert status.message.startswith("workers 0, 1 and 2 ended with exit code 88 (PeerLost)")
+
+
+# Reports that do not arrive
+
+
+def test_a_report_that_never_arrived_is_not_called_loading():
+    job = running()
+    status = look(job, worker(0), worker(1), silent=True).status
+    assert (status.phase, status.stage, status.reason) == ("Running", None, "ReportUnreachable")
+    assert status.message == (
+        "all workers run; no report of worker 0 arrives: open port 29600 of the pods to the "
+        "operator; training, checkpoints, restarts and the export do not need it, but progress is "
+        "not shown"
+    )
+
+
+def test_the_last_progress_is_shown_as_such_while_reports_do_not_arrive():
+    status = shown(worker(0), worker(1), silent=True)
+    assert status.message.startswith("step 62 of 100, loss 2.500 in the last report; no report of")
+    assert "left" not in status.message
+    assert status.display.eta is None
+
+
+# Events
+
+
+def test_a_silent_node_and_a_report_that_does_not_arrive_are_events_once():
+    job = trained()
+    silent = look(job, worker(0), lost(), now=100).status
+    (event,) = between(job.status, silent)
+    assert (event.kind, event.reason) == ("Warning", "NodeNotReady")
+    assert "node1, which does not answer since 00:01:00 UTC" in event.message
+    again = look(job.with_status(silent), worker(0), lost(), now=110).status
+    assert between(silent, again) == []
+    unreachable = look(job, worker(0), worker(1), silent=True).status
+    (event,) = between(job.status, unreachable)
+    assert (event.kind, event.reason) == ("Warning", "ReportUnreachable")
+    assert "port 29600" in event.message

@@ -14,7 +14,7 @@ from finetune_local.cache import TREE
 PLAN = TREE / "operator/finetune_operator/plan"
 MODULES = {path.name: path for path in sorted(PLAN.glob("*.py"))}
 ALLOWED = {
-    *("collections.abc", "dataclasses", "datetime", "enum", "hashlib", "itertools", "json", "math"),
+    *("collections", "dataclasses", "datetime", "enum", "hashlib", "itertools", "json", "math"),
     *("sys", "typing"),
     *("finetune_api", "finetune_operator.plan", "finetune_operator.settings"),
 }

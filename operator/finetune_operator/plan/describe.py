@@ -5,12 +5,13 @@ the status and from a `Situation`. Messages contain no running clock, so that pl
 world twice gives the same status.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_api import names, reasons
-from finetune_api.progress import Stage
+from finetune_api.progress import Progress, Stage
 from finetune_api.status import Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
 from finetune_api.text import duration
+from finetune_operator.plan import gang_text
 from finetune_operator.plan.observe import Pod, World
 
 _UNBOUND = "unbound immediate PersistentVolumeClaims"  # part of the scheduler's message
@@ -53,20 +54,40 @@ def describe(
     if creating and (old := refused_condition(world)):
         phase = world.job.status.phase or situation.phase
         situation = Situation(phase, old.reason, old.message, accepted=False)
-    if situation.phase == "Running" and world.silent:
-        situation = Situation(situation.phase, reasons.REPORT_UNREACHABLE, "", situation.stage)
+    gang = world.gang(status.attempt) if status.attempt else []
+    if situation.phase == "Running" and not situation.reason:
+        situation = _noticed(world, gang, situation)
     message = situation.message or _progress_sentence(status, situation)
+    message += _notices(situation, gang)
     counts = _workers(world, status)
     status = status.replace(
         observed_generation=world.job.generation,
         phase=situation.phase,
         stage=situation.stage,
         reason=situation.reason or None,
-        message=message,
+        message=message[:1024],
         workers=counts,
     )
     status = status.replace(display=_display(status))
     return status.replace(conditions=_conditions(world, status, situation))
+
+
+def _noticed(world: World, gang: list[Pod], situation: Situation) -> Situation:
+    """Return the situation of a gang that runs, with what may keep it from going on."""
+    if gang_text.silent(gang):
+        return replace(situation, reason=reasons.NODE_NOT_READY)
+    if world.silent:
+        # Without any report of this attempt, it is not known what the workers do.
+        stage = situation.stage if world.report else None
+        return replace(situation, reason=reasons.REPORT_UNREACHABLE, stage=stage)
+    return situation
+
+
+def _notices(situation: Situation, gang: list[Pod]) -> str:
+    """Return what follows the progress of a gang that runs."""
+    if situation.phase != "Running" or situation.message:
+        return ""
+    return "".join(f"; {where}" for where in gang_text.on_silent_nodes(gang))
 
 
 def refused_condition(world: World) -> Condition | None:
@@ -80,7 +101,7 @@ def _workers(world: World, status: FineTuneJobStatus) -> WorkerCounts:
     present = [pod for pod in gang if not pod.gone]
     return WorkerCounts(
         desired=status.attempts[-1].workers if gang else world.job.spec.workers.replicas,
-        running=sum(1 for pod in present if pod.running),
+        running=sum(1 for pod in present if pod.running and not pod.silent_since),
         pending=sum(1 for pod in present if not pod.running and not pod.ended),
         failed=sum(1 for pod in gang if pod.ended and pod.ended.exit_code),
     )
@@ -94,18 +115,32 @@ _BEFORE_THE_FIRST_STEP = {
 
 def _progress_sentence(status: FineTuneJobStatus, situation: Situation) -> str:
     progress = status.progress
+    if situation.reason == reasons.REPORT_UNREACHABLE:
+        return _without_report(status)
     if situation.stage == "LoadingModel" or progress is None:
         return _BEFORE_THE_FIRST_STEP.get(situation.stage or "", "loading the model")
     if situation.stage == "Exporting":
         return f"exporting the model of step {progress.step}"
-    parts = [f"step {progress.step} of {progress.total_steps}"]
-    if progress.train_loss is not None:
-        parts.append(f"loss {_loss(progress.train_loss)}")
-    if situation.stage == "Training" and progress.eta_seconds is not None:
+    parts = [_step(progress)]
+    if situation.stage == "Training" and progress.eta_seconds is not None and not situation.reason:
         parts.append(f"about {duration(progress.eta_seconds)} left")
-    if situation.reason == reasons.REPORT_UNREACHABLE:
-        parts.append(f"worker 0 runs but its report on port {names.REPORT_PORT} is not reachable")
     return ", ".join(parts)
+
+
+def _step(progress: Progress) -> str:
+    text = f"step {progress.step} of {progress.total_steps}"
+    loss = progress.train_loss
+    return text if loss is None else f"{text}, loss {_loss(loss)}"
+
+
+def _without_report(status: FineTuneJobStatus) -> str:
+    """Return what is known of a gang whose worker 0 cannot be asked for its report."""
+    known = f"{_step(status.progress)} in the last report" if status.progress else "all workers run"
+    return (
+        f"{known}; no report of worker 0 arrives: open port {names.REPORT_PORT} of the pods to the "
+        "operator; training, checkpoints, restarts and the export do not need it, but progress is "
+        "not shown"
+    )
 
 
 def _loss(value: float) -> str:
@@ -121,7 +156,7 @@ def _display(status: FineTuneJobStatus) -> Display:
         show |= {"progress": f"{percent}%", "step": f"{progress.step}/{progress.total_steps}"}
         if progress.train_loss is not None:
             show["loss"] = _loss(progress.train_loss)
-        if progress.eta_seconds is not None and status.phase == "Running":
+        if progress.eta_seconds is not None and status.phase == "Running" and not status.reason:
             show["eta"] = duration(progress.eta_seconds)
     if usage:
         show["gpu_hours"] = usage.gpu_hours
@@ -139,7 +174,7 @@ Row = tuple[str, str, str, str]
 def _conditions(world: World, status: FineTuneJobStatus, situation: Situation) -> list[Condition]:
     rows = [
         _accepted(situation),
-        _workers_ready(status),
+        _workers_ready(world, status),
         _progressing(status, situation),
         _checkpoint_available(status),
         _suspended(world, status),
@@ -165,9 +200,11 @@ def _accepted(situation: Situation) -> Row:
     return "Accepted", "False", situation.reason, situation.message
 
 
-def _workers_ready(status: FineTuneJobStatus) -> Row:
+def _workers_ready(world: World, status: FineTuneJobStatus) -> Row:
     counts = status.workers or WorkerCounts()
-    text = f"{counts.running} of {counts.desired} workers run"
+    gang = world.gang(status.attempt) if status.attempt else []
+    known = [*gang_text.how_ended(gang), *gang_text.on_silent_nodes(gang)]
+    text = "; ".join([f"{counts.running} of {counts.desired} workers run", *known])
     if status.finished or status.phase == "Suspended":
         return "WorkersReady", "False", _why_at_rest(status), ""
     if counts.running == counts.desired:
@@ -184,8 +221,11 @@ def _progressing(status: FineTuneJobStatus, situation: Situation) -> Row:
         return "Progressing", "False", _why_at_rest(status), ""
     if situation.reason == reasons.REPORT_UNREACHABLE:
         port = names.REPORT_PORT
-        text = f"no report from worker 0; open port {port} of the pods to the operator"
+        text = f"no report of worker 0 arrives; open port {port} of the pods to the operator"
         return "Progressing", "Unknown", reasons.REPORT_UNREACHABLE, text
+    if status.phase == "Running" and situation.reason == reasons.NODE_NOT_READY:
+        text = "a node does not answer; if its pods run on, so does training"
+        return "Progressing", "Unknown", reasons.NODE_NOT_READY, text
     if not situation.accepted:
         return "Progressing", "False", situation.reason, situation.message
     skipped = status.progress.skipped_steps if status.progress else 0

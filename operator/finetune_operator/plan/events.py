@@ -12,6 +12,8 @@ MAX_PASSES = 4
 Source: Muennighoff et al., Scaling Data-Constrained Language Models (2023).
 """
 
+_DOUBTS = (reasons.NODE_NOT_READY, reasons.REPORT_UNREACHABLE)
+
 
 @dataclass(frozen=True)
 class Event:
@@ -30,6 +32,7 @@ def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
         *_attempts(old, new),
         *_checkpoints(old, new),
         *_waiting(old, new),
+        *_doubts(old, new),
         *_suspension(old, new),
         *_end(old, new),
     ]
@@ -113,6 +116,13 @@ def _waiting(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     if new.prepare_failures > old.prepare_failures:
         return []
     return [Event("Warning", new.reason or "", new.message or "")]
+
+
+def _doubts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    """Warn, once, that it is not known whether a gang goes on."""
+    if new.reason == old.reason or new.reason not in _DOUBTS:
+        return []
+    return [Event("Warning", new.reason, new.message or "")]
 
 
 def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:

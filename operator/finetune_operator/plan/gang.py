@@ -9,6 +9,7 @@ from finetune_operator.plan import (
     deadlines,
     ending,
     incomplete_gang,
+    interruption,
     stops,
     suspend,
     usage,
@@ -122,6 +123,8 @@ def _refused(world: World, status: FineTuneJobStatus, reason: str, message: str)
 
 def _situation(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Situation:
     attempt = attempts.current(status)
+    if found := interruption.situation(attempt, gang):
+        return found
     if attempt.running_time and _all_started(attempt, gang):
         stage = world.report.stage if world.report else (status.stage or "LoadingModel")
         return Situation("Running", stage=stage)

@@ -5,6 +5,8 @@ commits the next attempt. The next attempt is committed only when every pod of t
 it is over. Together with the fence on storage, this is why two gangs never train at the same time.
 """
 
+from datetime import timedelta
+
 from finetune_api import reasons
 from finetune_api.exit_codes import meaning
 from finetune_api.status import Attempt, FineTuneJobStatus
@@ -23,7 +25,7 @@ from finetune_operator.plan import (
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, Check, Decision
 from finetune_operator.plan.describe import Situation, describe
-from finetune_operator.plan.observe import Pod, World, termination_result
+from finetune_operator.plan.observe import LOST_AFTER, Pod, World, termination_result
 from finetune_operator.plan.outcomes import RESTARTED
 from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.settings import Settings
@@ -40,7 +42,7 @@ def decide(world: World, settings: Settings) -> Decision:
     if alive:
         status = _name_silent_node(status, alive)
         deletions = ending.deletions(alive)
-        situation = ending.between_attempts(world, status, f"waiting for {alive[0].name} to end")
+        situation = ending.between_attempts(world, status, _waiting_text(status, alive))
         return Decision(describe(world, status, situation), delete=deletions, requeue_after=RECHECK)
     if not attempt.settled:
         final = usage.finalize(attempts.current(status), workers)
@@ -57,6 +59,18 @@ def decide(world: World, settings: Settings) -> Decision:
         situation = ending.between_attempts(world, status, text)
         return Decision(describe(world, status, situation), requeue_after=wait)
     return _commit(world, status, attempt)
+
+
+def _waiting_text(status: FineTuneJobStatus, alive: list[Pod]) -> str:
+    """Return which pod of an ended attempt is waited for, and for how long at most."""
+    text = f"waiting for the end of {nodes.places(alive)}"
+    deletions = [pod.deletion for pod in alive if pod.deletion]
+    if status.next_attempt_time is None or len(deletions) < len(alive):
+        return text
+    until = max(deletions) + timedelta(seconds=LOST_AFTER)
+    number = attempts.current(status).number + 1
+    at = nodes.clock(max(until, status.next_attempt_time))
+    return f"{text}; attempt {number} starts at {at} at the latest"
 
 
 def _name_silent_node(status: FineTuneJobStatus, alive: list[Pod]) -> FineTuneJobStatus:
