@@ -71,10 +71,10 @@ class RunConfig(Message):
         description="The most bytes of the termination message that this pod's kubelet keeps. The "
         "kubelet divides its limit of a pod by all containers. Default: 4096.",
     )
-    unfinished_owners: list[str] = Field(
-        default_factory=list,
+    unfinished_owners: list[str] | None = Field(
+        default=None,
         description="Uids of other jobs that have not ended and have the same path as their "
-        "checkpoints.storage. Their run is never taken over.",
+        "checkpoints.storage. Their run is never taken over. Unset: the operator does not say.",
     )
 
     @property

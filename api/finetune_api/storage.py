@@ -37,6 +37,12 @@ class AttemptFile(Message):
     update_time: Time
     outcome: str | None = None
     reason: str | None = None
+    run_has_ended: bool | None = Field(
+        default=None,
+        description="Whether the job has no further attempt after this one. False after a "
+        "suspension and after a failure that may be followed by a restart. Unset while the attempt "
+        "runs, and by earlier versions.",
+    )
     ledger: StepLedger
 
 

@@ -102,7 +102,7 @@ def test_no_other_number_is_given_as_an_exit_code():
     others = {cell for cell in FIRST if re.search(r"\d", cell)} - own
     assert others == {
         "`Preempted` (75)",
-        "`StorageOccupied` (73)",
+        "`StorageOccupied` (73, from a worker 64)",
         *(f"`{name}` (78)" for name in ("NetworkTrouble", "DamagedDownload", "InputChanged")),
         "`CheckpointDamaged` (78)",
     }

@@ -5,12 +5,13 @@ import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from finetune_api.progress import StepLedger
 from finetune_api.run import PrepareResult, RunConfig
-from finetune_api.storage import AttemptFile
+from finetune_api.storage import AttemptFile, RunFile
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.prepare import preparation
 from finetune_trainer.run_dir import fence, ownership, records
@@ -20,6 +21,10 @@ from tests.trainer.silent import SilentReporter
 Configure = Callable[..., RunConfig]
 STORAGE = "pvc://w/runs/a"
 OTHER = "pvc://w/runs/a belongs to another run (job default/job, uid uid-1)"
+WAITS = (
+    "this job waits until that one has ended: wait, delete that job, or choose another folder for "
+    "checkpoints.storage"
+)
 
 
 def run(config: RunConfig) -> PrepareResult:
@@ -37,12 +42,34 @@ def owner(config: RunConfig) -> str:
     return uid
 
 
-def another(configured: Configure, on_existing: str = "Resume") -> RunConfig:
+def another(
+    configured: Configure, on_existing: str = "Resume", unfinished: list[str] | None = None
+) -> RunConfig:
     checkpoints = {"storage": STORAGE, "onExisting": on_existing}
-    return configured(jobUid="uid-2", jobName="another", checkpoints=checkpoints)
+    config = configured(jobUid="uid-2", jobName="another", checkpoints=checkpoints)
+    return config.replace(unfinished_owners=unfinished)
 
 
-def leave_an_attempt(config: RunConfig, *, outcome: str | None, seconds_ago: float) -> None:
+def check(config: RunConfig, digest: str, unfinished: list[str] | None = None) -> None:
+    """Check as an attempt of a job does, before it claims the fence."""
+    mine = RunFile(
+        job_uid=config.job_uid,
+        job_name=config.job_name,
+        job_namespace="default",
+        model_revision="",
+        run_digest=digest,
+    )
+    ownership.check(RunPaths.of(config), mine, unfinished)
+
+
+def leave_an_attempt(
+    config: RunConfig,
+    *,
+    outcome: str | None,
+    seconds_ago: float,
+    reason: str | None = None,
+    ended: bool | None = None,
+) -> None:
     """Claim the fence and write a record, as a gang of the first job does."""
     paths = RunPaths.of(config)
     epoch = fence.claim(paths, config.job_uid, 1)
@@ -56,6 +83,8 @@ def leave_an_attempt(config: RunConfig, *, outcome: str | None, seconds_ago: flo
         start_time=moment,
         update_time=moment,
         outcome=outcome,
+        reason=reason,
+        run_has_ended=ended,
         ledger=StepLedger(),
     )
     records.write(paths, record)
@@ -64,7 +93,7 @@ def leave_an_attempt(config: RunConfig, *, outcome: str | None, seconds_ago: flo
 def test_the_storage_of_another_job_is_refused(configured: Configure) -> None:
     run(configured())
     error = refusal(another(configured, "Refuse"))
-    assert (error.code, error.reason) == (73, "StorageInUse")
+    assert (error.code, error.reason) == (73, "StorageOccupied")
     assert error.message == (
         f"{OTHER}; choose another folder for checkpoints.storage, or remove this one, or set "
         "checkpoints.onExisting to Resume to go on where it stopped"
@@ -76,7 +105,7 @@ def test_a_run_with_another_digest_cannot_be_resumed(configured: Configure) -> N
     config = another(configured)
     config = config.replace(training=config.training.replace(seed=9))
     error = refusal(config)
-    assert (error.code, error.reason) == (73, "StorageInUse")
+    assert (error.code, error.reason) == (73, "StorageOccupied")
     assert error.message == (
         f"{OTHER} with another model, data or training, which onExisting Resume cannot continue; "
         "use the model, data and training of that run, or choose another folder for "
@@ -87,19 +116,65 @@ def test_a_run_with_another_digest_cannot_be_resumed(configured: Configure) -> N
     assert owner(config) == "uid-1"
 
 
-@pytest.mark.parametrize(
-    ("outcome", "seconds_ago"), [("Failed", 1), ("Stopped", 1), (None, 200)], ids=str
-)
+# What the newest record says, and whether the run may still go on.
+ENDED: dict[str, dict[str, Any]] = {
+    "succeeded": {"outcome": "Succeeded", "ended": True},
+    "failed for good": {"outcome": "Failed", "ended": True},
+    "succeeded, recorded by an earlier version": {"outcome": "Succeeded"},
+    "failed, recorded by an earlier version": {"outcome": "Failed", "reason": "BadData"},
+    "silent": {"outcome": None, "seconds_ago": 200},
+}
+GOES_ON: dict[str, dict[str, Any]] = {
+    "suspended": {"outcome": "Stopped", "ended": False},
+    "between two attempts": {"outcome": "Failed", "ended": False},
+    "suspended, recorded by an earlier version": {"outcome": "Stopped", "reason": "Stopped"},
+    "failed, recorded by an earlier version": {"outcome": "Failed", "reason": "Crashed"},
+}
+
+
+@pytest.mark.parametrize("record", ENDED.values(), ids=ENDED.keys())
 def test_a_run_that_ended_or_is_inactive_is_taken_over(
-    configured: Configure, outcome: str | None, seconds_ago: float
+    configured: Configure, record: dict[str, Any]
 ) -> None:
     first = run(configured())
-    leave_an_attempt(configured(), outcome=outcome, seconds_ago=seconds_ago)
+    leave_an_attempt(configured(), **{"seconds_ago": 1, **record})
     config = another(configured)
     assert run(config).run_digest == first.run_digest
     assert owner(config) == "uid-2"
     assert run(config).run_digest == first.run_digest  # a second prepare pod owns it already
-    ownership.check(RunPaths.of(config), config.job_uid)
+    check(config, first.run_digest)
+
+
+@pytest.mark.parametrize("record", GOES_ON.values(), ids=GOES_ON.keys())
+def test_a_job_owns_its_storage_while_it_may_go_on(
+    configured: Configure, record: dict[str, Any]
+) -> None:
+    run(configured())
+    leave_an_attempt(configured(), **record, seconds_ago=7200)
+    error = refusal(another(configured))
+    assert (error.code, error.reason) == (69, "StorageInUse")
+    assert error.message == (
+        f"{STORAGE} belongs to job default/job (uid uid-1), whose newest attempt is "
+        f"{record['outcome']} and may be followed by another; {WAITS}"
+    )
+    assert owner(configured()) == "uid-1"
+    # The operator knows better: the job was deleted, or failed for good.
+    run(another(configured, unfinished=["uid-9"]))
+    assert owner(configured()) == "uid-2"
+
+
+@pytest.mark.parametrize("record", [*ENDED.values(), *GOES_ON.values()], ids=str)
+def test_a_job_that_has_not_ended_keeps_its_storage_whatever_it_recorded(
+    configured: Configure, record: dict[str, Any]
+) -> None:
+    run(configured())
+    leave_an_attempt(configured(), **{"seconds_ago": 1, **record})
+    error = refusal(another(configured, unfinished=["uid-9", "uid-1"]))
+    assert (error.code, error.reason) == (69, "StorageInUse")
+    assert error.message == (
+        f"{STORAGE} belongs to job default/job (uid uid-1), which has not ended; {WAITS}"
+    )
+    assert owner(configured()) == "uid-1"
 
 
 def test_a_run_that_never_had_a_gang_is_taken_over(configured: Configure) -> None:
@@ -115,26 +190,40 @@ def test_an_active_run_is_not_taken_over(configured: Configure, recorded: bool) 
     paths = RunPaths.of(configured())
     if not recorded:
         paths.attempt(1).unlink()  # none is written in the first minute
-    error = refusal(another(configured))
-    assert (error.code, error.reason) == (73, "StorageInUse")
-    assert error.message.startswith(f"{OTHER}, which was active 7")
-    assert error.message.endswith(
-        "s ago; onExisting Resume does not wait: delete or suspend that job, and apply this one "
-        "when it has ended"
+    for unfinished in (None, []):  # the operator does not say, or does not see that job
+        error = refusal(another(configured, unfinished=unfinished))
+        assert (error.code, error.reason) == (69, "StorageInUse")
+        assert "belongs to job default/job (uid uid-1), which was active 7" in error.message
+        assert error.message.endswith(f"s ago; {WAITS}")
+        assert owner(configured()) == "uid-1"
+
+
+def test_a_job_whose_run_was_taken_over_waits_and_then_takes_it_back(
+    configured: Configure,
+) -> None:
+    digest = run(configured()).run_digest
+    run(another(configured))
+    with pytest.raises(TrainerError) as caught:
+        check(configured(), digest, ["uid-2"])
+    assert (caught.value.code, caught.value.reason) == (69, "StorageInUse")
+    assert caught.value.message == (
+        f"{STORAGE} belongs to job default/another (uid uid-2), which has not ended; {WAITS}"
     )
+    leave_an_attempt(another(configured), outcome="Stopped", ended=False, seconds_ago=1)
+    with pytest.raises(TrainerError, match="newest attempt is Stopped"):
+        check(configured(), digest)
+    assert owner(configured()) == "uid-2"
+    check(configured(), digest, [])
     assert owner(configured()) == "uid-1"
 
 
-def test_a_job_whose_storage_was_taken_over_starts_no_attempt(configured: Configure) -> None:
+def test_a_job_whose_run_was_replaced_by_another_run_fails(configured: Configure) -> None:
     run(configured())
     run(another(configured))
     with pytest.raises(TrainerError) as caught:
-        ownership.check(RunPaths.of(configured()), "uid-1")
-    assert (caught.value.code, caught.value.reason) == (64, "StorageInUse")
-    assert caught.value.message == (
-        f"{STORAGE} belongs to job default/another now (uid uid-2), which continues this run "
-        "(onExisting: Resume)"
-    )
+        check(configured(), "another digest", [])
+    assert (caught.value.code, caught.value.reason) == (64, "StorageOccupied")
+    assert owner(configured()) == "uid-2"
 
 
 def test_an_attempt_on_an_empty_volume_does_not_restart_the_run(configured: Configure) -> None:
@@ -142,7 +231,7 @@ def test_an_attempt_on_an_empty_volume_does_not_restart_the_run(configured: Conf
     paths = RunPaths.of(configured())
     paths.run_file.unlink()
     with pytest.raises(TrainerError) as caught:
-        ownership.check(paths, "uid-1")
+        check(configured(), "digest")
     assert caught.value.code == 78
     assert caught.value.message.startswith(
         f"{STORAGE}: run.json is missing; this is not the volume"

@@ -11,11 +11,11 @@ import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
-from finetune_api.exit_codes import ExitCode, meaning
+from finetune_api.exit_codes import ExitCode, is_permanent, meaning
 from finetune_api.names import REPORT_PORT
 from finetune_api.progress import Output
 from finetune_api.run import Outcome, Result, RunConfig
-from finetune_api.storage import AttemptFile
+from finetune_api.storage import AttemptFile, RunFile
 from finetune_trainer.common import environment
 from finetune_trainer.common.environment import Gang
 from finetune_trainer.common.errors import TrainerError
@@ -131,13 +131,24 @@ class _Pod:
         """Claim the fence for this attempt and read what earlier attempts recorded."""
         job_uid, attempt = self._state.job_uid, self._state.attempt
         try:
-            ownership.check(paths, job_uid)
+            ownership.check(paths, self._run_file(), self._config.unfinished_owners)
             epoch = fence.claim(paths, job_uid, attempt)
         except OSError as error:
             text = f"{paths.storage_uri}: {error}"
             raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, text) from error
         self._record = _AttemptRecord(paths, epoch, self._started, self._state)
         self._state.earlier = records.earlier(paths, job_uid, attempt)
+
+    def _run_file(self) -> RunFile:
+        """Return what run.json contains while this job owns the storage."""
+        config = self._config
+        return RunFile(
+            job_uid=config.job_uid,
+            job_name=config.job_name,
+            job_namespace=config.job_namespace,
+            model_revision=config.model_revision or "",
+            run_digest=config.run_digest or "",
+        )
 
     def _report_exported(self, model: Output) -> int:
         """Report the success of a run whose model an earlier attempt has exported."""
@@ -237,6 +248,7 @@ class _AttemptRecord:
             update_time=datetime.now(UTC),
             outcome=None if code is None else _outcome(code),
             reason=None if code is None else meaning(code).reason,
+            run_has_ended=None if code is None else _ends_job(code),
             ledger=self._state.ledger,
         )
         records.write(self._paths, record)
@@ -259,6 +271,11 @@ def _write_result(state: PodState | None, code: int, failure: Failure | None) ->
         path.write_text(result.to_termination_message(limit))
     except OSError as error:
         print(f"{path}: the result could not be written ({error})", file=sys.stderr)
+
+
+def _ends_job(code: int) -> bool:
+    """Return whether no attempt follows one that ended with `code`, as far as that is certain."""
+    return code == ExitCode.DONE or is_permanent(code, prepare=False)
 
 
 def _outcome(code: int) -> Outcome:

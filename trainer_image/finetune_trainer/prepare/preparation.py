@@ -102,7 +102,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         model_revision=revision,
         run_digest=run_digest,
     )
-    ownership.claim(paths, mine, config.checkpoints.on_existing)
+    ownership.claim(paths, mine, config.checkpoints.on_existing, config.unfinished_owners)
     return PrepareResult(
         prepared_digest=prepared_digest,
         run_digest=run_digest,
