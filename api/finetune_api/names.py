@@ -13,6 +13,8 @@ LABEL_WORKER_INDEX = "finetune.dev/worker-index"
 ANNOTATION_INPUTS = "finetune.dev/inputs-digest"  # digest of the inputs that its result depends on
 ANNOTATION_TEMPLATE = "finetune.dev/template-digest"  # digest of the template and the scheduling
 ANNOTATION_RETRY = "finetune.dev/retry"  # number of prepare pods that failed before it
+# Annotation of a worker.
+ANNOTATION_CONFIG = "finetune.dev/config-digest"  # digest of what all workers must agree on
 
 RENDEZVOUS_PORT = 29500
 REPORT_PORT = 29600

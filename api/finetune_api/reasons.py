@@ -113,6 +113,9 @@ START_DEADLINE_EXCEEDED = _reason(
 GANG_INCOMPLETE = _reason(
     "GangIncomplete", "Some workers held a node while others could not start.", ends_attempt=True
 )
+CONFIGURATION_CHANGED = _reason(
+    "ConfigurationChanged", "The job was edited while its gang was created.", ends_attempt=True
+)
 
 # Notices about a job that goes on, and reasons of conditions that are as they should be.
 REPORT_UNREACHABLE = _reason("ReportUnreachable", "The report of worker 0 cannot be fetched.")

@@ -36,7 +36,9 @@ Phase = Literal[
 Sentence = Annotated[str, Field(max_length=1024)]
 Word = Annotated[str, Field(max_length=64)]
 Cell = Annotated[str, Field(max_length=32)]
-_SHORT, _EARLIER_MAX, _SOURCE_MAX = 200, 100, 80
+OwnWord = Annotated[str, Field(max_length=32)]
+"""A CamelCase word of this project, in contrast to one that a node or a pod reports."""
+_SHORT, _EARLIER_MAX, _SOURCE_MAX, _NODE_MAX = 200, 100, 80, 63
 
 
 def _head(text: str, most: int = _SHORT) -> str:
@@ -144,18 +146,23 @@ class Attempt(Message):
     completion_time: Time | None = Field(
         default=None, description="completionTime is the time when the attempt ended."
     )
+    config_digest: Word | None = Field(
+        default=None,
+        description="configDigest is the digest of the configuration that every worker of this "
+        "attempt has. A change of the spec takes effect with the next attempt.",
+    )
     created: bool = Field(
         default=False,
         description="created is true once all pods existed. A pod that is missing afterwards has "
         "vanished.",
     )
-    outcome: Word | None = Field(
+    outcome: OwnWord | None = Field(
         default=None,
         description="outcome is how the attempt ended: Succeeded, Failed, Preempted (asked to stop "
         "by something other than the operator), Suspended or Released (ended for a reason "
         "outside of the job, and tried again uncounted). It is unset while the attempt runs.",
     )
-    stop_reason: Word | None = Field(
+    stop_reason: OwnWord | None = Field(
         default=None,
         description="stopReason is why the operator asks the gang to stop. It is written before "
         "any pod is deleted.",
@@ -258,14 +265,18 @@ class AvoidedNode(Message):
     )
 
 
-_SUMMED = ("message", "outcome", "reason", "stop_reason", "schedulable_time", "vanished_time")
+_SUMMED = (
+    *("message", "outcome", "reason", "stop_reason", "node"),
+    *("config_digest", "schedulable_time", "vanished_time"),
+)
 """Fields that mean nothing in a sum of several attempts."""
 
 
 def _shortened(attempt: Attempt) -> Attempt:
     """Return an earlier attempt without what is only needed while it is the newest one."""
     message = attempt.message and _head(attempt.message, _EARLIER_MAX)
-    return attempt.replace(message=message, schedulable_time=None)
+    node = attempt.node and _head(attempt.node, _NODE_MAX)
+    return attempt.replace(message=message, node=node, schedulable_time=None, config_digest=None)
 
 
 class Display(Message):

@@ -28,7 +28,7 @@ from finetune_api.spec.use import (
     row_uses,
     row_values,
 )
-from finetune_operator.plan import pods
+from finetune_operator.plan import inputs, pods, run_config
 from finetune_operator.plan.observe import Job
 from hack import crd
 from tests.api.jobs import full_job, make_job
@@ -54,8 +54,8 @@ def job(item: Object) -> Job:
 @pytest.mark.parametrize("name", ITEMS)
 def test_digests_and_configuration_stay_as_they_were(name: str):
     found = job(ITEMS[name])
-    assert (pods.inputs_digest(found, "image:1"), pods.template_digest(found)) == DIGESTS[name]
-    config = pods._config(found, "prepare").to_json()
+    assert (inputs.inputs_digest(found, "image:1"), pods.template_digest(found)) == DIGESTS[name]
+    config = run_config.for_prepare(found).to_json()
     assert hashlib.sha256(config.encode()).hexdigest() == PREPARE_CONFIGS[name]
 
 
@@ -107,8 +107,8 @@ def test_a_change_of_each_declared_input_discards_the_result_of_the_prepare_pod(
     for field in declared(FineTuneJobSpec):
         part, *rest = field.path
         changed = without(before.spec, part, *rest)
-        after = pods.inputs_digest(Job(**(vars(before) | {"spec": changed})), "image:1")
-        differs = after != pods.inputs_digest(before, "image:1")
+        after = inputs.inputs_digest(Job(**(vars(before) | {"spec": changed})), "image:1")
+        differs = after != inputs.inputs_digest(before, "image:1")
         assert differs == field.use.prepare, field.wire_path
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from finetune_api.progress import DataSummary, SourceSummary
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.plan import events
-from finetune_operator.plan.pods import claims
+from finetune_operator.plan.inputs import claims
 from finetune_operator.plan.resolve import resolve
 from tests.operator import worlds
 

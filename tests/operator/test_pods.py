@@ -5,7 +5,7 @@ import json
 import pytest
 
 from finetune_api.run import RunConfig
-from finetune_operator.plan import pods
+from finetune_operator.plan import inputs, pods
 from tests.operator.worlds import committed, make_job
 
 
@@ -132,7 +132,7 @@ def test_a_job_without_credentials_has_none():
 
 
 def test_a_pod_mounts_claims_only_for_pvc_addresses():
-    assert pods.claims(make_job(**REMOTE)) == {"w": False}
+    assert inputs.claims(make_job(**REMOTE)) == {"w": False}
 
 
 def test_workers_get_the_resolved_revision_of_the_model():
@@ -142,13 +142,13 @@ def test_workers_get_the_resolved_revision_of_the_model():
 
 def test_another_secret_changes_the_digest_of_the_inputs():
     other = {"model": {"source": "hf://org/model", "credentialsSecretRef": {"name": "other"}}}
-    one, two = (pods.inputs_digest(make_job(**spec), "i") for spec in (REMOTE, REMOTE | other))
+    one, two = (inputs.inputs_digest(make_job(**spec), "i") for spec in (REMOTE, REMOTE | other))
     assert one != two
 
 
 def test_claims_that_are_only_sources_are_read_only():
     job = make_job(model={"source": "pvc://models/a"}, cache="pvc://cache/c")
-    assert pods.claims(job) == {"cache": False, "models": True, "w": False}
+    assert inputs.claims(job) == {"cache": False, "models": True, "w": False}
 
 
 TRACKING = [
@@ -183,4 +183,4 @@ def test_the_prepare_pod_gets_no_secret_of_a_tracker():
 
 def test_another_tracker_does_not_change_the_digest_of_the_inputs():
     one, other = make_job(), make_job(tracking=TRACKING)
-    assert pods.inputs_digest(one, "i") == pods.inputs_digest(other, "i")
+    assert inputs.inputs_digest(one, "i") == inputs.inputs_digest(other, "i")

@@ -17,6 +17,7 @@ from finetune_operator.settings import Settings
 _STOPPING_PHASES: dict[str, Phase] = {
     reasons.SUSPENDED: "Suspending",
     reasons.GANG_INCOMPLETE: "Restarting",
+    reasons.CONFIGURATION_CHANGED: "Restarting",
     reasons.HANG: "Restarting",
 }
 

@@ -6,6 +6,7 @@ The attempt exists from the moment its commit is written. Its pods are rendered 
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_operator.plan import (
     attempts,
+    configuration,
     deadlines,
     ending,
     incomplete_gang,
@@ -84,6 +85,7 @@ def _stop_requests(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> 
     policy, attempt = world.job.spec.run_policy, attempts.current(status)
     return [
         *suspend.stop_requests(world.job),
+        *configuration.stop_requests(world.job, attempt, gang),
         *deadlines.active(world, status, attempt),
         *deadlines.start(policy, attempt, gang),
         *deadlines.progress(policy, world, attempt),
@@ -99,6 +101,11 @@ def _create(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Decisio
     job, attempt = world.job.with_status(status), attempts.current(status)
     if world.refusal:
         return _refused(world, status, world.refusal.reason, world.refusal.message)
+    if configuration.changed(job):  # no pod exists yet, or the gang would be stopped
+        situation = Situation("Starting", message=f"creating {attempt.workers} pods")
+        return Decision(
+            describe(world, configuration.frozen(job), situation), commits=True, requeue_after=0
+        )
     present = {pod.index for pod in gang if not pod.gone}
     missing = [index for index in range(attempt.workers) if index not in present]
     highest = attempts.highest_step(status, before=attempt.number)

@@ -14,6 +14,7 @@ from finetune_api.text import duration
 from finetune_operator.plan import (
     attempts,
     avoided_nodes,
+    configuration,
     ending,
     finished,
     nodes,
@@ -137,6 +138,7 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
         resolved=status.resolved
         and status.resolved.replace(image=spec.workers.image or status.resolved.image),
     )
+    new = configuration.frozen(world.job.with_status(new))
     highest = attempts.highest_step(new, before=number)
     try:
         (first,) = render.worker_pods(world.job.with_status(new), highest, [0])

@@ -142,6 +142,7 @@ class Pod:
     inputs: str | None = None  # prepare pod: digest of the inputs that its result is valid for
     template: str | None = None  # prepare pod: digest of what determines its node
     retry: int = 0  # prepare pod: number of prepare pods that failed before it
+    config: str | None = None  # worker: digest of the configuration that it was created with
     gone: bool = False  # the object does not exist any more; this is its last observed state
     gone_at: datetime | None = None  # when its deletion was observed; None: it was not
 
@@ -186,6 +187,7 @@ class Pod:
             failure=None if ended else _failure(status),
             inputs=annotations.get(names.ANNOTATION_INPUTS),
             template=annotations.get(names.ANNOTATION_TEMPLATE),
+            config=annotations.get(names.ANNOTATION_CONFIG),
             retry=_number(annotations.get(names.ANNOTATION_RETRY, "0")),
         )
 

@@ -119,6 +119,8 @@ STOPS: dict[str, Ending] = {
     reasons.GANG_INCOMPLETE: Ending(
         "Released", reasons.GANG_INCOMPLETE, backs_off=BackOff.COMPETING
     ),
+    # The spec was edited while only some of the pods existed.
+    reasons.CONFIGURATION_CHANGED: Ending("Released", reasons.CONFIGURATION_CHANGED),
     # No activity for runPolicy.progressDeadlineSeconds, and the supervisor did not act.
     reasons.HANG: Ending("Failed", reasons.HANG, counted=True),
 }

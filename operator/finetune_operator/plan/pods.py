@@ -1,18 +1,12 @@
 """The pods and the Service of a job, rendered as the dicts that the API server receives."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 
-from finetune_api import names, reasons
+from finetune_api import names
 from finetune_api.base import API_VERSION, Object
-from finetune_api.run import Role, RunConfig
-from finetune_api.spec import DataSource
-from finetune_api.spec.use import declared, received, value
-from finetune_api.uri import ClaimPath, is_claim
-from finetune_operator.plan import placement
+from finetune_operator.plan import inputs, placement, run_config
 from finetune_operator.plan.observe import Job
-from finetune_operator.plan.template import UnrenderableError, merged_into
+from finetune_operator.plan.template import merged_into
 
 _HARDENED: Object = {
     "allowPrivilegeEscalation": False,
@@ -25,39 +19,6 @@ _PREPARE_REQUESTS = {"cpu": "1", "memory": "2Gi"}
 _WORKER_REQUESTS = {"cpu": "500m", "memory": "2Gi"}
 # The proxy of a service mesh would block the gang's traffic. A template can enable it again.
 _NO_MESH = {"sidecar.istio.io/inject": "false", "linkerd.io/inject": "disabled"}
-
-
-class RunConfigTooLargeError(UnrenderableError):
-    """The run configuration does not fit into an environment variable."""
-
-    reason = reasons.RUN_CONFIG_TOO_LARGE
-
-
-def claims(job: Job) -> dict[str, bool]:
-    """Return the claims that the job mounts -> whether the mount is read-only."""
-    spec = job.spec
-    written = {ClaimPath.parse(spec.checkpoints.storage).claim}
-    if spec.cache:
-        written.add(ClaimPath.parse(spec.cache).claim)
-    sources = [spec.model.source, *(entry.source for entry in _entries(job))]
-    if spec.dataset.chat_template and spec.dataset.chat_template.path:
-        sources.append(spec.dataset.chat_template.path)
-    read = {ClaimPath.parse(source).claim for source in sources if is_claim(source)}
-    return {claim: claim not in written for claim in sorted(read | written)}
-
-
-def credentials(job: Job) -> list[str]:
-    """Return the Secrets that the inputs name, in the order of the pod's `envFrom`.
-
-    If two Secrets have the same key, the later one takes precedence; the model's Secret is last.
-    """
-    refs = [entry.credentials_secret_ref for entry in _entries(job)]
-    named = [ref.name for ref in [*refs, job.spec.model.credentials_secret_ref] if ref]
-    return list(reversed(dict.fromkeys(reversed(named))))
-
-
-def _entries(job: Job) -> list[DataSource]:
-    return [*job.spec.dataset.train, *(job.spec.dataset.validation or [])]
 
 
 def service(job: Job) -> Object:
@@ -83,21 +44,21 @@ def service(job: Job) -> Object:
     }
 
 
-def prepare_pod(job: Job, image: str, inputs: str) -> Object:
+def prepare_pod(job: Job, image: str, inputs_digest: str) -> Object:
     """Render the pod that downloads and prepares the inputs; it requests no device.
 
     Only this pod gets the credentials of the inputs, because workers read the cache.
     """
-    config = _encode(_config(job, "prepare"))
+    config = run_config.encode(run_config.for_prepare(job))
     pod = _pod(job, names.prepare_pod_name(job.name), image, "prepare", config)
     pod["metadata"]["labels"][names.LABEL_ROLE] = "prepare"
     pod["metadata"]["annotations"] |= {
-        names.ANNOTATION_INPUTS: inputs,
+        names.ANNOTATION_INPUTS: inputs_digest,
         names.ANNOTATION_TEMPLATE: template_digest(job),
         names.ANNOTATION_RETRY: str(job.status.prepare_failures),
     }
     container = _own_container(pod["spec"])
-    _add_secrets(container, credentials(job))
+    _add_secrets(container, inputs.credentials(job))
     resources = container.setdefault("resources", {})
     for part in ("limits", "requests"):
         resources.get(part, {}).pop(job.spec.workers.device_resource, None)
@@ -107,22 +68,13 @@ def prepare_pod(job: Job, image: str, inputs: str) -> Object:
 
 def worker_pods(job: Job, highest_step: int, indexes: Iterable[int]) -> list[Object]:
     """Render the pods of these workers, for the attempt that `job.status` committed."""
-    status = job.status
-    assert status.attempt is not None
-    assert status.resolved is not None
-    config = _config(job, "worker").replace(
-        attempt=status.attempt,
-        highest_step=highest_step,
-        plan=status.plan,
-        model_revision=status.resolved.model_revision,
-        prepared_digest=status.resolved.prepared_digest,
-        run_digest=status.resolved.run_digest,
-    )
-    encoded = _encode(config)  # the same for all workers; PET_NODE_RANK has the index
-    return [_worker_pod(job, index, encoded) for index in indexes]
+    config = run_config.for_workers(job, highest_step)
+    # The same for all workers: the variable PET_NODE_RANK has the index.
+    encoded, digest = run_config.encode(config), run_config.digest(config)
+    return [_worker_pod(job, index, encoded, digest) for index in indexes]
 
 
-def _worker_pod(job: Job, index: int, config: str) -> Object:
+def _worker_pod(job: Job, index: int, config: str, digest: str) -> Object:
     workers, attempt = job.spec.workers, job.status.attempt
     assert attempt is not None
     assert job.status.resolved is not None
@@ -133,6 +85,7 @@ def _worker_pod(job: Job, index: int, config: str) -> Object:
         names.LABEL_ATTEMPT: str(attempt),
         names.LABEL_WORKER_INDEX: str(index),
     }
+    pod["metadata"]["annotations"][names.ANNOTATION_CONFIG] = digest
     pod["spec"] |= {"hostname": name, "subdomain": job.name}
     if job.spec.scheduling:
         pod["spec"]["priorityClassName"] = job.spec.scheduling.priority_class_name
@@ -168,33 +121,6 @@ def _requests(defaults: Object, resources: Object) -> Object:
     missing = {name: n for name, n in defaults.items() if name not in resources.get("limits", {})}
     requested: Object = resources.get("requests", {})
     return missing | requested
-
-
-def _config(job: Job, role: Role) -> RunConfig:
-    """Return the part of a RunConfig that follows from the job alone."""
-    return RunConfig.model_validate(
-        received(job.spec, role)
-        | {
-            "job_name": job.name,
-            "job_namespace": job.namespace,
-            "job_uid": job.uid,
-            "role": role,
-            "mounts": {claim: f"{names.CLAIMS_PATH}/{claim}" for claim in claims(job)},
-        }
-    )
-
-
-def _encode(config: RunConfig) -> str:
-    """Return the value of the environment variable; raise RunConfigTooLargeError if too long."""
-    # The kubelet expands $(NAME) in values, so dollar signs are written as JSON escapes.
-    encoded = config.to_json().replace("$", "\\u0024")
-    size = len(encoded.encode())
-    if size > names.RUN_CONFIG_MAX_BYTES:
-        raise RunConfigTooLargeError(
-            f"the run configuration has {size} bytes, at most {names.RUN_CONFIG_MAX_BYTES} are "
-            "allowed; name fewer or shorter sources in dataset"
-        )
-    return encoded
 
 
 def _pod(job: Job, name: str, image: str, role: str, config: str) -> Object:
@@ -270,7 +196,7 @@ def _add_secrets(container: Object, secrets: list[str]) -> None:
 
 
 def _mount_claims(job: Job, spec: Object, container: Object, role: str) -> None:
-    for number, (claim, read_only) in enumerate(claims(job).items()):
+    for number, (claim, read_only) in enumerate(inputs.claims(job).items()):
         volume = {"claimName": claim} | ({"readOnly": True} if read_only else {})
         mount = {"mountPath": f"{names.CLAIMS_PATH}/{claim}", "readOnly": read_only}
         _mount(spec, container, f"claim-{number}", {"persistentVolumeClaim": volume}, mount)
@@ -311,23 +237,10 @@ def _owner(job: Job) -> Object:
     }
 
 
-def inputs_digest(job: Job, image: str) -> str:
-    """Return a digest of the inputs that the result of a prepare pod is valid for.
-
-    It does not depend on other fields, such as deadlines.
-    """
-    fields = [field for field in declared(type(job.spec)) if field.use.prepare]
-    return _digest(*(value(job.spec, field.path) for field in fields), image)
-
-
 def template_digest(job: Job) -> str:
     """Return a digest of the fields that determine where a pod may run, and with what.
 
     A change of these replaces only a pod that does not run yet.
     """
     scheduling = job.spec.scheduling
-    return _digest(job.spec.workers.template, scheduling and scheduling.to_dict())
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return inputs.digest(job.spec.workers.template, scheduling and scheduling.to_dict())

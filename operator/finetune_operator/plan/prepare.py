@@ -12,7 +12,7 @@ from finetune_api.exit_codes import is_permanent
 from finetune_api.progress import Stage
 from finetune_api.run import PrepareResult
 from finetune_api.status import Resolved
-from finetune_operator.plan import finished, restart, usage
+from finetune_operator.plan import configuration, finished, inputs, restart, usage
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, refused_condition, why_waiting
@@ -31,17 +31,17 @@ def decide(world: World, settings: Settings) -> Decision:
     world = _record_admission(world)
     job = world.job
     image = job.spec.workers.image or settings.trainer_image
-    inputs = render.inputs_digest(job, image)
+    digest = inputs.inputs_digest(job, image)
     pod = next(iter(world.prepare_pods), None)
     if pod is None:
-        return _create(world, image, inputs)
+        return _create(world, image, digest)
     if pod.deletion:
         # A pod on a lost node stays until the node is back or is removed, so name the node.
         where = f" on node {pod.node}" if pod.node else ""
         text = f"waiting for the old pod {pod.name}{where} to be deleted"
         again = pod if pod.needs_deletion(world.now) else None
         return _wait(world, Situation("Preparing", message=text), delete=again)
-    if pod.inputs != inputs or (_never_ran(pod) and pod.template != render.template_digest(job)):
+    if pod.inputs != digest or (_never_ran(pod) and pod.template != render.template_digest(job)):
         text = "the job was edited; preparing again"
         return _wait(world, Situation("Preparing", message=text), delete=pod)
     if pod.retry < job.status.prepare_failures:
@@ -60,12 +60,12 @@ def decide(world: World, settings: Settings) -> Decision:
     return _conclude(world, pod, image, settings)
 
 
-def _create(world: World, image: str, inputs: str) -> Decision:
+def _create(world: World, image: str, digest: str) -> Decision:
     job = world.job
     if job.status.next_attempt_time and world.now < job.status.next_attempt_time:
         return _wait(world, _backing_off(world))
     try:
-        pod = render.prepare_pod(job, image, inputs)
+        pod = render.prepare_pod(job, image, digest)
     except UnrenderableError as error:
         return _refused(world, error.reason, str(error))
     if world.refusal:
@@ -77,7 +77,7 @@ def _create(world: World, image: str, inputs: str) -> Decision:
     return Decision(
         status=describe(world, job.status, situation, creating=True),
         create=[pod],
-        check=Check(claims=tuple(render.claims(job)), pod=dry_run),
+        check=Check(claims=tuple(inputs.claims(job)), pod=dry_run),
     )
 
 
@@ -139,6 +139,7 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
         attempts=[usage.new_attempt(job.spec, 1, world.now)],
     )
     status = status.replace(usage=usage.total(status))
+    status = configuration.frozen(job.with_status(status))
     try:
         (first,) = render.worker_pods(job.with_status(status), 0, [0])
     except UnrenderableError as error:

@@ -172,6 +172,12 @@ def _policy(world: "World", value: tuple[str, Any]) -> None:
     world.edit({"runPolicy": dict([value])})
 
 
+def _interval(world: "World", value: tuple[str, int]) -> None:
+    """Edit an interval of the training loop, which the CRD allows at any time."""
+    part, steps = value
+    world.edit({part: {"intervalSteps": steps}})
+
+
 def _quota(world: "World", pods: int | None) -> None:
     world.store.quota = pods
     world.store.version += 1
@@ -238,6 +244,7 @@ ACTIONS: dict[str, Action] = {
     "scale": _scale,
     "edit model": _model,
     "edit policy": _policy,
+    "edit interval": _interval,
     "quota": _quota,
     "claims": _claims,
     "foreign service": _foreign_service,
@@ -272,6 +279,8 @@ _USER = [
     Event("edit model", "pvc://w/other"),
     *(Event("edit policy", ("maxRestarts", most)) for most in (1, 5)),
     Event("edit policy", ("activeDeadlineSeconds", 10)),
+    *(Event("edit interval", (part, 7)) for part in ("checkpoints", "evaluation")),
+    Event("edit interval", ("evaluation", 9)),
     *(Event("quota", pods) for pods in (0, 1, 2, None)),
     *(Event(what, value) for what in ("claims", "foreign service") for value in (True, False)),
 ]

@@ -8,7 +8,16 @@ import pytest
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import execute, reconcile
-from finetune_operator.plan import attempts, ending, gang, next_attempt, observe, suspend, usage
+from finetune_operator.plan import (
+    attempts,
+    configuration,
+    ending,
+    gang,
+    next_attempt,
+    observe,
+    suspend,
+    usage,
+)
 from finetune_operator.plan.decision import Decision, Delete
 from finetune_operator.plan.observe import Job
 from finetune_operator.reconcile import Reconciler
@@ -226,3 +235,13 @@ def a_committed_attempt_is_not_planned_again(patch: Patch) -> None:
         return replace(original(*args, **more), commits=False, requeue_after=None)
 
     _wrap(patch, next_attempt, "_commit", no_requeue)
+
+
+@mutation
+def missing_pods_are_rendered_from_the_edited_spec(patch: Patch) -> None:
+    patch.setattr(configuration, "changed", lambda job: False)
+
+
+@mutation
+def pods_with_another_configuration_belong_to_the_gang(patch: Patch) -> None:
+    patch.setattr(configuration, "stop_requests", lambda *_: [])

@@ -69,4 +69,36 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
         Config(policy=(("gangStartTimeoutSeconds", 60),)),
         [Event("go"), Event("quota", 1), Event("go"), *([Event("wait", 70)] * 3)],
     ),
+    "an interval is edited while a quota refuses the rest of a gang": (
+        Config(replicas=3, devices=1),
+        [
+            Event("go"),
+            Event("quota", 2),
+            Event("go"),
+            Event("edit interval", ("evaluation", 7)),
+            Event("quota", None),
+            *([Event("go")] * 4),
+        ],
+    ),
+    "an interval is edited after the commit and before the first pod": (
+        Config(),
+        [
+            Event("go"),
+            Event("at call", (4, "connection refused")),
+            Event("go"),
+            Event("edit interval", ("checkpoints", 7)),
+            *([Event("go")] * 3),
+        ],
+    ),
+    "pods are created late, with the configuration from before an edit": (
+        Config(),
+        [
+            Event("go"),
+            *(Event("at call", (call, "timeout, the effect comes late")) for call in (5, 6)),
+            Event("go"),
+            Event("at call", (7, Event("late effects arrive"))),
+            Event("edit interval", ("evaluation", 7)),
+            *([Event("go")] * 4),
+        ],
+    ),
 }

@@ -6,8 +6,10 @@ from finetune_api import names
 from tests.operator.simulator.invariants.queries import (
     FINISHED,
     attempt_of,
+    gang_pods,
     is_ending,
     label,
+    run_config_of,
     runs,
     short,
 )
@@ -35,6 +37,19 @@ def _no_stale_creation(world: "World", change: Change) -> str | None:
         return f"attempt {number} while {status.get('attempt')} is committed"
     last = status["attempts"][-1]
     return f"attempt {number} is over: {short(last)}" if is_ending(last) else None
+
+
+@invariant("pod created", "a worker has the configuration of the other pods of its attempt")
+def _one_configuration(world: "World", change: Change) -> str | None:
+    assert change.after
+    number, own = attempt_of(change.after), run_config_of(change.after)
+    if change.late or not number:
+        return None
+    gang = gang_pods(world, label(change.after, names.LABEL_JOB_UID))
+    others = [pod for pod in gang if attempt_of(pod) == number and run_config_of(pod) != own]
+    # One that a delayed request has just created is not known yet; see the moment "at rest".
+    known = [pod for pod in others if pod["metadata"]["uid"] not in world.late_pods]
+    return f"{known[0]['metadata']['name']} has another one" if known else None
 
 
 @invariant("pod deleted", "no live worker is deleted before its attempt's end or stop is written")

@@ -65,6 +65,12 @@ def state_of(pod: Object) -> Object:
     return state
 
 
+def run_config_of(pod: Object) -> str:
+    """Return the configuration that the pod's trainer reads."""
+    env: list[Object] = pod["spec"]["containers"][0]["env"]
+    return str(next(entry["value"] for entry in env if entry["name"] == names.ENV_RUN))
+
+
 def disrupted(pod: Object) -> bool:
     return any(c["type"] == "DisruptionTarget" for c in pod["status"].get("conditions", []))
 

@@ -6,9 +6,12 @@ from tests.operator.simulator.invariants.queries import (
     FINISHED,
     alive,
     attempt_of,
+    attempts_of,
     gang_pods,
+    is_ending,
     is_true,
     own_pods,
+    run_config_of,
     runs,
 )
 from tests.operator.simulator.invariants.registry import invariant
@@ -24,6 +27,18 @@ def _one_gang(world: "World", _: Any) -> str | None:
     pods = gang_pods(world, world.job["metadata"]["uid"])
     attempts = {attempt_of(pod) for pod in pods if alive(world, pod)}
     return f"attempts {sorted(attempts)}" if len(attempts) > 1 else None
+
+
+@invariant("at rest", "the pods of a gang that goes on have one configuration")
+def _one_configuration(world: "World", _: Any) -> str | None:
+    attempts, own = attempts_of(world), world.controller
+    if not world.job or not attempts or is_ending(attempts[-1]):
+        return None
+    if own.failures or own.soon:  # it has something left to do
+        return None
+    pods = gang_pods(world, world.job["metadata"]["uid"])
+    gang = [pod for pod in pods if attempt_of(pod) == attempts[-1]["number"]]
+    return "they differ" if len({run_config_of(pod) for pod in gang}) > 1 else None
 
 
 @invariant("at rest", "a suspended job holds no pod")
