@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools images demo test test-images check format crds docs golden clean simulate torture
+.PHONY: help setup tools images demo test test-pythons test-images check format crds docs golden clean simulate torture
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -18,9 +18,10 @@ setup: ## python environment and control plane, cached outside the tree
 	@$(PYTHON) hack/setup.py $(SETUP_FOR)
 	@$(BIN)/python -m finetune_local build
 
-tools: setup ## programs that only tests need (an S3 server, Helm, Prometheus), cached outside the tree
+tools: setup ## what only tests need (an S3 server, Helm, Prometheus, the images' Python), cached outside the tree
 	@$(BIN)/python -m tests.tools.go_tool
 	@$(BIN)/python -m tests.tools.debian_tool
+	@$(BIN)/python -m tests.tools.interpreter
 
 images: ## both images, with docker, podman or buildah (REGISTRY=..., TAG=..., TOOL=..., BUILD_FLAGS=...)
 	@$(PYTHON) hack/images.py
@@ -31,11 +32,14 @@ demo: setup ## fine-tune a real 135M model through a real API server (KEEP=1 lea
 
 test: tools ## everything, as CI runs it
 	@$(BIN)/python hack/lint.py
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m hack.test
 
 check: tools ## the inner loop: lint, types, fast tests, under 90 s
 	@$(BIN)/python hack/lint.py
 	@$(BIN)/python hack/check.py
+
+test-pythons: tools ## the operator's and supervisor's tests on every Python that we declare and this machine has
+	@$(BIN)/python -m nox
 
 test-images: setup ## build both images and run what is in them (root, buildah, debootstrap; 35 GB)
 	@FINETUNE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images -v -s

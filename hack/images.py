@@ -1,4 +1,4 @@
-"""Build the images of operator and trainer with docker, podman or buildah, whichever is installed.
+"""Build the images of operator and trainer with docker, podman or buildah, whichever works.
 
 `make images` builds both; `hack/images.py --help` lists the options. This script uses only the
 standard library.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent
 TOOLS = ("docker", "podman", "buildah")
-BASE = "debian:bookworm-slim"
+BASE = "debian:trixie-slim"
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,6 @@ def main() -> int:
     arguments = _parser().parse_args()
     tool = found_tool(arguments.tool)
     if tool is None:
-        wanted = arguments.tool or ", ".join(TOOLS)
-        print(
-            f"images: none of {wanted} is on PATH; install one (Debian: apt-get install buildah)",
-            file=sys.stderr,
-        )
         return 1
     tag, flags = arguments.tag or version(), shlex.split(arguments.flags)
     stamped = {"BASE": arguments.base, "VERSION": version(), "REVISION": revision()}
@@ -74,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tool",
         choices=TOOLS,
         default=environment("TOOL") or None,
-        help="$TOOL; default: the first one on PATH",
+        help="$TOOL; default: the first one that works",
     )
     parser.add_argument(
         "--registry",
@@ -99,8 +94,31 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def found_tool(wanted: str | None) -> str | None:
-    """Return the first tool on PATH, or the requested one if it is on PATH."""
-    return next((tool for tool in TOOLS if wanted in (None, tool) and shutil.which(tool)), None)
+    """Return the first tool that works, or the requested one; print what is wrong with others."""
+    tools = (wanted,) if wanted else TOOLS
+    present = [tool for tool in tools if shutil.which(tool)]
+    for tool in present:
+        problem = failure_of(tool)
+        if problem is None:
+            return tool
+        print(f"images: {tool} does not work ({problem})", file=sys.stderr)
+    names = ", ".join(tools)
+    missing = f"none of {names} is on PATH" if len(tools) > 1 else f"{names} is not on PATH"
+    if not present:
+        print(f"images: {missing}; install one (Debian: apt-get install buildah)", file=sys.stderr)
+    return None
+
+
+def failure_of(tool: str) -> str | None:
+    """Return why a tool cannot build, None if it can: docker may be installed without a daemon."""
+    try:
+        done = subprocess.run([tool, "info"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"`{tool} info` ends with {done.returncode}"
 
 
 def reference(registry: str, image: Image, tag: str) -> str:

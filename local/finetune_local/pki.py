@@ -30,8 +30,13 @@ class Authority:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "finetune-local")])
-        builder = _builder(self._name, self._name, self._key.public_key()).add_extension(
-            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        public = self._key.public_key()
+        self._identifier = x509.SubjectKeyIdentifier.from_public_key(public)
+        builder = (
+            _builder(self._name, self._name, public)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(signs_certificates=True), critical=True)
+            .add_extension(self._identifier, critical=False)
         )
         self.certificate = folder / "ca.crt"
         _write(self.certificate, _pem(builder.sign(self._key, hashes.SHA256())))
@@ -47,7 +52,15 @@ class Authority:
             [ExtendedKeyUsageOID.SERVER_AUTH] if names else []
         )
         builder = _builder(x509.Name(subject), self._name, key.public_key())
-        builder = builder.add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+        # Clients that verify strictly, as Python 3.13 does, require the identifiers of both keys.
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._identifier)
+        own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        builder = (
+            builder.add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+            .add_extension(issuer, critical=False)
+            .add_extension(own, critical=False)
+        )
         if names:
             alternatives = x509.SubjectAlternativeName([_general_name(name) for name in names])
             builder = builder.add_extension(alternatives, critical=False)
@@ -80,6 +93,21 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
         .not_valid_after(now + _VALIDITY)
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    """Return what a key may be used for: signing certificates, or identifying itself in TLS."""
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
     )
 
 

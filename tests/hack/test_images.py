@@ -20,10 +20,12 @@ def run(path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env={"PATH": str(path)} | env, capture_output=True, text=True)
 
 
-def builder(folder: Path, name: str, code: int = 0) -> None:
-    """Create a program that records its arguments."""
+def builder(folder: Path, name: str, code: int = 0, *, daemon: bool = True) -> None:
+    """Create a program that records its arguments; without a daemon `info` fails, as docker's."""
     file = folder / name
-    file.write_text(f'#!/bin/sh\necho "$0" "$@" >> {folder}/calls\nexit {code}\n')
+    info = "exit 0" if daemon else "echo Cannot connect to the daemon >&2; exit 1"
+    recorded = f'echo "$0" "$@" >> {folder}/calls\nexit {code}'
+    file.write_text(f'#!/bin/sh\nif [ "$1" = info ]; then {info}; fi\n{recorded}\n')
     file.chmod(0o755)
 
 
@@ -77,7 +79,28 @@ def test_a_requested_tool_is_not_replaced_by_another_one(tmp_path: Path):
     builder(tmp_path, "podman")
     done = run(tmp_path, TOOL="docker")
     assert done.returncode == 1
-    assert "none of docker is on PATH" in done.stderr
+    assert "docker is not on PATH" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("broken", "works"), [("docker", "podman"), ("docker", "buildah"), ("podman", "buildah")]
+)
+def test_a_tool_without_a_daemon_is_passed_over(tmp_path: Path, broken: str, works: str):
+    builder(tmp_path, broken, daemon=False)
+    builder(tmp_path, works)
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [call.split()[0] for call in calls(tmp_path)] == [works, works]
+    assert f"{broken} does not work (Cannot connect to the daemon)" in done.stderr
+
+
+def test_a_requested_tool_without_a_daemon_is_an_error(tmp_path: Path):
+    builder(tmp_path, "docker", daemon=False)
+    builder(tmp_path, "buildah")
+    done = run(tmp_path, TOOL="docker")
+    assert done.returncode == 1
+    assert "docker does not work (Cannot connect to the daemon)" in done.stderr
+    assert not (tmp_path / "calls").exists()
 
 
 @pytest.mark.parametrize("part", ["operator", "trainer"])

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from finetune_local.cache import TREE
+from hack import images
 from tests.images import debian
 from tests.images.unpacked import Unpacked, buildah, mounted
 
-BASE = "localhost/debian:bookworm-slim"
+BASE = f"localhost/{images.BASE}"
 
 
 @pytest.fixture(scope="session")
 def base() -> str:
-    """An equivalent of debian:bookworm-slim."""
+    """An equivalent of the images' base."""
     for tool in ("buildah", "debootstrap"):
         assert shutil.which(tool), f"{tool} is not installed"
     assert os.getuid() == 0, "debootstrap and the mounts of these tests need root"

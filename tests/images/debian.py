@@ -1,15 +1,14 @@
 """Creates the Debian base image with debootstrap, without Docker, and keeps it in the cache."""
 
 import fcntl
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
 from finetune_local.cache import cache_folder
+from tests.tools.interpreter import RELEASE, mirror
 
-RELEASE = "bookworm"
-# The settings of debian:bookworm-slim, which also apply to packages that are installed later.
+# The settings of Debian's own slim images, which also apply to packages that are installed later.
 _SLIM = """
 path-exclude /usr/share/doc/*
 path-exclude /usr/share/info/*
@@ -34,7 +33,7 @@ def root_archive() -> Path:
 def _make(archive: Path) -> None:
     folder, partial = archive.with_suffix(".root"), archive.with_suffix(".partial")
     shutil.rmtree(folder, ignore_errors=True)
-    _run("debootstrap", "--variant=minbase", RELEASE, str(folder), _mirror())
+    _run("debootstrap", "--variant=minbase", RELEASE, str(folder), mirror())
     for name in _DROPPED:
         shutil.rmtree(folder / name)
     for name in ("var/cache/apt/archives", "var/lib/apt/lists"):
@@ -56,14 +55,6 @@ def _install_authorities(root: Path) -> None:
         shutil.copy(file, place)
     if own:  # pip uses a separate list
         (root / "etc/pip.conf").write_text(f"[global]\ncert = {_BUNDLE}\n")
-
-
-def _mirror() -> str:
-    """Return the mirror that this machine uses."""
-    shown = subprocess.run(["apt-cache", "policy"], check=True, capture_output=True, text=True)
-    found = re.search(rf"(https?://\S+) {RELEASE}/main", shown.stdout)
-    assert found, f"no source of {RELEASE}/main is configured: {shown.stdout}"
-    return found[1]
 
 
 def _run(*command: str) -> None:
