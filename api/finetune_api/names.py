@@ -26,7 +26,7 @@ CLAIMS_PATH = "/mnt/claims"
 RUN_CONFIG_MAX_BYTES = 100_000  # the kernel allows 128 KiB per environment string
 RESULT_MAX_BYTES = 4096  # the kubelet truncates a longer termination message
 MAX_CHECKPOINTS = 10  # of a run, at most, in storage, in a report and in a status
-MAX_AVOIDED_NODES = 6  # in a status
+MAX_AVOIDED_NODES = 5  # in a status
 MAX_ATTEMPTS = 10  # listed in a report or in a status; earlier ones are summed up
 
 

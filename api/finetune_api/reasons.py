@@ -40,7 +40,9 @@ RUN_CONFIG_TOO_LARGE = _reason(
 SCHEDULING_GATED = _reason("SchedulingGated", "A scheduling gate holds the pods.")
 VOLUME_NOT_BOUND = _reason("VolumeNotBound", "A claim is not bound to a volume.")
 UNSCHEDULABLE = _reason("Unschedulable", "No node fits a pod.")
-BACK_OFF = _reason("BackOff", "The prepare pod failed and is retried after a delay.")
+BACK_OFF = _reason(
+    "BackOff", "The prepare pod failed or was evicted, and is retried after a delay."
+)
 
 # What a trainer container reports with its exit code (exit_codes.py).
 COMPLETED = _reason("Completed", "The model is complete and was loaded back.", ends_attempt=True)
@@ -129,7 +131,7 @@ FINISHED = _reason("Finished", "The job has ended.")
 NOT_SUSPENDED = _reason("NotSuspended", "Suspension is not requested.")
 
 # Reasons of events that are not reasons of a status.
-PREPARE_FAILED = _reason("PrepareFailed", "The prepare pod failed and is retried.")
+PREPARE_FAILED = _reason("PrepareFailed", "The prepare pod failed or was evicted, and is retried.")
 PREPARED = _reason("Prepared", "The data is prepared.")
 SOURCE_REPEATS = _reason("SourceRepeats", "Rows of a source are seen more than 4 times.")
 ATTEMPT_STARTED = _reason("AttemptStarted", "A gang is created.")

@@ -364,6 +364,16 @@ class FineTuneJobStatus(Message):
         description="prepareFailures is the number of times the prepare pod failed and was "
         "retried.",
     )
+    prepare_interruptions: int = Field(
+        default=0,
+        description="prepareInterruptions is the number of times the prepare pod was evicted, "
+        "deleted, refused by a node or lost, and was created again.",
+    )
+    prepare_problem: Short | None = Field(
+        default=None,
+        description="prepareProblem is why the newest prepare pod that failed or was interrupted "
+        "ended.",
+    )
     prepare_schedulable_time: Time | None = Field(
         default=None,
         description="prepareSchedulableTime is the time when the prepare pod was first observed "
@@ -425,7 +435,7 @@ class FineTuneJobStatus(Message):
     avoided_nodes: list[AvoidedNode] = Field(
         default_factory=list,
         max_length=MAX_AVOIDED_NODES,
-        description="avoidedNodes lists up to 6 nodes that the next attempt avoids, because they "
+        description="avoidedNodes lists up to 5 nodes that the next attempt avoids, because they "
         "refused pods of this job or failed under them.",
     )
     display: Display | None = Field(

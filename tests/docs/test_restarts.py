@@ -29,6 +29,7 @@ DESCRIBED: dict[str, tuple[Cause | str, ...]] = {
     "a worker ended because a peer": (Cause.PEER_MISSING,),
     "a pod was lost, preempted": (Cause.START_INTERRUPTED,),
     "a node refused or evicted": (Cause.REFUSED,),
+    "the job is edited while": (reasons.CONFIGURATION_CHANGED,),
     "no worker can start": (),
     "a pod cannot be created": (),
 }

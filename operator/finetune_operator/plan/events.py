@@ -50,7 +50,7 @@ def _acceptance(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
 
 
 def _preparation(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
-    if new.prepare_failures > old.prepare_failures:
+    if _prepare_pods_ended(new) > _prepare_pods_ended(old) and new.phase == "Preparing":
         return [Event("Warning", reasons.PREPARE_FAILED, new.message or "")]
     if old.attempt is None and new.attempt is not None and new.data:
         data = new.data
@@ -64,6 +64,10 @@ def _preparation(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     if old.phase is None and new.phase == "Preparing":
         return [Event("Normal", "Preparing", "starting the prepare pod")]
     return []
+
+
+def _prepare_pods_ended(status: FineTuneJobStatus) -> int:
+    return status.prepare_failures + status.prepare_interruptions
 
 
 def _repeated(data: DataSummary) -> list[Event]:
@@ -113,7 +117,7 @@ def _waiting(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     refused = any(c.type == "Accepted" and c.status == "False" for c in new.conditions)
     if not stuck or refused or new.reason == old.reason:
         return []
-    if new.prepare_failures > old.prepare_failures:
+    if _prepare_pods_ended(new) > _prepare_pods_ended(old):
         return []
     return [Event("Warning", new.reason or "", new.message or "")]
 

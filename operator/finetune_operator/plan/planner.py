@@ -16,7 +16,7 @@ def plan(world: World, settings: Settings) -> Decision:
     if only_prepares(world.job):
         return prepare.decide(world, settings)
     if not status.attempts:
-        return suspend.hold(world, status)
+        return suspend.hold(world, prepare.without_pods(world))
     if status.attempts[-1].outcome is None:
         return gang.decide(world, settings)
     return next_attempt.decide(world, settings)

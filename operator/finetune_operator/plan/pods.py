@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from finetune_api import names
 from finetune_api.base import API_VERSION, Object
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.plan import inputs, placement, run_config
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.template import merged_into
@@ -55,7 +56,7 @@ def prepare_pod(job: Job, image: str, inputs_digest: str) -> Object:
     pod["metadata"]["annotations"] |= {
         names.ANNOTATION_INPUTS: inputs_digest,
         names.ANNOTATION_TEMPLATE: template_digest(job),
-        names.ANNOTATION_RETRY: str(job.status.prepare_failures),
+        names.ANNOTATION_RETRY: str(tries_of_preparation(job.status)),
     }
     container = _own_container(pod["spec"])
     _add_secrets(container, inputs.credentials(job))
@@ -235,6 +236,11 @@ def _owner(job: Job) -> Object:
         # Where owner references require rights on finalizers (OpenShift), True is refused.
         "blockOwnerDeletion": False,
     }
+
+
+def tries_of_preparation(status: FineTuneJobStatus) -> int:
+    """Return how many prepare pods have ended, so that the end of each is counted once."""
+    return status.prepare_failures + status.prepare_interruptions
 
 
 def template_digest(job: Job) -> str:

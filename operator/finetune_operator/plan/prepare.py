@@ -5,18 +5,19 @@ result is valid for the inputs that it was created with; if they are edited, it 
 """
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from finetune_api import reasons
 from finetune_api.exit_codes import is_permanent
 from finetune_api.progress import Stage
 from finetune_api.run import PrepareResult
-from finetune_api.status import Resolved
-from finetune_operator.plan import configuration, finished, inputs, restart, usage
+from finetune_api.status import FineTuneJobStatus, Resolved
+from finetune_operator.plan import configuration, finished, inputs, nodes, restart, usage
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, refused_condition, why_waiting
-from finetune_operator.plan.observe import Pod, World
+from finetune_operator.plan.observe import Job, Pod, World
+from finetune_operator.plan.outcomes import by_a_node
 from finetune_operator.plan.resolve import resolve
 from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.plan.verdict import reason_and_message
@@ -33,19 +34,18 @@ def decide(world: World, settings: Settings) -> Decision:
     image = job.spec.workers.image or settings.trainer_image
     digest = inputs.inputs_digest(job, image)
     pod = next(iter(world.prepare_pods), None)
+    interrupted = [p for p in _prepare_pods(world) if _is_interrupted(p, job, digest)]
+    if interrupted:
+        return _interrupt(world, interrupted[0], settings)
     if pod is None:
         return _create(world, image, digest)
     if pod.deletion:
-        # A pod on a lost node stays until the node is back or is removed, so name the node.
-        where = f" on node {pod.node}" if pod.node else ""
-        text = f"waiting for the old pod {pod.name}{where} to be deleted"
-        again = pod if pod.needs_deletion(world.now) else None
-        return _wait(world, Situation("Preparing", message=text), delete=again)
-    if pod.inputs != digest or (_never_ran(pod) and pod.template != render.template_digest(job)):
+        return _wait_for_deletion(world, pod)
+    if _is_outdated(pod, job, digest):
         text = "the job was edited; preparing again"
         return _wait(world, Situation("Preparing", message=text), delete=pod)
-    if pod.retry < job.status.prepare_failures:
-        return _wait(world, _backing_off(world), delete=pod)  # its failure was counted before
+    if pod.retry < render.tries_of_preparation(job.status):
+        return _wait(world, _backing_off(job.status), delete=pod)  # its end was counted before
     if pod.ended is None and pod.failure is None:
         if late := _start_deadline_message(world, pod):
             return finished.fail(world, job.status, reasons.START_DEADLINE_EXCEEDED, late)
@@ -54,16 +54,51 @@ def decide(world: World, settings: Settings) -> Decision:
         return _wait(
             world, Situation("Preparing", reason, message, stage), wait=_seconds_left(world, pod)
         )
-    if pod.asked_to_stop and not (pod.ended and pod.ended.exit_code == 0):
-        text = "the prepare pod was evicted; preparing again"
-        return _wait(world, Situation("Preparing", message=text), delete=pod)
     return _conclude(world, pod, image, settings)
+
+
+def _wait_for_deletion(world: World, pod: Pod) -> Decision:
+    # A pod on a lost node stays until the node is back or is removed, so name the node.
+    text = f"waiting for the old pod {nodes.place(pod)} to be deleted"
+    if problem := world.job.status.prepare_problem:
+        text += f"; {problem}"
+    again = pod if pod.needs_deletion(world.now) else None
+    return _wait(world, Situation("Preparing", message=text), delete=again)
+
+
+def _prepare_pods(world: World) -> list[Pod]:
+    return [pod for pod in world.pods if pod.role == "prepare"]
+
+
+def _is_outdated(pod: Pod, job: Job, digest: str) -> bool:
+    """Return whether the job was edited since, so that the operator replaces the pod."""
+    never_ran = pod.template is not None and not (pod.running or pod.ended or pod.failure)
+    return pod.inputs != digest or (never_ran and pod.template != render.template_digest(job))
+
+
+def _is_interrupted(pod: Pod, job: Job, digest: str) -> bool:
+    """Return whether something other than the pod and the operator ended it, not counted yet."""
+    counted = pod.retry < render.tries_of_preparation(job.status)
+    if counted or _is_outdated(pod, job, digest):
+        return False
+    if pod.ended:
+        return pod.ended.unknown or (pod.asked_to_stop and pod.ended.exit_code != 0)
+    return pod.asked_to_stop or (pod.failure is not None and by_a_node(pod.failure[0]))
+
+
+def without_pods(world: World) -> FineTuneJobStatus:
+    """Return the status of a job that is suspended, in which its prepare pod is counted."""
+    status = world.job.status
+    uncounted = render.tries_of_preparation(status)
+    if any(pod.retry >= uncounted for pod in _prepare_pods(world)):
+        return status.replace(prepare_interruptions=status.prepare_interruptions + 1)
+    return status
 
 
 def _create(world: World, image: str, digest: str) -> Decision:
     job = world.job
     if job.status.next_attempt_time and world.now < job.status.next_attempt_time:
-        return _wait(world, _backing_off(world))
+        return _wait(world, _backing_off(job.status))
     try:
         pod = render.prepare_pod(job, image, digest)
     except UnrenderableError as error:
@@ -106,17 +141,44 @@ def _conclude(world: World, pod: Pod, image: str, settings: Settings) -> Decisio
     return _retry(world, reason, text, settings)
 
 
+def _interrupt(world: World, pod: Pod, settings: Settings) -> Decision:
+    """Count an interruption. A job never fails for these, but waits longer each time."""
+    status, count = world.job.status, world.job.status.prepare_interruptions + 1
+    if pod.failure:
+        why = pod.failure[1]
+    elif pod.ended and pod.ended.unknown:
+        why = "its node or the container runtime was restarted"
+    else:
+        why = "it was evicted or deleted"
+    status = status.replace(
+        prepare_interruptions=count,
+        prepare_problem=f"pod {nodes.place(pod)}: {why}",
+        next_attempt_time=_after(world, settings, count),
+    )
+    return _count(world, status, pod.failure[0] if pod.failure else reasons.BACK_OFF)
+
+
 def _retry(world: World, reason: str, message: str, settings: Settings) -> Decision:
     status = world.job.status
     if status.prepare_failures >= RETRIES:
         text = f"{message} (preparing failed {RETRIES + 1} times)"
         return finished.fail(world, status, reason, text)
-    wait = restart.backoff_seconds(settings.restart_backoff, status.prepare_failures + 1)
     status = status.replace(
         prepare_failures=status.prepare_failures + 1,
-        next_attempt_time=world.now + timedelta(seconds=wait),
+        prepare_problem=message,
+        next_attempt_time=_after(world, settings, status.prepare_failures + 1),
     )
-    situation = Situation("Preparing", reason, f"{message}; trying again")
+    return _count(world, status, reason)
+
+
+def _after(world: World, settings: Settings, count: int) -> datetime:
+    wait = restart.backoff_seconds(settings.restart_backoff, count)
+    return world.now + timedelta(seconds=wait)
+
+
+def _count(world: World, status: FineTuneJobStatus, reason: str) -> Decision:
+    """Write down that a prepare pod ended before it is deleted, so that it is counted once."""
+    situation = Situation("Preparing", reason, _backing_off(status).message)
     return Decision(describe(world, status, situation), commits=True, requeue_after=0)
 
 
@@ -127,6 +189,7 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
     status = job.status.replace(
         attempt=1,
         next_attempt_time=None,
+        prepare_problem=None,
         resolved=Resolved(
             image=image,
             model_revision=prepared.model_revision,
@@ -152,20 +215,20 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
     )
 
 
-def _backing_off(world: World) -> Situation:
-    status = world.job.status
+def _backing_off(status: FineTuneJobStatus) -> Situation:
+    failures, interruptions = status.prepare_failures, status.prepare_interruptions
+    parts = [status.prepare_problem] if status.prepare_problem else []
+    if failures:
+        parts.append(f"preparing failed {_times(failures)}")
+    if interruptions:
+        parts.append(f"preparing was interrupted {_times(interruptions)}")
     at = status.next_attempt_time
-    when = f" at {at:%H:%M:%S} UTC" if at else ""
-    text = f"preparing failed {status.prepare_failures} times; trying again{when}"
-    return Situation("Preparing", reasons.BACK_OFF, text)
+    parts.append(f"trying again at {at:%H:%M:%S} UTC" if at else "trying again")
+    return Situation("Preparing", reasons.BACK_OFF, "; ".join(parts))
 
 
-def _never_ran(pod: Pod) -> bool:
-    """Return whether replacing the pod loses no work.
-
-    Pods of earlier operators have no template digest and are not replaced.
-    """
-    return pod.template is not None and not (pod.running or pod.ended or pod.failure)
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _record_admission(world: World) -> World:
