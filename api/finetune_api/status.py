@@ -95,9 +95,9 @@ class WorkerCounts(Message):
 class Usage(Message):
     """The device time of all attempts.
 
-    A device counts from the time when its pod was bound to a node until the trainer container
-    ended. The three parts add up to deviceSeconds: productive and lost time is measured in steps,
-    and overhead is the rest.
+    A device counts from the time when its pod was bound to a node until the last container of the
+    pod ended. The three parts add up to deviceSeconds: productive and lost time is measured in
+    steps, and overhead is the rest.
     """
 
     device_seconds: int = Field(
@@ -125,8 +125,8 @@ class Usage(Message):
     )
     estimated: bool = Field(
         default=False,
-        description="estimated is true if a pod vanished before its end was observed. It is "
-        "charged up to its last proof of life.",
+        description="estimated is true if the exact end of a pod is not known. It is charged up to "
+        "the moment when it was seen to be over, or up to its last proof of life.",
     )
 
 
@@ -212,7 +212,7 @@ class Attempt(Message):
     )
     estimated: bool = Field(
         default=False,
-        description="estimated is true if a pod vanished before its end was observed.",
+        description="estimated is true if the exact end of a pod is not known.",
     )
     first_step: int | None = Field(
         default=None, description="firstStep is the step that the attempt started from."

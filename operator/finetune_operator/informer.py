@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from finetune_api import names
@@ -32,6 +32,7 @@ class Pods:
     notify: Callable[[Key], None]
     notify_soon: Callable[[Key], None]  # for changes that can be processed with those that follow
     ours: Callable[[str], bool] = lambda _: True  # whether this operator has a job of that uid
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     _pods: dict[str, dict[str, Pod]] = field(default_factory=lambda: defaultdict(dict))
     _versions: dict[str, int] = field(default_factory=dict)  # by the pod's uid
     _listed: set[str | None] = field(default_factory=set)  # namespaces; None: all of them
@@ -60,8 +61,11 @@ class Pods:
         if job_uid is None or version < self._versions.get(uid, -1):
             return
         self._versions[uid] = version
-        pod = Pod.of(item)
-        if self._pods[job_uid].get(uid) == pod:
+        pod, known = Pod.of(item), self._pods[job_uid].get(uid)
+        if pod.finished and pod.released is None and known:
+            # When it ended is known from having seen it alive, or not at all.
+            pod = replace(pod, end_seen=known.end_seen if known.finished else self.clock())
+        if known == pod:
             return
         self._pods[job_uid][uid] = pod
         if notify:
@@ -166,5 +170,4 @@ def _apply(pods: Pods, event: Object) -> None:
     pods.take(item)
     if event["type"] == "DELETED":
         labels = item["metadata"].get("labels", {})
-        now = datetime.now(UTC)
-        pods.vanish(labels[names.LABEL_JOB_UID], item["metadata"]["uid"], now)
+        pods.vanish(labels[names.LABEL_JOB_UID], item["metadata"]["uid"], pods.clock())

@@ -158,7 +158,7 @@ METRICS = (
     ),
     JobMetric(
         "finetune_job_device_seconds",
-        "Seconds x devices from bound to a node to the container's end, of all attempts.",
+        "Seconds x devices from bound to a node to the end of its last container, of all attempts.",
         _device_seconds,
         ("kind",),
     ),

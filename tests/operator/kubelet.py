@@ -1,6 +1,7 @@
 """A scripted kubelet, which changes the status of pods on the API server as a test requests."""
 
 import json
+import time
 
 from finetune_api.base import Object
 from finetune_local.cluster import Cluster
@@ -23,13 +24,16 @@ class Kubelet:
 
     def run(self, name: str, address: str = "127.0.0.1") -> None:
         """Report that the pod is scheduled and its container runs."""
-        self._write(name, podstatus.running(address))
+        self.write(name, podstatus.running(address))
 
     def end(self, name: str, code: int, message: str = "") -> None:
-        """Report that its container has ended."""
-        self._write(name, podstatus.ended(code, message))
+        """Report that its container has ended, and half a second later the final phase."""
+        self.write(name, podstatus.terminated(code, message))
+        time.sleep(0.5)
+        self.write(name, {"phase": podstatus.final_phase(code)})
 
-    def _write(self, name: str, status: Object) -> None:
+    def write(self, name: str, status: Object) -> None:
+        """Merge the fields into the status of a pod."""
         patch = json.dumps({"status": status})
         self._cluster.kubectl(
             "patch", "pod", name, "--subresource=status", "--type=merge", "-p", patch

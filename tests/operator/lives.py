@@ -274,7 +274,8 @@ class Life:
         await self._write(name, podstatus.running())
 
     async def _end(self, name: str, code: int, message: str = "") -> None:
-        await self._write(name, podstatus.ended(code, message))
+        await self._write(name, podstatus.terminated(code, message))
+        await self._write(name, {"phase": podstatus.final_phase(code)})
 
     async def _write(self, name: str, status: Object) -> None:
         await self.view.kube.patch(f"{self._pod(name)}/status", {"status": status})

@@ -92,7 +92,7 @@ def test_a_gang_that_finds_no_other_node_may_use_the_excluded_ones_again():
     job = job.with_status(look(job, *stuck, now=20).status)
     assert look(job, *stuck, now=619).requeue_after == 1
     _, job = follow(job, *stuck, now=620)
-    gone = [replace(pod, gone=True, gone_at=at(621)) for pod in stuck]
+    gone = [replace(pod, gone=True, end_seen=at(621)) for pod in stuck]
     _, job = follow(job, *gone, now=622)
     attempt = job.status.attempts[-1]
     assert (attempt.outcome, attempt.reason) == ("Released", "GangIncomplete")

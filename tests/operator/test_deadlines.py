@@ -177,7 +177,7 @@ def test_an_incomplete_gang_is_released_and_starts_again_uncounted():
     assert look(job, *incomplete_gang(), now=609).requeue_after == 1
     decision, job = follow(job, *incomplete_gang(), now=610)
     assert {d.name for d in decision.delete} == {"a-1-0", "a-1-1"}
-    gone = [replace(pod, gone=True, gone_at=at(612)) for pod in incomplete_gang()]
+    gone = [replace(pod, gone=True, end_seen=at(612)) for pod in incomplete_gang()]
     _, job = follow(job, *gone, now=613)
     attempt = job.status.attempts[-1]
     assert (attempt.outcome, attempt.reason, attempt.counted) == (
@@ -203,7 +203,7 @@ def test_a_gang_that_a_quota_keeps_incomplete_is_released():
     assert [d.name for d in decision.delete] == ["a-1-0"]
     assert text in job.status.message
     assert "1 of 2 workers held a node" in job.status.message
-    _, job = follow(job, replace(one, gone=True, gone_at=at(612)), now=613)
+    _, job = follow(job, replace(one, gone=True, end_seen=at(612)), now=613)
     attempt = job.status.attempts[-1]
     assert (attempt.outcome, attempt.reason) == ("Released", "GangIncomplete")
     assert attempt.device_seconds == 4 * 602
@@ -221,7 +221,7 @@ def test_gangs_that_are_released_repeatedly_wait_longer_and_never_fail():
         ]
         job = job.with_status(look(job, *pods, now=start).status)
         _, job = follow(job, *pods, now=start + 700)
-        gone = [replace(pod, gone=True, gone_at=at(start + 701)) for pod in pods]
+        gone = [replace(pod, gone=True, end_seen=at(start + 701)) for pod in pods]
         _, job = follow(job, *gone, now=start + 702)
         waits.append((job.status.next_attempt_time - at(start + 702)).total_seconds())
         _, job = follow(job, now=start + 2000)

@@ -25,15 +25,43 @@ def fresh(workers=2, devices=4):
     return job.status.attempts[0].replace(created=True)
 
 
-RUNNING = worker(0, scheduled=at(10))
+def over(pod, **changes):
+    """Return a pod that has failed, and whose kubelet does not know when its container ended."""
+    return replace(pod, running=False, phase="Failed", **changes)
+
+
 CASES = {
     "nothing is bound": ([worker(0, scheduled=None), worker(1, scheduled=None)], 50, 0, False),
     "both run": ([worker(0), worker(1)], 50, 4 * 80, False),
     "one ended": ([worker(0), ended(worker(1), 0, 30)], 50, 4 * 60, False),
-    "evicted without its container's end": (
-        [worker(0), worker(1, running=False, phase="Failed", terminal_since=at(20))],
+    "evicted without its container's end, which was seen": (
+        [worker(0), over(worker(1), proof=at(15), end_seen=at(20))],
         50,
         4 * 50,
+        True,
+    ),
+    "evicted without its container's end, which is only proved": (
+        [worker(0), over(worker(1), proof=at(20))],
+        50,
+        4 * 50,
+        True,
+    ),
+    "drained before its container ran": (
+        [worker(0), over(worker(1, running=False), proof=at(30))],
+        50,
+        4 * 60,
+        True,
+    ),
+    "refused by its node before it was bound": (
+        [worker(0), over(worker(1, scheduled=None), proof=at(30))],
+        50,
+        4 * 40,
+        True,
+    ),
+    "its sidecar outlives its trainer": (
+        [worker(0), replace(ended(worker(1), 0, 30), phase="Running", released=None)],
+        50,
+        4 * 80,
         False,
     ),
     "its deletion was observed": ([worker(0), worker(1).vanished(at(25))], 50, 4 * 55, True),
@@ -87,6 +115,37 @@ def test_a_gang_that_was_never_complete_keeps_the_larger_sum():
     attempt = usage.finalize(usage.account(attempt, seen, at(700)), seen)
     assert attempt.device_seconds == 4 * (600 + 600)
     assert attempt.estimated
+
+
+@pytest.mark.parametrize("created", [True, False])
+def test_an_end_that_no_kubelet_knows_never_reduces_the_sum(created):
+    """ContainerStatusUnknown: ten hours on eight devices, and the operator was restarted."""
+    attempt = fresh().replace(created=created)
+    attempt = usage.account(attempt, [worker(0), worker(1)], at(36_010))
+    lost = [over(worker(index), proof=at(12)) for index in (0, 1)]
+    for now in (36_020, 36_030):
+        attempt = usage.account(attempt, lost, at(now))
+        assert (attempt.device_seconds, attempt.estimated) == (8 * 36_000, True)
+    final = usage.finalize(attempt, lost)
+    assert (final.device_seconds, final.estimated) == (8 * 36_000, True)
+
+
+def test_a_pod_of_unknown_end_does_not_hide_the_time_of_the_others():
+    attempt = usage.account(fresh(), [worker(0), worker(1)], at(110))
+    lost = over(worker(1), proof=at(12))
+    attempt = usage.account(attempt, [worker(0), lost], at(200))
+    assert attempt.device_seconds == 4 * (190 + 100)
+
+
+def test_a_pod_that_was_created_again_is_charged_twice():
+    """One of two workers was drained while its image was pulled, before the gang was complete."""
+    job = committed()
+    first = over(worker(0, running=False), proof=at(81), end_seen=at(81)).vanished(at(82))
+    second = worker(0, uid="again", running=False, scheduled=at(100))
+    for now in (110, 120):
+        status = look(job, first, second, now=now).status
+        assert status.usage.device_seconds == 4 * (71 + now - 100)
+        job = job.with_status(status)
 
 
 def test_the_final_sum_with_a_lost_pod_is_an_estimate():

@@ -8,8 +8,9 @@ from finetune_api.progress import CheckpointRecord, DataSummary, Output, Progres
 from finetune_api.run import PrepareResult, Report, Result
 from finetune_api.status import Condition, FineTuneJobStatus
 from finetune_operator.plan.decision import Decision
-from finetune_operator.plan.observe import Ended, Job, Pod, World
+from finetune_operator.plan.observe import Job, Pod, World
 from finetune_operator.plan.planner import plan
+from finetune_operator.plan.pod_status import Ended
 from finetune_operator.settings import Settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -124,7 +125,7 @@ def worker(index: int, attempt: int = 1, **changes: Any) -> Pod:
 def ended(pod: Pod, code: int, when: float, message: str = "", reason: str = "") -> Pod:
     end = Ended(code, reason or ("Completed" if code == 0 else "Error"), at(when), message)
     phase = "Succeeded" if code == 0 else "Failed"
-    return replace(pod, running=False, phase=phase, ended=end)
+    return replace(pod, running=False, phase=phase, ended=end, released=at(when))
 
 
 def look(job: Job, *pods: Pod, now: float = 100, **changes: Any) -> Decision:

@@ -24,7 +24,9 @@ def refresh(world: World, gang: list[Pod]) -> FineTuneJobStatus:
     status = merge_report(world.job.status, report)
     if world.report:
         status = usage.correct(status, world.report.earlier_attempts, world.now)
-    attempt = usage.account(current(status), gang, world.now)
+    # A pod that was created again, because its gang was not complete, has a cost of its own.
+    workers = [p for p in world.pods if p.role == "worker" and p.attempt == status.attempt]
+    attempt = usage.account(current(status), workers, world.now)
     attempt = usage.split(attempt, report.ledger if report else None)
     if status.latest_checkpoint:
         attempt = attempt.replace(checkpoint_step=status.latest_checkpoint.step)

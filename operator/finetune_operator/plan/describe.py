@@ -102,8 +102,8 @@ def _workers(world: World, status: FineTuneJobStatus) -> WorkerCounts:
     return WorkerCounts(
         desired=status.attempts[-1].workers if gang else world.job.spec.workers.replicas,
         running=sum(1 for pod in present if pod.running and not pod.silent_since),
-        pending=sum(1 for pod in present if not pod.running and not pod.ended),
-        failed=sum(1 for pod in gang if pod.ended and pod.ended.exit_code),
+        pending=sum(1 for pod in present if not (pod.running or pod.ended or pod.finished)),
+        failed=sum(1 for pod in gang if pod.failure or (pod.ended and pod.ended.exit_code)),
     )
 
 

@@ -4,19 +4,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from sys import intern
 
-from finetune_api import names, reasons
-from finetune_api.base import Object, clean
+from finetune_api import names
+from finetune_api.base import Object
 from finetune_api.run import Report, Result
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Attempt, FineTuneJobStatus
+from finetune_operator.plan.pod_status import TERMINAL, Ended, PodStatus, parse_time
 
 LOST_AFTER = 60.0
 """Seconds after a pod's deletion was due at which its node is taken to be lost."""
-
-
-def parse_time(text: str | None) -> datetime | None:
-    """Parse a Kubernetes timestamp."""
-    return datetime.fromisoformat(text) if text else None
 
 
 @dataclass(frozen=True)
@@ -83,35 +79,6 @@ def _with_gang_size(attempt: Attempt, status: FineTuneJobStatus, spec: FineTuneJ
     )
 
 
-_UNKNOWN_ENDS = ("Unknown", "ContainerStatusUnknown")
-"""Reasons of an end whose exit code (255, 137) is invented, by containerd and by the kubelet."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The end of a trainer container."""
-
-    exit_code: int
-    reason: str
-    finished: datetime
-    message: str
-
-    @property
-    def unknown(self) -> bool:
-        """Whether the kubelet found the container gone, for example after a restart of its node."""
-        return self.reason in _UNKNOWN_ENDS
-
-    def result(self) -> Result | None:
-        """Return the result in the termination message, or None if it has no valid one.
-
-        The message is untrusted input.
-        """
-        try:
-            return Result.from_termination_message(self.message)
-        except ValueError:
-            return None
-
-
 @dataclass(frozen=True, slots=True)
 class Pod:
     """A pod of a job."""
@@ -134,31 +101,29 @@ class Pod:
     waiting: tuple[str, str] | None = None  # reason and message of a container that cannot start
     running: bool = False
     ended: Ended | None = None
-    terminal_since: datetime | None = None  # when it failed, if the end of its container is unknown
+    containers_ended: bool = False  # its containers are over; the final phase follows by itself
+    released: datetime | None = None  # when its last container ended, if its kubelet knows that
+    proof: datetime | None = None  # it is proved to have held its devices until then
+    end_seen: datetime | None = None  # when it was seen to be over or gone; None: it was not
     silent_since: datetime | None = None  # since when its node does not answer
     deletion: datetime | None = None  # when its deletion is due, including the grace period
+    finalizers: bool = False  # another controller keeps it after its deletion
     disrupted: bool = False  # has the condition DisruptionTarget
-    failure: tuple[str, str] | None = None  # reason and message, if the container never ended
+    failure: tuple[str, str] | None = None  # reason and message, if it is over and `ended` is None
     inputs: str | None = None  # prepare pod: digest of the inputs that its result is valid for
     template: str | None = None  # prepare pod: digest of what determines its node
     retry: int = 0  # prepare pod: number of prepare pods that failed before it
     config: str | None = None  # worker: digest of the configuration that it was created with
     gone: bool = False  # the object does not exist any more; this is its last observed state
-    gone_at: datetime | None = None  # when its deletion was observed; None: it was not
 
     @classmethod
     def of(cls, item: Object) -> "Pod":
         """Read an API object."""
-        metadata, status = item["metadata"], item.get("status", {})
+        metadata, status = item["metadata"], PodStatus(item)
         labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
-        conditions = {c["type"]: c for c in status.get("conditions", [])}
-        scheduled = conditions.get("PodScheduled", {})
+        scheduled = status.conditions.get("PodScheduled", {})
         bound = scheduled.get("status") == "True"
         gates = tuple(g["name"] for g in item.get("spec", {}).get("schedulingGates", []))
-        statuses = status.get("containerStatuses", [])
-        trainer: Object = next((s for s in statuses if s["name"] == names.CONTAINER), {})
-        state = trainer.get("state", {})
-        ended = _ended(state, status)
         node = item.get("spec", {}).get("nodeName")
         owners = [o["uid"] for o in metadata.get("ownerReferences", []) if o.get("controller")]
         return cls(
@@ -168,23 +133,26 @@ class Pod:
             role=intern(labels.get(names.LABEL_ROLE, "")),
             attempt=_number(labels.get(names.LABEL_ATTEMPT, "0")),
             index=_number(labels.get(names.LABEL_WORKER_INDEX, "0")),
-            phase=intern(status.get("phase", "Pending")),
+            phase=intern(status.phase),
             owner=intern(owners[0]) if owners else None,
             job=intern(labels.get(names.LABEL_JOB_NAME, "")),
             node=intern(node) if node else None,
             created=parse_time(metadata.get("creationTimestamp")),
-            ip=status.get("podIP"),
+            ip=item.get("status", {}).get("podIP"),
             scheduled=parse_time(scheduled.get("lastTransitionTime")) if bound else None,
             unschedulable=None if bound or gates else scheduled.get("message"),
             gates=gates,
-            waiting=_waiting([trainer, *status.get("initContainerStatuses", []), *statuses]),
-            running="running" in state,
-            ended=ended,
+            waiting=status.waiting,
+            running=status.running,
+            ended=status.ended,
+            containers_ended=status.containers_ended,
+            released=status.released,
+            proof=status.proof if status.finished and not status.released else None,
             deletion=parse_time(metadata.get("deletionTimestamp")),
-            disrupted=conditions.get("DisruptionTarget", {}).get("status") == "True",
-            silent_since=_silent_since(status, conditions),
-            terminal_since=None if ended else _terminal_since(status, conditions),
-            failure=None if ended else _failure(status),
+            finalizers=bool(metadata.get("finalizers")),
+            disrupted=status.conditions.get("DisruptionTarget", {}).get("status") == "True",
+            silent_since=status.silent_since,
+            failure=status.failure,
             inputs=annotations.get(names.ANNOTATION_INPUTS),
             template=annotations.get(names.ANNOTATION_TEMPLATE),
             config=annotations.get(names.ANNOTATION_CONFIG),
@@ -202,18 +170,28 @@ class Pod:
 
     def vanished(self, at: datetime | None = None) -> "Pod":
         """Return the pod as gone; `at` is when the event of its deletion was received."""
-        return replace(self, gone=True, running=False, gone_at=at)
+        seen = self.end_seen if self.finished else at
+        return replace(self, gone=True, running=False, end_seen=seen)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended, whatever its kubelet still writes about it.
+
+        The end of its containers is written before the final phase. A pod with a final phase may
+        have containers that seem to wait or to run, as the kubelet last described them. A sidecar
+        that outlives the trainer keeps the pod, and with it the devices.
+        """
+        return self.containers_ended or self.phase in TERMINAL
 
     def lost(self, now: datetime) -> bool:
         """Return whether its deletion is so long overdue that its node is taken to be lost."""
-        return self.deletion is not None and (now - self.deletion).total_seconds() > LOST_AFTER
+        if self.deletion is None or self.finished:
+            return False
+        return (now - self.deletion).total_seconds() > LOST_AFTER
 
     def over(self, now: datetime) -> bool:
-        """Return whether the pod is gone, ended or lost, so that the next attempt can begin.
-
-        The phase decides, not the trainer container: a sidecar that still runs holds the devices.
-        """
-        return self.gone or self.phase in _TERMINAL or self.lost(now)
+        """Return whether the pod is gone, ended or lost, so that the next attempt can begin."""
+        return self.gone or self.finished or self.lost(now)
 
     def needs_deletion(self, now: datetime) -> bool:
         """Return whether its deletion must be requested, for the first time or again.
@@ -221,7 +199,9 @@ class Pod:
         The API server deletes a pod that has ended in two steps. If the client dies in between, the
         pod keeps a deletion time that has passed until its kubelet handles it.
         """
-        return self.deletion is None or (self.phase in _TERMINAL and now > self.deletion)
+        if self.deletion is None:
+            return True
+        return self.phase in TERMINAL and now > self.deletion and not self.finalizers
 
     @property
     def asked_to_stop(self) -> bool:
@@ -229,71 +209,9 @@ class Pod:
         return self.deletion is not None or self.disrupted or self.gone
 
 
-_TERMINAL = ("Succeeded", "Failed")
-_TRANSIENT = ("", "ContainerCreating", "PodInitializing")
-"""Reasons of a waiting container that pass by themselves within seconds."""
-
-
 def _number(text: str) -> int:
     """Parse a label or an annotation; return -1 for a value that the operator did not write."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
-
-
-def _terminal_since(status: Object, conditions: dict[str, Object]) -> datetime | None:
-    """Return when a pod that has ended last changed a condition, which is when it ended."""
-    if status.get("phase") not in _TERMINAL:
-        return None
-    times = [parse_time(c.get("lastTransitionTime")) for c in conditions.values()]
-    return max((time for time in times if time), default=None)
-
-
-def _silent_since(status: Object, conditions: dict[str, Object]) -> datetime | None:
-    """Return since when the node of a pod does not answer, or None.
-
-    For such a node the node lifecycle controller sets Ready of each pod that was ready to False. It
-    adds no reason, whereas a kubelet that sets Ready to False always gives one.
-    """
-    ready = conditions.get("Ready", {})
-    if status.get("phase") in _TERMINAL or ready.get("status") not in ("False", "Unknown"):
-        return None
-    return None if ready.get("reason") else parse_time(ready.get("lastTransitionTime"))
-
-
-def _failure(status: Object) -> tuple[str, str] | None:
-    """Return reason and message of a pod that failed before its trainer container ended.
-
-    It was evicted, its node refused it, or an init container failed.
-    """
-    if status.get("phase") != "Failed":
-        return None
-    text = status.get("message", "")
-    for init in status.get("initContainerStatuses", []):
-        end = init.get("state", {}).get("terminated", {})
-        if end.get("exitCode"):
-            text = text or f"init container {init['name']} ended with {end['exitCode']}"
-    return status.get("reason") or reasons.POD_FAILED, text or "its container never ran"
-
-
-def _waiting(containers: list[Object]) -> tuple[str, str] | None:
-    """Return reason and message of the first container that waits for a reason to report."""
-    for container in containers:
-        waiting = container.get("state", {}).get("waiting", {})
-        if (reason := waiting.get("reason", "")) not in _TRANSIENT:
-            name, message = container["name"], waiting.get("message", "")
-            own = name == names.CONTAINER
-            return reason, message if own else f"container {name}: {message}"
-    return None
-
-
-def _ended(state: Object, status: Object) -> Ended | None:
-    if "terminated" not in state:
-        return None
-    end = state["terminated"]
-    finished = parse_time(end.get("finishedAt")) or parse_time(status.get("startTime"))
-    if finished is None:
-        return None
-    message = clean(end.get("message", "")) or ""
-    return Ended(end["exitCode"], end.get("reason", ""), finished, message)
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,10 @@ def new_attempt(spec: FineTuneJobSpec, number: int, now: datetime) -> Attempt:
 def _end(pod: Pod) -> datetime | None:
     """Return when the pod released its devices, or None if that is not known.
 
-    The status of an evicted pod may lack the end of its container.
+    A kubelet may not know the end of a container. Then it is the moment at which the operator saw
+    that the pod was over.
     """
-    return pod.ended.finished if pod.ended else pod.terminal_since or pod.gone_at
+    return pod.released or pod.end_seen
 
 
 def _seconds(pod: Pod, until: datetime) -> int:
@@ -51,20 +52,29 @@ def _seconds(pod: Pod, until: datetime) -> int:
     return max(0, int((end - pod.scheduled).total_seconds()))
 
 
+def _proven_seconds(pod: Pod) -> int:
+    """Return the seconds for which a pod of unknown end is proved to have held its devices."""
+    return _seconds(pod, pod.proof) if pod.proof else 0
+
+
 def account(attempt: Attempt, pods: list[Pod], now: datetime) -> Attempt:
     """Return the attempt with its device seconds up to now."""
     devices = attempt.devices_per_worker
     # The cost of a pod that was found missing is not known: it may have been bound unobserved.
-    known = [pod for pod in pods if _end(pod) or not pod.gone]
-    alive = any(_end(pod) is None and not pod.gone for pod in known)
-    unobserved = any(pod.ended is None and pod.gone and pod.scheduled for pod in pods)
+    known = [pod for pod in pods if _end(pod) or not (pod.gone or pod.finished)]
+    unknown = [pod for pod in pods if pod not in known]
+    alive = any(_end(pod) is None for pod in known)
+    unobserved = any(_is_estimated(pod) for pod in pods)
     seconds = devices * sum(_seconds(pod, now) for pod in known)
-    vanished = attempt.workers - len(known) if attempt.created else 0
+    vanished = attempt.workers - len({pod.index for pod in known}) if attempt.created else 0
     vanished_seconds, vanished_time = attempt.vanished_device_seconds, attempt.vanished_time
     if vanished > attempt.vanished_workers:
-        vanished_time = attempt.accounted_until or attempt.start_time
-        then = devices * sum(_seconds(pod, vanished_time) for pod in known)
+        since = attempt.accounted_until or attempt.start_time
+        then = devices * sum(_seconds(pod, since) for pod in known)
         vanished_seconds = max(vanished_seconds, attempt.device_seconds - then)
+        vanished_time = max([since, *(pod.proof for pod in unknown if pod.proof)])
+    proven = devices * sum(_proven_seconds(pod) for pod in unknown)
+    vanished_seconds = max(vanished_seconds, proven)
     return attempt.replace(
         device_seconds=max(attempt.device_seconds, seconds + vanished_seconds),
         accounted_until=now if alive else attempt.accounted_until,
@@ -75,6 +85,12 @@ def account(attempt: Attempt, pods: list[Pod], now: datetime) -> Attempt:
     )
 
 
+def _is_estimated(pod: Pod) -> bool:
+    """Return whether the pod held devices and is over without an exact end."""
+    over = pod.gone or pod.finished
+    return over and pod.released is None and pod.scheduled is not None
+
+
 def finalize(attempt: Attempt, pods: list[Pod]) -> Attempt:
     """Return the attempt with its final sums, once every pod of it is over.
 
@@ -82,10 +98,10 @@ def finalize(attempt: Attempt, pods: list[Pod]) -> Attempt:
     before by a clock of the operator that is ahead of the nodes' clocks.
     """
     own = [pod for pod in pods if pod.attempt == attempt.number]
-    unseen = [pod for pod in own if pod.ended is None and pod.scheduled]
+    unseen = [pod for pod in own if pod.released is None and pod.scheduled]
     exact = attempt.vanished_workers == 0 and not unseen
     if exact and own:
-        seconds = sum(_seconds(pod, pod.ended.finished) for pod in own if pod.ended)
+        seconds = sum(_seconds(pod, pod.released) for pod in own if pod.released)
         total = attempt.devices_per_worker * seconds
         if not attempt.created and total < attempt.device_seconds:
             # A gang that was never complete may have had pods that are not in `pods`, so the

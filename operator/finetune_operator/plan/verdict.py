@@ -10,8 +10,9 @@ from datetime import datetime, timedelta
 from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode, is_permanent, meaning
 from finetune_operator.plan import nodes
-from finetune_operator.plan.observe import LOST_AFTER, Ended, Pod, termination_result
+from finetune_operator.plan.observe import LOST_AFTER, Pod, termination_result
 from finetune_operator.plan.outcomes import ENDINGS, Cause, Ending, Outcome, cause_of_exit
+from finetune_operator.plan.pod_status import Ended
 
 CAUSE_WAIT = 15.0
 """Seconds for which an exit that is only a consequence waits for its cause to be observed."""
@@ -44,16 +45,15 @@ def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Ver
     ends = {pod.index: pod.ended for pod in pods if pod.ended}
     if len(ends) == replicas and all(end.exit_code == 0 for end in ends.values()):
         return success()
-    failures = sorted((end.finished, index) for index, end in ends.items() if end.exit_code != 0)
-    present = {pod.index for pod in pods if not pod.gone or pod.ended}
+    failures = _in_order([(end, index) for index, end in ends.items() if end.exit_code != 0])
+    present = {pod.index for pod in pods if not pod.gone or pod.ended or pod.failure}
     missing = sorted(set(range(replicas)) - present) if created else []
     lost = [pod for pod in pods if pod.ended is None and pod.lost(now)]
     causes = [i for _, i in failures if not meaning(ends[i].exit_code).consequence]
-    failed = [i for i in causes if ends[i].exit_code != ExitCode.STOPPED]
-    failed.sort(key=lambda index: ends[index].unknown)  # its time is that of the discovery
+    failed = [i for i in causes if ends[i].exit_code != ExitCode.STOPPED and not ends[i].unknown]
     if failed:
         return from_exit(failed[0], ends[failed[0]], pods)
-    broken = [pod for pod in pods if pod.failure and not pod.gone]
+    broken = [pod for pod in pods if pod.failure]
     if not failures and not missing and not lost and not broken:
         return None
     if _cause_may_follow(pods, failures, now):
@@ -72,6 +72,15 @@ def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Ver
     found = from_exit(index, ends[index], pods)
     left = [pod for pod in pods if pod.ended is None]
     return _blame(found, left[0]) if left else found
+
+
+def _in_order(failures: list[tuple[Ended, int]]) -> list[tuple[datetime, int]]:
+    """Return time and worker of failures in the order of their times.
+
+    The time of an unknown end is that of its discovery or an estimate, so it comes last.
+    """
+    ordered = sorted(failures, key=lambda found: (found[0].unknown, found[0].finished, found[1]))
+    return [(end.finished, index) for end, index in ordered]
 
 
 def permanent_failure(pods: list[Pod]) -> Verdict | None:
@@ -94,7 +103,7 @@ def seconds_until_final(pods: list[Pod], now: datetime) -> float | None:
 
 def _cause_may_follow(pods: list[Pod], failures: list[tuple[datetime, int]], now: datetime) -> bool:
     """Return whether a pod that still runs may be saving, or may be the cause of a lost peer."""
-    alive = [pod for pod in pods if pod.ended is None and not pod.gone and not pod.lost(now)]
+    alive = [pod for pod in pods if pod.ended is None and not pod.over(now)]
     if not alive:
         return False
     if any(pod.asked_to_stop for pod in alive):
@@ -112,6 +121,8 @@ def cause_is_awaited(pods: list[Pod], failed: Pod, now: datetime) -> bool:
 def from_exit(index: int, end: Ended, pods: list[Pod], *, pod_missing: bool = False) -> Verdict:
     """Return the verdict on a gang whose end was caused by the exit of this worker."""
     pod = next(pod for pod in pods if pod.index == index)
+    if end.unknown and pod.failure:
+        return from_failed_pod(pod)
     if end.unknown:
         why = f"node {pod.node} or its container runtime was restarted"
         return _lost(Cause.NODE_LOST, pod, f"{why} ({pod.name})", end.exit_code)

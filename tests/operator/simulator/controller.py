@@ -52,7 +52,9 @@ class Controller:
 
     def __post_init__(self) -> None:
         self.api = Api(self.wire)
-        self.pods = Pods(self.ready.add, self._soon, lambda uid: self.jobs.knows(uid))
+        self.pods = Pods(
+            self.ready.add, self._soon, lambda uid: self.jobs.knows(uid), self.clock.now
+        )
         self.jobs = Jobs(self.ready.add, self._removed)
         self.recorder = Recorder(self.api)
         self.reconciler = Reconciler(

@@ -229,6 +229,9 @@ ACTIONS: dict[str, Action] = {
     "free": lambda world, _: world.nodes.held.clear(),
     "preempt": _to_pod("preempt"),
     "evict": _to_pod("evict"),
+    "refuse": _to_pod("refuse"),
+    "lose container": _to_pod("lose_container"),
+    "collect": _to_pod("collect"),
     "delete pod": _delete_pod,
     "lose node": _lose,
     "delete node": _to_pod("delete_node"),
@@ -262,10 +265,14 @@ _WORLD = [
     *(
         Event(what, place)
         for place in _PLACES
-        for what in ("unschedulable", "image missing", "preempt", "evict", "start", "start")
+        for what in (
+            *("unschedulable", "image missing", "preempt", "evict", "start", "start"),
+            *("refuse", "lose container"),
+        )
     ),
     *(Event("lose node", place) for place in _PLACES for _ in range(2)),
     *(Event("delete node", place) for place in _PLACES for _ in range(2)),
+    *(Event("collect", place) for place in _PLACES),
     *(Event("delete pod", (place, grace)) for place in _PLACES for grace in (None, 0)),
     Event("nodes recover"),
     Event("free"),

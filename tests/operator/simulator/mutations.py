@@ -20,6 +20,7 @@ from finetune_operator.plan import (
 )
 from finetune_operator.plan.decision import Decision, Delete
 from finetune_operator.plan.observe import Job
+from finetune_operator.plan.pod_status import TERMINAL, PodStatus
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.status import Urgency
 from tests.operator.simulator.api import Api
@@ -245,3 +246,44 @@ def missing_pods_are_rendered_from_the_edited_spec(patch: Patch) -> None:
 @mutation
 def pods_with_another_configuration_belong_to_the_gang(patch: Patch) -> None:
     patch.setattr(configuration, "stop_requests", lambda *_: [])
+
+
+@mutation
+def a_pod_is_over_only_by_its_phase(patch: Patch) -> None:
+    patch.setattr(observe.Pod, "finished", property(lambda pod: pod.phase in TERMINAL))
+
+
+@mutation
+def a_pod_is_over_only_by_its_containers(patch: Patch) -> None:
+    patch.setattr(observe.Pod, "finished", property(lambda pod: pod.containers_ended))
+
+
+@mutation
+def a_pod_of_unknown_end_ended_when_it_was_bound(patch: Patch) -> None:
+    original = PodStatus.released
+
+    def released(status: PodStatus) -> Any:
+        bound = status.conditions.get("PodScheduled", {}).get("lastTransitionTime")
+        early = observe.parse_time(bound) if status.finished else None
+        return original.fget(status) or early  # type: ignore[attr-defined]
+
+    patch.setattr(PodStatus, "released", property(released))
+
+
+@mutation
+def usage_is_computed_anew_from_the_pods_that_are_known(patch: Patch) -> None:
+    def anew(original: Any, attempt: Any, *more: Any) -> Any:
+        forgotten = {"device_seconds": 0, "vanished_device_seconds": 0, "vanished_workers": 0}
+        return original(attempt.replace(**forgotten), *more)
+
+    _wrap(patch, usage, "account", anew)
+
+
+@mutation
+def a_pod_that_never_ran_costs_nothing(patch: Patch) -> None:
+    _wrap(
+        patch,
+        usage,
+        "_seconds",
+        lambda original, pod, until: 0 if pod.failure else original(pod, until),
+    )

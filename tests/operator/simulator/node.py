@@ -1,6 +1,7 @@
 """The scheduler, the kubelets and the processes in pods. Every pod has its own node.
 
 When a node is lost, a process outlives its pod object; only the fence on storage stops it.
+A kubelet writes the end of a container first, and the final phase of the pod with its next write.
 """
 
 import json
@@ -19,6 +20,7 @@ from tests.operator.simulator.store import PODS, TERMINAL, Store
 
 TOTAL_STEPS = 1_000_000
 STOPPED, FENCED, PEER_LOST, KILLED = 75, 79, 88, 137
+REFUSALS = ("UnexpectedAdmissionError", "OutOfcpu", "NodeAffinity")
 
 
 @dataclass
@@ -53,7 +55,8 @@ class Nodes:
     runs: dict[str, Run] = field(default_factory=lambda: defaultdict(Run))
     lost: set[str] = field(default_factory=set)  # pod uids whose node does not answer
     held: set[str] = field(default_factory=set)  # pod uids that find no node or no image
-    unreported: dict[str, Object] = field(default_factory=dict)  # final statuses not yet written
+    # Statuses of ended pods that are not yet written, in their order, by pod uid.
+    unreported: dict[str, list[Object]] = field(default_factory=dict)
     # How the processes of a gang ended, reported or not, by pod uid; None: killed with its node.
     ends: dict[tuple[str, int], dict[str, int | None]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -91,7 +94,7 @@ class Nodes:
         self.bind(pod)
         self.held.add(pod["metadata"]["uid"])
         state = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
-        self.store.status(self._live(pod), {"containerStatuses": [_container(state)]})
+        self.store.status(self._live(pod), {"containerStatuses": _containers(pod, state, state)})
 
     def start(self, pod: Object) -> None:
         """Bind the pod if it is not bound, and start its container."""
@@ -111,7 +114,8 @@ class Nodes:
         )
         self.processes[uid] = process
         state = {"running": {"startedAt": self._stamp(pod)}}
-        status = {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": [_container(state)]}
+        statuses = _containers(pod, state, state)
+        status = {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": statuses}
         self.store.status(self._live(pod), status)
         if process.attempt and process.index == 0:
             self._claim(process)
@@ -183,10 +187,11 @@ class Nodes:
             "finishedAt": self._stamp(process.pod),
             "message": message,
         }
-        sidecar = len(process.pod["spec"]["containers"]) > 1
-        phase = "Running" if sidecar else "Succeeded" if code == 0 else "Failed"
-        status = {"phase": phase, "containerStatuses": [_container({"terminated": end})]}
-        self.unreported[process.uid] = status
+        side = {"running": {"startedAt": self._stamp(process.pod)}}
+        statuses = _containers(process.pod, {"terminated": end}, side)
+        self.unreported[process.uid] = [{"containerStatuses": statuses}]
+        if not _sidecars(process.pod):
+            self.unreported[process.uid].append({"phase": "Failed" if code else "Succeeded"})
         if reported:
             self.report(process.uid)
 
@@ -234,16 +239,38 @@ class Nodes:
         return {"progress": progress, "ledger": ledger, **found}
 
     def report(self, uid: str) -> None:
-        """Write how the container ended, as a kubelet does; remove a pod that is being deleted."""
+        """Write the next part of how a pod ended; remove one that is being deleted."""
         pod = self._by_uid(uid)
         if uid in self.lost or uid not in self.unreported:
             return
-        status = self.unreported.pop(uid)
+        status = self.unreported[uid].pop(0)
+        if not self.unreported[uid]:
+            del self.unreported[uid]
         if pod is None or pod["status"]["phase"] in TERMINAL:
             return
         pod = self.store.status(pod, status)
         if "deletionTimestamp" in pod["metadata"]:
-            self._remove(pod)
+            self._end_and_remove(pod)
+
+    def _end_and_remove(self, pod: Object) -> None:
+        """Write the final status of a pod whose trainer has ended or never ran, and remove it."""
+        uid = pod["metadata"]["uid"]
+        for status in self.unreported.pop(uid, []):
+            pod = self.store.status(pod, status)
+        if pod["status"]["phase"] not in TERMINAL and "nodeName" in pod["spec"]:
+            pod = self.store.status(pod, self._final(pod))
+        self._remove(pod)
+
+    def _final(self, pod: Object) -> Object:
+        """Return the final status of a pod that is deleted: sidecars end with the pod."""
+        before = pod["status"].get("containerStatuses") or [{"state": {}}]
+        own = before[0]["state"]
+        if "terminated" not in own:
+            return {"phase": "Failed", "containerStatuses": _containers(pod, _UNKNOWN, _UNKNOWN)}
+        end = {"exitCode": KILLED, "reason": "Error", "finishedAt": self._stamp(pod)}
+        phase = "Failed" if own["terminated"]["exitCode"] else "Succeeded"
+        statuses = _containers(pod, own, {"terminated": end})
+        return {"phase": phase, "containerStatuses": statuses}
 
     def stop(self, pod: Object) -> None:
         """Carry out a deletion, as a kubelet does: SIGTERM, a checkpoint, exit, removal."""
@@ -252,9 +279,7 @@ class Nodes:
             return
         process = self.processes.get(uid)
         if process is None:
-            self.report(uid)
-            if left := self._by_uid(uid):
-                self._remove(left)
+            self._end_and_remove(pod)
             return
         late = _due(pod) <= self.clock.seconds
         ends = self.ends[process.job_uid, process.attempt].values()
@@ -279,6 +304,8 @@ class Nodes:
         ]
 
     def _remove(self, pod: Object) -> None:
+        if pod["metadata"].get("finalizers"):
+            self.store.finalizers(pod)
         self.store.delete(PODS, pod["metadata"]["name"], {"gracePeriodSeconds": 0})
 
     # Disruptions
@@ -306,14 +333,56 @@ class Nodes:
             "conditions": [
                 *kept,
                 {"type": "Ready", "status": "False", "lastTransitionTime": self._stamp(pod)},
+                self._condition("DisruptionTarget", "True") | {"reason": "TerminationByKubelet"},
             ],
         }
         states = pod["status"].get("containerStatuses") or [{}]
         if "terminated" not in states[0].get("state", {}):
-            status["containerStatuses"] = []
+            waiting = {"waiting": {"reason": "PodInitializing"}}
+            status["containerStatuses"] = _containers(pod, waiting, waiting)
+        self._fail(pod, status)
+
+    def _fail(self, pod: Object, status: Object) -> None:
         pod = self.store.status(pod, status)
         if "deletionTimestamp" in pod["metadata"]:
             self._remove(pod)
+
+    def refuse(self, pod: Object) -> None:
+        """Fail the pod without any container status, as a kubelet that does not admit it does.
+
+        A kubelet that was restarted may refuse a pod that ran.
+        """
+        uid = pod["metadata"]["uid"]
+        if pod["status"]["phase"] in TERMINAL or uid in self.lost or _terminated(pod):
+            return
+        self.bind(pod)
+        self.kill(uid)
+        reason = REFUSALS[self.store.version % len(REFUSALS)]
+        message = "Pod was rejected: the node does not have what it requests"
+        status = {"phase": "Failed", "reason": reason, "message": message}
+        self._fail(self._live(pod), {**status, "containerStatuses": []})
+
+    def lose_container(self, pod: Object) -> None:
+        """End a container that its kubelet cannot find any more: neither code nor time is known."""
+        uid = pod["metadata"]["uid"]
+        if uid not in self.processes or uid in self.lost:
+            return
+        self.kill(uid)
+        statuses = _containers(pod, _UNKNOWN, _UNKNOWN, ran=True)
+        self._fail(pod, {"phase": "Failed", "containerStatuses": statuses})
+
+    def collect(self, pod: Object) -> None:
+        """Collect a pod whose Node was deleted, while a finalizer keeps its object.
+
+        Its containers are described as its kubelet did last, and its process goes on.
+        """
+        if pod["metadata"]["uid"] not in self.lost or pod["status"]["phase"] in TERMINAL:
+            return
+        kept = [c for c in pod["status"].get("conditions", []) if c["type"] == "PodScheduled"]
+        disrupted = self._condition("DisruptionTarget", "True") | {"reason": "DeletionByPodGC"}
+        self.store.status(pod, {"phase": "Failed", "conditions": [*kept, disrupted]})
+        pod = self.store.finalizers(pod, "example.com/keep")
+        self.store.delete(PODS, pod["metadata"]["name"], {"gracePeriodSeconds": 0})
 
     def lose(self, pod: Object) -> None:
         """Make the pod's node unreachable. `taint` deletes the pod after a while."""
@@ -337,7 +406,7 @@ class Nodes:
         lost, self.lost = self.lost, set()
         for uid in lost:
             pod = self._by_uid(uid)
-            if pod is None:
+            if pod is None or pod["status"]["phase"] in TERMINAL:
                 self.kill(uid)
             elif uid in self.unreported:
                 self.report(uid)
@@ -414,5 +483,23 @@ def _message(outcome: str, reason: str, **fields: Any) -> str:
     return json.dumps({"outcome": outcome, "reason": reason, **fields})
 
 
-def _container(state: Object) -> Object:
-    return {"name": names.CONTAINER, "state": state}
+_UNKNOWN: Object = {
+    "terminated": {"exitCode": KILLED, "reason": "ContainerStatusUnknown", "finishedAt": None}
+}
+
+
+def _sidecars(pod: Object) -> list[Object]:
+    return [c for c in pod["spec"]["containers"] if c["name"] != names.CONTAINER]
+
+
+def _terminated(pod: Object) -> bool:
+    """Return whether the status of the pod has the end of its trainer container."""
+    statuses = pod["status"].get("containerStatuses") or [{}]
+    return "terminated" in statuses[0].get("state", {})
+
+
+def _containers(pod: Object, own: Object, side: Object, *, ran: bool = False) -> list[Object]:
+    """Return the statuses of all containers, the trainer's first; `side` is that of sidecars."""
+    ids = {"containerID": "containerd://1"} if ran else {}
+    others = [{"name": c["name"], "state": side, **ids} for c in _sidecars(pod)]
+    return [{"name": names.CONTAINER, "state": own, **ids}, *others]

@@ -12,6 +12,7 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
         [
             Event("go"),
             Event("exit", (1, 137, True)),
+            Event("ends are reported"),
             Event("at call", (4, Event("suspend", True))),
             Event("watch", ("pods", "stall")),
             Event("wait", 70),
@@ -64,6 +65,41 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
     "a lost worker: the operator must be woken by its clock": (
         Config(),
         [*([Event("go")] * 3), Event("lose node", 1)],
+    ),
+    "a crash whose final phase follows later: the pod and its log were deleted": (
+        Config(),
+        [*([Event("go")] * 3), Event("train", 20), Event("exit", (1, 1, True)), Event("wait", 3)],
+    ),
+    "refused before any container started: the job waited for it for ever": (
+        Config(),
+        [*([Event("go")] * 2), Event("refuse", 1), Event("wait", 70)],
+    ),
+    "evicted before any container started: the job waited for it for ever": (
+        Config(),
+        [*([Event("go")] * 2), Event("start", 1), Event("evict", 1), Event("wait", 70)],
+    ),
+    "refused after a restart of its kubelet: its time was dropped": (
+        Config(replicas=1),
+        [*([Event("go")] * 3), Event("train", 200), Event("refuse", 0), Event("go")],
+    ),
+    "its kubelet lost its container while the operator was away: its time was dropped": (
+        Config(),
+        [
+            *([Event("go")] * 3),
+            Event("train", 200),
+            Event("exit", (0, 88, True)),
+            Event("operator away", True),
+            Event("lose container", 1),
+            Event("operator away", False),
+        ],
+    ),
+    "drained while its image was pulled: it cost nothing": (
+        Config(),
+        [Event("go"), Event("image missing", 0), Event("wait", 70), Event("preempt", 0)],
+    ),
+    "collected after its node was deleted, and kept by a finalizer": (
+        Config(),
+        [*([Event("go")] * 3), Event("lose node", 1), Event("collect", 1), Event("wait", 70)],
     ),
     "an incomplete gang, of which a quota refuses the rest: it kept its nodes": (
         Config(policy=(("gangStartTimeoutSeconds", 60),)),

@@ -133,7 +133,7 @@ class Store:
         grace = self._grace(old, body) if plural == PODS else 0
         if operator and "deletionTimestamp" in old["metadata"]:
             self.changed(Change(plural, old, old, by_operator=True, late=late, body=body))
-        if grace > 0:
+        if grace > 0 or old["metadata"].get("finalizers"):
             self.terminating.setdefault(old["metadata"]["uid"], self.version)
             due = self.clock.stamp(grace)
             if due < old["metadata"].get("deletionTimestamp", "9999"):
@@ -151,6 +151,12 @@ class Store:
         """Write fields of a pod's status, as a kubelet or the scheduler does."""
         old = self.objects[PODS][pod["metadata"]["name"]]
         return self._write(PODS, old, {**old, "status": {**old.get("status", {}), **status}})
+
+    def finalizers(self, pod: Object, *finalizers: str) -> Object:
+        """Set the finalizers of a pod, which keep its object after its deletion."""
+        old = self.objects[PODS][pod["metadata"]["name"]]
+        metadata = {**old["metadata"], "finalizers": [*finalizers]}
+        return self._write(PODS, old, {**old, "metadata": metadata})
 
     def bind(self, pod: Object) -> Object:
         """Bind a pod to a node, as the scheduler does."""

@@ -3,13 +3,16 @@
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import datetime
 
+from finetune_api import names
 from finetune_api.base import Object
 from tests.operator.simulator import events, invariants
 from tests.operator.simulator.api import Crash, Wire
 from tests.operator.simulator.clock import Clock
 from tests.operator.simulator.controller import Controller
 from tests.operator.simulator.events import Config, Event
+from tests.operator.simulator.invariants import queries
 from tests.operator.simulator.node import Nodes
 from tests.operator.simulator.reports import SimulatedReports
 from tests.operator.simulator.store import JOBS, PODS, Change, Store
@@ -38,6 +41,8 @@ class World:
     blind: bool = False  # the operator, or a kubelet, may have missed an event
     away: bool = False
     late_pods: set[str] = field(default_factory=set)  # created after the client had given up
+    over_since: dict[str, datetime] = field(default_factory=dict)  # by pod uid
+    ended_at: dict[str, int] = field(default_factory=dict)  # version at which containers had ended
 
     def __post_init__(self) -> None:
         self.store = Store(self.clock, self._changed)
@@ -224,13 +229,19 @@ class World:
             kind = kind if change.plural == PODS and change.by_operator else None
         if change.plural == PODS and change.before is None and change.after and change.late:
             self.late_pods.add(change.after["metadata"]["uid"])
-        if change.plural == PODS and change.after is None and change.before:
-            states = change.before["status"].get("containerStatuses") or [{}]
-            if "terminated" not in states[0].get("state", {}):
-                owner = change.before["metadata"].get("labels", {}).get("finetune.dev/job-uid", "")
-                self.facts[owner].pods_vanished = True
+        if change.plural == PODS:
+            self._remember_pod(change.after or change.before or {}, gone=change.after is None)
         if kind:
             self._check(kind, change)
+
+    def _remember_pod(self, pod: Object, *, gone: bool) -> None:
+        uid = pod["metadata"]["uid"]
+        if gone or not queries.runs(pod):
+            self.over_since.setdefault(uid, self.clock.now())
+        if queries.containers_ended(pod):
+            self.ended_at.setdefault(uid, self.store.version)
+        if gone and queries.exact_end(pod) is None:
+            self.facts[queries.label(pod, names.LABEL_JOB_UID)].pods_vanished = True
 
     def _remember(self, change: Change) -> None:
         item = change.after or change.before

@@ -50,16 +50,25 @@ def _fenced(world: "World", _: Any) -> str | None:
 def _exact(world: "World", _: Any) -> str | None:
     for attempt in attempts_of(world):
         seconds, unseen = true_seconds(world, attempt)
+        least = true_seconds(world, attempt, late=False)[0]
+        if not world.blind and attempt["deviceSeconds"] < least - _tolerance(world, attempt):
+            return f"at least {least} s were used: {short(attempt)}"
         if attempt.get("estimated"):
             facts = world.facts[world.job["metadata"]["uid"]] if world.job else None
             if not (unseen or world.blind or (facts and facts.pods_vanished)):
                 return f"all ends were observed: {short(attempt)}"
         elif attempt["deviceSeconds"] not in (
             _at_least_its_steps(attempt, seconds),
-            _at_least_its_steps(attempt, true_seconds(world, attempt, late=False)[0]),
+            _at_least_its_steps(attempt, least),
         ):
             return f"{seconds} s were used (unseen: {unseen}): {short(attempt)}"
     return None
+
+
+def _tolerance(world: "World", attempt: Object) -> int:
+    """Return the device seconds by which the clocks of nodes and whole seconds can be wrong."""
+    clocks = max(abs(skew) for skew in world.config.skews)
+    return int(attempt["workers"] * attempt["devicesPerWorker"]) * (clocks + 1)
 
 
 def _at_least_its_steps(attempt: Object, seconds: int) -> int:

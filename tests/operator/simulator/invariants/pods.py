@@ -73,3 +73,20 @@ def _deletes_once(world: "World", change: Change) -> str | None:
     if change.late or terminating is None or terminating >= world.controller.last_began[1]:
         return None
     return f"{change.before['metadata']['name']} is terminating already"
+
+
+@invariant("pod deleted", "a worker whose containers ended is kept for its log, as policies say")
+def _keeps_logs(world: "World", change: Change) -> str | None:
+    assert change.before
+    pod, job = change.before, world.job
+    ended = world.ended_at.get(pod["metadata"]["uid"])
+    if ended is None or ended >= world.controller.last_began[1] or change.late:
+        return None
+    if not job or label(pod, names.LABEL_JOB_UID) != job["metadata"]["uid"] or not attempt_of(pod):
+        return None
+    status, cleans = job.get("status", {}), job["spec"]["runPolicy"].get("cleanPodPolicy") == "All"
+    if job["spec"].get("suspend") or (cleans and status.get("phase") in FINISHED):
+        return None
+    if attempt_of(pod) < status.get("attempt", 0) - 1:
+        return None
+    return f"{pod['metadata']['name']} had ended, and its log is deleted"

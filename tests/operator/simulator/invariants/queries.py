@@ -47,7 +47,21 @@ def all_pods(world: "World", uid: str) -> list[Object]:
 
 
 def runs(pod: Object) -> bool:
-    return pod["status"].get("phase") not in TERMINAL
+    """Return whether the phase is not final and a container has not ended."""
+    return pod["status"].get("phase") not in TERMINAL and not containers_ended(pod)
+
+
+def containers_ended(pod: Object) -> bool:
+    states = [s["state"] for s in pod["status"].get("containerStatuses") or []]
+    return bool(states) and all("terminated" in state for state in states)
+
+
+def exact_end(pod: Object) -> datetime | None:
+    """Return when the last container ended, if the kubelet wrote all ends with their times."""
+    if not containers_ended(pod):
+        return None
+    ends = [s["state"]["terminated"].get("finishedAt") for s in pod["status"]["containerStatuses"]]
+    return max(datetime.fromisoformat(end) for end in ends) if all(ends) else None
 
 
 def alive(world: "World", pod: Object) -> bool:
@@ -101,7 +115,9 @@ def progressed(status: Object, attempt: Object) -> bool:
 def true_seconds(world: "World", attempt: Object, *, late: bool = True) -> tuple[int, bool]:
     """Return an attempt's device seconds as kubelets reported them, and whether an end is missing.
 
-    `late` includes the pods that a delayed request created, which may belong to the attempt or not.
+    A pod without an exact end counts up to the moment at which its status or its removal showed
+    that it was over. `late` includes the pods that a delayed request created, which may belong to
+    the attempt or not.
     """
     total, unseen = 0.0, False
     assert world.job
@@ -113,13 +129,13 @@ def true_seconds(world: "World", attempt: Object, *, late: bool = True) -> tuple
         bound = [c for c in pod["status"].get("conditions", []) if c["type"] == "PodScheduled"]
         if not bound or bound[0]["status"] != "True":
             continue
-        end = state_of(pod).get("terminated")
-        if end is None:
-            unseen = True  # charged to the moment when the pod failed, or to a proof of life
-            continue
         since = datetime.fromisoformat(bound[0]["lastTransitionTime"])
+        end = exact_end(pod)
+        if end is None:
+            unseen = True
+            end = world.over_since.get(pod["metadata"]["uid"], since)
         # The clock of the node may be behind that of the scheduler.
-        total += max(0.0, (datetime.fromisoformat(end["finishedAt"]) - since).total_seconds())
+        total += max(0.0, (end - since).total_seconds())
     return int(total) * attempt["devicesPerWorker"], unseen
 
 

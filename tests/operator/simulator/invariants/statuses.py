@@ -158,8 +158,10 @@ def _monotone(world: "World", change: Change) -> str | None:
     for before in old.get("attempts", []):
         after = known.get(before["number"], before)
         shrinks = after["deviceSeconds"] < before["deviceSeconds"]
-        # Finalizing replaces what was charged by what the kubelet reported later, once `settled`.
-        if shrinks and (before.get("settled") or not after.get("settled")):
+        # Finalizing replaces what was charged by what the kubelets reported later, once `settled`
+        # and if they know all ends.
+        exact = after.get("settled") and not after.get("estimated")
+        if shrinks and (before.get("settled") or not exact):
             return f"attempt {before['number']} {before['deviceSeconds']} -> {short(after)}"
         changed = after["deviceSeconds"] != before["deviceSeconds"]
         corrected = after.get("corrected") and not before.get("corrected")
