@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -50,7 +51,13 @@ def cluster() -> Iterator[Cluster]:
 def workspace(cluster: Cluster, tmp_path_factory) -> Path:
     """The volume behind the claim `w`, with a tiny model and data."""
     install(cluster)
-    folder = tmp_path_factory.mktemp("workspace")
+    folder = make_workspace(tmp_path_factory.mktemp("workspace"))
+    cluster.kubectl("apply", "-f", "-", stdin=VOLUME.format(path=folder))
+    return folder
+
+
+def make_workspace(folder: Path) -> Path:
+    """Write a tiny model and data into a folder and return it."""
     for parent in (folder, *folder.parents):
         # Only the owner can read folders of pytest, but pods run as another user.
         if parent.name.startswith("pytest") or parent == folder:
@@ -58,7 +65,6 @@ def workspace(cluster: Cluster, tmp_path_factory) -> Path:
     tiny.make_model(folder / "model")
     tiny.write_jsonl(folder / "data" / "train.jsonl", tiny.make_messages(800))
     tiny.write_jsonl(folder / "data" / "validation.jsonl", tiny.make_messages(20, seed=1))
-    cluster.kubectl("apply", "-f", "-", stdin=VOLUME.format(path=folder))
     return folder
 
 
@@ -95,11 +101,13 @@ def manifest(name: str, **changes):
     }
 
 
+def create_job(cluster: Cluster, name: str, **changes) -> None:
+    """Create a job on the tiny model."""
+    cluster.kubectl("create", "-f", "-", stdin=json.dumps(manifest(name, **changes)))
+
+
 @pytest.fixture
 def submit(cluster: Cluster, workspace: Path) -> Callable[..., None]:
     """Return a function that creates a job on the tiny model."""
 
-    def create(name: str, **changes) -> None:
-        cluster.kubectl("create", "-f", "-", stdin=json.dumps(manifest(name, **changes)))
-
-    return create
+    return functools.partial(create_job, cluster)

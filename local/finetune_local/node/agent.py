@@ -13,6 +13,7 @@ from finetune_local.node.config_data import read_data
 from finetune_local.node.events import Recorder
 from finetune_local.node.images import Image
 from finetune_local.node.pod import Pod
+from finetune_local.node.pulls import Pulls
 from finetune_local.node.service_discovery import ServiceDiscovery
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Agent:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._api, self._name, self._state, self._known = api, name, state, known
         self._addresses, self._devices = addresses, devices
-        self._recorder = Recorder(api, name)
+        self._recorder, self._pulls = Recorder(api, name), Pulls(api, name)
         self._discovery = discovery
         discovery.changed = self._refresh_hosts
 
@@ -87,6 +88,7 @@ class Agent:
             lookup=lambda kind, name: read_data(self._api, namespace, kind, name),
             recorder=self._recorder,
             known=self._known,
+            pulls=self._pulls,
             folder=self._state / "pods" / uid,
             ip=item["status"].get("podIP") or self._addresses.next(used),
             hosts=self._hosts,

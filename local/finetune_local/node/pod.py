@@ -11,12 +11,13 @@ from finetune_api.base import Object
 from finetune_client.api import Api
 from finetune_client.errors import TRANSIENT, ApiError
 from finetune_local.node import admission, images, restore, volumes
-from finetune_local.node.admission import RefusedError
+from finetune_local.node.admission import RefusedError, all_containers
 from finetune_local.node.container import Container
 from finetune_local.node.environment import Lookup, UnresolvedError
 from finetune_local.node.events import Recorder
 from finetune_local.node.images import Image
 from finetune_local.node.launch import make_launch
+from finetune_local.node.pulls import Pulls
 from finetune_local.node.status import PodState, State, phase
 from finetune_local.node.status_writer import StatusWriter
 
@@ -36,6 +37,7 @@ class Pod:
         lookup: Lookup,
         recorder: Recorder,
         known: dict[str, Image],
+        pulls: Pulls,
         folder: Path,
         ip: str,
         hosts: Callable[[Object], Path],
@@ -51,7 +53,8 @@ class Pod:
         self.finished = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
         self.containers: dict[str, Container] = {}
         self._api, self._lookup, self._recorder = api, lookup, recorder
-        self._known, self._hosts = known, hosts
+        self._known, self._pulls, self._hosts = known, pulls, hosts
+        self.state.pulled = self.is_restored
         self._writer = StatusWriter(api, lambda: self.object, self.state)
         self._volumes: dict[str, volumes.Volume] = {}
         self._changed = asyncio.Event()  # the object has changed
@@ -137,11 +140,26 @@ class Pod:
                 await self._wait_for("ImagePullBackOff", missing, "Failed", _IMAGE_RETRY)
                 continue
             try:
+                if not self.state.pulled:
+                    await self._pull()
+                    continue
                 self._volumes = await pod_volumes.make(self.object)
                 return True
             except (UnresolvedError, ApiError, *TRANSIENT) as error:
                 await self._wait_for("ContainerCreating", _message(error), "FailedMount")
         return False
+
+    async def _pull(self) -> None:
+        """Wait until the images are there or the pod is deleted."""
+        used = [container["image"] for container in all_containers(self.object)]
+        left = await self._pulls.seconds_left(used)
+        if left:
+            await self._recorder.normal(self.object, "Pulling", f'Pulling image "{used[0]}"')
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._deleted.wait(), left)
+                return
+        self.state.pulled = True
+        await self._writer.write()
 
     async def _wait_for(self, reason: str, message: str, event: str, wait: float = _RETRY) -> None:
         changed = False

@@ -46,6 +46,7 @@ class PodState:
     init: dict[str, State] = field(default_factory=dict)
     main: dict[str, State] = field(default_factory=dict)
     failed: tuple[str, str] | None = None  # reason and message, if the pod itself failed
+    pulled: bool = False  # the images are there
 
 
 def phase(state: PodState) -> str:
@@ -65,12 +66,13 @@ def status(pod: Object, state: PodState, now: datetime) -> Object:
     current = phase(state)
     running = all(s.started and not s.ended for s in state.main.values())
     initialized = all(s.ended and s.ended.exit_code == 0 for s in state.init.values())
+    # A kubelet writes its addresses only after it has pulled the images.
+    addresses: Object = {"podIP": state.ip, "podIPs": [{"ip": state.ip}]} if state.pulled else {}
     conditions = {"Initialized": initialized, "ContainersReady": running, "Ready": running}
     result: Object = {
         "phase": current,
         "hostIP": state.host_ip,
-        "podIP": state.ip,
-        "podIPs": [{"ip": state.ip}],
+        **addresses,
         "startTime": pod.get("status", {}).get("startTime") or stamp(now),
         "conditions": _conditions(pod, conditions, now),
         "containerStatuses": _containers(pod["spec"]["containers"], state.main),
