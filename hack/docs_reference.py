@@ -63,7 +63,10 @@ def _effect(code: ExitCode) -> tuple[str, str]:
     elif found.permanent:
         effect = "The job fails."
     elif found.permanent_in_prepare:
-        effect = "From the prepare pod: the job fails. From a worker: the gang restarts."
+        effect = (
+            "From the prepare pod: the job fails. From a worker: the job waits for minutes and "
+            "tries again. Nothing is counted."
+        )
     elif found.consequence:
         effect = "The gang restarts. The failure of another worker is the cause if there is one."
     elif found.waits:

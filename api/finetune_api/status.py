@@ -367,7 +367,7 @@ class FineTuneJobStatus(Message):
     prepare_interruptions: int = Field(
         default=0,
         description="prepareInterruptions is the number of times the prepare pod was evicted, "
-        "deleted, refused by a node or lost, and was created again.",
+        "deleted, refused by a node or lost, or found its storage in use, and was created again.",
     )
     prepare_problem: Short | None = Field(
         default=None,

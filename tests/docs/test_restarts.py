@@ -17,6 +17,7 @@ DESCRIBED: dict[str, tuple[Cause | str, ...]] = {
     "a worker was asked to stop and was killed": (Cause.KILLED,),
     "a pod or its node was lost": (Cause.POD_VANISHED, Cause.NODE_LOST, Cause.POD_FAILED),
     "crash, killed": (Cause.OTHER_EXIT,),
+    "storage cannot be written": (Cause.STORAGE,),
     "hang (89)": (Cause.OTHER_EXIT, reasons.HANG),
     "75 without a request": (Cause.STOPPED_UNASKED,),
     "the network between workers": (Cause.CONSEQUENT_EXIT,),

@@ -25,8 +25,8 @@ EXITS = {
     64: (Cause.PERMANENT_EXIT, reasons.BAD_CONFIGURATION),
     65: (Cause.PERMANENT_EXIT, reasons.BAD_DATA),
     66: (Cause.PERMANENT_EXIT, reasons.INPUT_MISSING),
-    69: (Cause.OTHER_EXIT, reasons.STORAGE_IN_USE),
-    73: (Cause.OTHER_EXIT, reasons.STORAGE_NOT_WRITABLE),
+    69: (Cause.STORAGE, reasons.STORAGE_IN_USE),
+    73: (Cause.STORAGE, reasons.STORAGE_NOT_WRITABLE),
     75: (Cause.STOPPED_UNASKED, reasons.STOPPED),
     77: (Cause.PERMANENT_EXIT, reasons.NOT_PERMITTED),
     78: (Cause.OTHER_EXIT, reasons.ENVIRONMENT_UNUSABLE),
@@ -67,6 +67,7 @@ GANGS = {
     ],
     Cause.STOPPED_UNASKED: [ended(worker(0), 75, 30, SAVED), ended(worker(1), 75, 30)],
     Cause.PERMANENT_EXIT: [ended(worker(0), 65, 30), ended(worker(1), 88, 30)],
+    Cause.STORAGE: [ended(worker(0), 73, 30), ended(worker(1), 88, 30)],
     Cause.OTHER_EXIT: [ended(worker(0), 1, 30), ended(worker(1), 88, 30)],
     Cause.CONSEQUENT_EXIT: [ended(worker(0), 88, 30), ended(worker(1), 88, 30)],
     Cause.POD_FAILED: [

@@ -24,7 +24,7 @@ def interrupted(kind, job, now):
         "evicted by the kubelet": {"phase": "Failed", "failure": EVICTED},
         "refused by the node": {"phase": "Failed", "failure": REFUSED},
         "drained": {"deletion": at(now + 30), "disrupted": True, "running": True},
-        "deleted by force": {"gone": True, "gone_at": at(now)},
+        "deleted by force": {"gone": True, "end_seen": at(now)},
     }
     if kind in changes:
         return replace(pod, **changes[kind])

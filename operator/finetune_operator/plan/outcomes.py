@@ -34,6 +34,7 @@ class BackOff(IntEnum):
     NONE = 0
     COMPETING = 1  # times a random factor, because gangs that are released together compete again
     NODE = 3  # a device plugin that restarts or a full node needs longer than a crash
+    STORAGE = 6  # a user must free space, or another job must end
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Cause(Enum):
     STOPPED_UNASKED = auto()
     PERMANENT_EXIT = auto()
     OTHER_EXIT = auto()
+    STORAGE = auto()
     CONSEQUENT_EXIT = auto()
     POD_FAILED = auto()
     POD_VANISHED = auto()
@@ -82,7 +84,9 @@ ENDINGS: dict[Cause, Ending] = {
     Cause.STOPPED_UNASKED: Ending("Failed", None, counted=True),
     # 64 BadConfiguration, 65 BadData, 66 InputMissing, 77 NotPermitted.
     Cause.PERMANENT_EXIT: Ending("Failed", None, permanent=True),
-    # 73 StorageNotWritable, 78 EnvironmentUnusable, 86 Diverged, 87 OutOfMemory, 89 Hang, and every
+    # 69 StorageInUse, 73 StorageNotWritable: the job waits until its storage can be used.
+    Cause.STORAGE: Ending("Released", None, backs_off=BackOff.STORAGE),
+    # 78 EnvironmentUnusable, 86 Diverged, 87 OutOfMemory, 89 Hang, and every
     # code that exit_codes.py does not list: Crashed. See also PERMANENT_IF_REPEATED.
     Cause.OTHER_EXIT: Ending("Failed", None, counted=True),
     # 79 Fenced, 88 PeerLost, if no other cause was observed within verdict.CAUSE_WAIT.
@@ -159,4 +163,6 @@ def cause_of_exit(code: int, *, gang_asked: bool, pod_asked: bool) -> Cause:
     found = meaning(code)
     if found.permanent:
         return Cause.PERMANENT_EXIT
+    if found.waits or code == ExitCode.STORAGE_NOT_WRITABLE:
+        return Cause.STORAGE
     return Cause.CONSEQUENT_EXIT if found.consequence else Cause.OTHER_EXIT

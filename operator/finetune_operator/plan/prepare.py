@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from finetune_api import reasons
-from finetune_api.exit_codes import is_permanent
+from finetune_api.exit_codes import is_permanent, meaning
 from finetune_api.progress import Stage
 from finetune_api.run import PrepareResult
 from finetune_api.status import FineTuneJobStatus, Resolved
@@ -17,7 +17,7 @@ from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, refused_condition, why_waiting
 from finetune_operator.plan.observe import Job, Pod, World
-from finetune_operator.plan.outcomes import by_a_node
+from finetune_operator.plan.outcomes import BackOff, by_a_node
 from finetune_operator.plan.resolve import resolve
 from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.plan.verdict import reason_and_message
@@ -36,7 +36,7 @@ def decide(world: World, settings: Settings) -> Decision:
     pod = next(iter(world.prepare_pods), None)
     interrupted = [p for p in _prepare_pods(world) if _is_interrupted(p, job, digest)]
     if interrupted:
-        return _interrupt(world, interrupted[0], settings)
+        return _interrupted(world, interrupted[0], settings)
     if pod is None:
         return _create(world, image, digest)
     if pod.deletion:
@@ -136,26 +136,33 @@ def _conclude(world: World, pod: Pod, image: str, settings: Settings) -> Decisio
         return commit_first(world, image, prepared)
     reason, message = reason_and_message(end)
     text = message or f"the prepare pod ended with exit code {end.exit_code}"
+    if meaning(end.exit_code).waits:
+        return _interrupt(world, reason, text, settings.restart_backoff * BackOff.STORAGE)
     if is_permanent(end.exit_code, prepare=True):
         return finished.fail(world, status, reason, text)
     return _retry(world, reason, text, settings)
 
 
-def _interrupt(world: World, pod: Pod, settings: Settings) -> Decision:
-    """Count an interruption. A job never fails for these, but waits longer each time."""
-    status, count = world.job.status, world.job.status.prepare_interruptions + 1
+def _interrupted(world: World, pod: Pod, settings: Settings) -> Decision:
+    reason = reasons.BACK_OFF
     if pod.failure:
-        why = pod.failure[1]
+        reason, why = pod.failure
     elif pod.ended and pod.ended.unknown:
         why = "its node or the container runtime was restarted"
     else:
         why = "it was evicted or deleted"
+    return _interrupt(world, reason, f"pod {nodes.place(pod)}: {why}", settings.restart_backoff)
+
+
+def _interrupt(world: World, reason: str, problem: str, backoff: float) -> Decision:
+    """Count an end that is not a failure: the job waits longer each time and never fails."""
+    status, count = world.job.status, world.job.status.prepare_interruptions + 1
     status = status.replace(
         prepare_interruptions=count,
-        prepare_problem=f"pod {nodes.place(pod)}: {why}",
-        next_attempt_time=_after(world, settings, count),
+        prepare_problem=problem,
+        next_attempt_time=_after(world, backoff, count),
     )
-    return _count(world, status, pod.failure[0] if pod.failure else reasons.BACK_OFF)
+    return _count(world, status, reason)
 
 
 def _retry(world: World, reason: str, message: str, settings: Settings) -> Decision:
@@ -166,14 +173,13 @@ def _retry(world: World, reason: str, message: str, settings: Settings) -> Decis
     status = status.replace(
         prepare_failures=status.prepare_failures + 1,
         prepare_problem=message,
-        next_attempt_time=_after(world, settings, status.prepare_failures + 1),
+        next_attempt_time=_after(world, settings.restart_backoff, status.prepare_failures + 1),
     )
     return _count(world, status, reason)
 
 
-def _after(world: World, settings: Settings, count: int) -> datetime:
-    wait = restart.backoff_seconds(settings.restart_backoff, count)
-    return world.now + timedelta(seconds=wait)
+def _after(world: World, backoff: float, count: int) -> datetime:
+    return world.now + timedelta(seconds=restart.backoff_seconds(backoff, count))
 
 
 def _count(world: World, status: FineTuneJobStatus, reason: str) -> Decision:
@@ -221,7 +227,7 @@ def _backing_off(status: FineTuneJobStatus) -> Situation:
     if failures:
         parts.append(f"preparing failed {_times(failures)}")
     if interruptions:
-        parts.append(f"preparing was interrupted {_times(interruptions)}")
+        parts.append(f"tried {_times(interruptions)} so far")
     at = status.next_attempt_time
     parts.append(f"trying again at {at:%H:%M:%S} UTC" if at else "trying again")
     return Situation("Preparing", reasons.BACK_OFF, "; ".join(parts))
