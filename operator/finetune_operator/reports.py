@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import aiohttp
+from yarl import URL
 
 from finetune_api.names import REPORT_PATH, REPORT_PORT
 from finetune_api.run import Report
@@ -195,8 +196,9 @@ def open_session() -> aiohttp.ClientSession:
 
 async def fetch(session: aiohttp.ClientSession, pod: Pod, target: Target) -> Report | None:
     """Return a pod's report, None if there is no response; NoReportError if it is not valid."""
-    url = f"http://{pod.ip}:{REPORT_PORT}{REPORT_PATH}"
     try:
+        # Encloses an IPv6 address in brackets.
+        url = URL.build(scheme="http", host=pod.ip or "", port=REPORT_PORT, path=REPORT_PATH)
         async with session.get(url, allow_redirects=False) as response:
             if response.status != 200:
                 return None

@@ -1,6 +1,7 @@
 """Small servers for tests of the client: a scripted one for raw HTTP, TLS material, a proxy."""
 
 import asyncio
+import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -54,7 +55,7 @@ def respond_empty(_: Request, writer: asyncio.StreamWriter) -> None:
 
 @asynccontextmanager
 async def serve(
-    respond: Respond = respond_empty, tls: ssl.SSLContext | None = None
+    respond: Respond = respond_empty, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1"
 ) -> AsyncIterator[Server]:
     """A server that calls `respond` for each complete request."""
     server = Server()
@@ -71,7 +72,7 @@ async def serve(
         finally:
             writer.close()
 
-    listening = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+    listening = await asyncio.start_server(connected, address, 0, ssl=tls)
     server.port = listening.sockets[0].getsockname()[1]
     try:
         yield server
@@ -133,7 +134,7 @@ async def proxy(*, refuse: bool = False) -> AsyncIterator[Server]:
 
 
 def make_certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, Path]:
-    """A server's TLS context for a DNS name, and the file to verify it with."""
+    """A server's TLS context for a DNS name or an address, and the file to verify it with."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
@@ -145,7 +146,7 @@ def make_certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_general_name(name)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
@@ -161,3 +162,10 @@ def make_certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, Path]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file, key_file)
     return context, file
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+from kubernetes.config import incluster_config
 
 from finetune_client.api import Api
 from finetune_client.configuration import ConfigurationError, load_configuration
@@ -170,6 +171,32 @@ async def test_tls_server_name_is_the_name_that_the_certificate_must_have(kubeco
         async with Api(load_configuration(kubeconfig(cluster))) as api:
             await api.create("/api/v1/pods", {})
         assert server.requests[0].headers["authorization"] == "Bearer t0ken"
+
+
+async def test_the_server_may_be_an_ipv6_address(kubeconfig, tmp_path):
+    tls, authority = make_certificate(tmp_path, "::1")
+    async with serve(tls=tls, address="::1") as server:
+        cluster = {
+            "server": f"https://[::1]:{server.port}",
+            "certificate-authority": str(authority),
+        }
+        async with Api(load_configuration(kubeconfig(cluster))) as api:
+            await api.create("/api/v1/pods", {})
+        assert server.requests[0].headers["host"] == f"[::1]:{server.port}"
+
+
+async def test_a_pod_finds_a_server_with_an_ipv6_address(tmp_path, monkeypatch):
+    tls, authority = make_certificate(tmp_path, "::1")
+    (tmp_path / "token").write_text("t0ken")
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(authority))
+    async with serve(tls=tls, address="::1") as server:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "::1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+        async with Api(load_configuration()) as api:
+            await api.create("/api/v1/pods", {})
+        assert server.requests[0].headers["authorization"] == "bearer t0ken"
 
 
 async def test_a_certificate_of_an_unknown_authority_needs_insecure_skip_tls_verify(

@@ -100,3 +100,19 @@ async def test_readiness_needs_filled_caches_and_liveness_and_both_give_the_reas
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
+async def test_the_endpoint_listens_on_addresses_of_both_families(address):
+    port = free_port()
+    task = asyncio.create_task(Health().run(port))
+    await asyncio.sleep(0.1)
+
+    def ask() -> int:
+        with urllib.request.urlopen(f"http://{address}:{port}/healthz", timeout=5) as response:
+            return response.status
+
+    assert await asyncio.to_thread(ask) == 200
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

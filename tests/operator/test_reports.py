@@ -1,9 +1,12 @@
-"""Which reports trigger a reconcile, and how often gangs are polled."""
+"""Which reports trigger a reconcile, how often gangs are polled, and at which address."""
 
 import pytest
+from aiohttp import web
 
+from finetune_api.names import REPORT_PATH
 from finetune_api.progress import Progress
 from finetune_api.run import Report
+from finetune_local.ports import free_port
 from finetune_operator import reports
 from finetune_operator.plan.observe import Pod
 from finetune_operator.reports import (
@@ -143,3 +146,22 @@ def test_a_gang_that_ended_is_forgotten_but_its_last_report_is_kept(monkeypatch)
     assert polling.reports.newest("u", 1) == BASE
     polling.reports.drop("u")
     assert polling.reports.newest("u", 1) is None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+async def test_the_report_is_fetched_from_an_address_of_either_family(address, monkeypatch):
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=BASE.to_json(), content_type="application/json")
+
+    port = free_port()
+    monkeypatch.setattr(reports, "REPORT_PORT", port)
+    app = web.Application()
+    app.add_routes([web.get(REPORT_PATH, answer)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, address, port).start()
+    pod = worker(0, ip=address)
+    async with reports.open_session() as session:
+        found = await reports.fetch(session, pod, Target(("default", "a"), "u", 1, (pod,)))
+    await runner.cleanup()
+    assert found == BASE
