@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,10 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api.exit_codes import MEANINGS, ExitCode
 from finetune_api.reasons import REASONS
+from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_cli import __main__ as kubectl_finetune
 from finetune_local import __main__ as finetune_local
 from finetune_operator.job_metrics import METRICS
-from finetune_operator.metrics import Metrics
+from finetune_operator.metrics import Metrics, Snapshot
+from finetune_operator.status import Urgency
 
 TREE = Path(__file__).resolve().parent.parent
 DOCS = TREE / "docs"
@@ -161,9 +164,11 @@ standard metrics of a Prometheus client.
 
 
 def _operator_metrics() -> Iterator[tuple[str, ...]]:
-    moment = SimpleNamespace(waiting=0, longest=0.0, leading=True, lease=1.0, jobs=())
-    own = Metrics(lambda: cast(Any, moment))
+    own = Metrics(lambda: Snapshot(lease=1.0))
     own.request("get", 200)
+    status = FineTuneJobStatus(attempts=[Attempt(number=1, start_time=datetime.now(UTC))])
+    job = cast(Any, SimpleNamespace(namespace="default", status=status))
+    own.write(Urgency.NOW, job, status.replace(restarts=1))
     page = asyncio.run(own.page()).decode()
     for family in sorted(text_string_to_metric_families(page), key=lambda family: family.name):
         if family.name.startswith("finetune_operator_"):

@@ -71,7 +71,9 @@ CRASHED = _reason("Crashed", "The container ended with an unknown exit code.", e
 
 # What a trainer container reports in its result, with one of the exit codes above.
 STORAGE_OCCUPIED = _reason(
-    "StorageOccupied", "The storage holds a run of another job that this job may not continue."
+    "StorageOccupied",
+    "The storage holds a run of another job that this job may not continue.",
+    ends_attempt=True,
 )
 NETWORK_TROUBLE = _reason(
     "NetworkTrouble", "The Hub or an object store does not answer.", ends_attempt=True

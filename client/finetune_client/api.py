@@ -8,7 +8,6 @@ out. A write that failed otherwise may have been carried out: its caller reads a
 """
 
 import asyncio
-import json
 import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,10 +17,11 @@ from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from yarl import URL
 
 from finetune_api.base import Object
+from finetune_client.decode import Convert, decode, decode_list
 from finetune_client.errors import (
     TRANSIENT,
     ApiError,
@@ -34,7 +34,8 @@ from finetune_client.session import CONNECT_TIMEOUT, open_session
 JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
 METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1, {JSON}"
 """Accept header for objects without spec and status."""
-_PAGE = 500
+PAGE = 50
+"""Items in a page of a list. An object has up to 1.5 MB, and a page is received as a whole."""
 _VERBS = {
     "GET": "get",
     "POST": "create",
@@ -56,6 +57,10 @@ Count = Callable[[str, int | None], None]
 
 def _count_nothing(_verb: str, _code: int | None) -> None:
     pass
+
+
+def _whole(item: Object) -> Object:
+    return item
 
 
 class _Response(Protocol):
@@ -114,19 +119,25 @@ class Api:
 
     async def get(self, path: str, **query: str) -> Object:
         """GET an object, or one page of a collection. ApiError 404 if it does not exist."""
-        return _parse(await self.request("GET", path, query))
+        return decode(await self.request("GET", path, query))
 
-    async def list(self, path: str, **query: str) -> tuple[list[Object], str]:
-        """Return all items of a collection, fetched page by page, and the version of the list."""
-        items: list[Object] = []
-        query = {"limit": str(_PAGE), **query}
+    async def list_converted(
+        self, path: str, convert: Convert, **query: str
+    ) -> tuple[list[Any], str]:
+        """Return what `convert` makes of each item as soon as it is decoded, and the version."""
+        items: list[Any] = []
+        query = {"limit": str(PAGE), **query}
         while True:
-            page = _parse(await self.request("GET", path, query))
+            page = decode_list(await self.request("GET", path, query), convert)
             items += page["items"]
             token = page["metadata"].get("continue")
             if not token:
                 return items, page["metadata"]["resourceVersion"]
             query["continue"] = token
+
+    async def list(self, path: str, **query: str) -> tuple[list[Object], str]:
+        """Return all items of a collection, fetched page by page, and the version of the list."""
+        return await self.list_converted(path, _whole, **query)
 
     async def create(self, path: str, body: Object, **query: str) -> None:
         """POST an object. The response is not parsed: the caller's watch delivers the object."""
@@ -134,11 +145,11 @@ class Api:
 
     async def post(self, path: str, body: Object) -> Object:
         """POST to a subresource that returns a result, such as `token`."""
-        return _parse(await self.request("POST", path, {}, body))
+        return decode(await self.request("POST", path, {}, body))
 
     async def patch(self, path: str, body: Object) -> Object:
         """Apply a merge patch and return the object."""
-        return _parse(await self.request("PATCH", path, {}, body, MERGE_PATCH))
+        return decode(await self.request("PATCH", path, {}, body, MERGE_PATCH))
 
     async def delete(self, path: str, body: Object | None = None) -> None:
         """DELETE an object or a collection; `body` is a DeleteOptions."""
@@ -264,17 +275,6 @@ class _Received:
     body: bytes
 
 
-def _parse(text: bytes) -> Object:
-    try:
-        parsed: Object = from_json(text)
-    except ValueError:
-        try:
-            parsed = json.loads(text)  # pydantic_core refuses more than 200 levels.
-        except (ValueError, RecursionError):
-            raise InvalidResponseError("the response is not JSON") from None
-    return parsed
-
-
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[Object]:
     """Yield the events of a watch; ApiError if it is refused, or ended with an error."""
     if response.status >= 300:
@@ -282,7 +282,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[Object]:
         text = await response.content.read(_ERROR_BYTES)
         raise error_from_response(response.status, retry_after, text)
     async for line in _lines(response.content):
-        event = _parse(line)
+        event = decode(line)
         if event["type"] == "ERROR":
             raise error_from_status(event["object"].get("code", 500), event["object"])
         yield event

@@ -22,6 +22,7 @@ def open_session(
     configuration: Any,
     *middlewares: aiohttp.ClientMiddlewareType,
     guard: Guard | None = None,
+    response_class: type[aiohttp.ClientResponse] = aiohttp.ClientResponse,
 ) -> aiohttp.ClientSession:
     """Return a session that speaks to the API server of a configuration.
 
@@ -49,6 +50,7 @@ def open_session(
         middlewares=(*middlewares, _translate_errors, authenticate),
         proxy=proxy_url(configuration),
         request_class=_guarded(guard) if guard else aiohttp.ClientRequest,
+        response_class=response_class,
     )
 
 

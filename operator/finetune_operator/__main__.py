@@ -7,6 +7,7 @@ import functools
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
@@ -16,19 +17,19 @@ from finetune_operator import informer, watch
 from finetune_operator.events import Recorder
 from finetune_operator.health import Health
 from finetune_operator.informer import Pods
+from finetune_operator.job_metrics import measure
 from finetune_operator.jobs import Jobs
 from finetune_operator.lease import Elector, LeaseLostError
 from finetune_operator.logs import OneLine
 from finetune_operator.metrics import Metrics, Reconcile, Snapshot
 from finetune_operator.parts import at_most, forever
-from finetune_operator.queue import Queue
+from finetune_operator.queue import WORKERS, Queue
 from finetune_operator.reconcile import Reconciler, guarded
 from finetune_operator.reports import Reports, Target, reported_by
 from finetune_operator.settings import Settings, SettingsError
 from finetune_operator.status import Throttle
 
 _log = logging.getLogger("finetune")
-_WORKERS = 8
 _FLUSH = 2.0  # s for events that wait when the operator ends
 # The levels of nested JSON that the API server accepts, and therefore that a user can store in a
 # template. If one job could not be parsed, the list of all jobs could not be parsed.
@@ -98,7 +99,7 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
 async def operate(settings: Settings, configuration: object, stop: asyncio.Event) -> None:
     """Run the parts until cancelled. SIGTERM and SIGINT set `stop`."""
     queue = Queue()
-    metrics = Metrics(lambda: _snapshot(queue, elector, jobs))
+    metrics = Metrics(lambda: _snapshot(queue, elector, jobs, settings))
     count = metrics.request
     # The lease has connections of its own, so that no slow request delays a renewal.
     lease_api = Api(configuration, count=count)
@@ -120,7 +121,7 @@ async def operate(settings: Settings, configuration: object, stop: asyncio.Event
         pods.forget(uid)
         reports.drop(uid)
 
-    jobs = Jobs(queue.add_new, removed, settings.selector)
+    jobs = Jobs(queue.add_new, removed, settings.selector, queue.add_ended, measure)
     recorder = Recorder(api)
     throttle = Throttle(settings.progress_write_interval)
     reconciler = Reconciler(
@@ -184,7 +185,7 @@ async def _lead(
                 group.create_task(forever("renewal of the lease", elector.renew()))
             group.create_task(forever("poller of reports", reports.run()))
             group.create_task(forever("recorder of events", recorder.run()))
-            for number in range(_WORKERS):
+            for number in range(WORKERS):
                 group.create_task(forever(f"worker {number}", queue.work(reconcile)))
     finally:
         # The workers have ended. The last events are sent while the lease is still held, so that
@@ -203,16 +204,21 @@ async def _flush(recorder: Recorder) -> None:
         _log.warning("events were not sent: %s", error)
 
 
-def _snapshot(queue: Queue, elector: Elector | None, jobs: Jobs) -> Snapshot:
+def _snapshot(queue: Queue, elector: Elector | None, jobs: Jobs, settings: Settings) -> Snapshot:
     """Return the state that the metrics show."""
-    longest = queue.longest()
+    longest, seen, ended = (
+        queue.longest(),
+        jobs.seen(),
+        jobs.ended(time.time() - settings.ended_metrics),
+    )
     left = max(0.0, elector.left) if elector else None
     return Snapshot(
         waiting=len(queue),
         longest=longest[1] if longest else 0.0,
         leading=left is None or left > 0,
         lease=left,
-        jobs=jobs.seen(),
+        jobs=seen,
+        ended=ended,
     )
 
 

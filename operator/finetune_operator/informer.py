@@ -95,13 +95,23 @@ class Pods:
 
         The list is of one namespace or of all, and of one job or of all.
         """
-        present = {item["metadata"]["uid"] for item in items}
+        self.complete({uid_of(i) for i in items}, namespace, job_uid, notify=notify)
+        for item in items:
+            self.take(item, notify=notify)
+
+    def complete(
+        self,
+        present: set[str],
+        namespace: str | None,
+        job_uid: str | None = None,
+        *,
+        notify: bool = True,
+    ) -> None:
+        """Mark the pods as gone that a complete list does not contain; `present` are its uids."""
         for uid in [job_uid] if job_uid else list(self._pods):
             for pod in self.of(uid):
                 if pod.uid not in present and namespace in (None, pod.namespace):
                     self.vanish(uid, pod.uid, notify=notify)
-        for item in items:
-            self.take(item, notify=notify)
         if job_uid is None:
             self._listed.add(namespace)
 
@@ -114,6 +124,12 @@ class Pods:
                 self._versions.pop(pod.uid, None)
         if before_attempt is None and not self._pods.get(job_uid):
             self._pods.pop(job_uid, None)
+
+
+def uid_of(item: Object) -> str:
+    """Return the uid of an API object."""
+    uid: str = item["metadata"]["uid"]
+    return uid
 
 
 def _only_starts(pod: Pod) -> bool:
@@ -158,8 +174,13 @@ async def run(api: Api, pods: Pods, namespace: str | None, heart: Heart) -> None
 
 
 async def _list(api: Api, pods: Pods, namespace: str | None) -> str:
-    items, version = await api.list(path(namespace), labelSelector=_SELECTOR)
-    pods.replace(items, namespace)
+    def take(item: Object) -> str:
+        pods.take(item)
+        return uid_of(item)
+
+    # One by one: as Python objects, 10,000 pods would take hundreds of megabytes.
+    present, version = await api.list_converted(path(namespace), take, labelSelector=_SELECTOR)
+    pods.complete(set(present), namespace)
     return version
 
 

@@ -1,12 +1,13 @@
 """Metrics of jobs, computed from their statuses when Prometheus scrapes them.
 
-They therefore cost nothing between scrapes, and a deleted job has none. The number of series of a
-job is bounded: no label except its namespace and name contains text of a user or a pod
-(docs/operate/monitoring.md).
+They therefore cost nothing between scrapes, and a deleted job has none. Those of a job that has
+ended are computed once. The number of series of a job is bounded: no label except its namespace and
+name contains text of a user or a pod (docs/operate/monitoring.md).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,8 +15,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from finetune_api.reasons import ending_attempts
+from finetune_api.status import Attempt
+from finetune_operator.jobs import Samples
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.outcomes import RESTARTED
+from finetune_operator.queue import Key
 
 Sample = tuple[tuple[str, ...], float | None]
 """The values of a metric's own labels, and the value; None if there is no sample."""
@@ -35,17 +39,23 @@ class JobMetric:
     family: type[CounterMetricFamily] | type[GaugeMetricFamily] = GaugeMetricFamily
 
 
-def collect(jobs: Sequence[Job]) -> Iterator[Metric]:
+def measure(job: Job) -> Samples:
+    """Return the samples of a job: index in METRICS, values of the metric's labels, value."""
+    return tuple(
+        (index, labels, value)
+        for index, metric in enumerate(METRICS)
+        for labels, value in metric.samples(job)
+        if value is not None and math.isfinite(value)
+    )
+
+
+def collect(jobs: Iterable[tuple[Key, Samples]]) -> Iterator[Metric]:
     """Yield all metrics of these jobs."""
-    for metric in METRICS:
-        family = metric.family(
-            metric.name, metric.help, labels=["namespace", "name", *metric.labels]
-        )
-        for job in jobs:
-            for labels, value in metric.samples(job):
-                if value is not None and math.isfinite(value):
-                    family.add_metric([job.namespace, job.name, *labels], value)
-        yield family
+    families = [m.family(m.name, m.help, labels=["namespace", "name", *m.labels]) for m in METRICS]
+    for key, samples in jobs:
+        for index, labels, value in samples:
+            families[index].add_metric([*key, *labels], value)
+    yield from families
 
 
 # How the samples are read from a job
@@ -108,16 +118,23 @@ def _restarts(job: Job) -> Iterator[Sample]:
 
 def _restarts_by_cause(job: Job) -> Iterator[Sample]:
     """Count restarts by cause. The causes before the ten attempts in the status are not known."""
-    counts: dict[str, int] = {}
-    for attempt in job.status.attempts[:-1]:
-        if attempt.outcome in RESTARTED:
-            cause = attempt.reason if attempt.reason in CAUSES else OTHER
-            counts[cause or OTHER] = counts.get(cause or OTHER, 0) + 1
-    earlier = job.status.restarts - sum(counts.values())
+    counts = Counter(
+        cause_of(attempt) for attempt in job.status.attempts[:-1] if _restarted(attempt)
+    )
+    earlier = job.status.restarts - counts.total()
     if earlier > 0:
         counts[EARLIER] = earlier
     for cause, count in counts.items():
         yield (cause,), count
+
+
+def _restarted(attempt: Attempt) -> bool:
+    return attempt.outcome in RESTARTED
+
+
+def cause_of(attempt: Attempt) -> str:
+    """Return the reason of an attempt's end as the value of a label."""
+    return attempt.reason if attempt.reason in CAUSES else OTHER
 
 
 def _timestamp(time: datetime | None) -> float | None:

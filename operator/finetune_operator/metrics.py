@@ -1,7 +1,8 @@
 """The metrics of the operator, which it counts as it works, and of its jobs.
 
 The other parts receive the functions that count and know nothing else of this module. A replica
-that does not lead shows no jobs, so that each job has its series only once.
+that does not lead shows no jobs, so that each job has its series only once. The series of a job end
+some time after the job; the counters of namespaces go on.
 """
 
 import asyncio
@@ -21,7 +22,10 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from finetune_operator import job_metrics
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.job_metrics import collect, measure
+from finetune_operator.jobs import Samples
+from finetune_operator.namespace_metrics import NamespaceCounters
 from finetune_operator.plan.observe import Job
 from finetune_operator.queue import Key, RetryError
 from finetune_operator.status import Urgency
@@ -40,7 +44,8 @@ class Snapshot:
     longest: float = 0.0  # s that the longest reconcile in progress has taken
     leading: bool = True
     lease: float | None = None  # s left of it; None: leader election is off
-    jobs: Sequence[Job] = ()
+    jobs: Sequence[Job] = ()  # that go on
+    ended: Sequence[tuple[Key, Samples]] = ()  # jobs that ended a short while ago
 
 
 class Metrics:
@@ -72,6 +77,7 @@ class Metrics:
             ["what"],
             registry=self._registry,
         )
+        self._of_namespaces = NamespaceCounters(self._registry)
         ProcessCollector(registry=self._registry)
         # A rate would miss the first event of a series that begins with it.
         for result in ("done", "retry"):
@@ -87,9 +93,10 @@ class Metrics:
             self._seen[verb, code] = series
         series.inc()
 
-    def write(self, urgency: Urgency) -> None:
-        """Count a write of a status."""
+    def write(self, urgency: Urgency, job: Job, new: FineTuneJobStatus) -> None:
+        """Count a write of a status, and what has happened to the job according to it."""
         self._writes.labels(_WRITTEN[urgency]).inc()
+        self._of_namespaces.count(job.namespace, job.status, new)
 
     def timed(self, reconcile: Reconcile) -> Reconcile:
         """Return the same function, with its duration measured."""
@@ -147,7 +154,8 @@ class _Current(Collector):
             snapshot.lease,
         )
         if snapshot.leading:
-            yield from job_metrics.collect(snapshot.jobs)
+            current = (((job.namespace, job.name), measure(job)) for job in snapshot.jobs)
+            yield from collect([*current, *snapshot.ended])
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:

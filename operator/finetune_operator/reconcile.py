@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from finetune_api import names
 from finetune_api.base import Object
+from finetune_api.status import FineTuneJobStatus
 from finetune_client.errors import TRANSIENT, ApiError
 from finetune_operator import execute, informer, jobs
 from finetune_operator.events import Recorder
@@ -47,7 +48,7 @@ class Reconciler:
     settings: Settings
     throttle: Throttle
     clock: Callable[[], datetime] = _now
-    wrote: Callable[[Urgency], None] = lambda _: None
+    wrote: Callable[[Urgency, Job, FineTuneJobStatus], None] = lambda *_: None
     _stale: set[Key] = field(default_factory=set)  # jobs whose cached version is known to be old
 
     async def reconcile(self, key: Key) -> float | None:
@@ -205,7 +206,7 @@ class Reconciler:
             "status": merge_patch(job.status.to_dict(), new.to_dict()),
         }
         item = await self.api.patch(f"{jobs.path(key)}/status", patch)
-        self.wrote(kind)
+        self.wrote(kind, job, new)
         for event in events.between(job.status, new):
             self.recorder.record(job, event, world.now)
         self.jobs.take(item, notify=False)

@@ -29,6 +29,7 @@ class Settings:
     report_interval: float = 5.0  # s
     restart_backoff: float = 10.0  # s, doubled for each counted restart
     progress_write_interval: float = 5.0  # s between writes of progress alone, per job
+    ended_metrics: float = 3600.0  # s for which the series of a job outlive it
     health_port: int = 0  # 0: no health endpoint
     lease: LeaseSettings | None = None  # None: this is the only replica
 
@@ -51,6 +52,7 @@ class Settings:
             progress_write_interval=_seconds(
                 "FINETUNE_PROGRESS_WRITE_SECONDS", cls.progress_write_interval
             ),
+            ended_metrics=_seconds("FINETUNE_ENDED_METRICS_SECONDS", cls.ended_metrics),
             health_port=_integer("FINETUNE_HEALTH_PORT", cls.health_port, 0, 65535),
             lease=_lease(),
         )

@@ -10,26 +10,30 @@ are repeated without end, and kopf is started again if it ends.
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import kopf
 
-from finetune_api.base import API_GROUP, API_VERSION, VERSION
+from finetune_api.base import API_GROUP, API_VERSION, VERSION, Object
 from finetune_api.names import PLURAL
-from finetune_client.api import Api, Count, counted
+from finetune_client.api import PAGE, Api, Count, counted
 from finetune_client.backoff import backoff
+from finetune_client.decode import decode_list
 from finetune_client.errors import TRANSIENT, ApiError, error_from_response
 from finetune_client.session import open_session
 from finetune_operator import jobs as paths
 from finetune_operator.health import Health, Heart
 from finetune_operator.jobs import Jobs
 from finetune_operator.settings import Settings
+from finetune_operator.versions import Version, key_of
 
 _log = logging.getLogger("finetune.watch")
 _SERVER_TIMEOUT = 240  # s after which the server ends a watch, and kopf starts the next
 _LATE = 400.0  # s without activity after which a watch is late
+_VERSION = "version"  # key of a compressed version in a listed object
 _INTERVAL = 1.0  # s between starts of watches, as streams that end at once must not busy-loop
+_IDLE = 0.2  # s
 _STEADY = 60.0  # s that kopf must run to reset the back-off of its restarts
 
 
@@ -137,7 +141,9 @@ def _kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     chosen.posting.enabled = False
     chosen.scanning.disabled = True  # It would need rights on CRDs and namespaces.
     chosen.watching.server_timeout = _SERVER_TIMEOUT
-    chosen.watching.chunk_size = 500
+    chosen.watching.chunk_size = PAGE
+    # Seconds for which kopf keeps a task, and the last event, for each object that had one.
+    chosen.queueing.idle_timeout = _IDLE
     chosen.persistence.diffbase_storage = _NoDiffs()
     chosen.networking.request_timeout = 10
     chosen.networking.error_backoffs = _Backoffs()
@@ -154,19 +160,36 @@ def _registry(jobs: Jobs, configuration: Any, observer: "_Observer") -> kopf.Ope
     # Coroutines, because kopf runs plain functions in threads, and the queue belongs to the loop.
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.AiohttpSession:
-        session = open_session(configuration, observer)
+        session = open_session(configuration, observer, response_class=_Response)
         return kopf.AiohttpSession(server=configuration.host, aiohttp_session=session)
 
     @kopf.on.event(API_GROUP, VERSION, PLURAL, registry=registry)
     async def event(event: kopf.RawEvent, **_: Any) -> None:
-        item = dict(event["object"])
+        item = cast(dict[str, Any], event["object"])
         if event["type"] == "DELETED":
-            metadata = item["metadata"]
-            jobs.remove((metadata["namespace"], metadata["name"]), metadata["uid"])
+            jobs.remove(key_of(item), item["metadata"]["uid"])
+        elif _VERSION in item:
+            jobs.store(item[_VERSION])
         else:
             jobs.take(item)
+        for name in ("spec", "status", _VERSION):
+            item.pop(name, None)  # kopf keeps the event for a while.
 
     return registry
+
+
+class _Response(aiohttp.ClientResponse):
+    """A response whose list of jobs is decoded and compressed item by item."""
+
+    async def json(self, **_: Any) -> Any:
+        """Return the content, as kopf asks for it."""
+        return decode_list(await self.read(), _compressed)
+
+
+def _compressed(item: Object) -> Object:
+    """Return of a job what kopf reads, and the version that the cache keeps."""
+    metadata = {name: item["metadata"][name] for name in ("namespace", "name", "uid")}
+    return {"metadata": metadata, _VERSION: Version.of(item)}
 
 
 class _Observer:
@@ -189,8 +212,8 @@ class _Observer:
         verb = "watch" if watches else "list"
         response = await counted(self._count, verb, handler(request))
         heart.beat()
-        if response.status == 200 and not watches:
-            heart.fill()
+        if response.status == 200 and watches:
+            heart.fill()  # The watch begins when the cache has all pages of the list.
         if response.status in (403, 404):
             heart.refuse(f"refused ({response.status})")
         if response.status >= 400 and response.content_type != "application/json":

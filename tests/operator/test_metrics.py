@@ -3,20 +3,24 @@
 import ast
 import asyncio
 import re
+import time
 import urllib.request
 from collections import defaultdict
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api import reasons
+from finetune_api.base import format_time
 from finetune_api.exit_codes import MEANINGS
 from finetune_api.progress import Progress
-from finetune_api.status import Attempt
+from finetune_api.status import Attempt, Usage
 from finetune_local.cache import TREE
 from finetune_local.ports import free_port
 from finetune_operator.health import Health
-from finetune_operator.job_metrics import CAUSES, METRICS
+from finetune_operator.job_metrics import CAUSES, METRICS, measure
 from finetune_operator.metrics import CONTENT_TYPE, Metrics, Snapshot
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.outcomes import ENDINGS, STOPS
@@ -220,6 +224,92 @@ async def test_series_end_with_the_job():
     assert await names() == set()
 
 
+def ended(name: str, minutes: float, now: float) -> dict[str, Any]:
+    """Return a job that ended some minutes ago."""
+    end = datetime.fromtimestamp(now - 60 * minutes, UTC)
+    found = item(5, uid=name, metadata={"name": name})
+    status = {"phase": "Failed", "restarts": 2, "completionTime": format_time(end)}
+    return found | {"status": status}
+
+
+async def test_series_end_some_time_after_the_job_has_ended():
+    now = time.time()
+    cache = Cache(measure=measure)
+    for name, minutes in {"new": 5, "old": 90}.items():
+        cache.jobs.take(ended(name, minutes, now))
+        cache.jobs.get(("default", name))
+    cache.jobs.take(item(6, metadata={"name": "on"}))
+    cache.jobs.get(("default", "on"))
+
+    async def names(at: float) -> set[str]:
+        view = Snapshot(jobs=cache.jobs.seen(), ended=cache.jobs.ended(since=at - 3600))
+        found = series(await Metrics(lambda: view).page())
+        return {dict(labels).get("name", "") for _, labels in found} - {""}
+
+    assert await names(now) == {"new", "on"}
+    assert await names(now + 3600) == {"on"}
+    view = Snapshot(ended=cache.jobs.ended(since=0))
+    assert values(series(await Metrics(lambda: view).page()), "finetune_job_phase") == {}
+
+
+async def test_the_series_of_a_job_do_not_vanish_when_it_ends():
+    cache = Cache(measure=measure)
+    cache.jobs.take(item(5) | {"status": {"phase": "Running", "restarts": 2}})
+    cache.jobs.get(KEY)
+
+    async def phases() -> dict[str, float]:
+        view = Snapshot(jobs=cache.jobs.seen(), ended=cache.jobs.ended(since=0))
+        found = series(await Metrics(lambda: view).page())
+        assert values(found, "finetune_job_restarts_total") == {"": 2}
+        return values(found, "finetune_job_phase", "phase")
+
+    assert await phases() == {"Running": 1}
+    cache.jobs.take(ended("a", 0, time.time()) | {"metadata": item(6)["metadata"]})
+    assert await phases() == {"Running": 1}, "the last version that was parsed"
+    cache.jobs.get(KEY)
+    assert await phases() == {"Failed": 1}
+
+
+async def counters(metrics: Metrics) -> dict[str, dict[str, float]]:
+    """Return the counters of namespaces: name without prefix -> other label -> value."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for (name, labels), value in series(await metrics.page()).items():
+        own = dict(labels)
+        if own.pop("namespace", None) == "default" and name.startswith("finetune_operator_"):
+            found[name.removeprefix("finetune_operator_")]["".join(own.values())] = value
+    return found
+
+
+async def test_sums_of_a_namespace_outlive_its_jobs_and_never_decrease():
+    metrics, job = Metrics(Snapshot), running()
+    job = job.with_status(job.status.replace(usage=None))
+
+    def write(**changes: Any) -> None:
+        nonlocal job
+        new = job.status.replace(**changes)
+        metrics.write(Urgency.NOW, job, new)
+        job = job.with_status(new)
+
+    write(usage=Usage(device_seconds=100, productive_device_seconds=60, lost_device_seconds=20))
+    attempts = [a.replace(outcome="Failed", reason="Hang") for a in job.status.attempts]
+    write(attempts=attempts)
+    write(restarts=1, attempts=[*attempts, attempts[0].replace(number=2, outcome=None)])
+    first = await counters(metrics)
+    assert first["restarts_total"] == {"Hang": 1}
+    assert first["device_seconds_total"] == {"": 100}
+    assert first["productive_device_seconds_total"] == {"": 60}
+    assert first["lost_device_seconds_total"] == {"": 20}
+    assert first["jobs_ended_total"] == {"Succeeded": 0, "Failed": 0}
+    # A correction moves time from one part to another.
+    write(usage=Usage(device_seconds=150, productive_device_seconds=50, lost_device_seconds=70))
+    write(phase="Failed")
+    last = await counters(metrics)
+    assert last["device_seconds_total"] == {"": 150}
+    assert last["productive_device_seconds_total"] == {"": 60}
+    assert last["lost_device_seconds_total"] == {"": 70}
+    assert last["jobs_ended_total"] == {"Succeeded": 0, "Failed": 1}
+
+
 async def test_a_standby_shows_its_own_metrics_and_no_jobs():
     found = await of(training(), leading=False, lease=0.0, waiting=3)
     assert values(found, "finetune_operator_leading") == {"": 0}
@@ -238,7 +328,7 @@ async def test_requests_writes_and_reconciles_are_counted():
     metrics.request("patch", 200)
     metrics.request("patch", 200)
     metrics.request("watch", None)
-    metrics.write(Urgency.NOW)
+    metrics.write(Urgency.NOW, running(), running().status)
 
     async def reconcile(key):
         if key == KEY:
@@ -291,6 +381,8 @@ async def families() -> dict[str, tuple[str, str, set[str]]]:
         lambda: Snapshot(jobs=[with_attempts(("Failed", "Crashed"), restarts=1)], lease=9)
     )
     metrics.request("get", 200)
+    restarted = with_attempts(("Failed", "Crashed"), restarts=0)
+    metrics.write(Urgency.NOW, restarted, restarted.status.replace(restarts=1))
     full = Metrics(lambda: Snapshot(jobs=[training()]))
     found: dict[str, tuple[str, str, set[str]]] = {}
     labels: dict[str, set[str]] = defaultdict(set)

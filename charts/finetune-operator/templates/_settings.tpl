@@ -16,6 +16,8 @@
   value: {{ .Values.restartBackoffSeconds | quote }}
 - name: FINETUNE_PROGRESS_WRITE_SECONDS
   value: {{ .Values.progressWriteSeconds | quote }}
+- name: FINETUNE_ENDED_METRICS_SECONDS
+  value: {{ .Values.metrics.endedJobSeconds | quote }}
 - name: FINETUNE_HEALTH_PORT
   value: "8081"
 # Needed with one replica as well: a rolling update or a lost node leads to two for a while.
