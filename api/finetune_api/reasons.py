@@ -34,6 +34,9 @@ NAME_TAKEN = _reason("NameTaken", "An object of another owner has the name of a 
 WAITING_FOR_OLD_PODS = _reason(
     "WaitingForOldPods", "An object of a deleted job of the same name is still being deleted."
 )
+REQUEST_FAILED = _reason(
+    "RequestFailed", "The API server fails to carry out a request, or does not answer it."
+)
 RUN_CONFIG_TOO_LARGE = _reason(
     "RunConfigTooLarge", "The configuration of the pods exceeds the limit of its size."
 )

@@ -6,17 +6,20 @@ new object of the same name.
 """
 
 import asyncio
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 from finetune_api import reasons
 from finetune_api.base import Object
-from finetune_client.errors import ApiError
+from finetune_client.errors import TRANSIENT, ApiError
 from finetune_operator import jobs
 from finetune_operator.plan.decision import Check, Delete
 from finetune_operator.plan.observe import Job, Refusal
 
 _PARALLEL = 10
 _PLURALS = {"Pod": "pods", "Service": "services"}
+_Item = TypeVar("_Item")
 
 
 class Requests(Protocol):
@@ -38,6 +41,16 @@ class Requests(Protocol):
         """DELETE an object."""
 
 
+@contextmanager
+def requested(what: str) -> Iterator[None]:
+    """Note what was requested in the errors of requests: "create Pod a-1-0"."""
+    try:
+        yield
+    except (ApiError, *TRANSIENT) as error:
+        error.add_note(what)
+        raise
+
+
 def _collection(item: Object) -> str:
     return f"/api/v1/namespaces/{item['metadata']['namespace']}/{_PLURALS[item['kind']]}"
 
@@ -53,7 +66,8 @@ async def admit(api: Requests, job: Job, check: Check) -> Refusal | None:
 
 async def _find_claim(api: Requests, job: Job, claim: str) -> Refusal | None:
     try:
-        await api.get(f"/api/v1/namespaces/{job.namespace}/persistentvolumeclaims/{claim}")
+        with requested(f"read PersistentVolumeClaim {claim}"):
+            await api.get(f"/api/v1/namespaces/{job.namespace}/persistentvolumeclaims/{claim}")
     except ApiError as error:
         if error.code != 404:
             raise
@@ -63,42 +77,75 @@ async def _find_claim(api: Requests, job: Job, claim: str) -> Refusal | None:
 
 
 async def _dry_run(api: Requests, pod: Object) -> Refusal | None:
-    try:
-        await api.create(_collection(pod), pod, dryRun="All", fieldValidation="Strict")
-    except ApiError as error:
-        if error.code != 409:  # The pod exists, so it was admitted before.
-            return _refusal(error)
+    with requested(f"admit Pod {pod['metadata']['name']} (dry run)"):
+        try:
+            await api.create(_collection(pod), pod, dryRun="All", fieldValidation="Strict")
+        except ApiError as error:
+            if error.code != 409:  # The pod exists, so it was admitted before.
+                return _refusal(error)
     return None
+
+
+class _RefusedError(Exception):
+    """An object of a batch was refused."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 async def create(api: Requests, job: Job, items: list[Object]) -> Refusal | None:
     """Create the objects of a job and return why one of them was refused.
 
-    The first one is created alone, because a refusal usually applies to all of them; then several
-    are created at a time.
+    Each batch is as large as all before it together: 1, 1, 2, 4, ... If a request is refused or
+    fails, usually all would be. The batch is then ended and no other one is begun.
     """
+
+    async def one(item: Object) -> None:
+        if refusal := await _create(api, job, item):
+            raise _RefusedError(refusal)
+
+    done = 0
+    while done < len(items):
+        batch = items[done : 2 * done or 1]
+        try:
+            await _in_parallel(batch, one)
+        except _RefusedError as error:
+            return error.refusal
+        done += len(batch)
+    return None
+
+
+async def _in_parallel(items: Sequence[_Item], act: Callable[[_Item], Awaitable[None]]) -> None:
+    """Process items, several at a time. The first failure cancels what is under way."""
     if not items:
-        return None
-    refusal = await _create(api, job, items[0])
-    if refusal:
-        return refusal
-    slots = asyncio.Semaphore(_PARALLEL)
+        return
+    left = iter(items)
 
-    async def one(item: Object) -> Refusal | None:
-        async with slots:
-            return await _create(api, job, item)
+    async def work() -> None:
+        for item in left:
+            await act(item)
 
-    results = await asyncio.gather(*(one(item) for item in items[1:]))
-    return next((result for result in results if result), None)
+    tasks = [asyncio.create_task(work()) for _ in items[:_PARALLEL]]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if not task.cancelled():
+            task.result()
 
 
 async def _create(api: Requests, job: Job, item: Object) -> Refusal | None:
-    try:
-        await api.create(_collection(item), item, fieldValidation="Strict")
-    except ApiError as error:
-        if error.code == 409:
-            return await _check_owner(api, job, item)
-        return _refusal(error)
+    with requested(f"create {item['kind']} {item['metadata']['name']}"):
+        try:
+            await api.create(_collection(item), item, fieldValidation="Strict")
+        except ApiError as error:
+            if error.code == 409:
+                return await _check_owner(api, job, item)
+            return _refusal(error)
     return None
 
 
@@ -127,26 +174,32 @@ async def _check_owner(api: Requests, job: Job, item: Object) -> Refusal | None:
 async def delete_job(api: Requests, job: Job) -> None:
     """Delete the job. The garbage collector deletes its pods and its Service."""
     body: Object = {"preconditions": {"uid": job.uid}, "propagationPolicy": "Background"}
-    try:
-        await api.delete(jobs.path((job.namespace, job.name)), body)
-    except ApiError as error:
-        if error.code not in (404, 409):
-            raise
+    with requested(f"delete FineTuneJob {job.name}"):
+        await _delete(api, jobs.path((job.namespace, job.name)), body)
 
 
 async def delete(api: Requests, job: Job, to_delete: list[Delete]) -> None:
-    """Delete pods, several at a time."""
-    slots = asyncio.Semaphore(_PARALLEL)
+    """Delete pods, several at a time. One that cannot be deleted does not keep the others."""
+    failed: list[BaseException] = []
 
     async def one(pod: Delete) -> None:
         body: Object = {"preconditions": {"uid": pod.uid}}
         if pod.grace is not None:
             body["gracePeriodSeconds"] = pod.grace
-        async with slots:
-            try:
-                await api.delete(f"/api/v1/namespaces/{job.namespace}/pods/{pod.name}", body)
-            except ApiError as error:
-                if error.code not in (404, 409):
-                    raise
+        try:
+            with requested(f"delete Pod {pod.name}"):
+                await _delete(api, f"/api/v1/namespaces/{job.namespace}/pods/{pod.name}", body)
+        except (ApiError, *TRANSIENT) as error:
+            failed.append(error)
 
-    await asyncio.gather(*(one(pod) for pod in to_delete))
+    await _in_parallel(to_delete, one)
+    if failed:
+        raise failed[0]
+
+
+async def _delete(api: Requests, path: str, body: Object) -> None:
+    try:
+        await api.delete(path, body)
+    except ApiError as error:
+        if error.code not in (404, 409):  # It is gone, or another object has the name by now.
+            raise

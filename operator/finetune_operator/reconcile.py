@@ -2,20 +2,20 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from finetune_api import names
+from finetune_api import names, reasons
 from finetune_api.base import Object
 from finetune_api.status import FineTuneJobStatus
 from finetune_client.errors import TRANSIENT, ApiError
 from finetune_operator import execute, informer, jobs
 from finetune_operator.events import Recorder
-from finetune_operator.execute import Requests
+from finetune_operator.execute import Requests, requested
+from finetune_operator.failures import Failures, Pauses, sentence
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
 from finetune_operator.lease import LeaseLostError
@@ -30,6 +30,7 @@ from finetune_operator.status import Throttle, Urgency, merge_patch, urgency
 
 _log = logging.getLogger("finetune.reconcile")
 _UNLISTED = 5.0  # s between attempts while the pods of the job's namespace are not known
+_RECOVERED = 1.0  # s until a failure that has passed is removed from the status
 
 
 def _now() -> datetime:
@@ -48,8 +49,11 @@ class Reconciler:
     settings: Settings
     throttle: Throttle
     clock: Callable[[], datetime] = _now
+    monotonic: Callable[[], float] = time.monotonic
     wrote: Callable[[Urgency, Job, FineTuneJobStatus], None] = lambda *_: None
     _stale: set[Key] = field(default_factory=set)  # jobs whose cached version is known to be old
+    _failures: Failures = field(default_factory=Failures)
+    _pauses: Pauses = field(default_factory=Pauses)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one job forward and return the seconds until the next call.
@@ -68,54 +72,82 @@ class Reconciler:
         7. If an attempt began or ended, plan again from the status just written and continue with
            step 4. The write would have failed if anyone had changed the job since step 3.
 
-        Raises RetryError if a request failed.
+        Raises RetryError if a request failed. If the retries fail as well, the status shows it.
         """
-        with self._handle_errors(key):
-            job = await self._read_cached(key)
-            if job is None:
-                return None
-            if not self.pods.listed(job.namespace):
-                return _UNLISTED
-            world = self._observe(job)
-            decision = plan(world, self.settings)
-            if not decision.acts:
-                _, delay = await self._write(key, world, decision)
-                return _soonest(delay, decision.requeue_after)
-
-            live = await self._read_live(key)
-            if live is None:
-                return None
-            fresh = self._observe(live)
-            if fresh != world:
-                world, decision = fresh, plan(fresh, self.settings)
-
-            while True:
-                world, decision = await self._check(world, decision)
-                written, delay = await self._write(key, world, decision)
-                if delay is None:
-                    await self._act(key, world, decision)
-                if written is None or world.refusal or not decision.commits:
-                    return _soonest(delay, decision.requeue_after)
-                world = self._observe(written)
-                decision = plan(world, self.settings)
-        return None
-
-    @contextmanager
-    def _handle_errors(self, key: Key) -> Iterator[None]:
-        """Turn failed requests into RetryError, and give up on a job that cannot be read."""
         try:
-            yield
+            delay, complete = await self._bring_forward(key)
         except ValidationError as error:
             _log.error("%s/%s cannot be read by this version: %s", *key, error)
-        except ApiError as error:
-            if error.code in (404, 409):
+            return None
+        except (ApiError, *TRANSIENT) as error:
+            _log.warning("%s/%s: %s", *key, sentence(error))
+            if isinstance(error, ApiError) and error.code in (404, 409):
                 self._stale.add(key)  # The plan was made from an old version or a deleted job.
-            else:
-                _log.warning("%s/%s: %s", *key, error)
+            self._failures.record(key, error)
+            await self._show_failure(key)
             raise RetryError from error
-        except TRANSIENT as error:
-            _log.warning("%s/%s: the API server does not answer (%s)", *key, error)
-            raise RetryError from error
+        if complete and self._failures.clear(key):
+            return _soonest(delay, _RECOVERED)
+        return delay
+
+    async def _bring_forward(self, key: Key) -> tuple[float | None, bool]:
+        """Take the steps; return the delay, and whether nothing was put off."""
+        job = await self._read_cached(key)
+        if job is None:
+            self._failures.clear(key)
+            self._pauses.end(key)
+            return None, True
+        if not self.pods.listed(job.namespace):
+            return _UNLISTED, False
+        world, decision, pause = self._plan(key, job)
+        if not decision.acts:
+            _, delay = await self._write(key, world, decision)
+            return _soonest(delay, decision.requeue_after, pause), not (delay or pause)
+
+        live = await self._read_live(key)
+        if live is None:
+            return None, True
+        fresh = self._observe(key, live)
+        if fresh != world:
+            world, decision, pause = self._plan(key, live)
+
+        while True:
+            world, decision = await self._check(world, decision)
+            written, delay = await self._write(key, world, decision)
+            if delay is None or not decision.commits:
+                pause = _soonest(pause, await self._act(key, world, decision))
+            if written is None or world.refusal or not decision.commits:
+                return _soonest(delay, decision.requeue_after, pause), not (delay or pause)
+            world = self._observe(key, written)
+            decision = plan(world, self.settings)
+
+    def _plan(self, key: Key, job: Job) -> tuple[World, Decision, float | None]:
+        """Plan, but create nothing during a pause; return the seconds that are left of it too."""
+        world = self._observe(key, job)
+        decision = plan(world, self.settings)
+        left = self._pauses.left(key, job.generation, self.monotonic())
+        if not (left and decision.create):
+            return world, decision, None
+        return world, replace(decision, create=[], check=None), left
+
+    async def _show_failure(self, key: Key) -> None:
+        """Show a request that fails again and again in the status, or else in an event."""
+        failure = self._failures.shown(key)
+        if failure is None:
+            return
+        try:
+            job = await self._read_cached(key)
+            if job is None:
+                return
+            world = self._observe(key, job)
+            written = await self._write_without_acting(key, world)
+        except (ApiError, *TRANSIENT) as error:
+            _log.warning("%s/%s: the failure cannot be shown: %s", *key, sentence(error))
+            written, job = None, self.jobs.get(key)
+        if self._failures.announce(key) and job and not written:
+            # The status of a finished job never changes, and others may be what cannot be written.
+            event = events.Event("Warning", reasons.REQUEST_FAILED, failure.message)
+            self.recorder.record(job, event, self.clock())
 
     # Step 1 and 3: observe
 
@@ -136,7 +168,8 @@ class Reconciler:
         """
         known = self.jobs.uid(key)
         try:
-            item = await self.api.get(jobs.path(key))
+            with requested("read the job"):
+                item = await self.api.get(jobs.path(key))
         except ApiError as error:
             if error.code != 404:
                 raise
@@ -150,7 +183,8 @@ class Reconciler:
         job = self._parse(key, item)
         if not only_prepares(job):
             selector = f"{names.LABEL_JOB_UID}={job.uid}"
-            found, _ = await self.api.list(informer.path(key[0]), labelSelector=selector)
+            with requested("list the pods of the job"):
+                found, _ = await self.api.list(informer.path(key[0]), labelSelector=selector)
             self.pods.replace(found, key[0], job.uid, notify=False)
         return job
 
@@ -160,7 +194,7 @@ class Reconciler:
         version = item["metadata"]["resourceVersion"]
         return newest if newest and newest.resource_version == version else Job.of(item)
 
-    def _observe(self, job: Job) -> World:
+    def _observe(self, key: Key, job: Job) -> World:
         attempt = job.status.attempt
         self.pods.forget(job.uid, before_attempt=attempt or 0)
         if job.status.finished:
@@ -171,6 +205,7 @@ class Reconciler:
             now=self.clock(),
             report=self.reports.newest(job.uid, attempt),
             silent=self.reports.silent(job.uid, attempt),
+            failure=self._failures.shown(key),
         )
 
     # Step 4: check
@@ -198,14 +233,15 @@ class Reconciler:
         kind = urgency(job.status, new)
         if kind is Urgency.NONE:
             return None, None
-        wait = self.throttle.wait(key, Urgency.NOW if decision.acts else kind, time.monotonic())
+        wait = self.throttle.wait(key, kind, self.monotonic())
         if wait > 0:
             return None, wait
         patch = {
             "metadata": {"resourceVersion": job.resource_version, "uid": job.uid},
             "status": merge_patch(job.status.to_dict(), new.to_dict()),
         }
-        item = await self.api.patch(f"{jobs.path(key)}/status", patch)
+        with requested("write the status of the job"):
+            item = await self.api.patch(f"{jobs.path(key)}/status", patch)
         self.wrote(kind, job, new)
         for event in events.between(job.status, new):
             self.recorder.record(job, event, world.now)
@@ -214,16 +250,25 @@ class Reconciler:
 
     # Step 6: act
 
-    async def _act(self, key: Key, world: World, decision: Decision) -> None:
+    async def _act(self, key: Key, world: World, decision: Decision) -> float | None:
+        """Carry the decision out; return the seconds until refused pods are created again."""
         job = world.job
         if decision.delete_job:
             await execute.delete_job(self.api, job)
-            return
+            return None
         await execute.delete(self.api, job, decision.delete)
-        refusal = await execute.create(self.api, job, decision.create)
+        try:
+            refusal = await execute.create(self.api, job, decision.create)
+        except (ApiError, *TRANSIENT):
+            self._pauses.extend(key, job.generation, self.monotonic())
+            raise
         if refusal:
+            pause = self._pauses.extend(key, job.generation, self.monotonic())
             await self._write_refusal(key, job, refusal)
-            raise RetryError
+            return pause
+        if decision.create:
+            self._pauses.end(key)
+        return None
 
     async def _write_refusal(self, key: Key, job: Job, refusal: Refusal) -> None:
         """Show in the status why pods could not be created."""
@@ -231,10 +276,15 @@ class Reconciler:
         newest = self.jobs.get(key)
         if newest is None or newest.uid != job.uid:
             return
-        world = replace(self._observe(newest), refusal=refusal)
+        world = replace(self._observe(key, newest), refusal=refusal)
+        await self._write_without_acting(key, world)
+
+    async def _write_without_acting(self, key: Key, world: World) -> Job | None:
+        """Write what a plan says about the job, but do nothing of it."""
         decision = plan(world, self.settings)
         shown = replace(decision, create=[], delete=[], commits=False, check=None)
-        await self._write(key, world, shown)
+        written, _ = await self._write(key, world, shown)
+        return written
 
 
 def guarded(

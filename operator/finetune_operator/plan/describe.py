@@ -12,7 +12,7 @@ from finetune_api.progress import Progress, Stage
 from finetune_api.status import Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
 from finetune_api.text import duration
 from finetune_operator.plan import gang_text
-from finetune_operator.plan.observe import Pod, World
+from finetune_operator.plan.observe import Pod, Refusal, World
 
 _UNBOUND = "unbound immediate PersistentVolumeClaims"  # part of the scheduler's message
 
@@ -51,7 +51,9 @@ def describe(
 
     `creating` is whether pods are still missing, in which case an earlier refusal is still shown.
     """
-    if creating and (old := refused_condition(world)):
+    if world.failure and situation.accepted and situation.phase not in ("Succeeded", "Failed"):
+        situation = _failing(status, situation, world.failure, creating=creating)
+    elif creating and (old := refused_condition(world)):
         phase = world.job.status.phase or situation.phase
         situation = Situation(phase, old.reason, old.message, accepted=False)
     gang = world.gang(status.attempt) if status.attempt else []
@@ -88,6 +90,15 @@ def _notices(situation: Situation, gang: list[Pod]) -> str:
     if situation.phase != "Running" or situation.message:
         return ""
     return "".join(f"; {where}" for where in gang_text.on_silent_nodes(gang))
+
+
+def _failing(
+    status: FineTuneJobStatus, situation: Situation, failure: Refusal, *, creating: bool
+) -> Situation:
+    """Return the situation of a job for which a request fails again and again."""
+    text = situation.message or _progress_sentence(status, situation)
+    message = failure.message if creating else f"{text}; {failure.message}"
+    return replace(situation, reason=failure.reason, message=message[:1024], accepted=False)
 
 
 def refused_condition(world: World) -> Condition | None:

@@ -238,6 +238,7 @@ class World:
     report: Report | None = None  # the newest one of worker 0 in the current attempt
     silent: bool = False  # worker 0 runs, but no report was received for a while
     refusal: Refusal | None = None  # the API server's answer to Decision.check
+    failure: Refusal | None = None  # the request that fails again and again, whatever it is for
 
     @property
     def prepare_pods(self) -> list[Pod]:

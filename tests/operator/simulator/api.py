@@ -2,7 +2,8 @@
 
 A fault or an event is scheduled for the n-th call from now: an error before or after the request
 takes effect, a crash of the operator, a request that takes effect late, or an event of the world at
-that moment.
+that moment. A server that hangs answers no call until the client gives up, and time passes
+meanwhile.
 """
 
 import contextlib
@@ -27,12 +28,16 @@ class Fault:
     name: str
     raises: Callable[[], BaseException]
     effect: str = "no"  # whether the server carries the request out: no, yes or late
+    seconds: float = 0.0  # until the client gives up
 
 
 def _refusal(code: int, reason: str, message: str) -> Callable[[], BaseException]:
     return lambda: ApiError(code, reason, message)
 
 
+_GIVES_UP = 10.0  # s, the time-out of finetune_client.api.Api
+_HANGS = Fault("hangs without effect", TimeoutError, seconds=_GIVES_UP)
+_HANGS_LATE = Fault("hangs, the effect comes late", TimeoutError, "late", _GIVES_UP)
 FAULTS = {
     fault.name: fault
     for fault in (
@@ -44,6 +49,9 @@ FAULTS = {
         Fault("too many requests", _refusal(429, "TooManyRequests", "slow down")),
         Fault("server error", _refusal(500, "InternalError", "etcd is away")),
         Fault("server error after the effect", _refusal(504, "Timeout", "timed out"), "yes"),
+        _HANGS,
+        _HANGS_LATE,
+        Fault("hangs after the effect", TimeoutError, "yes", _GIVES_UP),
         Fault("crash before", Crash),
         Fault("crash after", Crash, "yes"),
         Fault("crash, the effect comes late", Crash, "late"),
@@ -69,6 +77,15 @@ class Wire:
     writes: int = 0  # calls that would change an object
     scheduled: dict[int, list[Any]] = field(default_factory=lambda: defaultdict(list))
     delayed: list[Callable[[], object]] = field(default_factory=list)
+    frozen_until: float = 0.0  # time before which the server does not answer any call
+
+    @property
+    def frozen(self) -> bool:
+        return self.store.clock.seconds < self.frozen_until
+
+    @property
+    def disturbed(self) -> bool:
+        return bool(self.scheduled or self.delayed or self.frozen)
 
     def schedule(self, calls: int, what: Any) -> None:
         self.scheduled[self.calls + calls].append(what)
@@ -76,6 +93,7 @@ class Wire:
     def repair(self) -> None:
         """Remove all faults; requests that were delayed take effect."""
         self.scheduled.clear()
+        self.frozen_until = 0.0
         self.arrive()
 
     def arrive(self) -> None:
@@ -146,12 +164,16 @@ class Api:
                 after = what
             else:
                 wire.apply_event(what)
+        if wire.frozen:
+            # What was sent to a process that is stopped may be read when it goes on.
+            fault = _HANGS_LATE if wire.calls % 2 else _HANGS
         if fault is None:
             answer = effect(False)
             if after:
                 wire.apply_event(after.event)
                 wire.deliver()
             return answer
+        wire.store.clock.seconds += fault.seconds
         error = fault.raises()
         self.dead = isinstance(error, Crash)
         if fault.effect == "late" and writes:

@@ -14,24 +14,13 @@ from finetune_operator.jobs import Jobs
 from finetune_operator.queue import Key, RetryError
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
-from finetune_operator.status import Throttle, Urgency
+from finetune_operator.status import Throttle
 from tests.operator.simulator.api import Api, Wire
 from tests.operator.simulator.clock import Clock
 from tests.operator.simulator.store import JOBS, PODS
 
 SETTINGS = Settings(trainer_image="trainer:1")
 _MAX_RECONCILIATIONS = 60
-
-
-class SimulatedThrottle(Throttle):
-    """A throttle that reads the simulated clock instead of the machine's."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(SETTINGS.progress_write_interval)
-        self._clock = clock
-
-    def wait(self, key: Key, kind: Urgency, now: float) -> float:
-        return super().wait(key, kind, self._clock.seconds)
 
 
 @dataclass
@@ -51,6 +40,7 @@ class Controller:
     calls_before: int = 0  # calls made before the last reconciliation
 
     def __post_init__(self) -> None:
+        self.began = self.clock.seconds
         self.api = Api(self.wire)
         self.pods = Pods(
             self.ready.add, self._soon, lambda uid: self.jobs.knows(uid), self.clock.now
@@ -64,8 +54,9 @@ class Controller:
             self.reports,
             self.recorder,
             SETTINGS,
-            SimulatedThrottle(self.clock),
+            Throttle(SETTINGS.progress_write_interval),
             self.clock.now,
+            lambda: self.clock.seconds,
         )
         self.cursor = {PODS: 0, JOBS: 0}
         self.relist(PODS)

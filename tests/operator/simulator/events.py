@@ -60,6 +60,7 @@ CONFIGS = (
     Config(policy=(("startDeadlineSeconds", 60),)),
     Config(policy=(("gangStartTimeoutSeconds", 60),)),
     Config(policy=(("progressDeadlineSeconds", 60),), replicas=3),
+    Config(replicas=24, devices=1),
     Config(skews=(-150, 90)),
     Config(skews=(200, -20), policy=(("maxRestarts", 100),)),
     Config(skews=(0, -240, 35), replicas=3, devices=1),
@@ -184,6 +185,18 @@ def _quota(world: "World", pods: int | None) -> None:
     world.store.by_operator = False
 
 
+def _webhook(world: "World", code: int | None) -> None:
+    world.store.webhook = code
+    world.store.version += 1
+    world.store.by_operator = False
+
+
+def _freeze(world: "World", seconds: float) -> None:
+    """Stop the process of the API server for a while, without closing its connections."""
+    world.blind = True
+    world.wire.frozen_until = world.clock.seconds + seconds
+
+
 def _claims(world: "World", present: bool) -> None:
     _present(world, "persistentvolumeclaims", "w", present)
 
@@ -249,6 +262,8 @@ ACTIONS: dict[str, Action] = {
     "edit policy": _policy,
     "edit interval": _interval,
     "quota": _quota,
+    "webhook": _webhook,
+    "freeze": _freeze,
     "claims": _claims,
     "foreign service": _foreign_service,
     "at call": _at_call,
@@ -289,6 +304,7 @@ _USER = [
     *(Event("edit interval", (part, 7)) for part in ("checkpoints", "evaluation")),
     Event("edit interval", ("evaluation", 9)),
     *(Event("quota", pods) for pods in (0, 1, 2, None)),
+    *(Event("webhook", code) for code in (500, 503, 404, None, None)),
     *(Event(what, value) for what in ("claims", "foreign service") for value in (True, False)),
 ]
 _OPERATOR = [
@@ -301,6 +317,7 @@ _OPERATOR = [
     Event("restart operator"),
     *(Event("operator away", away) for away in (True, False, False)),
     Event("late effects arrive"),
+    *(Event("freeze", seconds) for seconds in (5, 30, 120)),
 ]
 _RACES = [event for event in (*_WORLD[::3], *_USER) if event.what != "start"]
 _FAULTS = [

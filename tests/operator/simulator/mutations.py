@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator import execute, reconcile
+from finetune_operator import execute, failures, reconcile
 from finetune_operator.plan import (
     attempts,
     configuration,
@@ -172,6 +172,37 @@ def a_name_that_is_taken_counts_as_created(patch: Patch) -> None:
         return None
 
     patch.setattr(execute, "_check_owner", ignore)
+
+
+@mutation
+def a_gang_is_created_in_one_batch(patch: Patch) -> None:
+    async def all_at_once(api: Any, job: Any, items: Any) -> Any:
+        refusals = [await execute._create(api, job, item) for item in items]
+        return next((refusal for refusal in refusals if refusal), None)
+
+    patch.setattr(execute, "create", all_at_once)
+
+
+@mutation
+def an_event_ends_the_pause_after_a_refusal(patch: Patch) -> None:
+    patch.setattr(failures.Pauses, "left", lambda *_: 0.0)
+
+
+@mutation
+def a_request_that_keeps_failing_is_not_shown(patch: Patch) -> None:
+    patch.setattr(failures.Failures, "shown", lambda *_: None)
+
+
+@mutation
+def a_message_is_written_at_once(patch: Patch) -> None:
+    _wrap(
+        patch,
+        reconcile,
+        "urgency",
+        lambda original, old, new: (
+            Urgency.NOW if old.message != new.message else original(old, new)
+        ),
+    )
 
 
 @mutation

@@ -85,7 +85,9 @@ class Nodes:
             return
         self.held.add(pod["metadata"]["uid"])
         condition = self._condition("PodScheduled", "False")
-        condition["message"] = "0/4 nodes are available: Insufficient nvidia.com/gpu"
+        # Every node that joins or leaves the cluster changes the sentence of the scheduler.
+        nodes = 4 + int(self.clock.seconds) % 7
+        condition["message"] = f"0/{nodes} nodes are available: Insufficient nvidia.com/gpu"
         self.store.status(pod, {"conditions": [condition]})
 
     def image_missing(self, pod: Object) -> None:

@@ -137,4 +137,25 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
             *([Event("go")] * 4),
         ],
     ),
+    "a quota refuses most of a large gang while the scheduler changes its sentence": (
+        Config(replicas=24, devices=1),
+        [
+            Event("go"),
+            Event("quota", 2),
+            Event("go"),
+            *(step for n in range(16) for step in (Event("unschedulable", n), Event("wait", 1))),
+        ],
+    ),
+    "a webhook for pods is down: the message was that the model is checked": (
+        Config(),
+        [Event("webhook", 500), Event("delete job", True), Event("wait", 12)],
+    ),
+    "a webhook for pods is down when a gang begins": (
+        Config(),
+        [Event("go"), Event("webhook", 503), Event("go"), Event("wait", 30)],
+    ),
+    "the API server is frozen while a gang is created": (
+        Config(replicas=3, devices=1),
+        [Event("go"), Event("freeze", 30), Event("go"), Event("go"), Event("wait", 70)],
+    ),
 }

@@ -56,6 +56,8 @@ class Store:
     )  # version since which a pod's uid is deleted
     by_operator: bool = False  # whether the last write was the operator's
     quota: int | None = None  # number of pods that may exist without having ended
+    webhook: int | None = None  # code with which an admission webhook fails for every pod
+    refused: list[tuple[float, str]] = field(default_factory=list)  # pods, with the time
 
     def get(self, plural: str, name: str) -> Object:
         found = self.objects[plural].get(name)
@@ -75,8 +77,8 @@ class Store:
         self, plural: str, body: Object, *, dry: bool = False, operator: bool = False, late=False
     ) -> Object:
         name = body["metadata"]["name"]
-        if plural == PODS and self._is_full():  # admission comes before the check of the name
-            raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: exceeded quota: gpus')
+        if plural == PODS:  # admission comes before the check of the name
+            self._admit(name, dry=dry)
         if existing := self.objects[plural].get(name):
             text = f'{plural} "{name}" already exists'
             if "deletionTimestamp" in existing["metadata"]:
@@ -94,6 +96,15 @@ class Store:
         if plural == PODS:
             item["status"] = {"phase": "Pending"}
         return self._write(plural, None, item, operator=operator, late=late, body=body)
+
+    def _admit(self, name: str, *, dry: bool) -> None:
+        if self.webhook is None and not self._is_full():
+            return
+        if not dry:
+            self.refused.append((self.clock.seconds, name))
+        if self.webhook is None:
+            raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: exceeded quota: gpus')
+        raise ApiError(self.webhook, "InternalError", 'failed calling webhook "pods.example.com"')
 
     def _is_full(self) -> bool:
         if self.quota is None:

@@ -40,6 +40,8 @@ class World:
     facts: dict[str, Facts] = field(default_factory=lambda: defaultdict(Facts))
     blind: bool = False  # the operator, or a kubelet, may have missed an event
     away: bool = False
+    edited: float = -1.0  # when the job was last edited or created
+    last_write: tuple[str, float] = ("", -1.0)  # uid and time of the operator's last status
     late_pods: set[str] = field(default_factory=set)  # created after the client had given up
     over_since: dict[str, datetime] = field(default_factory=dict)  # by pod uid
     ended_at: dict[str, int] = field(default_factory=dict)  # version at which containers had ended
@@ -63,6 +65,7 @@ class World:
     def create_job(self) -> None:
         if self.job:
             return
+        self.edited = self.clock.seconds
         spec = self.config.spec()
         body = {"metadata": {"name": KEY[1], "namespace": KEY[0]}, "spec": spec}
         self.store.create(JOBS, body)
@@ -70,6 +73,7 @@ class World:
     def edit(self, spec: Object) -> None:
         """Edit the job as a user does, within the CRD's rules."""
         if self.job:
+            self.edited = self.clock.seconds
             self.store.patch(JOBS, KEY[1], None, {"spec": spec})
 
     def condition(self, kind: str) -> str | None:
@@ -138,7 +142,7 @@ class World:
 
     async def _at_rest(self) -> None:
         own = self.controller
-        if self.away or own.stalled or self.wire.scheduled or self.wire.delayed:
+        if self.away or own.stalled or self.wire.disturbed:
             return
         here = (self.store.version, self.clock.seconds, id(own))
         if here == self._rested:
@@ -172,8 +176,11 @@ class World:
         self.controller.reports.unreachable = False
         self.controller.stalled.clear()
         await self.step(Event("go"))
+        if self.store.webhook:
+            await self.wait(70)  # until it was tried three times
         self._check("waiting", None)
-        for what, value in (("quota", None), ("claims", True), ("foreign service", False)):
+        repairs = (("quota", None), ("webhook", None), ("claims", True), ("foreign service", False))
+        for what, value in repairs:
             self.apply(Event(what, value))
         self.apply(Event("free"))
         for number in range(_ROUNDS):

@@ -1,5 +1,6 @@
 """The invariants of a moment at which the operator has nothing more to do."""
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tests.operator.simulator.invariants.queries import (
@@ -49,6 +50,18 @@ def _suspended_is_empty(world: "World", _: Any) -> str | None:
     return f"{left} exist" if left else None
 
 
+@invariant("at rest", "a refusal ends the creation of a gang, and delays the next one")
+def _backs_off(world: "World", _: Any) -> str | None:
+    own, refused = world.controller, world.store.refused
+    times = Counter(at for at, _ in refused)
+    if times and max(times.values()) > 12:
+        return f"{max(times.values())} pods were refused at one moment"
+    # Another run of the operator and an edit of the job begin anew.
+    since = max(world.clock.seconds - 30, own.began, world.edited)
+    recent = {at for at in times if at > since}
+    return f"pods were refused at {sorted(recent)}" if len(recent) > 8 else None
+
+
 @invariant("waiting", "a job that waits has a message, and a reason if nothing can be created")
 def _explains_itself(world: "World", _: Any) -> str | None:
     job = world.job
@@ -57,7 +70,8 @@ def _explains_itself(world: "World", _: Any) -> str | None:
     status = job.get("status", {})
     if not status.get("message"):
         return f"phase {status.get('phase')} has no message"
-    missing = world.store.quota == 0 or "w" not in world.store.objects["persistentvolumeclaims"]
+    missing = world.store.quota == 0 or world.store.webhook is not None
+    missing |= "w" not in world.store.objects["persistentvolumeclaims"]
     creating = status.get("phase") in ("Preparing", "Starting") and not own_pods(
         world, job["metadata"]["uid"]
     )

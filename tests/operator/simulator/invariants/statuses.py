@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from finetune_api.base import Object
 from tests.operator.simulator.invariants.queries import (
     FINISHED,
     alive,
@@ -15,6 +16,7 @@ from tests.operator.simulator.invariants.queries import (
 )
 from tests.operator.simulator.invariants.registry import invariant
 from tests.operator.simulator.store import Change, size
+from tests.operator.worlds import SETTINGS
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
@@ -193,3 +195,22 @@ def _in_order(world: "World", change: Change) -> str | None:
         if known != sorted(known):
             return f"attempt {attempt['number']}: {times} at {world.clock.stamp()}"
     return None
+
+
+@invariant("status written", "a message alone is written at most once in five seconds")
+def _no_urgent_message(world: "World", change: Change) -> str | None:
+    old, new = statuses(change)
+    before, world.last_write = world.last_write, (uid_of(change), world.clock.seconds)
+    uid, at = before
+    soon = uid == uid_of(change) and world.clock.seconds - at < SETTINGS.progress_write_interval
+    if soon and at >= world.controller.began and _without_messages(old) == _without_messages(new):
+        return f"{old.get('message')} -> {new.get('message')}"
+    return None
+
+
+def _without_messages(status: Object) -> Object:
+    parts = {k: v for k, v in status.items() if k not in ("message", "usage", "display")}
+    for name in ("conditions", "attempts"):
+        items = status.get(name, [])
+        parts[name] = [{k: v for k, v in item.items() if k != "message"} for item in items]
+    return parts
