@@ -43,3 +43,8 @@ def worker_pod_name(job: str, attempt: int, index: int) -> str:
 def master_address(job: str, attempt: int, namespace: str) -> str:
     """Return the DNS name of worker 0, which the headless Service of the job provides."""
     return f"{worker_pod_name(job, attempt, 0)}.{job}.{namespace}.svc"
+
+
+def with_port(address: str, port: int) -> str:
+    """Return address and port as a URL has them: an IPv6 address is put in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -11,14 +11,15 @@ from typing import Self
 
 from pyroute2 import IPRoute
 
-NETWORK = "10.9.0"
+NETWORK, NETWORK_6 = "10.9.0", "fd00:9:"
+_NO_DAD = 2  # IFA_F_NODAD: the address can be used at once
 
 
 class Cable:
-    """The hosts 10.9.0.1 and 10.9.0.2, and their connection."""
+    """The hosts 1 and 2 of a network, and their connection. An IPv6 network has no IPv4."""
 
-    def __init__(self) -> None:
-        self._switch = _start("--user", "--map-root-user", "--net", role="switch")
+    def __init__(self, network: str = NETWORK) -> None:
+        self._switch = _start("--user", "--map-root-user", "--net", role="switch", network=network)
         self.hosts = [int(self._command(f"host {number}")) for number in (1, 2)]
 
     def enter(self, host: int) -> list[str]:
@@ -52,13 +53,13 @@ class Cable:
         return answer
 
 
-def _start(*namespaces: str, role: str) -> subprocess.Popen[str]:
-    command = ["unshare", *namespaces, sys.executable, "-m", "tests.trainer.cable", role]
+def _start(*namespaces: str, role: str, network: str) -> subprocess.Popen[str]:
+    command = ["unshare", *namespaces, sys.executable, "-m", "tests.trainer.cable", role, network]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
 
-def _switch() -> None:
+def _switch(network: str) -> None:
     """Answer commands until stdin ends."""
     hosts: list[subprocess.Popen[str]] = []
     with IPRoute() as ip:
@@ -71,7 +72,7 @@ def _switch() -> None:
                 print("done", flush=True)
                 continue
             number = line.split()[1]
-            host = _start("--net", role=number)
+            host = _start("--net", role=number, network=network)
             hosts.append(host)
             assert host.stdin is not None
             assert host.stdout is not None
@@ -87,20 +88,26 @@ def _switch() -> None:
         host.communicate()
 
 
-def _host(number: str) -> None:
+def _host(number: str, network: str) -> None:
     print("started", flush=True)
     sys.stdin.readline()
     with IPRoute() as ip:
         (device,) = ip.link_lookup(ifname="eth0")
-        ip.addr("add", index=device, address=f"{NETWORK}.{number}", prefixlen=24)
+        (loopback,) = ip.link_lookup(ifname="lo")
+        ip.link("set", index=loopback, state="up")
+        if ":" in network:
+            ip.addr("delete", index=loopback, address="127.0.0.1", prefixlen=8)
+            address = {"address": f"{network}:{number}", "prefixlen": 64, "flags": _NO_DAD}
+        else:
+            address = {"address": f"{network}.{number}", "prefixlen": 24}
+        ip.addr("add", index=device, **address)
         ip.link("set", index=device, state="up")
-        ip.link("set", ifname="lo", state="up")
     print("up", flush=True)
     sys.stdin.read()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "switch":
-        _switch()
+        _switch(sys.argv[2])
     else:
-        _host(sys.argv[1])
+        _host(*sys.argv[1:])

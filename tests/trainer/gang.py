@@ -11,13 +11,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 import aiohttp
 
+from finetune_api.names import with_port
 from finetune_api.progress import Plan
 from finetune_api.run import Report, Result, RunConfig
 from tests.trainer.preloaded import Process, nursery
@@ -70,7 +71,7 @@ class Pod:
         self.process.send_signal(signal.SIGTERM)
 
     async def report(self) -> Report:
-        url = f"http://{self.address}:29600/v1/report"
+        url = f"http://{with_port(self.address, 29600)}/v1/report"
         async with aiohttp.ClientSession() as session, session.get(url) as response:
             return Report.model_validate_json(await response.text())
 
@@ -90,6 +91,7 @@ class Job:
     executed: bool = False  # start new interpreters as in a container, not forks
     slow: float = 0  # seconds by which each write of a checkpoint is delayed, if forked
     pods: list[Pod] = field(default_factory=list)
+    _attempt: tuple[dict, str] = ({}, "")
 
     @property
     def storage(self) -> Path:
@@ -119,29 +121,40 @@ class Job:
             }
         return pod
 
-    def start(self, plan: Plan, highest_step: int = 0, *, only: int | None = None) -> list[Pod]:
-        """Start the next attempt, or its first `only` pods."""
+    def start(
+        self, plan: Plan, highest_step: int = 0, *, only: Iterable[int] | None = None
+    ) -> list[Pod]:
+        """Start the next attempt, or the workers `only` of it."""
         self.attempt += 1
-        network = self.network or f"{_NETWORK}.{next(_ATTEMPTS) % 250}"
+        attempts_network = self.network or f"{_NETWORK}.{next(_ATTEMPTS) % 250}"
         config = self._run_config("worker") | {
             "plan": plan.to_dict(),
             "attempt": self.attempt,
             "highestStep": highest_step,
         }
         self.pods = []
-        for node in range(self.nodes if only is None else only):
-            gang = {
-                "PET_NNODES": str(self.nodes),
-                "PET_NODE_RANK": str(node),
-                "PET_NPROC_PER_NODE": str(self.devices),
-                "PET_MASTER_ADDR": f"{network}.1",
-                "PET_MASTER_PORT": "29500",
-            }
-            if self.enter:
-                gang |= {"GLOO_SOCKET_IFNAME": "eth0"}
-            prefix = self.enter(node) if self.enter else []
-            self.pods.append(self._start(config, gang, f"{network}.{node + 1}", prefix))
+        self._attempt = (config, attempts_network)
+        for node in range(self.nodes) if only is None else only:
+            self.start_worker(node)
         return self.pods
+
+    def start_worker(self, node: int, **variables: str) -> Pod:
+        """Start a worker of the current attempt, with some environment variables changed."""
+        config, network = self._attempt
+        separator = ":" if ":" in network else "."
+        gang = {
+            "PET_NNODES": str(self.nodes),
+            "PET_NODE_RANK": str(node),
+            "PET_NPROC_PER_NODE": str(self.devices),
+            "PET_MASTER_ADDR": f"{network}{separator}1",
+            "PET_MASTER_PORT": "29500",
+        }
+        if self.enter:
+            gang |= {"GLOO_SOCKET_IFNAME": "eth0"}
+        prefix = self.enter(node) if self.enter else []
+        address = f"{network}{separator}{node + 1}"
+        self.pods.append(self._start(config, gang | variables, address, prefix))
+        return self.pods[-1]
 
     def wait(self, seconds: float = 180) -> list[int]:
         """Wait for all pods and return their exit codes."""

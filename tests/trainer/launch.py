@@ -28,7 +28,7 @@ from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.run_dir.paths import RunPaths
 from finetune_trainer.training import rendezvous
 from finetune_trainer.training.attempt import build_loop
-from finetune_trainer.training.rendezvous import Place
+from finetune_trainer.training.place import Place
 from tests.trainer.silent import SilentReporter
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from tests.trainer import gang
-from tests.trainer.cable import NETWORK, Cable
+from tests.trainer.cable import NETWORK, NETWORK_6, Cable
 from tests.trainer.conftest import MakeJob
 
 pytestmark = pytest.mark.slow
@@ -44,3 +44,22 @@ def test_a_stop_while_the_network_is_cut_does_not_wait_for_the_grace_period(
         assert job.wait(60) == [88, 88], job.log
     for pod in job.pods:  # neither pod can see how the other one ends
         assert "no step was finished after SIGTERM" in pod.result.message
+
+
+async def test_two_ranks_train_on_the_loopback_address_of_ipv6(make_job: MakeJob) -> None:
+    job = make_job()
+    job.nodes, job.devices, job.network = 1, 2, ":"
+    (pod,) = job.start(gang.make_plan(totalSteps=20))
+    assert pod.address == "::1"
+    job.wait_for_step(1)
+    assert (await pod.report()).stage == "Training"
+    assert job.wait() == [0], job.log
+
+
+def test_a_gang_trains_in_a_network_without_ipv4(make_job: MakeJob) -> None:
+    job = make_job()
+    with Cable(NETWORK_6) as cable:
+        job.network, job.enter = NETWORK_6, cable.enter
+        job.start(gang.make_plan(totalSteps=4))
+        assert job.wait() == [0, 0], job.log
+    assert job.pods[0].address == "fd00:9::1"

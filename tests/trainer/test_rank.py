@@ -14,6 +14,7 @@ from finetune_trainer.common import machine
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import ChannelReporter
 from finetune_trainer.training import attempt, rendezvous
+from finetune_trainer.training.place import Place
 from tests.trainer.gang import make_job, make_plan
 
 
@@ -160,15 +161,6 @@ def test_errors_become_exit_codes_and_messages(
         )
 
 
-@pytest.mark.slow
-def test_a_rendezvous_without_peers_ends_as_a_lost_peer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendezvous, "CONNECT_SECONDS", 1.0)
-    place = rendezvous.Place(1, 0, 2, "127.255.98.9", 29500)
-    with pytest.raises(Exception, match=r"127\.255\.98\.9") as caught:
-        rendezvous.join(place, timedelta(seconds=1))
-    assert rendezvous.lost_a_peer(caught.value)
-
-
 def test_a_gpu_that_torch_cannot_use_is_an_error_instead_of_a_run_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +170,7 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_instead_of_a_run_on_the_cpu(
     monkeypatch.setattr(machine, "GPU_CONTROL_DEVICE", tmp_path / "nvidiactl")
     assert rendezvous.device_of(0).type == "cpu"
     machine.GPU_CONTROL_DEVICE.touch()
-    place = rendezvous.Place(0, 0, 1, "127.255.98.10", 29500)
+    place = Place(0, 0, 1, "127.255.98.10", 29500)
     unusable = r"was given GPUs .* cannot use them: \S.*; compare"
     with pytest.raises(TrainerError, match=unusable) as caught:
         rendezvous.join(place, timedelta(seconds=1))

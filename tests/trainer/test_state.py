@@ -15,9 +15,12 @@ import pytest
 from finetune_api.names import RESULT_MAX_BYTES
 from finetune_api.progress import CheckpointRecord
 from finetune_api.run import Report, Result
+from finetune_operator import reports
+from finetune_operator.reports import Target
 from finetune_trainer.pod import report_server
 from finetune_trainer.pod.processes import Child
 from finetune_trainer.pod.state import PodState
+from tests.operator.worlds import worker
 from tests.trainer.gang import make_job
 
 
@@ -62,6 +65,19 @@ def test_the_report_is_served_at_its_path_only(state: PodState) -> None:
             urllib.request.urlopen("http://127.255.98.1:29600/")
         assert error.value.code == 404
         error.value.close()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+async def test_the_operator_reads_a_report_at_an_ipv6_address(state: PodState) -> None:
+    server = report_server.serve("::1", 29600, state.report)
+    target = Target(("n", "j"), "uid-1", 3, worker(0, ip="::1"))
+    try:
+        async with reports.open_session() as session:
+            found = await reports.fetch(session, worker(0, ip="::1"), target)
+        assert found
+        assert found.job_uid == "uid-1"
     finally:
         server.shutdown()
         server.server_close()

@@ -62,6 +62,11 @@ class ChannelReporter:
             self._activity_sent = time.monotonic()
             self._send({"activity": self._activity})
 
+    def waiting(self, what: str | None) -> None:
+        """Report what this process waits for, or that it goes on. Such a wait is not a hang."""
+        self._activity += 1
+        self._send({"waiting_for": what})
+
     def training(
         self,
         progress: Progress | None = None,

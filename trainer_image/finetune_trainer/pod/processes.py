@@ -23,11 +23,11 @@ from finetune_trainer.common.environment import Gang
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import ENV_CHANNEL
 from finetune_trainer.common.stop_signal import StopSignal
+from finetune_trainer.common.waiting import Lookup, Notify, Waiting, family_of
 
 _PR_SET_PDEATHSIG = 1
 _STDERR_KEPT = 65536  # bytes
 _libc = ctypes.CDLL(None)
-_DNS_TIMEOUT = 120.0  # s; DNS servers can cache a missing name for half a minute
 
 
 class Child:
@@ -189,9 +189,32 @@ def environment_of_rank(gang: Gang, local_rank: int, master_address: str) -> dic
         # Without this, malloc maps and unmaps every large tensor on CPU, and page faults take a
         # quarter of the time.
         variables |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
-    if master_address.startswith("127.") and "GLOO_SOCKET_IFNAME" not in os.environ:
-        variables["GLOO_SOCKET_IFNAME"] = "lo"
-    return variables
+    return variables | network_variables(master_address)
+
+
+def network_variables(master_address: str) -> dict[str, str]:
+    """Return how gloo and NCCL use the network, unless the pod's template says otherwise.
+
+    If a collective takes too long, NCCL's watchdog ends the process with SIGABRT, because a kernel
+    that waits for a lost peer cannot be interrupted otherwise. `watchdog.py` recognizes this end.
+    """
+    defaults = {
+        # 3: end the process without first aborting communicators, which can hang itself.
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
+        # Errors must not wait for the main thread, which would have to wait for every kernel.
+        "TORCH_NCCL_BLOCKING_WAIT": "0",
+        # End the process if the watchdog itself is stuck in a call of CUDA for ten minutes.
+        "TORCH_NCCL_ENABLE_MONITORING": "1",
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "600",
+        # Writing the flight recorder first would delay the end by a minute, in which the operator
+        # sees no cause, and its files would end with the pod.
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    }
+    if master_address.startswith("127.") or master_address == "::1":
+        defaults["GLOO_SOCKET_IFNAME"] = "lo"
+    if family_of(master_address) == socket.AF_INET6:
+        defaults["NCCL_SOCKET_FAMILY"] = "AF_INET6"
+    return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
 
 def thread_variables(processes: int) -> dict[str, str]:
@@ -200,43 +223,20 @@ def thread_variables(processes: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}
 
 
-def wait_for_address(name: str, stop: StopSignal) -> str:
-    """Return the IPv4 address of a name as soon as it has one.
+def wait_for_address(name: str, own: str, stop: StopSignal, notify: Notify) -> str:
+    """Return the address of a name as soon as it has one, however long that takes.
 
-    Raises TrainerError 78 if it has none after two minutes, and 75 if the pod is asked to stop
-    meanwhile. Look-ups run in a thread that is abandoned then, because they can hang.
+    `own` is the address of this pod. Raises TrainerError 75 if the pod is asked to stop meanwhile.
     """
-    lookup = _Lookup(name)
-    threading.Thread(target=lookup.run, daemon=True).start()
-    deadline = time.monotonic() + _DNS_TIMEOUT
+    lookup, waiting = Lookup(name, own), Waiting(notify)
     while lookup.address is None:
         if stop.at is not None:
             raise TrainerError(
-                ExitCode.STOPPED, f"stopped while looking up {name}; nothing is lost"
+                ExitCode.STOPPED,
+                f"stopped while waiting for the address of {name}; nothing is lost",
             )
-        if time.monotonic() > deadline:
-            raise TrainerError(
-                ExitCode.ENVIRONMENT_UNUSABLE,
-                f"{name} has no address after {_DNS_TIMEOUT:.0f} s ({lookup.problem}); check that "
-                "cluster DNS works and that the job's headless Service exists",
-            )
+        waiting(f"the address of worker 0 ({name}: {lookup.problem})")
         time.sleep(0.05)
+    lookup.close()
+    waiting(None)
     return lookup.address
-
-
-class _Lookup:
-    """Repeats a look-up until it succeeds."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._deadline = time.monotonic() + _DNS_TIMEOUT
-        self.address: str | None = None
-        self.problem: OSError | str = "no answer"
-
-    def run(self) -> None:
-        while self.address is None and time.monotonic() < self._deadline:
-            try:
-                self.address = str(socket.getaddrinfo(self._name, None, socket.AF_INET)[0][4][0])
-            except OSError as error:
-                self.problem = error
-                time.sleep(0.5)

@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune_api.names import REPORT_PATH
 from finetune_api.run import Report
+from finetune_trainer.common.waiting import family_of
 
 _MAX_CONNECTIONS = 8  # each has a thread
 _READ_TIMEOUT = 5.0  # s
@@ -24,10 +25,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # connections that wait to be accepted; the default is 5
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, address: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
         self._open: list[Any] = []  # connections, the oldest first
         self._lock = threading.Lock()
-        super().__init__(*arguments)
+        self.address_family = family_of(address)
+        super().__init__((address, port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -81,6 +83,6 @@ def serve(address: str, port: int, report: Callable[[], Report]) -> ThreadingHTT
         def log_message(self, *_: object) -> None:
             """Log nothing: one line for every poll would hide all other lines."""
 
-    server = _Server((address, port), Handler)
+    server = _Server(address, port, Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server

@@ -11,6 +11,8 @@ from finetune_api.run import AttemptRecord, PrepareResult, Report, Result, Role
 
 MESSAGE_LENGTH = 1024
 """The most characters that Result.message can have."""
+WAITING_LENGTH = 512
+"""The most characters that Report.waiting_for can have."""
 
 
 @dataclass
@@ -33,6 +35,7 @@ class PodState:
     result_max_bytes: int | None = None
     stage: Stage = "LoadingModel"
     stage_since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    waiting_for: str | None = None  # while the gang was never complete
     activity: dict[str, int] = field(default_factory=dict)  # child -> units of work
     active_at: float = field(default_factory=time.monotonic)  # when activity last grew
     received_at: dict[int, float] = field(default_factory=dict)  # rank -> time of the last message
@@ -61,10 +64,20 @@ class PodState:
             if message["activity"] != self.activity.get(child):
                 self.activity[child] = message["activity"]
                 self.active_at = now
-            if "stage" in message and rank in (None, min(self.received_at, default=None)):
-                self.stage, self.stage_since = message["stage"], datetime.now(UTC)
-                self.active_at = now
+            if rank in (None, min(self.received_at, default=None)):
+                if "stage" in message:
+                    self.stage, self.stage_since = message["stage"], datetime.now(UTC)
+                    self.active_at = now
+                self.waiting_for = message.get("waiting_for", self.waiting_for)
             self._store(child, message)
+
+    def wait_for(self, what: str | None) -> None:
+        """Record what this pod waits for before its children start. Such a wait is not a hang."""
+        with self.lock:
+            self.active_at = time.monotonic()
+            if self.waiting_for != what:
+                self.waiting_for = what
+                self.sequence += 1
 
     def _store(self, child: str, message: dict[str, Any]) -> None:
         if "progress" in message:
@@ -100,6 +113,7 @@ class PodState:
                 stage_since=self.stage_since,
                 activity=sum(self.activity.values()),
                 activity_age_seconds=round(now - self.active_at, 1),
+                waiting_for=self.waiting_for and self.waiting_for[:WAITING_LENGTH],
                 progress=self.progress if lead else None,
                 evaluation=self.evaluation if lead else None,
                 ledger=self.ledger if lead else None,

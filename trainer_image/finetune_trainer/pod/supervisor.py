@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode, is_permanent, meaning
-from finetune_api.names import REPORT_PORT
+from finetune_api.names import REPORT_PORT, with_port
 from finetune_api.progress import Output
 from finetune_api.run import Outcome, Result, RunConfig
 from finetune_api.storage import AttemptFile, RunFile
@@ -103,7 +103,8 @@ class _Pod:
         try:
             server = report_server.serve(address, REPORT_PORT, self._state.report)
         except OSError as error:
-            text = f"the report cannot be served at {address}:{REPORT_PORT} ({error.strerror})"
+            where = with_port(address, REPORT_PORT)
+            text = f"the report cannot be served at {where} ({error.strerror})"
             raise TrainerError(ExitCode.ENVIRONMENT_UNUSABLE, text) from error
         try:
             paths = RunPaths.of(self._config)
@@ -161,7 +162,9 @@ class _Pod:
     def _train(self, gang: Gang, address: str, paths: RunPaths) -> int:
         master = address
         if gang.node_rank != 0:
-            master = wait_for_address(gang.master_address, self._stop)
+            master = wait_for_address(
+                gang.master_address, address, self._stop, self._state.wait_for
+            )
         ranks = [self._start_rank(gang, local, master) for local in range(gang.processes)]
         self._watch.run(ranks, self._refresh_record)
         cause = self._watch.cause(ranks)

@@ -33,7 +33,8 @@ from finetune_trainer.training.divergence import Divergence
 from finetune_trainer.training.evaluate import Evaluator
 from finetune_trainer.training.loop import Loop
 from finetune_trainer.training.mfu import Utilisation
-from finetune_trainer.training.rendezvous import Place, local_problem, lost_a_peer
+from finetune_trainer.training.place import Place
+from finetune_trainer.training.rendezvous import local_problem, lost_a_peer
 from finetune_trainer.training.step import Stepper
 from finetune_trainer.training.telemetry import ProgressMeter, Telemetry
 from finetune_trainer.training.triggers import Limits, Triggers
@@ -108,7 +109,7 @@ def _train(report: ChannelReporter) -> int:
             "the operator",
         )
     report.stage("LoadingModel")
-    device = rendezvous.join(place, _TIMEOUT)
+    device = rendezvous.join(place, _TIMEOUT, report.waiting)
     # Saving or reading a checkpoint may take longer than any step. A rank that hangs there is found
     # by the supervisor first, after the progress deadline.
     storage_timeout = timedelta(seconds=2 * config.progress_deadline_seconds)

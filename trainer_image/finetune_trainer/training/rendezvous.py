@@ -11,7 +11,7 @@ DeepSpeed adopts the existing group.
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,10 +21,13 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed import distributed_c10d
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.names import with_port
 from finetune_trainer.common import machine
 from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.waiting import Notify, Waiting, family_of
+from finetune_trainer.training import assembly
+from finetune_trainer.training.place import Place
 
-CONNECT_SECONDS = 600.0  # other pods may still pull their image
 # gloo and NCCL raise RuntimeError or DistBackendError for everything, so the text decides.
 _LOST = ("connection", "timed out", "broken pipe", "socket", "peer", "nccl", "gloo")
 # NCCL's names of errors on this node: CUDA, driver, memory, network interfaces, visible devices.
@@ -34,38 +37,22 @@ _REMOTE = ("ncclremoteerror", "timed out", "timeout", "connect", "broken pipe", 
 _LAST = "Last error:"
 
 
-@dataclass(frozen=True)
-class Place:
-    """The position of this process in the gang, and the address of rank 0."""
-
-    rank: int
-    local_rank: int
-    world: int
-    address: str
-    port: int
-
-    @classmethod
-    def from_environment(cls) -> "Place":
-        """Read the environment variables that the supervisor set."""
-        return cls(
-            rank=int(os.environ["RANK"]),
-            local_rank=int(os.environ["LOCAL_RANK"]),
-            world=int(os.environ["WORLD_SIZE"]),
-            address=os.environ["MASTER_ADDR"],
-            port=int(os.environ["MASTER_PORT"]),
-        )
-
-
-def join(place: Place, timeout: timedelta) -> torch.device:
+def join(place: Place, timeout: timedelta, notify: Notify = lambda _: None) -> torch.device:
     """Join the gang's process group and return this rank's device.
 
-    All later groups get the same `timeout`. Raises TrainerError (78) if the device cannot be used.
+    Waits without a limit for ranks that have not started, and reports to `notify` which those are.
+    All later groups get the same `timeout`. Raises TrainerError 78 if the device cannot be used,
+    and 88 if a rank that had joined is gone.
     """
     device = device_of(place.local_rank)
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
-    store = _store(place)
+    waiting = Waiting(notify)
+    if place.rank != 0:
+        place = replace(place, address=assembly.address_of_store(place, waiting))
+    store = _store(place, timeout)
+    assembly.assemble(store, place, waiting)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         store=store,
@@ -128,8 +115,7 @@ def tighten(progress_deadline: float, control: Any) -> timedelta:
     return timeout
 
 
-def _store(place: Place) -> TCPStore:
-    wait = timedelta(seconds=CONNECT_SECONDS)
+def _store(place: Place, timeout: timedelta) -> TCPStore:
     if place.rank == 0:
         listener = _listen(place)
         return TCPStore(
@@ -137,24 +123,25 @@ def _store(place: Place) -> TCPStore:
             place.port,
             place.world,
             is_master=True,
-            timeout=wait,
+            timeout=timeout,
             wait_for_workers=False,
             master_listen_fd=listener.detach(),
         )
-    return TCPStore(place.address, place.port, place.world, timeout=wait)
+    return TCPStore(place.address, place.port, place.world, timeout=timeout)
 
 
 def _listen(place: Place) -> socket.socket:
     """Listen on the pod's address. The port of a gang that has just ended may need a moment."""
     deadline = time.monotonic() + 30
+    where, family = (place.address, place.port), family_of(place.address)
     while True:
         try:
-            return socket.create_server((place.address, place.port), backlog=4096)
+            return socket.create_server(where, family=family, backlog=4096)
         except OSError as error:
             if time.monotonic() > deadline:
                 raise TrainerError(
                     ExitCode.ENVIRONMENT_UNUSABLE,
-                    f"cannot listen on {place.address}:{place.port} ({error.strerror})",
+                    f"cannot listen on {with_port(*where)} ({error.strerror})",
                 ) from error
         time.sleep(0.5)
 
