@@ -12,10 +12,13 @@ from tests.operator.worlds import (
     ended,
     follow,
     look,
+    make_job,
     policy,
+    prepare_pod,
     progressed,
     report,
     running,
+    suspended,
     worker,
 )
 
@@ -279,6 +282,31 @@ def test_many_workers_that_ended_alike_are_counted():
     assert status.message.startswith("11 workers, the first of them 0, ended with exit code 88")
     status = look(job, *gang[:3], *[worker(i) for i in range(3, 12)]).status
     assert status.message.startswith("workers 0, 1 and 2 ended with exit code 88 (PeerLost)")
+
+
+def test_a_suspension_that_waits_for_a_pod_on_a_silent_node_names_it():
+    job = suspended(running())
+    job = job.with_status(look(job, worker(0), lost(), now=90).status)
+    status = look(job, worker(0, deletion=at(400)), lost(), now=100).status
+    assert status.message == (
+        "spec.suspend is true; waiting for 2 workers to save and end; worker 1 is on node node1, "
+        "which does not answer since 00:01:00 UTC"
+    )
+    gone = worker(0).vanished(at(110))
+    _, job = follow(job, ended(gone, 75, 105), lost(deleted=True), now=175)
+    assert job.status.phase == "Suspending"
+    assert "a-1-1 on node node1, which does not answer since 00:01:00 UTC" in job.status.message
+
+
+@pytest.mark.parametrize("deletion", [None, at(110)])
+def test_a_prepare_pod_on_a_silent_node_is_named_with_the_node(deletion):
+    pod = prepare_pod(
+        running=True, scheduled=at(10), node="n3", silent_since=at(60), deletion=deletion
+    )
+    decision, _ = follow(make_job(), pod, now=100)
+    status = decision.status
+    assert (status.phase, status.reason) == ("Preparing", "NodeNotReady")
+    assert "a-prepare on node n3, which does not answer since 00:01:00 UTC" in status.message
 
 
 # Reports that do not arrive

@@ -11,7 +11,7 @@ from finetune_api import names, reasons
 from finetune_api.progress import Progress, Stage
 from finetune_api.status import Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
 from finetune_api.text import duration
-from finetune_operator.plan import gang_text
+from finetune_operator.plan import gang_text, nodes
 from finetune_operator.plan.observe import Pod, Refusal, World
 
 _UNBOUND = "unbound immediate PersistentVolumeClaims"  # part of the scheduler's message
@@ -35,6 +35,8 @@ def why_waiting(pods: list[Pod]) -> tuple[str, str] | None:
         text = f"{len(gated)} of {len(pods)} pods are held by {', '.join(gated[0].gates)}"
         return reasons.SCHEDULING_GATED, text[:1024]
     for pod in pods:
+        if pod.silent_since and not (pod.gone or pod.ended):
+            return reasons.NODE_NOT_READY, f"waiting for {nodes.place(pod)}"
         if pod.unschedulable:
             unbound = _UNBOUND in pod.unschedulable
             reason = reasons.VOLUME_NOT_BOUND if unbound else reasons.UNSCHEDULABLE

@@ -5,7 +5,7 @@ from datetime import datetime
 from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Attempt, FineTuneJobStatus, Phase
-from finetune_operator.plan import attempts, avoided_nodes, restart
+from finetune_operator.plan import attempts, avoided_nodes, gang_text, restart
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.observe import Pod, World, termination_result
@@ -28,7 +28,7 @@ def request_stop(world: World, status: FineTuneJobStatus, request: StopRequest) 
     attempt = attempt.replace(stop_reason=request.reason, message=request.message[:1024])
     status = attempts.replace_current(status, attempt)
     return Decision(
-        describe(world, status, _stopping(attempt, len(world.gang(attempt.number)))),
+        describe(world, status, _stopping(attempt, world.gang(attempt.number))),
         commits=True,
         requeue_after=0,
     )
@@ -41,7 +41,7 @@ def stop(world: World, status: FineTuneJobStatus, gang: list[Pod], settings: Set
     if not alive:
         return close(world, status, gang, _verdict_after_stop(attempt, gang), settings)
     grace = None if STOPS[attempt.stop_reason or ""].saves else SHORT_GRACE
-    situation = _stopping(attempt, len(alive))
+    situation = _stopping(attempt, alive)
     return Decision(
         describe(world, status, situation), delete=deletions(alive, grace), requeue_after=RECHECK
     )
@@ -56,10 +56,11 @@ def deletions(alive: list[Pod], grace: int | None = SHORT_GRACE) -> list[Delete]
     return [Delete(pod.name, pod.uid, grace) for pod in alive if not pod.deletion]
 
 
-def _stopping(attempt: Attempt, alive: int) -> Situation:
+def _stopping(attempt: Attempt, alive: list[Pod]) -> Situation:
     reason = attempt.stop_reason or ""
     saving = " to save and end" if STOPS[reason].saves else " to end"
-    text = f"{attempt.message}; waiting for {alive} workers{saving}"
+    text = f"{attempt.message}; waiting for {len(alive)} workers{saving}"
+    text = "; ".join([text, *gang_text.on_silent_nodes(alive)])
     return Situation(_STOPPING_PHASES.get(reason, "Running"), reason, text[:1024])
 
 

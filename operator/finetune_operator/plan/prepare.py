@@ -62,8 +62,9 @@ def _wait_for_deletion(world: World, pod: Pod) -> Decision:
     text = f"waiting for the old pod {nodes.place(pod)} to be deleted"
     if problem := world.job.status.prepare_problem:
         text += f"; {problem}"
+    reason = reasons.NODE_NOT_READY if pod.silent_since else ""
     again = pod if pod.needs_deletion(world.now) else None
-    return _wait(world, Situation("Preparing", message=text), delete=again)
+    return _wait(world, Situation("Preparing", reason, text), delete=again)
 
 
 def _prepare_pods(world: World) -> list[Pod]:
