@@ -134,7 +134,7 @@ def uid_of(item: Object) -> str:
 
 def _only_starts(pod: Pod) -> bool:
     """Return whether a worker is merely starting; the workers of a gang do so at about one time."""
-    failing = pod.ended or pod.failure or pod.asked_to_stop
+    failing = pod.ended or pod.failure or pod.asked_to_stop or pod.silent_since
     return pod.role == "worker" and not failing
 
 

@@ -13,7 +13,10 @@ from finetune_operator.plan import (
     configuration,
     ending,
     gang,
+    gang_text,
+    interruption,
     next_attempt,
+    nodes,
     observe,
     suspend,
     usage,
@@ -318,3 +321,15 @@ def a_pod_that_never_ran_costs_nothing(patch: Patch) -> None:
         "_seconds",
         lambda original, pod, until: 0 if pod.failure else original(pod, until),
     )
+
+
+@mutation
+def a_gang_of_which_a_worker_has_failed_is_shown_as_running(patch: Patch) -> None:
+    patch.setattr(interruption, "situation", lambda attempt, gang: None)
+
+
+@mutation
+def a_node_that_does_not_answer_is_not_named(patch: Patch) -> None:
+    patch.setattr(gang_text, "silent", lambda gang: [])
+    patch.setattr(nodes, "silence", lambda pod: None)
+    patch.setattr(nodes, "place", lambda pod: pod.name)

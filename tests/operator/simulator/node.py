@@ -14,6 +14,7 @@ from typing import Any
 from finetune_api import names
 from finetune_api.base import Object
 from tests.operator import worlds
+from tests.operator.simulator import ready
 from tests.operator.simulator.clock import START, Clock
 from tests.operator.simulator.storage import Run
 from tests.operator.simulator.store import PODS, TERMINAL, Store
@@ -237,7 +238,7 @@ class Nodes:
             "firstStep": process.first_step,
             "highestStep": process.step,
         }
-        progress = {"step": process.step, "totalSteps": TOTAL_STEPS}
+        progress = {"step": process.step, "totalSteps": TOTAL_STEPS, "etaSeconds": 600}
         return {"progress": progress, "ledger": ledger, **found}
 
     def report(self, uid: str) -> None:
@@ -387,12 +388,20 @@ class Nodes:
         self.store.delete(PODS, pod["metadata"]["name"], {"gracePeriodSeconds": 0})
 
     def lose(self, pod: Object) -> None:
-        """Make the pod's node unreachable. `taint` deletes the pod after a while."""
+        """Make the pod's node unreachable. `notice` shows it, and `taint` deletes the pod."""
         if "nodeName" not in pod["spec"]:
             return
         self.lost.add(pod["metadata"]["uid"])
 
+    def notice(self) -> None:
+        """Set Ready to False for pods on lost nodes, as the node lifecycle controller does."""
+        for pod in self.pods():
+            if pod["metadata"]["uid"] in self.lost and _is_ready(pod):
+                self.store.status(pod, {"conditions": [ready.silent(self.clock)]})
+
     def taint(self) -> None:
+        """Delete pods from lost nodes, as the taint eviction controller does."""
+        self.notice()
         for pod in self.pods():
             uid = pod["metadata"]["uid"]
             if uid in self.lost and "deletionTimestamp" not in pod["metadata"]:
@@ -412,6 +421,8 @@ class Nodes:
                 self.kill(uid)
             elif uid in self.unreported:
                 self.report(uid)
+            elif uid in self.processes:
+                self.store.status(pod, {"phase": pod["status"]["phase"]})  # ready again
 
     def _by_uid(self, uid: str) -> Object | None:
         last = self.store.last[uid]
@@ -463,6 +474,11 @@ class Nodes:
         complete = [p for p in self.processes.values() if p.attempt and self._is_complete(p)]
         for process in sorted(complete, key=lambda p: (-p.attempt, p.index)):
             self.exit(process, 0)
+
+
+def _is_ready(pod: Object) -> bool:
+    conditions = pod["status"].get("conditions", [])
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
 
 def _due(pod: Object) -> float:

@@ -158,4 +158,30 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
         Config(replicas=3, devices=1),
         [Event("go"), Event("freeze", 30), Event("go"), Event("go"), Event("wait", 70)],
     ),
+    "survivors of a lost node: the gang had ended and claimed to train on": (
+        Config(replicas=3, devices=1),
+        [
+            *([Event("go")] * 3),
+            Event("train", 20),
+            Event("lose node", 1),
+            Event("exit", (0, 88, True)),
+            Event("exit", (2, 88, True)),
+            Event("wait", 3),
+            Event("lost nodes are noticed"),
+            Event("go"),
+            Event("wait", 70),
+        ],
+    ),
+    "a node that does not answer for a while: it was not named": (
+        Config(),
+        [
+            *([Event("go")] * 3),
+            Event("train", 20),
+            Event("lose node", 1),
+            Event("lost nodes are noticed"),
+            Event("wait", 12),
+            Event("nodes recover"),
+            Event("train", 20),
+        ],
+    ),
 }

@@ -14,6 +14,7 @@ from typing import Any
 from finetune_api.base import Object
 from finetune_client.errors import ApiError
 from tests.operator.merge import merged
+from tests.operator.simulator import ready
 from tests.operator.simulator.clock import Clock
 
 JOBS, PODS = "finetunejobs", "pods"
@@ -161,7 +162,8 @@ class Store:
     def status(self, pod: Object, status: Object) -> Object:
         """Write fields of a pod's status, as a kubelet or the scheduler does."""
         old = self.objects[PODS][pod["metadata"]["name"]]
-        return self._write(PODS, old, {**old, "status": {**old.get("status", {}), **status}})
+        new = ready.merged(old.get("status", {}), status, self.clock)
+        return self._write(PODS, old, {**old, "status": new})
 
     def finalizers(self, pod: Object, *finalizers: str) -> Object:
         """Set the finalizers of a pod, which keep its object after its deletion."""

@@ -40,6 +40,31 @@ def gang_pods(world: "World", uid: str) -> list[Object]:
     return [pod for pod in own_pods(world, uid) if attempt_of(pod)]
 
 
+def newest_gang(world: "World") -> list[Object]:
+    """Return the workers of the newest attempt that exist."""
+    assert world.job
+    number = world.job.get("status", {}).get("attempt")
+    pods = gang_pods(world, world.job["metadata"]["uid"])
+    return [pod for pod in pods if attempt_of(pod) == number]
+
+
+def is_silent(pod: Object) -> bool:
+    """Return whether the API server shows that the node of a running pod does not answer."""
+    ready = [c for c in pod["status"].get("conditions", []) if c["type"] == "Ready"]
+    silent = bool(ready) and ready[0]["status"] == "False" and not ready[0].get("reason")
+    return silent and runs(pod) and "terminated" not in state_of(pod)
+
+
+def has_failed(pod: Object) -> bool:
+    code = state_of(pod).get("terminated", {}).get("exitCode", 0)
+    return code != 0 or pod["status"].get("phase") == "Failed"
+
+
+def goes_on(pod: Object) -> bool:
+    """Return whether nothing that the API server shows keeps a worker from going on."""
+    return not (has_failed(pod) or is_silent(pod) or "deletionTimestamp" in pod["metadata"])
+
+
 def all_pods(world: "World", uid: str) -> list[Object]:
     """Return the last version of every pod of the job, including those that are gone."""
     pods = world.store.last.values()

@@ -9,8 +9,12 @@ from tests.operator.simulator.invariants.queries import (
     attempt_of,
     attempts_of,
     gang_pods,
+    goes_on,
+    has_failed,
     is_ending,
+    is_silent,
     is_true,
+    newest_gang,
     own_pods,
     run_config_of,
     runs,
@@ -60,6 +64,40 @@ def _backs_off(world: "World", _: Any) -> str | None:
     since = max(world.clock.seconds - 30, own.began, world.edited)
     recent = {at for at in times if at > since}
     return f"pods were refused at {sorted(recent)}" if len(recent) > 8 else None
+
+
+def _will_plan_again(world: "World") -> bool:
+    """Return whether the status is not up to date, because a request failed or changes wait."""
+    return bool(world.controller.failures or world.controller.soon)
+
+
+@invariant("at rest", "a gang that has ended or cannot go on claims neither progress nor time left")
+def _claims_nothing(world: "World", _: Any) -> str | None:
+    if not world.job or _will_plan_again(world):
+        return None
+    status = world.job.get("status", {})
+    doubtful = [p["metadata"]["name"] for p in newest_gang(world) if not goes_on(p)]
+    if not doubtful or status["phase"] in FINISHED:
+        return None
+    if status["display"].get("eta") or " left" in status["message"]:
+        return f"{doubtful} do not go on: {status['message']} ETA {status['display'].get('eta')}"
+    ended = [p["metadata"]["name"] for p in newest_gang(world) if has_failed(p)]
+    if ended and status["message"].startswith(("step ", "loading ")):
+        return f"{ended} have failed: {status['message']}"
+    return None
+
+
+@invariant("at rest", "a node that does not answer is named while a pod on it is waited for")
+def _names_the_node(world: "World", _: Any) -> str | None:
+    if not world.job or _will_plan_again(world):
+        return None
+    status = world.job.get("status", {})
+    silent = [p["spec"]["nodeName"] for p in newest_gang(world) if is_silent(p)]
+    if not silent or status["phase"] in FINISHED:
+        return None
+    if any(node in status["message"] for node in silent):
+        return None
+    return f"{silent} do not answer, and the message is: {status['message']}"
 
 
 @invariant("waiting", "a job that waits has a message, and a reason if nothing can be created")
