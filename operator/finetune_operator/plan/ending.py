@@ -133,7 +133,8 @@ def close(
         last_failure_step=step if counted else status.last_failure_step,
         avoided_nodes=avoided_nodes.after(status, verdict),
     )
-    situation = between_attempts(world, status, "ending the other workers")
+    next_text = "; ".join(["ending the other workers", *gang_text.on_silent_nodes(gang)])
+    situation = between_attempts(world, status, next_text)
     return Decision(describe(world, status, situation), commits=True, requeue_after=0)
 
 

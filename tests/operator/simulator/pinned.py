@@ -184,4 +184,17 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
             Event("train", 20),
         ],
     ),
+    "a worker crashes while the node of another one does not answer": (
+        Config(),
+        [
+            *([Event("go")] * 3),
+            Event("lose node", 1),
+            Event("go"),
+            Event("exit", (0, 1, True)),
+        ],
+    ),
+    "evicted while it runs: no container of it ever ends": (
+        Config(),
+        [*([Event("go")] * 3), Event("evict", 1)],
+    ),
 }
