@@ -9,6 +9,7 @@ from finetune_api import reasons
 from finetune_api.spec import RunPolicy
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_api.text import duration
+from finetune_operator.plan import export
 from finetune_operator.plan.describe import why_waiting
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.stops import StopRequest
@@ -35,20 +36,13 @@ def active(world: World, status: FineTuneJobStatus, attempt: Attempt) -> list[St
     """
     limit = world.job.spec.run_policy.active_deadline_seconds
     since = attempt.running_time
-    if limit is None or since is None or _has_trained(world, status, attempt):
+    if limit is None or since is None or export.is_known(world, status, world.gang(attempt.number)):
         return []
     before = sum(a.active_seconds for a in status.attempts if a.number != attempt.number)
     before += status.folded_attempts.active_seconds if status.folded_attempts else 0
     text = f"ran for runPolicy.activeDeadlineSeconds ({duration(limit)}); raise it in a new job"
     at = since + timedelta(seconds=limit - before)
     return [StopRequest(reasons.ACTIVE_DEADLINE_EXCEEDED, text, at)]
-
-
-def _has_trained(world: World, status: FineTuneJobStatus, attempt: Attempt) -> bool:
-    """Return whether training is done: another worker exited with 0, or worker 0 is exporting."""
-    stage = world.report.stage if world.report else status.stage
-    ends = (pod.ended for pod in world.gang(attempt.number))
-    return stage == "Exporting" or any(end and end.exit_code == 0 for end in ends)
 
 
 def progress(policy: RunPolicy, world: World, attempt: Attempt) -> list[StopRequest]:

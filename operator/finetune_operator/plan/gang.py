@@ -9,6 +9,7 @@ from finetune_operator.plan import (
     configuration,
     deadlines,
     ending,
+    export,
     incomplete_gang,
     interruption,
     stops,
@@ -32,7 +33,7 @@ def decide(world: World, settings: Settings) -> Decision:
     attempt = attempts.current(status)
     if attempt.stop_reason:
         return ending.stop(world, status, gang, settings)
-    if found := _verdict(attempt, gang, world):
+    if found := _verdict(world, status, gang):
         return ending.close(world, status, gang, found, settings)
     stop_requests = _stop_requests(world, status, gang)
     if request := stops.due(stop_requests, world.now):
@@ -52,10 +53,16 @@ def decide(world: World, settings: Settings) -> Decision:
     )
 
 
-def _verdict(attempt: Attempt, gang: list[Pod], world: World) -> Verdict | None:
+def _verdict(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Verdict | None:
+    attempt = attempts.current(status)
     if attempt.running_time is None:
         return incomplete_gang.verdict(attempt, gang, world.now)
-    return verdict(gang, attempt.workers, attempt.created, world.now)
+    exports = export.is_known(world, status, gang)
+    created = attempt.created
+    if not exports and export.is_possible(world, gang):
+        # A pod that is missing may have ended before the export, so its absence says nothing yet.
+        gang, created = [pod for pod in gang if not export.is_unobserved(pod)], False
+    return verdict(gang, attempt.workers, created, world.now, exports=exports)
 
 
 def _late_pod_deletions(world: World, attempt: Attempt) -> list[Delete]:
@@ -93,10 +100,6 @@ def _stop_requests(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> 
     ]
 
 
-def _all_started(attempt: Attempt, gang: list[Pod]) -> bool:
-    return sum(1 for pod in gang if pod.running or pod.ended) == attempt.workers
-
-
 def _create(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Decision:
     job, attempt = world.job.with_status(status), attempts.current(status)
     if world.refusal:
@@ -132,7 +135,7 @@ def _situation(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Situ
     attempt = attempts.current(status)
     if found := interruption.situation(attempt, gang):
         return found
-    if attempt.running_time and _all_started(attempt, gang):
+    if attempt.running_time:  # workers that have ended by now are described above
         stage = world.report.stage if world.report else (status.stage or "LoadingModel")
         return Situation("Running", stage=stage)
     bound = sum(1 for pod in gang if pod.scheduled)

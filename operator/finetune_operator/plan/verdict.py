@@ -40,14 +40,23 @@ def success() -> Verdict:
     return Verdict(ENDINGS[Cause.COMPLETED], reasons.COMPLETED, "")
 
 
-def verdict(pods: list[Pod], replicas: int, created: bool, now: datetime) -> Verdict | None:
-    """Return how the attempt ended, or None while it goes on or its cause may still be observed."""
+def verdict(
+    pods: list[Pod], replicas: int, created: bool, now: datetime, *, exports: bool = False
+) -> Verdict | None:
+    """Return how the attempt ended, or None while it goes on or its cause may still be observed.
+
+    `exports` is whether training is done, so that no worker except worker 0 is needed any more.
+    """
     ends = {pod.index: pod.ended for pod in pods if pod.ended}
     if len(ends) == replicas and all(end.exit_code == 0 for end in ends.values()):
         return success()
     failures = _in_order([(end, index) for index, end in ends.items() if end.exit_code != 0])
     present = {pod.index for pod in pods if not pod.gone or pod.ended or pod.failure}
     missing = sorted(set(range(replicas)) - present) if created else []
+    if exports and 0 not in missing:
+        if len(ends) + len(missing) == replicas and not failures:
+            return success()
+        missing = []
     lost = [pod for pod in pods if pod.ended is None and pod.lost(now)]
     causes = [i for _, i in failures if not meaning(ends[i].exit_code).consequence]
     failed = [i for i in causes if ends[i].exit_code != ExitCode.STOPPED and not ends[i].unknown]

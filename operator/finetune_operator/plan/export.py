@@ -1,0 +1,28 @@
+"""The export, in which worker 0 is alone: the other workers have ended with 0 before it begins.
+
+Their pods may be collected before an operator that was away could observe how they ended.
+"""
+
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.plan.observe import Pod, World
+
+
+def is_known(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> bool:
+    """Return whether training is done: a worker exited with 0, or worker 0 is exporting."""
+    stage = world.report.stage if world.report else status.stage
+    return stage == "Exporting" or any(pod.ended and pod.ended.exit_code == 0 for pod in gang)
+
+
+def is_unobserved(pod: Pod) -> bool:
+    """Return whether a pod was found missing, so that it is not known how it ended."""
+    return pod.gone and pod.ended is None and pod.end_seen is None
+
+
+def is_possible(world: World, gang: list[Pod]) -> bool:
+    """Return whether the first report of worker 0 will soon tell whether it exports.
+
+    That is so directly after a start of the operator. A report arrives, or worker 0 becomes silent.
+    """
+    first = next((pod for pod in gang if pod.index == 0), None)
+    polled = first and first.running and not (first.silent_since or first.asked_to_stop)
+    return bool(polled) and world.report is None and not world.silent
