@@ -423,6 +423,7 @@ def test_out_of_memory_twice_at_the_same_step_is_permanent():
             assert job.status.attempt == 2
             job = running(job)
     assert (job.status.phase, job.status.reason) == ("Failed", "OutOfMemory")
+    assert "gave up: attempt 1 ended with OutOfMemory at step 20 as well" in job.status.message
 
 
 @pytest.mark.parametrize(
@@ -453,6 +454,26 @@ def test_a_preemption_in_between_does_not_hide_that_a_failure_repeats(code, reas
             now += 100
     assert [a.outcome for a in job.status.attempts] == ["Failed", "Preempted", "Failed"]
     assert job.status.phase == phase
+    text = f"gave up: attempt 1 ended with {reason} at step {steps[0]} as well"
+    assert (text in job.status.message) == (phase == "Failed")
+
+
+@pytest.mark.parametrize("tail", ["", "rank 3 ended with signal SIGKILL"])
+def test_a_kill_that_no_one_asked_for_names_the_kernel_and_where_to_look(tail):
+    message = result("Failed", reason="Crashed", message=tail) if tail else ""
+    gang = [ended(worker(0, node="n1"), 137, 30, message), ended(worker(1), 88, 30)]
+    text = look(running(), *gang, now=50).status.attempts[-1].message
+    for part in (tail, "SIGKILL", "out-of-memory killer", "kernel log of node n1"):
+        assert part in text
+    asked = [ended(worker(0, disrupted=True), 137, 30), ended(worker(1), 88, 30)]
+    assert "kernel" not in look(running(), *asked, now=50).status.attempts[-1].message
+    limit = [ended(worker(0), 137, 30, reason="OOMKilled"), ended(worker(1), 88, 30)]
+    assert "kernel" not in look(running(), *limit, now=50).status.attempts[-1].message
+
+
+def test_a_killed_prepare_pod_names_the_kernel_and_where_to_look():
+    status = look(make_job(), ended(prepare_pod(node="n1"), 137, 5)).status
+    assert "kernel log of node n1" in status.message
 
 
 def test_a_failure_before_a_suspension_is_not_compared_with_one_after_it():

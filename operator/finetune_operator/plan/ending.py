@@ -114,7 +114,7 @@ def close(
     following = restart.decide(
         status,
         verdict,
-        repeated=restart.repeats(verdict, attempt.last_step, before),
+        repeated=restart.repeated_failure(verdict, attempt.last_step, before),
         progressed=(attempt.last_step or 0) > attempts.highest_step(status, before=attempt.number),
         max_restarts=world.job.spec.run_policy.max_restarts,
         backoff=settings.restart_backoff,

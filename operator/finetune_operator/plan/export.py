@@ -19,7 +19,7 @@ def is_unobserved(pod: Pod) -> bool:
 
 
 def is_possible(world: World, gang: list[Pod]) -> bool:
-    """Return whether the first report of worker 0 will soon tell whether it exports.
+    """Return whether the first report of worker 0 will soon show whether it exports.
 
     That is so directly after a start of the operator. A report arrives, or worker 0 becomes silent.
     """

@@ -20,7 +20,7 @@ from finetune_operator.plan.observe import Job, Pod, World
 from finetune_operator.plan.outcomes import BackOff, by_a_node
 from finetune_operator.plan.resolve import resolve
 from finetune_operator.plan.template import UnrenderableError
-from finetune_operator.plan.verdict import reason_and_message
+from finetune_operator.plan.verdict import killed_message, reason_and_message, was_killed
 from finetune_operator.settings import Settings
 
 RETRIES = 3
@@ -136,6 +136,8 @@ def _conclude(world: World, pod: Pod, image: str, settings: Settings) -> Decisio
             return finished.succeed(world, status, prepared.finished)
         return commit_first(world, image, prepared)
     reason, message = reason_and_message(end)
+    if was_killed(end):
+        message = killed_message(message, pod)
     text = message or f"the prepare pod ended with exit code {end.exit_code}"
     if meaning(end.exit_code).waits:
         return _interrupt(world, reason, text, settings.restart_backoff * BackOff.STORAGE)
@@ -163,7 +165,7 @@ def _interrupt(world: World, reason: str, problem: str, backoff: float) -> Decis
         prepare_problem=problem,
         next_attempt_time=_after(world, backoff, count),
     )
-    return _count(world, status, reason)
+    return _count(world, status, reason, problem)
 
 
 def _retry(world: World, reason: str, message: str, settings: Settings) -> Decision:
@@ -176,16 +178,20 @@ def _retry(world: World, reason: str, message: str, settings: Settings) -> Decis
         prepare_problem=message,
         next_attempt_time=_after(world, settings.restart_backoff, status.prepare_failures + 1),
     )
-    return _count(world, status, reason)
+    return _count(world, status, reason, message)
 
 
 def _after(world: World, backoff: float, count: int) -> datetime:
     return world.now + timedelta(seconds=restart.backoff_seconds(backoff, count))
 
 
-def _count(world: World, status: FineTuneJobStatus, reason: str) -> Decision:
-    """Write down that a prepare pod ended before it is deleted, so that it is counted once."""
-    situation = Situation("Preparing", reason, _backing_off(status).message)
+def _count(world: World, status: FineTuneJobStatus, reason: str, problem: str) -> Decision:
+    """Write down that a prepare pod ended before it is deleted, so that it is counted once.
+
+    The message, which becomes an event, has the whole problem; the status keeps its beginning.
+    """
+    text = f"{problem[:900]}; {_next_try(status)}"
+    situation = Situation("Preparing", reason[:64], text)
     return Decision(describe(world, status, situation), commits=True, requeue_after=0)
 
 
@@ -223,15 +229,17 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
 
 
 def _backing_off(status: FineTuneJobStatus) -> Situation:
+    problem = f"{status.prepare_problem}; " if status.prepare_problem else ""
+    return Situation("Preparing", reasons.BACK_OFF, problem + _next_try(status))
+
+
+def _next_try(status: FineTuneJobStatus) -> str:
     failures, interruptions = status.prepare_failures, status.prepare_interruptions
-    parts = [status.prepare_problem] if status.prepare_problem else []
-    if failures:
-        parts.append(f"preparing failed {_times(failures)}")
+    parts = [f"preparing failed {_times(failures)}"] if failures else []
     if interruptions:
         parts.append(f"tried {_times(interruptions)} so far")
     at = status.next_attempt_time
-    parts.append(f"trying again at {at:%H:%M:%S} UTC" if at else "trying again")
-    return Situation("Preparing", reasons.BACK_OFF, "; ".join(parts))
+    return "; ".join([*parts, f"trying again at {at:%H:%M:%S} UTC" if at else "trying again"])
 
 
 def _times(count: int) -> str:

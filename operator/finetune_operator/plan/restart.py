@@ -26,7 +26,7 @@ def decide(
     status: FineTuneJobStatus,
     verdict: Verdict,
     *,
-    repeated: bool,
+    repeated: Attempt | None,
     progressed: bool,
     max_restarts: int,
     backoff: float,
@@ -35,15 +35,21 @@ def decide(
 ) -> Restart:
     """Decide what follows an attempt that ended with this verdict.
 
-    `progressed` is whether the attempt finished a step that no earlier one had finished, `backoff`
-    the first delay in seconds and `jitter` a number in [0, 1).
+    `repeated` is an earlier attempt that failed in the same way at the same place, `progressed`
+    whether the attempt finished a step that no earlier one had finished, `backoff` the first delay
+    in seconds and `jitter` a number in [0, 1).
     """
     ending = verdict.ending
     useless = ending.counted_without_progress and not progressed
     counts = ending.counted or useless
     counted = status.counted_restarts + (1 if counts else 0)
-    if ending.permanent or repeated:
-        return Restart(status.counted_restarts, None, "")
+    if ending.permanent:
+        return Restart(status.counted_restarts, None)
+    if repeated:
+        where = f" at step {repeated.last_step}" if repeated.last_step else " before its first step"
+        same = f"attempt {repeated.number} ended with {repeated.reason}{where} as well"
+        why = f"gave up: {same}, so another attempt would not help"
+        return Restart(status.counted_restarts, None, why)
     if counts and counted > max_restarts:
         why = f"gave up after {max_restarts} counted restarts"
         return Restart(status.counted_restarts, None, why)
@@ -82,19 +88,16 @@ def previous_failure(attempts: list[Attempt]) -> Attempt | None:
     return None
 
 
-def repeats(verdict: Verdict, step: int | None, before: Attempt | None) -> bool:
-    """Return whether the previous failure was the same at the same step.
-
-    Another attempt would then end in the same way.
-    """
+def repeated_failure(verdict: Verdict, step: int | None, before: Attempt | None) -> Attempt | None:
+    """Return the previous failure if it was the same at the same step, else None."""
     if before is None or before.reason != verdict.reason:
-        return False
+        return None
     distance = PERMANENT_IF_REPEATED.get(verdict.reason)
     if distance is None:
-        return False
+        return None
     if distance == 0:
-        return before.last_step == step
-    return abs((before.last_step or 0) - (step or 0)) <= distance
+        return before if before.last_step == step else None
+    return before if abs((before.last_step or 0) - (step or 0)) <= distance else None
 
 
 def _releases(status: FineTuneJobStatus) -> int:

@@ -14,6 +14,7 @@ from finetune_operator.plan.observe import LOST_AFTER, Pod, termination_result
 from finetune_operator.plan.outcomes import ENDINGS, Cause, Ending, Outcome, cause_of_exit
 from finetune_operator.plan.pod_status import Ended
 
+_SIGKILL = 128 + 9
 CAUSE_WAIT = 15.0
 """Seconds for which an exit that is only a consequence waits for its cause to be observed."""
 
@@ -144,6 +145,8 @@ def from_exit(index: int, end: Ended, pods: list[Pod], *, pod_missing: bool = Fa
     reason, message = reason_and_message(end)
     if cause == Cause.KILLED:
         message = "it was asked to stop and was killed before it had saved a checkpoint"
+    elif was_killed(end):
+        message = killed_message(message, pod)
     text = f"worker {index}: {message or f'exit code {end.exit_code}'}"
     found = (ending.reason or reason)[:64]
     return Verdict(ending, found, text[:1024], index, end.exit_code, pod.node)
@@ -205,3 +208,18 @@ def reason_and_message(end: Ended) -> tuple[str, str]:
     if result := end.result():
         return result.reason, result.message
     return meaning(end.exit_code).reason, end.message[-512:].strip()
+
+
+def was_killed(end: Ended) -> bool:
+    """Return whether a container ended by SIGKILL, for another reason than its memory limit."""
+    return end.exit_code == _SIGKILL and end.reason != "OOMKilled"
+
+
+def killed_message(message: str, pod: Pod) -> str:
+    """Return the message of a container, or of a rank in it, that was killed without a request."""
+    where = f"of node {pod.node} " if pod.node else ""
+    hint = (
+        "SIGKILL without a request: probably the kernel's out-of-memory killer; see the kernel log "
+        f"{where}(dmesg) and its free memory"
+    )
+    return f"{hint}; {message}" if message else hint
