@@ -7,8 +7,10 @@ from typing import Any
 from finetune_api.base import API_VERSION, Object
 from finetune_api.names import PLURAL
 from finetune_operator.plan.observe import Job
+from finetune_operator.plan.storage_use import StorageUse
 from finetune_operator.queue import Key
 from finetune_operator.selector import Selector
+from finetune_operator.storage_index import StorageIndex
 from finetune_operator.versions import (
     Version,
     ended_at,
@@ -66,6 +68,7 @@ class Jobs:
     scope: Selector = field(default_factory=Selector)  # other jobs belong to other operators
     notify_ended: Callable[[Key], None] | None = None  # for jobs that have ended; None: as others
     measure: Callable[[Job], Samples] = lambda _: ()
+    storage: StorageIndex = field(default_factory=StorageIndex)
     _entries: dict[Key, _Entry] = field(default_factory=dict)
     _uids: set[str] = field(default_factory=set)
     _newest: tuple[Version, Job] | None = None  # what was parsed last and is not kept
@@ -154,6 +157,7 @@ class Jobs:
     def _store_parsed(self, key: Key, item: Object) -> None:
         """Store a version that is needed at once."""
         entry = self._replace(key, item["metadata"]["uid"], number_of(item))
+        self.storage.put(entry.uid, StorageUse.of(item))
         try:
             entry.job = Job.of(item, entry.before if entry.complete else None)
             entry.before = None
@@ -166,6 +170,7 @@ class Jobs:
         if known and version.number <= known.number:
             return
         self._replace(version.key, version.uid, version.number).version = version
+        self.storage.put(version.uid, version.use)
         if notify:
             ended = self.notify_ended if version.ended is not None else None
             (ended or self.notify)(version.key)
@@ -196,4 +201,5 @@ class Jobs:
 
     def _gone(self, entry: _Entry) -> None:
         self._uids.discard(entry.uid)
+        self.storage.put(entry.uid, None)
         self.removed(entry.uid)

@@ -19,10 +19,11 @@ from finetune_operator.failures import Failures, Pauses, sentence
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
 from finetune_operator.lease import LeaseLostError
-from finetune_operator.plan import events
+from finetune_operator.plan import events, storage_use
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Job, Refusal, World
 from finetune_operator.plan.planner import only_prepares, plan
+from finetune_operator.plan.storage_use import StorageUse
 from finetune_operator.queue import Key, RetryError
 from finetune_operator.reports import Reports
 from finetune_operator.settings import Settings
@@ -199,14 +200,22 @@ class Reconciler:
         self.pods.forget(job.uid, before_attempt=attempt or 0)
         if job.status.finished:
             self.reports.drop(job.uid)
+        use = self.jobs.storage.get(job.uid)
+        owners = self.jobs.storage.owners(use) if use else ()
         return World(
-            job=job,
+            job=replace(job, unfinished_owners=owners),
             pods=self.pods.made_by(job),
             now=self.clock(),
             report=self.reports.newest(job.uid, attempt),
             silent=self.reports.silent(job.uid, attempt),
+            occupied=self._occupied(job, use),
             failure=self._failures.shown(key),
         )
+
+    def _occupied(self, job: Job, use: StorageUse | None) -> Refusal | None:
+        if use is None or not only_prepares(job):
+            return None
+        return storage_use.refusal(job, use, self.jobs.storage.beside(use))
 
     # Step 4: check
 

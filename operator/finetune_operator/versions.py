@@ -13,6 +13,7 @@ from finetune_api.base import Message, Object
 from finetune_client.decode import decode
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.pod_status import parse_time
+from finetune_operator.plan.storage_use import StorageUse
 from finetune_operator.queue import Key
 
 LARGE = 32 * 1024
@@ -33,6 +34,7 @@ class Version:
     number: int  # see number_of
     large: bool
     ended: float | None  # see ended_at
+    use: StorageUse | None  # of its storage, unless it has ended
     body: bytes
 
     @classmethod
@@ -52,6 +54,7 @@ class Version:
             number=number_of(item),
             large=is_large(item),
             ended=ended_at(item),
+            use=StorageUse.of(item),
             body=zlib.compress(text, 1),
         )
 

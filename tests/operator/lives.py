@@ -17,7 +17,7 @@ from finetune_client.api import Api
 from finetune_client.errors import ApiError
 from finetune_local.cluster import Cluster
 from tests.operator import podstatus
-from tests.operator.worlds import OUTPUT, make_spec, prepared, progressed, result
+from tests.operator.worlds import OUTPUT, prepared, progressed, result, spec_of
 
 NODE = "scripted-node"
 TIMEOUT = 120.0  # s for each step of a life
@@ -150,7 +150,7 @@ class Life:
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "FineTuneJob",
             "metadata": {"name": self.name},
-            "spec": make_spec(**self.spec),
+            "spec": spec_of(self.name, **self.spec),
         }
         await kube.create(f"{_JOBS}/namespaces/{self.namespace}/finetunejobs", job)
 

@@ -22,7 +22,7 @@ from tests.operator.conftest import TESTER
 from tests.operator.faults import Proxy
 from tests.operator.kubelet import names
 from tests.operator.test_live import _CLAIM
-from tests.operator.worlds import make_spec
+from tests.operator.worlds import spec_of
 from tests.tools import components
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -87,7 +87,7 @@ class Deployment:
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "FineTuneJob",
             "metadata": {"name": job, "labels": {"deployment": self.name}},
-            "spec": make_spec(),
+            "spec": spec_of(job),
         }
         self.api.kubectl("create", "-f", "-", stdin=json.dumps(item))
         limit = DURATION + 10

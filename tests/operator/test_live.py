@@ -8,7 +8,7 @@ import pytest
 from finetune_local.cluster import Cluster, ClusterError
 from tests.installed import Operator, finished, install, status, wait_for
 from tests.operator.kubelet import Kubelet, names
-from tests.operator.worlds import OUTPUT, make_spec, prepared, progressed, result
+from tests.operator.worlds import OUTPUT, prepared, progressed, result, spec_of
 
 pytestmark = pytest.mark.cluster
 
@@ -40,7 +40,7 @@ def apply(api: Cluster, name: str, **changes) -> None:
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
         "metadata": {"name": name},
-        "spec": make_spec(**changes),
+        "spec": spec_of(name, **changes),
     }
     api.kubectl("create", "-f", "-", stdin=json.dumps(item))
 

@@ -14,7 +14,7 @@ from tests.installed import Operator, install, ready, wait_for
 from tests.operator.faults import Seen
 from tests.operator.kubelet import names
 from tests.operator.test_live import _CLAIM
-from tests.operator.worlds import make_spec
+from tests.operator.worlds import spec_of
 
 LABELS = [{}, {"team": "a"}, {"team": "b"}, {"team": "a", "tier": "gold"}, {"example.com/x": ""}]
 SELECTORS = [
@@ -94,7 +94,7 @@ def apply(api: Cluster, name: str, namespace: str = "default", **labels: str) ->
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
         "metadata": {"name": name, "namespace": namespace, "labels": labels},
-        "spec": make_spec(),
+        "spec": spec_of(name),
     }
     api.kubectl("create", "-f", "-", stdin=json.dumps(item))
 

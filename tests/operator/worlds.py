@@ -32,6 +32,11 @@ def make_spec(**changes: Any) -> dict[str, Any]:
     }
 
 
+def spec_of(name: str, **changes: Any) -> dict[str, Any]:
+    """Return the spec of a job with a storage folder of its own."""
+    return make_spec(**{"checkpoints": {"storage": f"pvc://w/runs/{name}"}} | changes)
+
+
 def make_job(status: FineTuneJobStatus | None = None, **spec: Any) -> Job:
     item = {
         "metadata": {

@@ -8,7 +8,7 @@ from finetune_local.cluster import Cluster
 from tests.installed import Operator, install, wait_for
 from tests.operator.kubelet import names
 from tests.operator.test_live import _CLAIM, apply
-from tests.operator.worlds import make_spec
+from tests.operator.worlds import spec_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/default/finetunejobs"
@@ -30,7 +30,7 @@ def deep(name: str, levels: int) -> str:
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
         "metadata": {"name": name},
-        "spec": make_spec(workers={"template": {"spec": {"DEEP": "HERE"}}}),
+        "spec": spec_of(name, workers={"template": {"spec": {"DEEP": "HERE"}}}),
     }
     return json.dumps(job).replace('"HERE"', '{"a":' * levels + "1" + "}" * levels)
 

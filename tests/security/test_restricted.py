@@ -15,7 +15,7 @@ from tests.chart.renderings import VALUES
 from tests.installed import Operator, install, wait_for
 from tests.operator.lives import Life, View, viewed
 from tests.operator.test_live import _CLAIM
-from tests.operator.worlds import committed, make_spec
+from tests.operator.worlds import committed, spec_of
 from tests.security.templates import ADMITTED, LEVEL, REFUSED
 
 pytestmark = pytest.mark.cluster
@@ -161,7 +161,7 @@ def test_the_refusal_of_a_template_is_shown_until_the_template_is_fixed(api, ope
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
         "metadata": {"name": "refused"},
-        "spec": make_spec(workers={"template": template}),
+        "spec": spec_of("refused", workers={"template": template}),
     }
     api.kubectl("create", "-n", SPACE, "-f", "-", stdin=json.dumps(job))
     where = ("get", "-n", SPACE, "-o", "json")

@@ -27,6 +27,8 @@ class Job:
     spec: FineTuneJobSpec
     status: FineTuneJobStatus
     deleting: bool = False
+    # Uids of other jobs; see RunConfig.unfinished_owners.
+    unfinished_owners: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, item: Object, before: "Job | None" = None) -> "Job":
@@ -238,6 +240,7 @@ class World:
     report: Report | None = None  # the newest one of worker 0 in the current attempt
     silent: bool = False  # worker 0 runs, but no report was received for a while
     refusal: Refusal | None = None  # the API server's answer to Decision.check
+    occupied: Refusal | None = None  # its storage is used by another job that has not ended
     failure: Refusal | None = None  # the request that fails again and again, whatever it is for
 
     @property

@@ -16,7 +16,7 @@ from finetune_operator.plan import configuration, finished, inputs, nodes, resta
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, refused_condition, why_waiting
-from finetune_operator.plan.observe import Job, Pod, World
+from finetune_operator.plan.observe import Job, Pod, Refusal, World
 from finetune_operator.plan.outcomes import BackOff, by_a_node
 from finetune_operator.plan.resolve import resolve
 from finetune_operator.plan.template import UnrenderableError
@@ -104,6 +104,8 @@ def _create(world: World, image: str, digest: str) -> Decision:
         pod = render.prepare_pod(job, image, digest)
     except UnrenderableError as error:
         return _refused(world, error.reason, str(error))
+    if world.occupied:
+        return _wait_for_storage(world, world.occupied)
     if world.refusal:
         return _refused(world, world.refusal.reason, world.refusal.message)
     situation = Situation("Preparing", message=_PREPARING)
@@ -115,6 +117,12 @@ def _create(world: World, image: str, digest: str) -> Decision:
         create=[pod],
         check=Check(claims=tuple(inputs.claims(job)), pod=dry_run),
     )
+
+
+def _wait_for_storage(world: World, occupied: Refusal) -> Decision:
+    """Wait without any request: the cache of jobs shows when the other job has ended."""
+    situation = Situation("Pending", occupied.reason, occupied.message, accepted=False)
+    return Decision(describe(world, world.job.status, situation), requeue_after=RECHECK)
 
 
 def _conclude(world: World, pod: Pod, image: str, settings: Settings) -> Decision:
@@ -220,6 +228,8 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
         (first,) = render.worker_pods(job.with_status(status), 0, [0])
     except UnrenderableError as error:
         return _refused(world, error.reason, str(error))
+    if world.occupied:
+        return _wait_for_storage(world, world.occupied)
     if world.refusal:
         return _refused(world, world.refusal.reason, world.refusal.message)
     situation = Situation("Starting", message=f"creating {job.spec.workers.replicas} pods")

@@ -46,6 +46,7 @@ def _of(job: Job, role: Role) -> RunConfig:
             "job_namespace": job.namespace,
             "job_uid": job.uid,
             "role": role,
+            "unfinished_owners": job.unfinished_owners,
             "mounts": {claim: f"{names.CLAIMS_PATH}/{claim}" for claim in inputs.claims(job)},
         }
     )
