@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools images demo test test-pythons test-images check format crds docs golden clean simulate torture
+.PHONY: help setup tools images demo test test-pythons test-images test-nodes check format crds docs golden clean simulate torture
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ test-pythons: tools ## the operator's and supervisor's tests on every Python tha
 
 test-images: setup ## build both images and run what is in them (root, buildah, debootstrap; 35 GB)
 	@FINETUNE_TEST_IMAGES=1 $(BIN)/python -m pytest tests/images -v -s
+
+test-nodes: setup ## scenarios on a real Kubernetes with three nodes (root; 20 minutes to build once; TESTS=-k power)
+	@FINETUNE_TEST_NODES=1 $(BIN)/python -m pytest tests/nodes -v -s $(TESTS)
 
 simulate: setup ## random histories of the operator in a simulated cluster (N=100000, SEED=...)
 	@$(BIN)/python -m tests.operator.simulator $(or $(N),100000) $(if $(SEED),--seed $(SEED))

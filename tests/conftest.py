@@ -16,8 +16,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Less garbage collection in control planes, kubectl and Helm, at the cost of memory.
 os.environ.setdefault("GOGC", "400")
 
-# Tests of images need gigabytes and root: `make test-images`.
-collect_ignore = [] if os.environ.get("FINETUNE_TEST_IMAGES") else ["images"]
+# These need gigabytes and root: `make test-images` and `make test-nodes`.
+_SEPARATE = {"images": "FINETUNE_TEST_IMAGES", "nodes": "FINETUNE_TEST_NODES"}
+collect_ignore = [folder for folder, name in _SEPARATE.items() if not os.environ.get(name)]
 
 # Results must not depend on how busy the machine is.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])

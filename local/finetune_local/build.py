@@ -63,20 +63,30 @@ def _build(folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    go, version = toolchain(), _kubernetes_version()
-    major, minor = version.lstrip("v").split(".")[:2]
-    stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
-    flags = [f"-X {p}.{k}={v}" for p in _VERSION_PACKAGES for k, v in stamps.items()]
-    command = [go, "build", "-trimpath", "-ldflags", " ".join(["-s", "-w", *flags])]
-    environment = os.environ | {"GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOFLAGS": ""}
     print(
-        f"control plane {version}: building from Go modules (6 minutes on 2 cores, once)",
+        f"control plane {kubernetes_version()}: building from Go modules (6 minutes on 2 cores, "
+        "once)",
         flush=True,
     )
-    follow([*command, "-o", str(partial / "controlplane"), "."], environment, partial / "log")
+    build_packages(partial / "controlplane", ".")
     (partial / "kubectl").symlink_to("controlplane")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def build_packages(output: Path, *packages: str) -> None:
+    """Build main packages of the module in `SOURCE` to a file, or to a folder if it exists.
+
+    The programs show the version of Kubernetes as its releases do. Raises BuildError.
+    """
+    version = kubernetes_version()
+    major, minor = version.lstrip("v").split(".")[:2]
+    stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    flags = [f"-X {p}.{k}={v}" for p in _VERSION_PACKAGES for k, v in stamps.items()]
+    command = [toolchain(), "build", "-trimpath", "-ldflags", " ".join(["-s", "-w", *flags])]
+    environment = os.environ | {"GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOFLAGS": ""}
+    log = (output if output.is_dir() else output.parent) / "log"
+    follow([*command, "-o", str(output), *packages], environment, log)
 
 
 def follow(command: list[str], environment: dict[str, str], log: Path) -> None:
@@ -106,7 +116,8 @@ def follow(command: list[str], environment: dict[str, str], log: Path) -> None:
         raise BuildError(f"go build failed ({code}) in {SOURCE}:\n{tail}")
 
 
-def _kubernetes_version() -> str:
+def kubernetes_version() -> str:
+    """Return the version of Kubernetes that go.mod requires, for example v1.37.2."""
     found = re.search(r"k8s\.io/kubernetes (v\S+)", (SOURCE / "go.mod").read_text())
     if not found:
         raise BuildError(f"{SOURCE / 'go.mod'} does not require k8s.io/kubernetes")

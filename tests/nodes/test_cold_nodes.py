@@ -1,0 +1,73 @@
+"""Nodes that do not have the trainer image yet."""
+
+import pytest
+
+from tests.nodes.scenario import Scenario, workers
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture
+def cold(scenario: Scenario):
+    """A job of two workers whose nodes do not have its image; the prepare pod uses the third."""
+    cluster = scenario.cluster
+    tag = f"cold-{scenario.namespace}"
+    cluster.images.publish(tag)
+    image = scenario.trainer_image.rpartition(":")[0] + f":{tag}"
+    warm, *others = cluster.nodes
+    for node in others:
+        cluster.kubectl("cordon", node)
+    scenario.submit("cold", workers=workers(2) | {"image": image})
+    scenario.until("the prepare pod to be bound", lambda: scenario.node_of("cold-prepare") == warm)
+    cluster.kubectl("cordon", warm)
+    for node in others:
+        cluster.kubectl("uncordon", node)
+    yield scenario
+    cluster.registry.seconds = lambda _: 0.0
+    cluster.registry.refuses = lambda _: False
+    cluster.kubectl("uncordon", warm)
+
+
+def test_slow_pull_on_the_node_of_worker_0(cold: Scenario):
+    """The other worker waits in its pod for the address of worker 0, as long as the pull takes."""
+
+    def seconds(address: str) -> float:
+        node = cold.node_of("cold-1-0")
+        return 200.0 if cold.cluster.nodes[node].address == address else 0.0
+
+    cold.cluster.registry.seconds = seconds
+    node = cold.node_of("cold-1-0")
+    cold.until("the other worker to run", lambda: _runs(cold, "cold-1-1"))
+    # The message says for which pod and node the job waits.
+    status = cold.until(
+        "a message with pod and node",
+        lambda: (found := cold.status("cold")) and node in found["message"] and found,
+        60,
+    )
+    assert "cold-1-0" in status["message"]
+    done = cold.succeeded("cold", 700)
+    assert (done["attempt"], done.get("restarts", 0)) == (1, 0)
+
+
+def test_image_missing_on_one_node(cold: Scenario):
+    """The job names the image, waits without counting, and goes on once the image can be pulled."""
+
+    def refuses(address: str) -> bool:
+        return cold.cluster.nodes[cold.node_of("cold-1-1")].address == address
+
+    cold.cluster.registry.refuses = refuses
+    cold.until("the first worker to run", lambda: _runs(cold, "cold-1-0"))
+    status = cold.until(
+        "a message about the image",
+        lambda: (found := cold.status("cold")) and "Image" in found.get("reason", "") and found,
+        120,
+    )
+    assert "cold-1-1" in status["message"]
+    assert f"cold-{cold.namespace}" in status["message"]
+    cold.cluster.registry.refuses = lambda _: False
+    done = cold.succeeded("cold", 700)
+    assert (done.get("restarts", 0), done.get("countedRestarts", 0)) == (0, 0)
+
+
+def _runs(scenario: Scenario, pod: str) -> bool:
+    return bool(scenario.pods().get(pod, {}).get("status", {}).get("phase") == "Running")
