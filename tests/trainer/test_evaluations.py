@@ -1,12 +1,21 @@
 """The history of validation losses, and what is derived from it."""
 
 import logging
+from typing import cast
 
 import pytest
+import torch
 
-from finetune_trainer.run_dir import evaluations
+from finetune_trainer.checkpoint.store import RunStorage
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.data.prepared import Rows
+from finetune_trainer.model.engine import Engine
+from finetune_trainer.model.ranks import Ranks
+from finetune_trainer.run_dir import evaluations, fence
 from finetune_trainer.run_dir.evaluations import History, Measured
+from finetune_trainer.training.evaluate import Evaluator
 from tests.trainer.checkpoints import make_paths
+from tests.trainer.silent import SilentReporter
 
 
 def history(*losses: float) -> History:
@@ -75,3 +84,19 @@ def test_a_damaged_file_counts_as_an_empty_history(
     with caplog.at_level(logging.ERROR):
         assert evaluations.read(paths) == History()
     assert "evaluations.json cannot be read" in caplog.text
+
+
+def test_an_attempt_that_lost_the_storage_does_not_replace_the_history(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    paths = make_paths(tmp_path_factory.mktemp("run"))
+    storage = RunStorage(paths, "uid", "digest", 1, fence.claim(paths, "uid", 1))
+    ranks = Ranks(0, 1, torch.device("cpu"), None)
+    engine, rows = cast(Engine, None), cast(Rows, None)
+    evaluator = Evaluator(engine, rows, 1, ranks, storage, SilentReporter())
+    evaluator._record(0, 3.0)
+    fence.claim(paths, "uid", 2)
+    with pytest.raises(TrainerError, match="attempt 2 owns the storage") as caught:
+        evaluator._record(10, 2.0)
+    assert caught.value.code == 79
+    assert evaluations.read(paths) == history(3.0)

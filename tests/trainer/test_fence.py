@@ -28,6 +28,31 @@ def test_epochs_are_compared_as_numbers(paths: RunPaths) -> None:
     assert newest.epoch == 11
 
 
+def test_a_list_of_files_that_is_out_of_date_does_not_hide_a_newer_attempt(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client of a shared file system may list a folder as it was a minute ago."""
+    epoch = fence.claim(paths, "uid", 1)
+    before = sorted(paths.storage.iterdir())
+    fence.claim(paths, "uid", 2)
+    fence.claim(paths, "uid", 3)
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(before))
+    with pytest.raises(TrainerError, match="attempt 3 owns the storage"):
+        fence.check(paths, epoch, 1)
+
+
+def test_the_folder_is_refreshed_before_it_is_listed(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fence.claim(paths, "uid", 1)
+    calls: list[str] = []
+    monkeypatch.setattr(fence, "refresh", lambda folder: calls.append(f"refresh {folder.name}"))
+    listing = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda *a: calls.append("list") or listing(*a))  # type: ignore[func-returns-value]
+    fence.newest(paths)
+    assert calls == ["refresh run", "list"]
+
+
 def test_an_old_attempt_is_fenced(paths: RunPaths) -> None:
     epoch = fence.claim(paths, "uid", 1)
     fence.check(paths, epoch, 1)

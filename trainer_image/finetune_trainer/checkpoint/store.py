@@ -12,7 +12,7 @@ from finetune_api.names import MAX_CHECKPOINTS
 from finetune_api.progress import CheckpointRecord
 from finetune_api.storage import Manifest
 from finetune_trainer.run_dir import fence
-from finetune_trainer.run_dir.files import file_digest, write_atomic
+from finetune_trainer.run_dir.files import file_digest, refresh, write_atomic
 from finetune_trainer.run_dir.paths import RunPaths
 
 MANIFEST, VERIFIED, DIVERGED = "MANIFEST.json", "VERIFIED", "DIVERGED"
@@ -248,6 +248,7 @@ def _folders(paths: RunPaths) -> list[Path]:
     """Return the folders of checkpoints, newest first: by step, then by fence epoch."""
     if not paths.checkpoints.is_dir():
         return []
+    refresh(paths.checkpoints)
     found = [
         path for path in paths.checkpoints.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()
     ]

@@ -15,7 +15,7 @@ from finetune_api.storage import Manifest, ManifestEntry, RankFile
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.run_dir import tensor_file
-from finetune_trainer.run_dir.files import file_digest, sync_folder, write_atomic
+from finetune_trainer.run_dir.files import file_digest, refresh, write_atomic
 
 _VISIBILITY_SECONDS = 60.0  # shared file systems show the files of other nodes late
 
@@ -155,5 +155,4 @@ def _wait_for(file: Path) -> None:
         if time.monotonic() > deadline:
             raise OSError(f"{file.parent.name}/{file.name} did not appear")
         time.sleep(0.1)
-        with contextlib.suppress(OSError):
-            sync_folder(file.parent)  # makes an NFS client read the folder again
+        refresh(file.parent)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from finetune_trainer.data.dropped_examples import ExampleCounts
 from finetune_trainer.data.render import Document
 from finetune_trainer.data.tokenize_block import TokenizedBlock
+from finetune_trainer.run_dir.files import partial_name
 
 _ARRAYS = {"tokens": "<u4", "trained": "u1", "lengths": "<u4", "examples": "<u8"}
 _BLOCKS = 16  # per part, each of about 1 MiB of input
@@ -151,7 +152,7 @@ def _examples(part: Part, arrays: dict[str, NDArray[Any]]) -> Iterator[Tokenized
 @contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
     """Give a file that appears under its name when it is complete and synced to disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_name(path)
     with partial.open("wb") as file:
         yield file
         file.flush()

@@ -20,7 +20,7 @@ from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import prepared
 from finetune_trainer.data.build import Builder
 from finetune_trainer.data.tokenize_block import Recipe
-from finetune_trainer.prepare import inputs, storage_checks
+from finetune_trainer.prepare import inputs, separation, storage_checks
 from finetune_trainer.prepare.inputs import (
     digest_of_prepared_data,
     digest_of_run,
@@ -42,7 +42,7 @@ Build = Callable[[Path, Path], DataSummary]
 def run(config: RunConfig, report: Reporter) -> PrepareResult:
     """Check all inputs and build the prepared data; TrainerError gives the problem and a remedy.
 
-    1. Check that storage and cache can be written.
+    1. Check that storage and cache are apart from the inputs and can be written.
     2. Download the model, unless it is on a claim, and check it.
     3. Check that storage has room for checkpoints and the final model.
     4. Find the files of the data, downloading those that are not on a claim.
@@ -51,6 +51,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
     """
     report.stage("PreparingData")
     model, dataset, training = config.model, config.dataset, config.training
+    separation.check(config)
     storage, cache = config.checkpoints.storage, Cache.of(config)
     storage_checks.check_writable(claim_path(storage, config.mounts), storage)
     storage_checks.check_writable(cache.folder, cache.uri)

@@ -9,17 +9,24 @@ checkpoint, marking and removing checkpoints, publishing the exported model.
 from finetune_api.exit_codes import ExitCode
 from finetune_api.storage import FenceFile
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.run_dir.files import write_new
+from finetune_trainer.run_dir.files import refresh, write_new
 from finetune_trainer.run_dir.paths import RunPaths
 
 
 def newest(paths: RunPaths) -> FenceFile | None:
-    """Return the fence file with the largest epoch, or None before the first attempt."""
-    files = [path for path in paths.storage.glob("fence.*") if path.suffix[1:].isdigit()]
-    if not files:
+    """Return the fence file with the largest epoch, or None before the first attempt.
+
+    A list of files can be older than the files: epochs have no gaps, so the next ones are looked
+    for by name.
+    """
+    refresh(paths.storage)
+    listed = [path.suffix[1:] for path in paths.storage.glob("fence.*")]
+    epoch = max((int(suffix) for suffix in listed if suffix.isdigit()), default=0)
+    while paths.fence(epoch + 1).exists():
+        epoch += 1
+    if epoch == 0:
         return None
-    latest = max(files, key=lambda path: int(path.suffix[1:]))
-    return FenceFile.model_validate_json(latest.read_text())
+    return FenceFile.model_validate_json(paths.fence(epoch).read_text())
 
 
 def claim(paths: RunPaths, job_uid: str, attempt: int) -> int:

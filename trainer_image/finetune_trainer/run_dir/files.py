@@ -3,6 +3,7 @@
 A file or folder appears complete or not at all.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -24,7 +25,7 @@ def write_new(path: Path, text: str) -> bool:
     The contents are written to another name, which is then linked. So no reader sees an incomplete
     file.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")
+    partial = partial_name(path)
     _write(partial, text)
     try:
         os.link(partial, path)
@@ -38,10 +39,22 @@ def write_new(path: Path, text: str) -> bool:
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace a file's contents atomically."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_name(path)
     _write(partial, text)
-    partial.replace(path)
+    try:
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
+
+
+def partial_name(path: Path) -> Path:
+    """Return the name of a file under construction that no other process uses.
+
+    It is random, because processes in different containers have the same process id.
+    """
+    return path.with_name(f".{path.name}.{os.urandom(8).hex()}")
 
 
 def sync_tree(folder: Path) -> None:
@@ -79,6 +92,16 @@ def unfinished(parent: Path, pattern: str) -> Iterator[tuple[Path, bool]]:
 def sync_folder(folder: Path) -> None:
     """Make renames and links in a folder durable."""
     _sync(folder)
+
+
+def refresh(folder: Path) -> None:
+    """Make a shared file system ask its server what a folder contains, before it is looked into.
+
+    NFS clients remember for up to a minute what a folder contained, and what was absent from it.
+    Opening the folder makes them ask whether it has changed.
+    """
+    with contextlib.suppress(OSError):
+        sync_folder(folder)
 
 
 def _sync(path: Path) -> None:

@@ -187,7 +187,7 @@ def build_loop(
     rows = Rows(folder, "train")
     sequence = prepared.sequence(folder, config.dataset.train, config.training.seed)
     evaluator = Evaluator(
-        engine, Rows(folder, "validation"), plan.micro_batch_size, ranks, paths, report
+        engine, Rows(folder, "validation"), plan.micro_batch_size, ranks, storage, report
     )
     utilisation = Utilisation.known(
         engine.model.model.config,

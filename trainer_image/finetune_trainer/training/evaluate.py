@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import order
 from finetune_trainer.data.prepared import Rows
@@ -16,7 +17,6 @@ from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.run_dir import evaluations
 from finetune_trainer.run_dir.evaluations import History
 from finetune_trainer.run_dir.files import write_atomic
-from finetune_trainer.run_dir.paths import RunPaths
 
 _log = logging.getLogger(__name__)
 
@@ -30,12 +30,12 @@ class Evaluator:
         rows: Rows,
         micro_batch: int,
         ranks: Ranks,
-        paths: RunPaths,
+        storage: RunStorage,
         report: Reporter,
     ) -> None:
         self._engine, self._rows, self._micro_batch = engine, rows, micro_batch
         self._ranks, self._report = ranks, report
-        self._paths = paths
+        self._storage = storage
         self.history = History()
 
     @property
@@ -45,7 +45,7 @@ class Evaluator:
 
     def resume(self, step: int) -> None:
         """Read what earlier attempts measured up to a step, on rank 0 for all ranks; collective."""
-        found = [evaluations.read(self._paths).to_dict() if self._ranks.rank == 0 else None]
+        found = [evaluations.read(self._storage.paths).to_dict() if self._ranks.rank == 0 else None]
         dist.broadcast_object_list(found, src=0, group=self._ranks.control)
         self.history = History.model_validate(found[0]).until(step)
         self._report.training(evaluation=self.history.summary())
@@ -90,7 +90,9 @@ class Evaluator:
             _log.info("validation loss %.4f at step %d", loss, step)
 
     def _write(self) -> None:
+        """Replace the history on storage. Raises TrainerError 79 if a newer attempt owns it."""
         try:
-            write_atomic(self._paths.evaluations, self.history.to_json())
+            self._storage.check_fence()
+            write_atomic(self._storage.paths.evaluations, self.history.to_json())
         except OSError as error:  # one number is lost, but the run can continue
             _log.error("the evaluation could not be recorded (%s); training continues", error)
