@@ -143,7 +143,7 @@ def test_a_prepare_pod_that_was_killed_for_its_memory_names_the_limit():
     pod = ended(prepare_pod(), 137, 5, reason="OOMKilled")
     status = look(make_job(), pod).status
     assert status.reason == "OutOfMemory"
-    assert "memory limit in workers.template" in status.message
+    assert "in prepare.template" in status.message
 
 
 def test_a_job_does_not_poll_a_retried_prepare_pod():

@@ -62,7 +62,7 @@ def describe(
     if situation.phase == "Running" and not situation.reason:
         situation = _noticed(world, gang, situation)
     message = situation.message or _progress_sentence(status, situation)
-    message += _notices(situation, gang)
+    message += _notices(status, situation, gang)
     counts = _workers(world, status)
     status = status.replace(
         observed_generation=world.job.generation,
@@ -87,11 +87,19 @@ def _noticed(world: World, gang: list[Pod], situation: Situation) -> Situation:
     return situation
 
 
-def _notices(situation: Situation, gang: list[Pod]) -> str:
+def _notices(status: FineTuneJobStatus, situation: Situation, gang: list[Pod]) -> str:
     """Return what follows the progress of a gang that runs."""
     if situation.phase != "Running" or situation.message:
         return ""
-    return "".join(f"; {where}" for where in gang_text.on_silent_nodes(gang))
+    notices = gang_text.on_silent_nodes(gang)
+    if problem := _save_problem(status):
+        notices.append(f"the newest save failed: {problem}")
+    return "".join(f"; {notice}" for notice in notices)
+
+
+def _save_problem(status: FineTuneJobStatus) -> str | None:
+    """Return why the newest save failed, or None if it did not."""
+    return status.progress.checkpoint_problem if status.progress else None
 
 
 def _failing(
@@ -173,8 +181,11 @@ def _display(status: FineTuneJobStatus) -> Display:
             show["eta"] = duration(progress.eta_seconds)
     if usage:
         show["gpu_hours"] = usage.gpu_hours
-    if status.latest_checkpoint:
-        show["checkpoint"] = f"step {status.latest_checkpoint.step}"
+    saves = [f"step {status.latest_checkpoint.step}"] if status.latest_checkpoint else []
+    if _save_problem(status) and not status.finished:
+        saves.append("save failed")
+    if saves:
+        show["checkpoint"] = ", ".join(saves)
     if counts:
         show["workers"] = f"{counts.running}/{counts.desired}"
     return Display.model_validate(show)
@@ -248,7 +259,7 @@ def _progressing(status: FineTuneJobStatus, situation: Situation) -> Row:
 
 def _checkpoint_available(status: FineTuneJobStatus) -> Row:
     newest = status.latest_checkpoint
-    problem = status.progress.checkpoint_problem if status.progress else None
+    problem = _save_problem(status)
     if newest is None:
         reason = reasons.SAVE_FAILED if problem else reasons.NO_CHECKPOINT
         return "CheckpointAvailable", "False", reason, problem or "no checkpoint was saved yet"

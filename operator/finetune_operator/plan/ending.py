@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from finetune_api import reasons
-from finetune_api.exit_codes import ExitCode
+from finetune_api.exit_codes import ExitCode, meaning
 from finetune_api.status import Attempt, FineTuneJobStatus, Phase
 from finetune_operator.plan import attempts, avoided_nodes, gang_text, restart
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Decision, Delete
@@ -11,7 +11,13 @@ from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.observe import Pod, World, termination_result
 from finetune_operator.plan.outcomes import STOPS
 from finetune_operator.plan.stops import StopRequest
-from finetune_operator.plan.verdict import Verdict, permanent_failure, saved_progress, success
+from finetune_operator.plan.verdict import (
+    Verdict,
+    permanent_failure,
+    reason_and_message,
+    saved_progress,
+    success,
+)
 from finetune_operator.settings import Settings
 
 _STOPPING_PHASES: dict[str, Phase] = {
@@ -20,6 +26,8 @@ _STOPPING_PHASES: dict[str, Phase] = {
     reasons.CONFIGURATION_CHANGED: "Restarting",
     reasons.HANG: "Restarting",
 }
+
+_REDONE = "; steps after the last checkpoint are redone"
 
 
 def request_stop(world: World, status: FineTuneJobStatus, request: StopRequest) -> Decision:
@@ -77,15 +85,29 @@ def _verdict_after_stop(attempt: Attempt, gang: list[Pod]) -> Verdict:
         return failure
     reason = attempt.stop_reason or ""
     ending, text = STOPS[reason], attempt.message or reason
-    unsaved = [index for index, code in codes.items() if code not in (0, ExitCode.STOPPED)]
-    if ending.saves and attempt.running_time:
-        saved = len(codes) == attempt.workers and not unsaved
-        text += (
-            f"; {saved_progress(gang)}"
-            if saved
-            else "; not every worker could save, steps after the last checkpoint are redone"
-        )
-    return Verdict(ending, reason, text)
+    if not ending.saves or not attempt.running_time:
+        return Verdict(ending, reason, text)
+    if unsaved := _unsaved(gang):
+        end = unsaved.ended
+        assert end is not None
+        found, message = reason_and_message(unsaved)
+        how = f"exit code {end.exit_code}"
+        why = f"{message} ({found}, {how})" if message else f"{how} ({found})"
+        text += f"; worker {unsaved.index} could not save: {why}{_REDONE}"
+        return Verdict(ending, reason, text[:1024], unsaved.index, end.exit_code, unsaved.node)
+    missing = len(codes) < attempt.workers
+    text += f"; not every worker could save{_REDONE}" if missing else f"; {saved_progress(gang)}"
+    return Verdict(ending, reason, text[:1024])
+
+
+def _unsaved(gang: list[Pod]) -> Pod | None:
+    """Return the worker whose end explains why a gang that was to save could not, or None."""
+    failed = [
+        (meaning(pod.ended.exit_code).consequence, pod.ended.finished, pod.index, pod)
+        for pod in gang
+        if pod.ended and pod.ended.exit_code not in (0, ExitCode.STOPPED)
+    ]
+    return min(failed, key=lambda failure: failure[:3])[-1] if failed else None
 
 
 def close(

@@ -1,6 +1,6 @@
 """The events that a person would want to see, derived from two consecutive statuses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_api import reasons
 from finetune_api.progress import DataSummary
@@ -26,7 +26,7 @@ class Event:
 
 def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     """Return the events of what changed from the old status to the new one."""
-    return [
+    found = [
         *_acceptance(old, new),
         *_preparation(old, new),
         *_attempts(old, new),
@@ -36,6 +36,16 @@ def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
         *_suspension(old, new),
         *_end(old, new),
     ]
+    return [replace(event, message=_one_line(event.message)) for event in found]
+
+
+def _one_line(text: str) -> str:
+    """Return a text on one line: the first and the last line of the output of a container.
+
+    `kubectl get events` prints line breaks as they are. The status has the whole text.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{lines[0]} … {lines[-1]}" if len(lines) > 1 else text.strip()
 
 
 def _acceptance(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
@@ -94,7 +104,8 @@ def _attempts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
             events.append(Event("Normal", reasons.ATTEMPT_STARTED, text))
         ended = attempt.outcome and (before is None or before.outcome is None)
         if ended and attempt.outcome != "Succeeded":
-            kind = "Warning" if attempt.outcome in ("Failed", "Released") else "Normal"
+            failed = attempt.outcome in ("Failed", "Released") or attempt.exit_code is not None
+            kind = "Warning" if failed and attempt.outcome != "Preempted" else "Normal"
             text = f"attempt {attempt.number}: {attempt.message}"
             events.append(Event(kind, attempt.reason or reasons.ATTEMPT_ENDED, text))
     if old.phase != "Running" and new.phase == "Running":
@@ -103,6 +114,16 @@ def _attempts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
 
 
 def _checkpoints(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    return [*_failed_saves(old, new), *_verified_checkpoints(old, new)]
+
+
+def _failed_saves(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    """Warn of the first of several saves in a row that fail."""
+    before, problem = (s.progress and s.progress.checkpoint_problem for s in (old, new))
+    return [Event("Warning", reasons.SAVE_FAILED, problem)] if problem and not before else []
+
+
+def _verified_checkpoints(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     newest = new.latest_checkpoint
     if newest is None or (old.latest_checkpoint and old.latest_checkpoint.step >= newest.step):
         return []

@@ -25,7 +25,7 @@ def how_ended(gang: Sequence[Pod]) -> list[str]:
     kinds: dict[str, list[int]] = defaultdict(list)
     for pod in gang:
         if pod.ended and pod.ended.exit_code:
-            reason, _ = reason_and_message(pod.ended)
+            reason, _ = reason_and_message(pod)
             kinds[f"ended with exit code {pod.ended.exit_code} ({reason})"].append(pod.index)
         elif pod.failure and not pod.ended:
             kinds[f"failed ({pod.failure[0]})"].append(pod.index)

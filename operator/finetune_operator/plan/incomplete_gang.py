@@ -152,7 +152,7 @@ def _peer_missing(first: Pod, attempt: Attempt, gang: list[Pod]) -> Verdict:
     ending, known = ENDINGS[Cause.PEER_MISSING], {pod.index: pod for pod in gang}
     started = {pod.index for pod in gang if pod.running or pod.ended}
     missing = min(set(range(attempt.workers)) - started, default=None)
-    _, message = reason_and_message(first.ended)
+    _, message = reason_and_message(first)
     text = f"worker {first.index} ended with exit code {first.ended.exit_code}"
     text += f" ({message[:300]})" if message else ""
     if missing is None:

@@ -38,9 +38,10 @@ def situation(attempt: Attempt, gang: list[Pod]) -> Situation | None:
 
 
 def _first_reason(gang: list[Pod]) -> str:
-    failures = [pod.ended for pod in gang if pod.ended and pod.ended.exit_code]
+    ends = [(pod.ended, pod.index, pod) for pod in gang if pod.ended]
+    failures = [(end.finished, index, pod) for end, index, pod in ends if end.exit_code]
     if failures:
-        first = min(failures, key=lambda end: end.finished)
+        _, _, first = min(failures, key=lambda failure: failure[:2])
         return reason_and_message(first)[0]
     failed = (pod.failure[0] for pod in gang if pod.failure)
     return next(failed, reasons.WORKER_LOST)

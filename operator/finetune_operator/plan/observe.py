@@ -116,6 +116,7 @@ class Pod:
     template: str | None = None  # prepare pod: digest of what determines its node
     retry: int = 0  # prepare pod: number of prepare pods that failed before it
     config: str | None = None  # worker: digest of the configuration that it was created with
+    memory_limit: str | None = None  # of the trainer container, as a Kubernetes quantity
     gone: bool = False  # the object does not exist any more; this is its last observed state
 
     @classmethod
@@ -155,6 +156,7 @@ class Pod:
             disrupted=status.conditions.get("DisruptionTarget", {}).get("status") == "True",
             silent_since=status.silent_since,
             failure=status.failure,
+            memory_limit=_memory_limit(item),
             inputs=annotations.get(names.ANNOTATION_INPUTS),
             template=annotations.get(names.ANNOTATION_TEMPLATE),
             config=annotations.get(names.ANNOTATION_CONFIG),
@@ -209,6 +211,13 @@ class Pod:
     def asked_to_stop(self) -> bool:
         """Whether it was preempted, drained, evicted or deleted by any client."""
         return self.deletion is not None or self.disrupted or self.gone
+
+
+def _memory_limit(item: Object) -> str | None:
+    containers = item.get("spec", {}).get("containers", [])
+    trainer: Object = next((c for c in containers if c["name"] == names.CONTAINER), {})
+    limit = trainer.get("resources", {}).get("limits", {}).get("memory")
+    return None if limit is None else intern(str(limit))
 
 
 def _number(text: str) -> int:

@@ -143,7 +143,7 @@ def _conclude(world: World, pod: Pod, image: str, settings: Settings) -> Decisio
         if prepared.finished:
             return finished.succeed(world, status, prepared.finished)
         return commit_first(world, image, prepared)
-    reason, message = reason_and_message(end)
+    reason, message = reason_and_message(pod)
     if was_killed(end):
         message = killed_message(message, pod)
     text = message or f"the prepare pod ended with exit code {end.exit_code}"

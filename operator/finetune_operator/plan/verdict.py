@@ -7,7 +7,7 @@ are broken by worker index, because the clocks of nodes differ and times have wh
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from finetune_api import reasons
+from finetune_api import names, reasons
 from finetune_api.exit_codes import ExitCode, is_permanent, meaning
 from finetune_operator.plan import nodes
 from finetune_operator.plan.observe import LOST_AFTER, Pod, termination_result
@@ -75,7 +75,7 @@ def verdict(
         return from_failed_pod(broken[0])
     if missing:
         return _from_vanished_pod(missing[0], pods)
-    first = ends[failures[0][1]] if failures else None
+    first = next((pod for pod in pods if failures and pod.index == failures[0][1]), None)
     if lost := lost or [pod for pod in pods if pod.silent_since and not pod.ended]:
         return _from_lost_worker(lost[0], first)
     index = failures[0][1]
@@ -142,7 +142,7 @@ def from_exit(index: int, end: Ended, pods: list[Pod], *, pod_missing: bool = Fa
     if ending.saves:
         text = f"asked to stop (preemption, drain or deletion); {saved_progress(pods)}"
         return Verdict(ending, ending.reason or "", text, index, end.exit_code, pod.node)
-    reason, message = reason_and_message(end)
+    reason, message = reason_and_message(pod)
     if cause == Cause.KILLED:
         message = "it was asked to stop and was killed before it had saved a checkpoint"
     elif was_killed(end):
@@ -167,7 +167,7 @@ def _from_vanished_pod(index: int, pods: list[Pod]) -> Verdict:
     return _lost(Cause.POD_VANISHED, pod, f"its pod {nodes.place(pod)} vanished")
 
 
-def _from_lost_worker(pod: Pod, first: Ended | None) -> Verdict:
+def _from_lost_worker(pod: Pod, first: Pod | None) -> Verdict:
     """Return the verdict on a worker whose node does not answer; `first` is how a peer ended."""
     silence = nodes.silence(pod) or f"node {pod.node}, which does not answer"
     why = f"its pod {pod.name} is on {silence}"
@@ -195,16 +195,17 @@ def saved_progress(gang: list[Pod]) -> str:
     step, newest = result.progress.step, max((c.step for c in result.checkpoints), default=0)
     if newest >= step:
         return "everything is saved"
-    return f"it could save up to step {newest} only, {step - newest} steps are redone"
+    text = f"it could save up to step {newest} only, {step - newest} steps are redone"
+    problem = result.progress.checkpoint_problem
+    return f"{text}: {problem}" if problem else text
 
 
-def reason_and_message(end: Ended) -> tuple[str, str]:
-    """Return reason and message of a container's end, from its result where it left one."""
+def reason_and_message(pod: Pod) -> tuple[str, str]:
+    """Return reason and message of the end of a pod's container, from its result if it left one."""
+    end = pod.ended
+    assert end is not None
     if end.reason == "OOMKilled":
-        return reasons.OUT_OF_MEMORY, (
-            "the container was killed for using more host memory than its limit; raise the "
-            "trainer container's memory limit in workers.template"
-        )
+        return reasons.OUT_OF_MEMORY, _out_of_memory(pod)
     if result := end.result():
         return result.reason, result.message
     return meaning(end.exit_code).reason, end.message[-512:].strip()
@@ -223,3 +224,18 @@ def killed_message(message: str, pod: Pod) -> str:
         f"{where}(dmesg) and its free memory"
     )
     return f"{hint}; {message}" if message else hint
+
+
+def _out_of_memory(pod: Pod) -> str:
+    what = f"the container of pod {nodes.place(pod)} was killed"
+    template = "workers.template"
+    if pod.role == "prepare":
+        what, template = f"preparation: {what}", "prepare.template"
+    field = f"resources.limits.memory of the container {names.CONTAINER} in {template}"
+    if pod.memory_limit is None:
+        return (
+            f"{what} because memory was exhausted; it has no memory limit of its own, so that of "
+            f"the pod or the memory of the node was; set {field}"
+        )
+    limit = pod.memory_limit
+    return f"{what} for using more host memory than its limit of {limit}; raise {field}"
