@@ -22,9 +22,18 @@ REPORT_PATH = "/v1/report"
 
 ENV_RUN = "FINETUNE_RUN"
 ENV_POD_IP = "FINETUNE_POD_IP"
+# The rank of a worker's processes, in the variables of torchrun.
+RANK_VARIABLES = (
+    "PET_NNODES",
+    "PET_NODE_RANK",
+    "PET_NPROC_PER_NODE",
+    "PET_MASTER_ADDR",
+    "PET_MASTER_PORT",
+)
 CLAIMS_PATH = "/mnt/claims"
 RUN_CONFIG_MAX_BYTES = 100_000  # the kernel allows 128 KiB per environment string
 RESULT_MAX_BYTES = 4096  # the kubelet truncates a longer termination message
+POD_MESSAGES_MAX_BYTES = 12_288  # of all containers together, which the kubelet divides equally
 MAX_CHECKPOINTS = 10  # of a run, at most, in storage, in a report and in a status
 MAX_AVOIDED_NODES = 5  # in a status
 MAX_ATTEMPTS = 10  # listed in a report or in a status; earlier ones are summed up

@@ -29,7 +29,7 @@ def _reason(name: str, meaning: str, *, ends_attempt: bool = False) -> str:
 # Nothing can be created yet, or pods cannot start.
 CLAIM_MISSING = _reason("ClaimMissing", "A claim that a pvc:// address names does not exist.")
 FORBIDDEN = _reason("Forbidden", "The API server refuses a pod: quota, Pod Security or rights.")
-INVALID_TEMPLATE = _reason("InvalidTemplate", "The API server refuses workers.template.")
+INVALID_TEMPLATE = _reason("InvalidTemplate", "A pod template cannot be used.")
 NAME_TAKEN = _reason("NameTaken", "An object of another owner has the name of a pod or Service.")
 WAITING_FOR_OLD_PODS = _reason(
     "WaitingForOldPods", "An object of a deleted job of the same name is still being deleted."

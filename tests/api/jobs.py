@@ -131,7 +131,8 @@ def full_job(name: str = "a") -> Object:
                 "spec": {
                     "nodeSelector": {"pool": "gpu"},
                     "containers": [
-                        {"name": "side", "image": "x", "command": ["sleep"], "args": ["1"]},
+                        {"name": "side", "image": "x", "command": ["sleep"], "args": ["1"]}
+                        | {"restartPolicyRules": [{"action": "Restart"}]},
                         {"name": "trainer", "resources": {"limits": {"memory": "64Gi"}}},
                     ],
                 },
@@ -161,6 +162,19 @@ def full_job(name: str = "a") -> Object:
             {"type": "MLflow", "project": "support", "secretRef": {"name": "mlflow.keys"}},
             {"type": "TensorBoard"},
         ],
-        scheduling={"priorityClassName": "batch"},
+        prepare={
+            "template": {
+                "metadata": {"annotations": {"note": "a"}},
+                "spec": {
+                    "nodeSelector": {"pool": "cpu"},
+                    "containers": [
+                        {"name": "side", "image": "x", "command": ["sleep"], "args": ["1"]}
+                        | {"restartPolicyRules": [{"action": "Restart"}]},
+                        {"name": "trainer", "resources": {"limits": {"cpu": "8"}}},
+                    ],
+                },
+            },
+        },
+        scheduling={"priorityClassName": "batch", "workerAntiAffinity": "Required"},
         suspend=True,
     )

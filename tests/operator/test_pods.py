@@ -1,6 +1,7 @@
 """The pods as the API server receives them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -58,8 +59,9 @@ def test_the_root_file_system_is_read_only_and_tmp_is_a_volume():
 @pytest.mark.parametrize("limits", [{"memory": "1Gi"}, {"memory": "1Gi", "cpu": "250m"}])
 def test_a_limit_below_the_default_request_replaces_it(limits):
     own = {"name": "trainer", "resources": {"limits": dict(limits)}}
-    job = make_job(workers={"replicas": 2, "template": {"spec": {"containers": [own]}}})
-    worker = container(worker_pod(workers={"replicas": 2, "template": job.spec.workers.template}))
+    template = {"spec": {"containers": [own]}}
+    job = make_job(prepare={"template": template})
+    worker = container(worker_pod(workers={"replicas": 2, "template": template}))
     for resources in (
         worker["resources"],
         container(pods.prepare_pod(job, "trainer:1", "x"))["resources"],
@@ -84,11 +86,29 @@ def test_a_template_may_mount_its_own_tmp_and_have_a_writable_root():
     assert "finetune-tmp" not in [volume["name"] for volume in pod["spec"]["volumes"]]
 
 
-def test_the_operators_variables_replace_those_of_the_template():
-    own = {"name": "trainer", "env": [{"name": "FINETUNE_RUN", "value": "x"}, {"name": "A"}]}
+def test_variables_of_the_template_are_kept():
+    own = {"name": "trainer", "env": [{"name": "A"}]}
     pod = worker_pod(workers={"replicas": 2, "template": {"spec": {"containers": [own]}}})
-    assert env(pod)["FINETUNE_RUN"] != "x"
     assert "A" in env(pod)
+
+
+def test_a_job_from_before_the_rules_keeps_the_operators_variables():
+    job = committed()
+    own = {"name": "trainer", "image": "x", "env": [{"name": "FINETUNE_RUN", "value": "x"}]}
+    workers = job.spec.workers.replace(template={"spec": {"containers": [own]}})
+    job = replace(job, spec=job.spec.replace(workers=workers))
+    pod = pods.worker_pods(job, 0, [1])[0]
+    assert env(pod)["FINETUNE_RUN"] != "x"
+    assert container(pod)["image"] == "trainer:1"
+
+
+@pytest.mark.parametrize(("sidecars", "most"), [(0, 4096), (4, 1755), (8, 1117), (14, 1024)])
+def test_the_result_leaves_space_for_the_other_containers(sidecars, most):
+    side = [{"name": f"side-{n}", "image": "x"} for n in range(sidecars)]
+    half = sidecars // 2
+    spec = {"initContainers": side[:half], "containers": side[half:]}
+    pod = worker_pod(workers={"replicas": 2, "template": {"spec": spec}})
+    assert RunConfig.model_validate_json(env(pod)["FINETUNE_RUN"]).result_max_bytes == most
 
 
 def test_rendering_does_not_change_the_template_in_the_spec():

@@ -44,7 +44,7 @@ def _is_there(api: Cluster, *what: str) -> bool:
 
 def rendered(name: str, template: Object) -> list[Object]:
     """Return the prepare pod and a worker of a job with the template."""
-    job = committed(workers={"replicas": 2, "template": template})
+    job = committed(workers={"replicas": 2, "template": template}, prepare={"template": template})
     job = replace(job, name=name, namespace=SPACE)
     return [pods.prepare_pod(job, "trainer:1", "d"), *pods.worker_pods(job, 0, [0])]
 
@@ -161,7 +161,7 @@ def test_the_refusal_of_a_template_is_shown_until_the_template_is_fixed(api, ope
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
         "metadata": {"name": "refused"},
-        "spec": spec_of("refused", workers={"template": template}),
+        "spec": spec_of("refused", prepare={"template": template}),
     }
     api.kubectl("create", "-n", SPACE, "-f", "-", stdin=json.dumps(job))
     where = ("get", "-n", SPACE, "-o", "json")
@@ -182,7 +182,7 @@ def test_the_refusal_of_a_template_is_shown_until_the_template_is_fixed(api, ope
     assert text in event["message"]
     assert json.loads(api.kubectl(*where, "pods"))["items"] == []
     assert operator.running
-    patch = json.dumps({"spec": {"workers": {"template": None}}})
+    patch = json.dumps({"spec": {"prepare": None}})
     api.kubectl("patch", "-n", SPACE, "ftj", "refused", "--type=merge", "-p", patch)
     wait_for("its prepare pod", lambda: _is_there(api, "-n", SPACE, "pod", "refused-prepare"), 30)
     wait_for("it is accepted", lambda: accepted()["status"] == "True", 30)

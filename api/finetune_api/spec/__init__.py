@@ -17,7 +17,7 @@ from finetune_api.spec.policy import Checkpoints, EarlyStopping, Evaluation, Out
 from finetune_api.spec.tracking import EACH_ONCE, Tracker
 from finetune_api.spec.training import DeepSpeed, Optimizer, Training
 from finetune_api.spec.use import GANG, INPUT, OPERATOR_SETTING, TRAINER_SETTING, WORKER_SETTING
-from finetune_api.spec.workers import Scheduling, Workers
+from finetune_api.spec.workers import Prepare, Scheduling, Workers
 
 __all__ = [
     "ChatTemplate",
@@ -32,6 +32,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Output",
+    "Prepare",
     "RunPolicy",
     "Scheduling",
     "SecretRef",
@@ -96,6 +97,11 @@ class FineTuneJobSpec(Spec):
         description="workers describes the gang: the pods that start, train and restart together. "
         "After the first attempt was committed, it can change only while condition Suspended is "
         "True.",
+    )
+    prepare: Annotated[Prepare | None, OPERATOR_SETTING] = Field(
+        default=None,
+        description="prepare describes the pod that downloads, checks and prepares the inputs "
+        "before a gang exists. It can change at any time.",
     )
     checkpoints: Checkpoints = Field(
         description="checkpoints defines where the run is stored and how often it is saved."

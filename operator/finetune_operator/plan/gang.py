@@ -17,7 +17,7 @@ from finetune_operator.plan import (
     usage,
 )
 from finetune_operator.plan import pods as render
-from finetune_operator.plan.decision import RECHECK, Decision, Delete
+from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, refused_condition, why_waiting
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.stops import StopRequest
@@ -117,13 +117,23 @@ def _create(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Decisio
     except UnrenderableError as error:  # spec.tracking may have grown since the commit
         return _refused(world, status, error.reason, str(error))
     situation = Situation("Starting", message=f"creating {len(new)} pods")
-    # The pods of the attempt directly before this one are kept for their logs.
-    old = [p for p in world.pods if p.role == "worker" and p.attempt < attempt.number - 1]
     return Decision(
         describe(world, status, situation, creating=True),
         create=[render.service(job), *new],
-        delete=[Delete(pod.name, pod.uid) for pod in old if not (pod.gone or pod.deletion)],
+        delete=_no_longer_needed(world, attempt),
     )
+
+
+def _no_longer_needed(world: World, attempt: Attempt) -> list[Delete]:
+    """Return deletions of the pods of older attempts, and of a prepare pod that still runs.
+
+    The pods of the attempt directly before this one, and a prepare pod that has ended, are kept for
+    their logs. A sidecar of the prepare pod would hold a node that the gang may need.
+    """
+    old = [p for p in world.pods if p.role == "worker" and p.attempt < attempt.number - 1]
+    deletions = [Delete(pod.name, pod.uid) for pod in old if not (pod.gone or pod.deletion)]
+    running = [p for p in world.prepare_pods if not (p.finished or p.deletion)]
+    return [*deletions, *(Delete(pod.name, pod.uid, SHORT_GRACE) for pod in running)]
 
 
 def _refused(world: World, status: FineTuneJobStatus, reason: str, message: str) -> Decision:

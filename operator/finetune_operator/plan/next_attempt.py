@@ -21,6 +21,7 @@ from finetune_operator.plan import (
     resolve,
     restart,
     suspend,
+    template_rules,
     usage,
 )
 from finetune_operator.plan import pods as render
@@ -141,6 +142,8 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
     new = configuration.frozen(world.job.with_status(new))
     highest = attempts.highest_step(new, before=number)
     try:
+        if ended.outcome == "Suspended":  # the template may have been changed
+            template_rules.check(world.job)
         (first,) = render.worker_pods(world.job.with_status(new), highest, [0])
     except UnrenderableError as error:
         return _refused(world, status, error.reason, str(error))

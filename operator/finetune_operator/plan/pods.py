@@ -5,21 +5,25 @@ from collections.abc import Iterable
 from finetune_api import names
 from finetune_api.base import API_VERSION, Object
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.plan import inputs, placement, run_config
+from finetune_operator.plan import (
+    containers,
+    inputs,
+    placement,
+    prepare_template,
+    requests,
+    run_config,
+)
 from finetune_operator.plan.observe import Job
-from finetune_operator.plan.template import merged_into
+from finetune_operator.plan.template import TemplateError, merged_into
 
-_HARDENED: Object = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "runAsNonRoot": True,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
 _COMMAND = ["python", "-m", "finetune_trainer"]
-_PREPARE_REQUESTS = {"cpu": "1", "memory": "2Gi"}
-_WORKER_REQUESTS = {"cpu": "500m", "memory": "2Gi"}
-# The proxy of a service mesh would block the gang's traffic. A template can enable it again.
-_NO_MESH = {"sidecar.istio.io/inject": "false", "linkerd.io/inject": "disabled"}
+_PORTS = {"rendezvous": names.RENDEZVOUS_PORT, "report": names.REPORT_PORT}
+_ANNOTATIONS = {
+    "kubectl.kubernetes.io/default-container": names.CONTAINER,
+    # The proxy of a service mesh would block the gang's traffic. A template can enable it again.
+    "sidecar.istio.io/inject": "false",
+    "linkerd.io/inject": "disabled",
+}
 
 
 def service(job: Job) -> Object:
@@ -37,10 +41,7 @@ def service(job: Job) -> Object:
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": {names.LABEL_JOB_UID: job.uid},
-            "ports": [
-                {"name": "rendezvous", "port": names.RENDEZVOUS_PORT},
-                {"name": "report", "port": names.REPORT_PORT},
-            ],
+            "ports": [{"name": name, "port": port} for name, port in _PORTS.items()],
         },
     }
 
@@ -50,28 +51,28 @@ def prepare_pod(job: Job, image: str, inputs_digest: str) -> Object:
 
     Only this pod gets the credentials of the inputs, because workers read the cache.
     """
-    config = run_config.encode(run_config.for_prepare(job))
-    pod = _pod(job, names.prepare_pod_name(job.name), image, "prepare", config)
+    name, template = names.prepare_pod_name(job.name), prepare_template.of(job)
+    config = run_config.encode(run_config.for_prepare(job), template)
+    pod = _pod(job, name, image, template, config)
     pod["metadata"]["labels"][names.LABEL_ROLE] = "prepare"
     pod["metadata"]["annotations"] |= {
         names.ANNOTATION_INPUTS: inputs_digest,
         names.ANNOTATION_TEMPLATE: template_digest(job),
         names.ANNOTATION_RETRY: str(tries_of_preparation(job.status)),
     }
-    container = _own_container(pod["spec"])
-    _add_secrets(container, inputs.credentials(job))
+    container = containers.trainer(pod["spec"])
+    containers.add_secrets(container, inputs.credentials(job))
     resources = container.setdefault("resources", {})
-    for part in ("limits", "requests"):
-        resources.get(part, {}).pop(job.spec.workers.device_resource, None)
-    resources["requests"] = _requests(_PREPARE_REQUESTS, resources)
+    resources["requests"] = requests.merged(requests.PREPARE, resources)
     return pod
 
 
 def worker_pods(job: Job, highest_step: int, indexes: Iterable[int]) -> list[Object]:
     """Render the pods of these workers, for the attempt that `job.status` committed."""
     config = run_config.for_workers(job, highest_step)
+    template = merged_into(job.spec.workers.template, "workers.template")
     # The same for all workers: the variable PET_NODE_RANK has the index.
-    encoded, digest = run_config.encode(config), run_config.digest(config)
+    encoded, digest = run_config.encode(config, template), run_config.digest(config)
     return [_worker_pod(job, index, encoded, digest) for index in indexes]
 
 
@@ -80,76 +81,65 @@ def _worker_pod(job: Job, index: int, config: str, digest: str) -> Object:
     assert attempt is not None
     assert job.status.resolved is not None
     name = names.worker_pod_name(job.name, attempt, index)
-    pod = _pod(job, name, job.status.resolved.image, "worker", config)
+    template = merged_into(workers.template, "workers.template")
+    pod = _pod(job, name, job.status.resolved.image, template, config)
     pod["metadata"]["labels"] |= {
         names.LABEL_ROLE: "worker",
         names.LABEL_ATTEMPT: str(attempt),
         names.LABEL_WORKER_INDEX: str(index),
     }
     pod["metadata"]["annotations"][names.ANNOTATION_CONFIG] = digest
-    pod["spec"] |= {"hostname": name, "subdomain": job.name}
-    if job.spec.scheduling:
-        pod["spec"]["priorityClassName"] = job.spec.scheduling.priority_class_name
-    placement.avoid(pod["spec"], job.status.avoided_nodes)
-    container = _own_container(pod["spec"])
-    rendezvous = {
-        "PET_NNODES": str(workers.replicas),
-        "PET_NODE_RANK": str(index),
-        "PET_NPROC_PER_NODE": str(workers.devices_per_worker),
-        "PET_MASTER_ADDR": names.master_address(job.name, attempt, job.namespace),
-        "PET_MASTER_PORT": str(names.RENDEZVOUS_PORT),
-    }
-    own = [{"name": name, "value": value} for name, value in rendezvous.items()]
-    container["env"] = _merge_env(container["env"], own)
+    spec = pod["spec"] | {"hostname": name, "subdomain": job.name}
+    placement.place(spec, job)
+    container = containers.trainer(spec)
+    containers.mount_shared_memory(spec, container)
+    container["env"] = containers.merge_env(container["env"], _rendezvous(job, attempt, index))
     tracked = [tracker.secret_ref for tracker in job.spec.tracking or []]
-    _add_secrets(container, [ref.name for ref in tracked if ref])
-    container["ports"] = [
-        {"name": "rendezvous", "containerPort": names.RENDEZVOUS_PORT},
-        {"name": "report", "containerPort": names.REPORT_PORT},
-    ]
+    containers.add_secrets(container, [ref.name for ref in tracked if ref])
+    container["ports"] = containers.merge_ports(container.get("ports", []), _PORTS)
     resources = container.setdefault("resources", {})
     devices = {workers.device_resource: str(workers.devices_per_worker)}
-    resources["requests"] = _requests(_WORKER_REQUESTS, resources) | devices
+    needed = requests.for_worker(job.spec, job.status)
+    resources["requests"] = requests.merged(needed, resources) | devices
     resources["limits"] = resources.get("limits", {}) | devices
-    return pod
+    return pod | {"spec": spec}
 
 
-def _requests(defaults: Object, resources: Object) -> Object:
-    """Return the requests of the template, with defaults for resources that have no limit.
+def _rendezvous(job: Job, attempt: int, index: int) -> list[Object]:
+    values = (
+        str(job.spec.workers.replicas),
+        str(index),
+        str(job.spec.workers.devices_per_worker),
+        names.master_address(job.name, attempt, job.namespace),
+        str(names.RENDEZVOUS_PORT),
+    )
+    known = zip(names.RANK_VARIABLES, values, strict=True)
+    return [{"name": name, "value": value} for name, value in known]
 
-    Kubernetes uses a limit as the default request, and a default of ours could exceed it.
-    """
-    missing = {name: n for name, n in defaults.items() if name not in resources.get("limits", {})}
-    requested: Object = resources.get("requests", {})
-    return missing | requested
 
-
-def _pod(job: Job, name: str, image: str, role: str, config: str) -> Object:
+def _pod(job: Job, name: str, image: str, template: Object, config: str) -> Object:
     """Render what both roles share: the user's template and the operator's fields over it."""
-    template = merged_into(job.spec.workers.template)
     metadata, spec = template.get("metadata", {}), template.get("spec", {})
     spec |= {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": job.spec.run_policy.termination_grace_period_seconds,
     }
     spec.setdefault("automountServiceAccountToken", False)
-    spec["securityContext"] = {
-        "runAsNonRoot": True,
-        "seccompProfile": {"type": "RuntimeDefault"},
-        "fsGroup": 65532,
-        "fsGroupChangePolicy": "OnRootMismatch",
-    } | spec.get("securityContext", {})
-    _harden(spec)
-    container = _own_container(spec)
+    # Variables for every Service of the namespace, which nothing here reads, can be too many.
+    spec.setdefault("enableServiceLinks", False)
+    if spec.get("hostNetwork"):
+        # With the default policy the pod could not resolve the names of the gang.
+        spec.setdefault("dnsPolicy", "ClusterFirstWithHostNet")
+    container = containers.trainer(spec)
+    containers.harden(spec)
     container["image"] = image
     container["command"] = _COMMAND
-    container["securityContext"].setdefault("readOnlyRootFilesystem", True)
-    _mount_scratch(spec, container)
+    containers.mount_scratch(spec, container)
     container["terminationMessagePolicy"] = "FallbackToLogsOnError"
     pod_ip = {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     run = {"name": names.ENV_RUN, "value": config}
-    container["env"] = _merge_env(container.get("env", []), [run, pod_ip])
-    _mount_claims(job, spec, container, role)
+    container["env"] = containers.merge_env(container.get("env", []), [run, pod_ip])
+    containers.mount_claims(spec, container, inputs.claims(job))
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -157,69 +147,11 @@ def _pod(job: Job, name: str, image: str, role: str, config: str) -> Object:
             "name": name,
             "namespace": job.namespace,
             "labels": metadata.get("labels", {}) | _labels(job),
-            "annotations": _NO_MESH | metadata.get("annotations", {}),
+            "annotations": _ANNOTATIONS | metadata.get("annotations", {}),
             "ownerReferences": [_owner(job)],
         },
         "spec": spec,
     }
-
-
-def _harden(spec: Object) -> None:
-    """Set what the restricted Pod Security level requires of every container, also sidecars."""
-    for container in [*spec.get("initContainers", []), *spec.get("containers", [])]:
-        container["securityContext"] = _HARDENED | container.get("securityContext", {})
-
-
-def _own_container(spec: Object) -> Object:
-    containers = spec.setdefault("containers", [])
-    found: Object | None = next((c for c in containers if c.get("name") == names.CONTAINER), None)
-    if found is None:
-        found = {"name": names.CONTAINER, "securityContext": dict(_HARDENED)}
-        containers.insert(0, found)
-    return found
-
-
-def _merge_env(entries: list[Object], own: list[Object]) -> list[Object]:
-    """Return the template's variables and the operator's, which replace those of the same name."""
-    own_names = {entry["name"] for entry in own}
-    return [entry for entry in entries if entry.get("name") not in own_names] + own
-
-
-def _add_secrets(container: Object, secrets: list[str]) -> None:
-    """Add each Secret to `envFrom` once, after the sources that the template names."""
-    sources = list(container.get("envFrom", []))
-    for name in dict.fromkeys(secrets):
-        source = {"secretRef": {"name": name}}
-        if source not in sources:
-            sources.append(source)
-    if sources:
-        container["envFrom"] = sources
-
-
-def _mount_claims(job: Job, spec: Object, container: Object, role: str) -> None:
-    for number, (claim, read_only) in enumerate(inputs.claims(job).items()):
-        volume = {"claimName": claim} | ({"readOnly": True} if read_only else {})
-        mount = {"mountPath": f"{names.CLAIMS_PATH}/{claim}", "readOnly": read_only}
-        _mount(spec, container, f"claim-{number}", {"persistentVolumeClaim": volume}, mount)
-    if role == "worker" and not _mounts(container, "/dev/shm"):
-        # NCCL fails with an obscure error in the 64 MB that container runtimes give by default.
-        memory = {"emptyDir": {"medium": "Memory"}}
-        _mount(spec, container, "shared-memory", memory, {"mountPath": "/dev/shm"})
-
-
-def _mount_scratch(spec: Object, container: Object) -> None:
-    """Mount a volume at /tmp for the caches of libraries: the root file system is read-only."""
-    if not _mounts(container, "/tmp"):
-        _mount(spec, container, "finetune-tmp", {"emptyDir": {}}, {"mountPath": "/tmp"})
-
-
-def _mounts(container: Object, path: str) -> bool:
-    return any(mount.get("mountPath") == path for mount in container.get("volumeMounts", []))
-
-
-def _mount(spec: Object, container: Object, name: str, volume: Object, mount: Object) -> None:
-    spec.setdefault("volumes", []).append({"name": name} | volume)
-    container.setdefault("volumeMounts", []).append({"name": name} | mount)
 
 
 def _labels(job: Job) -> dict[str, str]:
@@ -244,9 +176,12 @@ def tries_of_preparation(status: FineTuneJobStatus) -> int:
 
 
 def template_digest(job: Job) -> str:
-    """Return a digest of the fields that determine where a pod may run, and with what.
+    """Return a digest of what determines where the prepare pod may run, and with what.
 
-    A change of these replaces only a pod that does not run yet.
+    A change of it replaces only a pod that does not run yet. A template that cannot be rendered
+    differs from all others.
     """
-    scheduling = job.spec.scheduling
-    return inputs.digest(job.spec.workers.template, scheduling and scheduling.to_dict())
+    try:
+        return inputs.digest(prepare_template.of(job))
+    except TemplateError:
+        return ""

@@ -12,7 +12,15 @@ from finetune_api.exit_codes import is_permanent, meaning
 from finetune_api.progress import Stage
 from finetune_api.run import PrepareResult
 from finetune_api.status import FineTuneJobStatus, Resolved
-from finetune_operator.plan import configuration, finished, inputs, nodes, restart, usage
+from finetune_operator.plan import (
+    configuration,
+    finished,
+    inputs,
+    nodes,
+    restart,
+    template_rules,
+    usage,
+)
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Check, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, refused_condition, why_waiting
@@ -101,6 +109,7 @@ def _create(world: World, image: str, digest: str) -> Decision:
     if job.status.next_attempt_time and world.now < job.status.next_attempt_time:
         return _wait(world, _backing_off(job.status))
     try:
+        template_rules.check(job)
         pod = render.prepare_pod(job, image, digest)
     except UnrenderableError as error:
         return _refused(world, error.reason, str(error))

@@ -1,13 +1,16 @@
 """The configuration of the trainer in a pod, which it reads from an environment variable."""
 
 from finetune_api import names, reasons
+from finetune_api.base import Object
 from finetune_api.run import Role, RunConfig
 from finetune_api.spec.use import received
 from finetune_operator.plan import inputs
 from finetune_operator.plan.observe import Job
-from finetune_operator.plan.template import UnrenderableError
+from finetune_operator.plan.template import UnrenderableError, trainer_of
 
-_NOT_OF_THE_SPEC = {"attempt", "highest_step", "unfinished_owners"}
+_INJECTED = 2  # containers
+_RESULT_MIN_BYTES = 1024
+_NOT_OF_THE_SPEC = {"attempt", "highest_step", "unfinished_owners", "result_max_bytes"}
 """Fields whose values do not follow from the spec, and that no two ranks must agree on."""
 
 
@@ -59,8 +62,12 @@ def digest(config: RunConfig) -> str:
     )
 
 
-def encode(config: RunConfig) -> str:
-    """Return the value of the environment variable; raise RunConfigTooLargeError if too long."""
+def encode(config: RunConfig, template: Object) -> str:
+    """Return the value of the variable in a pod with this template.
+
+    Raise RunConfigTooLargeError if it is too long.
+    """
+    config = config.replace(result_max_bytes=_result_max_bytes(template))
     # The kubelet expands $(NAME) in values, so dollar signs are written as JSON escapes.
     encoded = config.to_json().replace("$", "\\u0024")
     size = len(encoded.encode())
@@ -70,3 +77,15 @@ def encode(config: RunConfig) -> str:
             "allowed; name fewer or shorter sources in dataset"
         )
     return encoded
+
+
+def _result_max_bytes(template: Object) -> int:
+    """Return the most bytes of a container's termination message that the kubelet passes on.
+
+    It divides the bytes of a pod among all containers. Admission webhooks may add some of them.
+    """
+    spec = template.get("spec", {})
+    own = 0 if trainer_of(spec) else 1
+    count = len(spec.get("initContainers", [])) + len(spec.get("containers", [])) + own
+    each = names.POD_MESSAGES_MAX_BYTES // (count + _INJECTED)
+    return max(_RESULT_MIN_BYTES, min(names.RESULT_MAX_BYTES, each))

@@ -6,7 +6,7 @@ in place of a list leads to a message and not to an exception. The API server va
 
 from typing import Any
 
-from finetune_api import reasons
+from finetune_api import names, reasons
 from finetune_api.base import Object
 
 _MAX_LEVELS = 32  # a pod has about a dozen
@@ -16,7 +16,12 @@ _CONTAINER: Object = {
     "env": [{}],
     "envFrom": [{}],
     "volumeMounts": [{}],
+    "ports": [{}],
     "resources": {"limits": {}, "requests": {}},
+}
+_AFFINITY: Object = {
+    "requiredDuringSchedulingIgnoredDuringExecution": [{}],
+    "preferredDuringSchedulingIgnoredDuringExecution": [{}],
 }
 _NODE_AFFINITY: Object = {
     "requiredDuringSchedulingIgnoredDuringExecution": {
@@ -27,7 +32,7 @@ _NODE_AFFINITY: Object = {
 _SHAPE: Object = {
     "metadata": {"labels": {}, "annotations": {}},
     "spec": {
-        "affinity": {"nodeAffinity": _NODE_AFFINITY},
+        "affinity": {"nodeAffinity": _NODE_AFFINITY, "podAntiAffinity": _AFFINITY},
         "securityContext": {},
         "volumes": [{}],
         "initContainers": [_CONTAINER],
@@ -48,26 +53,43 @@ class TemplateError(UnrenderableError):
     reason = reasons.INVALID_TEMPLATE
 
 
-def merged_into(template: Object | None) -> Object:
-    """Return a deep copy of the template without nulls, which the API server treats as unset.
+def merged_into(template: Object | None, path: str) -> Object:
+    """Return a deep copy of the template at this path of the spec, without its nulls.
 
-    Raise TemplateError for a field that does not have the type that it has in a pod.
+    The API server treats a null as unset. Only in a securityContext it remains, where it removes
+    what the operator would set. Raise TemplateError for a field that does not have the type that it
+    has in a pod.
     """
-    copy = _copy(template or {}, 0)
-    _check(copy, _SHAPE, "workers.template")
+    copy = _copy(template or {}, 0, path)
+    _check(copy, _SHAPE, path)
     found: Object = copy
     return found
 
 
-def _copy(value: Any, level: int) -> Any:
+def trainer_of(spec: Object) -> Object | None:
+    """Return the trainer's container in the spec of a pod, if there is one."""
+    containers = spec.get("containers") or []
+    return next((c for c in containers if c.get("name") == names.CONTAINER), None)
+
+
+def over(defaults: Object, context: Object) -> Object:
+    """Return a securityContext with defaults; a null in it removes the default."""
+    return {field: value for field, value in (defaults | context).items() if value is not None}
+
+
+def _copy(value: Any, level: int, path: str, *, nulls: bool = False) -> Any:
     if level > _MAX_LEVELS:
         raise TemplateError(
-            f"workers.template is nested deeper than {_MAX_LEVELS} levels; a pod template is not"
+            f"{path} is nested deeper than {_MAX_LEVELS} levels; a pod template is not"
         )
     if isinstance(value, dict):
-        return {k: _copy(v, level + 1) for k, v in value.items() if v is not None}
+        return {
+            k: _copy(v, level + 1, path, nulls=k == "securityContext")
+            for k, v in value.items()
+            if v is not None or nulls
+        }
     if isinstance(value, list):
-        return [_copy(item, level + 1) for item in value]
+        return [_copy(item, level + 1, path) for item in value]
     return value
 
 
