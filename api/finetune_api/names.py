@@ -9,6 +9,13 @@ LABEL_JOB_UID = "finetune.dev/job-uid"
 LABEL_ROLE = "finetune.dev/role"  # prepare | worker
 LABEL_ATTEMPT = "finetune.dev/attempt"
 LABEL_WORKER_INDEX = "finetune.dev/worker-index"
+POD_LABELS = (
+    LABEL_JOB_NAME,
+    LABEL_JOB_UID,
+    LABEL_ROLE,
+    LABEL_ATTEMPT,
+    LABEL_WORKER_INDEX,
+)
 # Annotations of a prepare pod.
 ANNOTATION_INPUTS = "finetune.dev/inputs-digest"  # digest of the inputs that its result depends on
 ANNOTATION_TEMPLATE = "finetune.dev/template-digest"  # digest of the template and the scheduling
@@ -47,6 +54,14 @@ def prepare_pod_name(job: str) -> str:
 def worker_pod_name(job: str, attempt: int, index: int) -> str:
     """Return the name and hostname of a worker. The attempt makes it unique among gangs."""
     return f"{job}-{attempt}-{index}"
+
+
+def worker_of_pod_name(job: str, name: str) -> tuple[int, int] | None:
+    """Return attempt and index of a worker of a job by the name of its pod, or None."""
+    attempt, _, index = name.removeprefix(f"{job}-").partition("-")
+    numbers = attempt.isdecimal() and index.isdecimal() and attempt.isascii() and index.isascii()
+    found = (int(attempt), int(index)) if numbers and len(name) <= 253 else None
+    return found if found and worker_pod_name(job, *found) == name else None
 
 
 def master_address(job: str, attempt: int, namespace: str) -> str:

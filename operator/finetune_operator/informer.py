@@ -7,7 +7,7 @@ it cost, is often known only from the last version of the object.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -27,7 +27,12 @@ LATE = 240.0  # s without an event, a bookmark or another attempt after which a 
 
 @dataclass
 class Pods:
-    """The pods by the job uid in their label. Users can write that label, so it may be false."""
+    """The pods by the uid of the job that owns them.
+
+    The watch selects pods by their label, which any client can remove: a pod that a watch reports
+    as deleted, and one that a list lacks, may still exist. Before the operator acts on that, it
+    reads such pods by their names.
+    """
 
     notify: Callable[[Key], None]
     notify_soon: Callable[[Key], None]  # for changes that can be processed with those that follow
@@ -35,6 +40,8 @@ class Pods:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     _pods: dict[str, dict[str, Pod]] = field(default_factory=lambda: defaultdict(dict))
     _versions: dict[str, int] = field(default_factory=dict)  # by the pod's uid
+    # By the uid of a job: its attempt, and the names of workers that do not exist.
+    _absent: dict[str, tuple[int | None, set[str]]] = field(default_factory=dict)
     _listed: set[str | None] = field(default_factory=set)  # namespaces; None: all of them
 
     def listed(self, namespace: str) -> bool:
@@ -42,12 +49,29 @@ class Pods:
         return None in self._listed or namespace in self._listed
 
     def of(self, job_uid: str) -> tuple[Pod, ...]:
-        """Return the pods with a job's label, including those that are gone."""
+        """Return the pods of a job, including those that are gone."""
         return tuple(self._pods.get(job_uid, {}).values())
 
     def made_by(self, job: Job) -> tuple[Pod, ...]:
         """Return the pods that belong to the job by owner reference, not by label alone."""
         return tuple(pod for pod in self.of(job.uid) if pod.belongs_to(job))
+
+    def unlabelled(self, job: Job) -> list[Pod]:
+        """Return the pods of a job that exist, and whose changes no watch reports."""
+        return [pod for pod in self.made_by(job) if not (pod.labelled or pod.gone)]
+
+    def unproven(self, job: Job, expected: Iterable[str], listed: list[Object]) -> list[str]:
+        """Return the names of pods that a list of the job's pods lacks, and which may exist.
+
+        `expected` are names that pods of the job have or had.
+        """
+        known = {pod.name for pod in self.made_by(job) if not pod.gone}
+        present = {item["metadata"]["name"] for item in listed}
+        return sorted((known | {*expected} - self._absent_of(job)) - present)
+
+    def _absent_of(self, job: Job) -> set[str]:
+        attempt, absent = self._absent.get(job.uid, (None, set[str]()))
+        return absent if attempt == job.status.attempt else set()
 
     def take(self, item: Object, *, notify: bool = True) -> None:
         """Store a version of a pod, unless a newer one is known.
@@ -55,13 +79,16 @@ class Pods:
         `notify` is False while its job is being reconciled.
         """
         metadata = item["metadata"]
-        labels, uid = metadata.get("labels", {}), metadata["uid"]
-        version = int(metadata["resourceVersion"])
-        job_uid = labels.get(names.LABEL_JOB_UID)
-        if job_uid is None or version < self._versions.get(uid, -1):
+        uid, version = metadata["uid"], int(metadata["resourceVersion"])
+        if version < self._versions.get(uid, -1):
+            return
+        pod = Pod.of(item)
+        job_uid = _index(pod, item)
+        if job_uid is None:
             return
         self._versions[uid] = version
-        pod, known = Pod.of(item), self._pods[job_uid].get(uid)
+        self._absent.get(job_uid, (None, set[str]()))[1].discard(pod.name)
+        known = self._pods[job_uid].get(uid)
         if pod.finished and pod.released is None and known:
             # When it ended is known from having seen it alive, or not at all.
             pod = replace(pod, end_seen=known.end_seen if known.finished else self.clock())
@@ -70,6 +97,21 @@ class Pods:
         self._pods[job_uid][uid] = pod
         if notify:
             (self.notify_soon if _only_starts(pod) else self.notify)(pod.key)
+
+    def deleted(self, item: Object) -> None:
+        """Process the event that a watch reports a pod as deleted."""
+        self.take(item)
+        if job_uid := _index(Pod.of(item), item):
+            self.vanish(job_uid, item["metadata"]["uid"], self.clock())
+
+    def absent(self, job: Job, name: str) -> None:
+        """Record that the API server has no pod of the job by this name."""
+        self._absent[job.uid] = job.status.attempt, self._absent_of(job) | {name}
+        for pod in self.made_by(job):
+            if pod.name == name:
+                # Pods without the label are read again and again, so it has just been deleted.
+                at = None if pod.labelled else self.clock()
+                self.vanish(job.uid, pod.uid, at, notify=False)
 
     def vanish(
         self, job_uid: str, pod_uid: str, at: datetime | None = None, *, notify: bool = True
@@ -93,7 +135,8 @@ class Pods:
     ) -> None:
         """Store a complete list; pods that are not in it are gone.
 
-        The list is of one namespace or of all, and of one job or of all.
+        The list is of one namespace or of all, and of one job or of all. Pods without the label,
+        which it cannot contain, are only missing in the list of their own job.
         """
         self.complete({uid_of(i) for i in items}, namespace, job_uid, notify=notify)
         for item in items:
@@ -110,7 +153,8 @@ class Pods:
         """Mark the pods as gone that a complete list does not contain; `present` are its uids."""
         for uid in [job_uid] if job_uid else list(self._pods):
             for pod in self.of(uid):
-                if pod.uid not in present and namespace in (None, pod.namespace):
+                listable = pod.labelled or job_uid is not None
+                if pod.uid not in present and listable and namespace in (None, pod.namespace):
                     self.vanish(uid, pod.uid, notify=notify)
         if job_uid is None:
             self._listed.add(namespace)
@@ -122,8 +166,16 @@ class Pods:
             if pod.gone and old:
                 del self._pods[job_uid][pod.uid]
                 self._versions.pop(pod.uid, None)
-        if before_attempt is None and not self._pods.get(job_uid):
-            self._pods.pop(job_uid, None)
+        if before_attempt is None:
+            self._absent.pop(job_uid, None)
+            if not self._pods.get(job_uid):
+                self._pods.pop(job_uid, None)
+
+
+def _index(pod: Pod, item: Object) -> str | None:
+    """Return the uid of the job that a pod belongs to, or which it claims in its label."""
+    uid: str | None = item["metadata"].get("labels", {}).get(names.LABEL_JOB_UID)
+    return pod.owner or uid
 
 
 def uid_of(item: Object) -> str:
@@ -188,7 +240,7 @@ def _apply(pods: Pods, event: Object) -> None:
     item = event["object"]
     if event["type"] == "BOOKMARK":
         return
-    pods.take(item)
     if event["type"] == "DELETED":
-        labels = item["metadata"].get("labels", {})
-        pods.vanish(labels[names.LABEL_JOB_UID], item["metadata"]["uid"], pods.clock())
+        pods.deleted(item)
+    else:
+        pods.take(item)

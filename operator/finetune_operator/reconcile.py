@@ -8,17 +8,18 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from finetune_api import names, reasons
+from finetune_api import reasons
 from finetune_api.base import Object
 from finetune_api.status import FineTuneJobStatus
 from finetune_client.errors import TRANSIENT, ApiError
-from finetune_operator import execute, informer, jobs
+from finetune_operator import execute, jobs
 from finetune_operator.events import Recorder
 from finetune_operator.execute import Requests, requested
 from finetune_operator.failures import Failures, Pauses, sentence
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
 from finetune_operator.lease import LeaseLostError
+from finetune_operator.live_pods import LivePods
 from finetune_operator.plan import events, storage_use
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Job, Refusal, World
@@ -55,6 +56,9 @@ class Reconciler:
     _stale: set[Key] = field(default_factory=set)  # jobs whose cached version is known to be old
     _failures: Failures = field(default_factory=Failures)
     _pauses: Pauses = field(default_factory=Pauses)
+
+    def __post_init__(self) -> None:
+        self._live = LivePods(self.api, self.pods)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one job forward and return the seconds until the next call.
@@ -100,10 +104,12 @@ class Reconciler:
             return None, True
         if not self.pods.listed(job.namespace):
             return _UNLISTED, False
+        await self._live.read_unlabelled(job)
         world, decision, pause = self._plan(key, job)
         if not decision.acts:
             _, delay = await self._write(key, world, decision)
-            return _soonest(delay, decision.requeue_after, pause), not (delay or pause)
+            again = self._live.read_again_after(job)
+            return _soonest(delay, decision.requeue_after, pause, again), not (delay or pause)
 
         live = await self._read_live(key)
         if live is None:
@@ -118,7 +124,8 @@ class Reconciler:
             if delay is None or not decision.commits:
                 pause = _soonest(pause, await self._act(key, world, decision))
             if written is None or world.refusal or not decision.commits:
-                return _soonest(delay, decision.requeue_after, pause), not (delay or pause)
+                again = self._live.read_again_after(world.job)
+                return _soonest(delay, decision.requeue_after, pause, again), not (delay or pause)
             world = self._observe(key, written)
             decision = plan(world, self.settings)
 
@@ -159,13 +166,13 @@ class Reconciler:
         job = self.jobs.get(key)
         if job is None:
             self.throttle.forget(key)
+            self._live.forget(key)
         return job
 
     async def _read_live(self, key: Key) -> Job | None:
         """Return the job as the API server has it and update its pods; None if it is gone.
 
-        The pods are read after the job, and only if they matter: to find the pods of one job the
-        server looks through all pods of the namespace.
+        The pods are read after the job.
         """
         known = self.jobs.uid(key)
         try:
@@ -182,11 +189,7 @@ class Reconciler:
         if not self.jobs.take(item, notify=False):
             return None  # Its labels have changed, so that it belongs to another operator.
         job = self._parse(key, item)
-        if not only_prepares(job):
-            selector = f"{names.LABEL_JOB_UID}={job.uid}"
-            with requested("list the pods of the job"):
-                found, _ = await self.api.list(informer.path(key[0]), labelSelector=selector)
-            self.pods.replace(found, key[0], job.uid, notify=False)
+        await self._live.read(key, job)
         return job
 
     def _parse(self, key: Key, item: Object) -> Job:
@@ -262,6 +265,8 @@ class Reconciler:
     async def _act(self, key: Key, world: World, decision: Decision) -> float | None:
         """Carry the decision out; return the seconds until refused pods are created again."""
         job = world.job
+        if decision.create:
+            self._live.creates(key, job)
         if decision.delete_job:
             await execute.delete_job(self.api, job)
             return None

@@ -20,7 +20,8 @@ def pod(
         names.LABEL_ROLE: role,
         names.LABEL_ATTEMPT: "1",
     }
-    known = {"name": "a-1-0", "namespace": "default", "uid": "p", "resourceVersion": str(version)}
+    name = "a-prepare" if role == "prepare" else "a-1-0"
+    known = {"name": name, "namespace": "default", "uid": "p", "resourceVersion": str(version)}
     return {
         "metadata": {**known, "labels": labels, **metadata},
         "status": status or {"phase": "Pending"},

@@ -12,7 +12,7 @@ from tests.operator.worlds import OUTPUT, prepared, progressed, result, spec_of
 
 pytestmark = pytest.mark.cluster
 
-_CLAIM = """
+CLAIM = """
 apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {name: w}
@@ -23,7 +23,7 @@ spec: {accessModes: [ReadWriteMany], resources: {requests: {storage: 1Gi}}}
 @pytest.fixture(scope="module")
 def api(control_plane: Cluster) -> Cluster:
     install(control_plane)
-    control_plane.kubectl("apply", "-f", "-", stdin=_CLAIM)
+    control_plane.kubectl("apply", "-f", "-", stdin=CLAIM)
     return control_plane
 
 
@@ -125,7 +125,7 @@ def test_a_missing_claim_and_a_bad_template_are_shown_and_can_be_corrected(api, 
     assert (refused["status"], refused["reason"]) == ("False", "InvalidTemplate")
     assert "nodeSelectr" in refused["message"]
     assert names(api, "claimless") == names(api, "typo") == set()
-    claim = _CLAIM.replace("name: w", "name: nowhere")
+    claim = CLAIM.replace("name: w", "name: nowhere")
     api.kubectl("apply", "-f", "-", stdin=claim)
     wait_for("prepare pod", lambda: names(api, "claimless") == {"claimless-prepare"})
     # The status written before the pod was created still shows the refusal.

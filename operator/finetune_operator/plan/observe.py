@@ -93,7 +93,8 @@ class Pod:
     index: int
     phase: str
     owner: str | None
-    job: str = ""  # the job's name in the pod's label, which any client can set
+    job: str = ""  # the name of its owner
+    labelled: bool = True  # the watch on pods includes it
     node: str | None = None
     created: datetime | None = None
     ip: str | None = None
@@ -128,17 +129,20 @@ class Pod:
         bound = scheduled.get("status") == "True"
         gates = tuple(g["name"] for g in item.get("spec", {}).get("schedulingGates", []))
         node = item.get("spec", {}).get("nodeName")
-        owners = [o["uid"] for o in metadata.get("ownerReferences", []) if o.get("controller")]
+        owner = _owner(metadata)
+        job = owner["name"] if owner else labels.get(names.LABEL_JOB_NAME, "")
+        role, attempt, index = _identity(job, metadata["name"], labels)
         return cls(
             name=metadata["name"],
             uid=metadata["uid"],
             namespace=intern(metadata["namespace"]),
-            role=intern(labels.get(names.LABEL_ROLE, "")),
-            attempt=_number(labels.get(names.LABEL_ATTEMPT, "0")),
-            index=_number(labels.get(names.LABEL_WORKER_INDEX, "0")),
+            role=intern(role),
+            attempt=attempt,
+            index=index,
             phase=intern(status.phase),
-            owner=intern(owners[0]) if owners else None,
-            job=intern(labels.get(names.LABEL_JOB_NAME, "")),
+            owner=intern(owner["uid"]) if owner else None,
+            job=intern(job),
+            labelled=names.LABEL_JOB_UID in labels,
             node=intern(node) if node else None,
             created=parse_time(metadata.get("creationTimestamp")),
             ip=item.get("status", {}).get("podIP"),
@@ -218,6 +222,26 @@ def _memory_limit(item: Object) -> str | None:
     trainer: Object = next((c for c in containers if c["name"] == names.CONTAINER), {})
     limit = trainer.get("resources", {}).get("limits", {}).get("memory")
     return None if limit is None else intern(str(limit))
+
+
+def _owner(metadata: Object) -> Object | None:
+    """Return the owner reference of the controller of a pod, or None."""
+    references: list[Object] = metadata.get("ownerReferences", [])
+    return next((owner for owner in references if owner.get("controller")), None)
+
+
+def _identity(job: str, name: str, labels: Object) -> tuple[str, int, int]:
+    """Return role, attempt and index of a pod.
+
+    The name of a pod cannot be changed. Its labels can, and a worker that seemed to belong to no
+    gang would be replaced while it holds its devices.
+    """
+    if name == names.prepare_pod_name(job):
+        return "prepare", 0, 0
+    if worker := names.worker_of_pod_name(job, name):
+        return "worker", *worker
+    attempt, index = labels.get(names.LABEL_ATTEMPT, "0"), labels.get(names.LABEL_WORKER_INDEX, "0")
+    return labels.get(names.LABEL_ROLE, ""), _number(attempt), _number(index)
 
 
 def _number(text: str) -> int:

@@ -78,7 +78,7 @@ class Controller:
         self.stalled.discard(plural)
         self.cursor[plural] = len(store.log[plural])
         if plural == PODS:
-            self.pods.replace([p for p in store.list(PODS) if p["metadata"].get("labels")])
+            self.pods.replace(store.list(PODS, LABEL_JOB_UID))
             return
         for job in store.list(JOBS):
             self.jobs.take(job)
@@ -97,10 +97,7 @@ class Controller:
     def _take(self, plural: str, kind: str, item: dict[str, Any]) -> None:
         metadata = item["metadata"]
         if plural == PODS:
-            self.pods.take(item)
-            if kind == "DELETED":
-                job_uid = metadata["labels"][LABEL_JOB_UID]
-                self.pods.vanish(job_uid, metadata["uid"], self.clock.now())
+            (self.pods.deleted if kind == "DELETED" else self.pods.take)(item)
         elif kind == "DELETED":
             self.jobs.remove((metadata["namespace"], metadata["name"]), metadata["uid"])
         else:

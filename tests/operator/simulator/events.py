@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
+from finetune_api import names
 from finetune_api.base import Object
 from tests.operator import worlds
 from tests.operator.simulator.api import FAULTS, BeforeResponse
@@ -13,8 +14,6 @@ from tests.operator.simulator.store import JOBS, PODS
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
-
-LABEL = "finetune.dev/job-uid"
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,6 @@ CONFIGS = (
 
 def _pod(world: "World", place: int) -> Object | None:
     pods = world.nodes.pods()
-    pods = [pod for pod in pods if pod["metadata"].get("labels")]
     return pods[place % len(pods)] if pods else None
 
 
@@ -96,6 +94,16 @@ def _go(world: "World", _: Any) -> None:
 
 def _wait(world: "World", seconds: float) -> None:
     world.clock.seconds += seconds
+
+
+def _unlabel(world: "World", value: tuple[int, bool]) -> None:
+    """Remove the label by which the watch selects pods, or all labels of the operator."""
+    place, everything = value
+    if pod := _pod(world, place):
+        world.blind = world.unlabelled = True
+        removed = names.POD_LABELS if everything else (names.LABEL_JOB_UID,)
+        labels = pod["metadata"].get("labels", {})
+        world.store.label(pod, {k: v for k, v in labels.items() if k not in removed})
 
 
 def _train(world: "World", _: float) -> None:
@@ -245,6 +253,7 @@ ACTIONS: dict[str, Action] = {
     "refuse": _to_pod("refuse"),
     "lose container": _to_pod("lose_container"),
     "collect": _to_pod("collect"),
+    "unlabel": _unlabel,
     "delete pod": _delete_pod,
     "lose node": _lose,
     "lost nodes are noticed": lambda world, _: world.nodes.notice(),
@@ -291,6 +300,7 @@ _WORLD = [
     *(Event("collect", place) for place in _PLACES),
     *(Event("delete pod", (place, grace)) for place in _PLACES for grace in (None, 0)),
     *(Event("lost nodes are noticed") for _ in range(3)),
+    *(Event("unlabel", (place, everything)) for place in _PLACES for everything in (True, False)),
     Event("nodes recover"),
     Event("free"),
     Event("free"),

@@ -8,6 +8,7 @@ import pytest
 
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import execute, failures, reconcile
+from finetune_operator.informer import Pods
 from finetune_operator.plan import (
     attempts,
     configuration,
@@ -333,3 +334,21 @@ def a_node_that_does_not_answer_is_not_named(patch: Patch) -> None:
     patch.setattr(gang_text, "silent", lambda gang: [])
     patch.setattr(nodes, "silence", lambda pod: None)
     patch.setattr(nodes, "place", lambda pod: pod.name)
+
+
+@mutation
+def a_pod_without_its_label_is_forgotten(patch: Patch) -> None:
+    patch.setattr(Pods, "unproven", lambda *_: [])
+
+
+@mutation
+def a_pod_without_its_label_is_not_read_again(patch: Patch) -> None:
+    patch.setattr(Pods, "unlabelled", lambda *_: [])
+
+
+@mutation
+def a_pod_is_identified_by_its_labels(patch: Patch) -> None:
+    def by_labels(original: Any, job: Any, name: Any, labels: Any) -> Any:
+        return original("", name, labels)
+
+    _wrap(patch, observe, "_identity", by_labels)

@@ -17,7 +17,7 @@ from tests.operator import worlds
 from tests.operator.simulator import ready
 from tests.operator.simulator.clock import START, Clock
 from tests.operator.simulator.storage import Run
-from tests.operator.simulator.store import PODS, TERMINAL, Store
+from tests.operator.simulator.store import PODS, TERMINAL, Store, identity, owner
 
 TOTAL_STEPS = 1_000_000
 STOPPED, FENCED, PEER_LOST, KILLED = 75, 79, 88, 137
@@ -70,7 +70,7 @@ class Nodes:
 
     def _stamp(self, pod: Object) -> str:
         """Return the time by the clock of the pod's node."""
-        index = int(pod["metadata"].get("labels", {}).get(names.LABEL_WORKER_INDEX, 0))
+        _, index = identity(pod)
         return self.clock.stamp(self.skews[index % len(self.skews)])
 
     # Pods that do not run yet
@@ -107,12 +107,10 @@ class Nodes:
         if "deletionTimestamp" in pod["metadata"] or uid in self.lost:
             return
         self.bind(pod)
-        labels = pod["metadata"].get("labels", {})
         process = Process(
             pod,
-            labels.get(names.LABEL_JOB_UID, ""),
-            int(labels.get(names.LABEL_ATTEMPT, 0)),
-            int(labels.get(names.LABEL_WORKER_INDEX, 0)),
+            owner(pod),
+            *identity(pod),
             self.clock.seconds,
         )
         self.processes[uid] = process

@@ -101,6 +101,21 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
         Config(),
         [*([Event("go")] * 3), Event("lose node", 1), Event("collect", 1), Event("wait", 70)],
     ),
+    "a label of a running worker is removed: a second gang was started beside it": (
+        Config(),
+        [*([Event("go")] * 3), Event("unlabel", (1, False)), Event("wait", 70)],
+    ),
+    "all labels of running workers are removed, and the operator is restarted": (
+        Config(),
+        [
+            *([Event("go")] * 3),
+            Event("unlabel", (0, True)),
+            Event("unlabel", (1, True)),
+            Event("restart operator"),
+            Event("wait", 70),
+        ],
+    ),
+    "the label of a prepare pod is removed": (Config(), [Event("unlabel", (0, False))]),
     "an incomplete gang, of which a quota refuses the rest: it kept its nodes": (
         Config(policy=(("gangStartTimeoutSeconds", 60),)),
         [Event("go"), Event("quota", 1), Event("go"), *([Event("wait", 70)] * 3)],

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from finetune_api import names
 from finetune_api.base import Object
 from finetune_client.errors import ApiError
 from tests.operator.merge import merged
@@ -155,7 +156,8 @@ class Store:
         del self.objects[plural][name]
         self.version += 1
         gone = {**old, "metadata": {**old["metadata"], "resourceVersion": str(self.version)}}
-        self.log[plural].append(("DELETED", gone))
+        if plural != PODS or _selected(old):
+            self.log[plural].append(("DELETED", gone))
         self.by_operator = operator
         self.changed(Change(plural, old, None, by_operator=operator, late=late, body=body))
 
@@ -189,11 +191,27 @@ class Store:
         if plural == PODS:
             self.last[new["metadata"]["uid"]] = new
         if plural in (JOBS, PODS):
-            self.log[plural].append(("MODIFIED" if old else "ADDED", new))
+            self._report(plural, old, new)
         operator, late = how.get("operator", False), how.get("late", False)
         self.by_operator = operator
         self.changed(Change(plural, old, new, operator, late, how.get("body")))
         return new
+
+    def _report(self, plural: str, old: Object | None, new: Object) -> None:
+        """Send a change to the watches. The one on pods selects those with the label."""
+        before = old if old and (plural != PODS or _selected(old)) else None
+        after = plural != PODS or _selected(new)
+        if after:
+            self.log[plural].append(("MODIFIED" if before else "ADDED", new))
+        elif before:
+            version = {"resourceVersion": new["metadata"]["resourceVersion"]}
+            metadata = {**before["metadata"], **version}
+            self.log[plural].append(("DELETED", {**before, "metadata": metadata}))
+
+    def label(self, pod: Object, labels: Object) -> None:
+        """Replace the labels of a pod, as any client that may change pods can."""
+        old = self.objects[PODS][pod["metadata"]["name"]]
+        self._write(PODS, old, {**old, "metadata": {**old["metadata"], "labels": labels}})
 
     def collect_garbage(self) -> None:
         """Delete the objects whose owner is gone."""
@@ -204,6 +222,22 @@ class Store:
                 orphan = owners and not any(o["uid"] in alive for o in owners)
                 if orphan and "deletionTimestamp" not in item["metadata"]:
                     self.delete(plural, item["metadata"]["name"], {})
+
+
+def owner(pod: Object) -> str:
+    """Return the uid of the job that a pod belongs to."""
+    return next((str(o["uid"]) for o in pod["metadata"].get("ownerReferences", [])), "")
+
+
+def identity(pod: Object) -> tuple[int, int]:
+    """Return attempt and index of a worker by its name; 0 and 0 for a prepare pod."""
+    metadata = pod["metadata"]
+    job = next((o["name"] for o in metadata.get("ownerReferences", [])), "")
+    return names.worker_of_pod_name(job, metadata["name"]) or (0, 0)
+
+
+def _selected(pod: Object) -> bool:
+    return names.LABEL_JOB_UID in pod["metadata"].get("labels", {})
 
 
 def size(status: Object) -> int:

@@ -5,7 +5,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from finetune_api import names
 from finetune_api.base import Object
 from tests.operator.simulator import events, invariants
 from tests.operator.simulator.api import Crash, Wire
@@ -40,6 +39,7 @@ class World:
     facts: dict[str, Facts] = field(default_factory=lambda: defaultdict(Facts))
     blind: bool = False  # the operator, or a kubelet, may have missed an event
     away: bool = False
+    unlabelled: bool = False  # a label was removed, so that no watch reports a pod
     edited: float = -1.0  # when the job was last edited or created
     last_write: tuple[str, float] = ("", -1.0)  # uid and time of the operator's last status
     late_pods: set[str] = field(default_factory=set)  # created after the client had given up
@@ -158,8 +158,8 @@ class World:
         if KEY in own.soon:  # pods that it has just created
             own.ready.add(KEY)
             await self.work()
-        if self.controller.failures:
-            return  # it will try again after its back-off
+        if self.controller.failures or self.unlabelled:
+            return  # it will try again after its back-off, or read pods again that no watch reports
         before = self.wire.writes
         own.ready.add(KEY)
         await self.work()
@@ -248,7 +248,7 @@ class World:
         if queries.containers_ended(pod):
             self.ended_at.setdefault(uid, self.store.version)
         if gone and queries.exact_end(pod) is None:
-            self.facts[queries.label(pod, names.LABEL_JOB_UID)].pods_vanished = True
+            self.facts[queries.owner(pod)].pods_vanished = True
 
     def _remember(self, change: Change) -> None:
         item = change.after or change.before

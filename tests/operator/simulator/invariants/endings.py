@@ -2,14 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from finetune_api import names
 from finetune_api.base import Object
 from tests.operator.simulator.invariants.queries import (
     all_pods,
     attempt_of,
     attempts_of,
     disrupted,
-    label,
+    owner,
     runs,
     short,
     state_of,
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 def _nothing_left(world: "World", _: Any) -> str | None:
     uid = world.job["metadata"]["uid"] if world.job else ""
     for pod in world.store.objects[PODS].values():
-        if label(pod, names.LABEL_JOB_UID) != uid:
+        if owner(pod) != uid:
             return f"{pod['metadata']['name']} is an orphan"
         if runs(pod) and "terminated" not in state_of(pod):
             return f"{pod['metadata']['name']} still runs"

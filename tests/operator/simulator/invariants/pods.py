@@ -2,13 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from finetune_api import names
 from tests.operator.simulator.invariants.queries import (
     FINISHED,
     attempt_of,
     gang_pods,
     is_ending,
-    label,
+    owner,
     run_config_of,
     runs,
     short,
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 @invariant("pod created", "a pod is created only for the committed attempt, before its end")
 def _no_stale_creation(world: "World", change: Change) -> str | None:
     assert change.after
-    uid, number = label(change.after, names.LABEL_JOB_UID), attempt_of(change.after)
+    uid, number = owner(change.after), attempt_of(change.after)
     job, gone = world.job, world.facts[uid].gone_at_call
     if change.late:
         return None
@@ -45,7 +44,7 @@ def _one_configuration(world: "World", change: Change) -> str | None:
     number, own = attempt_of(change.after), run_config_of(change.after)
     if change.late or not number:
         return None
-    gang = gang_pods(world, label(change.after, names.LABEL_JOB_UID))
+    gang = gang_pods(world, owner(change.after))
     others = [pod for pod in gang if attempt_of(pod) == number and run_config_of(pod) != own]
     # One that a delayed request has just created is not known yet; see the moment "at rest".
     known = [pod for pod in others if pod["metadata"]["uid"] not in world.late_pods]
@@ -55,7 +54,7 @@ def _one_configuration(world: "World", change: Change) -> str | None:
 @invariant("pod deleted", "no live worker is deleted before its attempt's end or stop is written")
 def _commit_first(world: "World", change: Change) -> str | None:
     assert change.before
-    uid, number = label(change.before, names.LABEL_JOB_UID), attempt_of(change.before)
+    uid, number = owner(change.before), attempt_of(change.before)
     job = world.job
     if number == 0 or not job or job["metadata"]["uid"] != uid or not runs(change.before):
         return None
@@ -82,7 +81,7 @@ def _keeps_logs(world: "World", change: Change) -> str | None:
     ended = world.ended_at.get(pod["metadata"]["uid"])
     if ended is None or ended >= world.controller.last_began[1] or change.late:
         return None
-    if not job or label(pod, names.LABEL_JOB_UID) != job["metadata"]["uid"] or not attempt_of(pod):
+    if not job or owner(pod) != job["metadata"]["uid"] or not attempt_of(pod):
         return None
     status, cleans = job.get("status", {}), job["spec"]["runPolicy"].get("cleanPodPolicy") == "All"
     if job["spec"].get("suspend") or (cleans and status.get("phase") in FINISHED):

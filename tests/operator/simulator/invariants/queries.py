@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from finetune_api import names
 from finetune_api.base import Object
 from finetune_operator.plan.observe import LOST_AFTER
-from tests.operator.simulator.store import PODS, TERMINAL, Change
+from tests.operator.simulator.store import PODS, TERMINAL, Change, identity, owner
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
@@ -23,17 +23,13 @@ def uid_of(change: Change) -> str:
     return str(item["metadata"]["uid"])
 
 
-def label(pod: Object, name: str) -> str:
-    return str(pod["metadata"].get("labels", {}).get(name, ""))
-
-
 def attempt_of(pod: Object) -> int:
-    return int(label(pod, names.LABEL_ATTEMPT) or 0)
+    return identity(pod)[0]
 
 
 def own_pods(world: "World", uid: str) -> list[Object]:
     pods = world.store.objects[PODS].values()
-    return [pod for pod in pods if label(pod, names.LABEL_JOB_UID) == uid]
+    return [pod for pod in pods if owner(pod) == uid]
 
 
 def gang_pods(world: "World", uid: str) -> list[Object]:
@@ -68,7 +64,7 @@ def goes_on(pod: Object) -> bool:
 def all_pods(world: "World", uid: str) -> list[Object]:
     """Return the last version of every pod of the job, including those that are gone."""
     pods = world.store.last.values()
-    return [pod for pod in pods if label(pod, names.LABEL_JOB_UID) == uid]
+    return [pod for pod in pods if owner(pod) == uid]
 
 
 def runs(pod: Object) -> bool:
