@@ -140,7 +140,8 @@ async def _run(arguments: argparse.Namespace) -> int:
             for contender in contenders:
                 measurement = Measurement(cluster, api, contender, arguments, OUT)
                 figures[contender.name] = await measurement.run()
-                await clean(api, contender)
+                if contender is not contenders[-1]:
+                    await clean(api, contender)
     finally:
         for log in (cluster.directory / "logs").iterdir():
             shutil.copy(log, OUT)

@@ -1,6 +1,7 @@
 """Finished jobs, as an installation that deletes none collects them, and the cost of a scrape."""
 
 import asyncio
+import re
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -181,6 +182,20 @@ def _attempt(number: int, start: datetime, end: datetime, outcome: str, message:
         "settled": True,
         **({"worker": 1, "exitCode": 1, "counted": True} if failed else {}),
     }
+
+
+async def processed(port: int, count: int) -> None:
+    """Wait until the operator has reconciled so many jobs since its start."""
+    pattern = re.compile(
+        rb'^finetune_operator_reconcile_duration_seconds_count.*done"} (.*)$', re.M
+    )
+    async with aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(f"http://127.0.0.1:{port}/metrics") as response:
+                found = pattern.search(await response.read())
+            if found and float(found[1]) >= count:
+                return
+            await asyncio.sleep(2)
 
 
 async def scrape(port: int) -> tuple[float, int, int]:

@@ -60,6 +60,9 @@ class Measurement:
             watch = asyncio.create_task(self._watch())
             try:
                 await asyncio.sleep(3)
+                if isinstance(contender, Ours) and arguments.finished:
+                    await finished.processed(PORT, arguments.finished)
+                    self._row("start: s until all are processed", f"{time.time() - begin:.1f}")
                 self._row("start: CPU s", f"{observe.cpu_seconds(self.pid):.2f}")
                 self._row("start: RSS MiB", f"{observe.memory_mib(self.pid):.0f}")
                 self._row("start: peak RSS MiB", f"{observe.memory_mib(self.pid, 'VmHWM'):.0f}")
@@ -93,7 +96,13 @@ class Measurement:
     async def _apply(self, number: int) -> None:
         item = self.contender.job(f"j{number:05d}", self.arguments.pods)
         path = f"{self.contender.collection}/namespaces/{self.contender.namespace}"
-        await self.api.create(f"{path}/{self.contender.plural}", item)
+        while True:
+            try:
+                await self.api.create(f"{path}/{self.contender.plural}", item)
+            except aiohttp.ClientConnectorError:
+                await asyncio.sleep(1)  # A busy machine accepts the connection late.
+            else:
+                return
 
     async def _burst(self) -> bool:
         """Apply all jobs at once; return whether all became steady within the limit."""

@@ -1,13 +1,14 @@
 """The aiohttp session for an API server: TLS, proxy, credentials, and the rules for writes."""
 
+import ssl
 from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 from aiohttp.connector import Connection
 
-from finetune_client.configuration import Credentials, proxy_url, tls_context
-from finetune_client.errors import InterruptedWriteError, InvalidResponseError
+from finetune_client.configuration import Credentials, proxy_url
+from finetune_client.errors import InterruptedWriteError, InvalidResponseError, strict_error
 
 _READS = ("GET", "HEAD", "OPTIONS")
 _TIMEOUT = 10.0  # s
@@ -36,20 +37,20 @@ def open_session(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         request.headers.update(await credentials.headers())
+        assert isinstance(request, _Request)
+        request.use(credentials.tls)
         if server_name:
             request.server_hostname = server_name
         return await handler(request)
 
     return aiohttp.ClientSession(
         # Unlimited, because the watches of many namespaces would take all slots from the requests.
-        connector=aiohttp.TCPConnector(
-            ssl=tls_context(configuration), limit=0, keepalive_timeout=_KEEP_ALIVE
-        ),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE),
         timeout=aiohttp.ClientTimeout(total=_TIMEOUT, sock_connect=CONNECT_TIMEOUT),
         cookie_jar=aiohttp.DummyCookieJar(),
         middlewares=(*middlewares, _translate_errors, authenticate),
         proxy=proxy_url(configuration),
-        request_class=_guarded(guard) if guard else aiohttp.ClientRequest,
+        request_class=_guarded(guard) if guard else _Request,
         response_class=response_class,
     )
 
@@ -65,6 +66,10 @@ async def _translate_errors(
     """
     try:
         return await handler(request)
+    except aiohttp.ClientConnectorCertificateError as error:
+        if strict := strict_error(error.certificate_error):
+            raise strict from error
+        raise
     except aiohttp.ClientConnectorError:
         raise  # Nothing was sent.
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
@@ -78,17 +83,24 @@ async def _translate_errors(
         raise InvalidResponseError(f"the response is not valid HTTP ({name})") from None
 
 
-def _guarded(guard: Guard) -> type[aiohttp.ClientRequest]:
-    """Return a request class that calls the guard before each write.
+class _Request(aiohttp.ClientRequest):
+    """A request with the certificates of the moment, which calls a guard if it writes."""
 
-    aiohttp calls `send` with an open connection, new or reused, and closes that connection if
-    `send` raises. The hooks of TraceConfig would leave it open.
-    """
+    guard: Guard = staticmethod(lambda: None)
 
-    class GuardedRequest(aiohttp.ClientRequest):
-        async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-            if self.method not in _READS:
-                guard()
-            return await super().send(conn)
+    def use(self, tls: ssl.SSLContext) -> None:
+        """Use this context. A connection is reused only for requests with the same context."""
+        self._ssl = tls
 
-    return GuardedRequest
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Send the request on an open connection, new or reused.
+
+        aiohttp closes the connection if this raises. The hooks of TraceConfig would leave it open.
+        """
+        if self.method not in _READS:
+            self.guard()
+        return await super().send(conn)
+
+
+def _guarded(guard: Guard) -> type[_Request]:
+    return type("_GuardedRequest", (_Request,), {"guard": staticmethod(guard)})

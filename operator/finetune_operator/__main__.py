@@ -52,7 +52,7 @@ def main() -> int:
     sys.setrecursionlimit(2 * _LEVELS + 5_000)
     try:
         settings = Settings.from_environment()
-        configuration = load_configuration()
+        configuration = load_configuration(strict=settings.strict_certificates)
     except (SettingsError, ConfigurationError) as error:
         print(f"finetune-operator: {error}", file=sys.stderr)
         return 78

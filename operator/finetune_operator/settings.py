@@ -29,6 +29,7 @@ class Settings:
     report_interval: float = 5.0  # s
     restart_backoff: float = 10.0  # s, doubled for each counted restart
     progress_write_interval: float = 5.0  # s between writes of progress alone, per job
+    strict_certificates: bool = True  # those of the API server follow RFC 5280
     ended_metrics: float = 3600.0  # s for which the series of a job outlive it
     health_port: int = 0  # 0: no health endpoint
     lease: LeaseSettings | None = None  # None: this is the only replica
@@ -52,6 +53,7 @@ class Settings:
             progress_write_interval=_seconds(
                 "FINETUNE_PROGRESS_WRITE_SECONDS", cls.progress_write_interval
             ),
+            strict_certificates=_flag("FINETUNE_STRICT_CERTIFICATES", cls.strict_certificates),
             ended_metrics=_seconds("FINETUNE_ENDED_METRICS_SECONDS", cls.ended_metrics),
             health_port=_integer("FINETUNE_HEALTH_PORT", cls.health_port, 0, 65535),
             lease=_lease(),
@@ -78,6 +80,15 @@ def _selector(name: str) -> Selector:
         return Selector.parse(text)
     except ValueError as error:
         raise SettingsError(f"{name} is {text!r}: {error}") from None
+
+
+def _flag(name: str, default: bool) -> bool:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if text not in ("true", "false"):
+        raise SettingsError(f"{name} is {text!r}; true or false is allowed")
+    return text == "true"
 
 
 def _integer(name: str, default: int, least: int, most: int) -> int:

@@ -107,6 +107,7 @@ def test_the_operator_reads_its_settings_from_the_deployment(helm, monkeypatch):
         report_interval=2.5,
         restart_backoff=30,
         progress_write_interval=7,
+        strict_certificates=False,
         ended_metrics=600,
         health_port=8081,
         lease=LeaseSettings("finetune-system", "tuner", 20),

@@ -136,20 +136,46 @@ async def proxy(*, refuse: bool = False) -> AsyncIterator[Server]:
 def make_certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, Path]:
     """A server's TLS context for a DNS name or an address, and the file to verify it with."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = _certificate(name, key, name, key)
+    return _server(folder, name, certificate, key), folder / f"{name}.crt"
+
+
+def make_old_certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, Path]:
+    """The same, signed by an authority that lacks what old ones leave out: key usage, key ids."""
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    key = ec.generate_private_key(ec.SECP256R1())
+    authority = _certificate("authority", authority_key, "authority", authority_key)
+    certificate = _certificate(name, key, "authority", authority_key)
+    file = folder / "authority.crt"
+    file.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+    return _server(folder, name, certificate, key), file
+
+
+def _certificate(
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: str,
+    issuer_key: ec.EllipticCurvePrivateKey,
+) -> x509.Certificate:
     now = datetime.now(UTC)
-    certificate = (
+    authority = x509.BasicConstraints(ca=name == issuer, path_length=None)
+    return (
         x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(hours=1))
         .add_extension(x509.SubjectAlternativeName([_general_name(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
+        .add_extension(authority, critical=True)
+        .sign(issuer_key, hashes.SHA256())
     )
+
+
+def _server(
+    folder: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
+) -> ssl.SSLContext:
     file, key_file = folder / f"{name}.crt", folder / f"{name}.key"
     file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     key_file.write_bytes(
@@ -161,7 +187,7 @@ def make_certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, Path]:
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file, key_file)
-    return context, file
+    return context
 
 
 def _general_name(name: str) -> x509.GeneralName:

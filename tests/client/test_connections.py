@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 import time
 
 import pytest
@@ -132,29 +131,6 @@ async def test_every_request_is_counted_with_its_result():
 
 
 # TLS and proxies, as a kubeconfig configures them
-
-
-@pytest.fixture
-def kubeconfig(tmp_path, monkeypatch):
-    """Writes a kubeconfig with these fields of its cluster and user; returns its path."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-    def write(cluster: dict, user: dict | None = None):
-        path = tmp_path / "kubeconfig"
-        content = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "c", "cluster": cluster}],
-            "users": [{"name": "u", "user": user or {"token": "t0ken"}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
-        }
-        path.write_text(json.dumps(content))
-        return path
-
-    return write
 
 
 async def test_tls_server_name_is_the_name_that_the_certificate_must_have(kubeconfig, tmp_path):

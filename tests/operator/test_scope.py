@@ -76,6 +76,7 @@ def test_an_invalid_selector_is_refused_with_the_allowed_forms(monkeypatch, text
 LEASES = {
     "name without namespace": ({"LEASE_NAME": "a"}, "FINETUNE_LEASE_NAMESPACE is not set"),
     "too short": ({"LEASE_DURATION_SECONDS": "5"}, "is '5'; an integer from 10 to 600"),
+    "not a flag": ({"STRICT_CERTIFICATES": "no"}, "is 'no'; true or false is allowed"),
     "not a port": ({"HEALTH_PORT": "80.5"}, "FINETUNE_HEALTH_PORT is '80.5'"),
 }
 

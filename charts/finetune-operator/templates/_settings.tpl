@@ -16,6 +16,8 @@
   value: {{ .Values.restartBackoffSeconds | quote }}
 - name: FINETUNE_PROGRESS_WRITE_SECONDS
   value: {{ .Values.progressWriteSeconds | quote }}
+- name: FINETUNE_STRICT_CERTIFICATES
+  value: {{ .Values.apiServer.strictCertificates | quote }}
 - name: FINETUNE_ENDED_METRICS_SECONDS
   value: {{ .Values.metrics.endedJobSeconds | quote }}
 - name: FINETUNE_HEALTH_PORT
