@@ -17,7 +17,7 @@ from tests.chart.helm import CHART, Helm, HelmError, Release
 from tests.installed import finished, pods, wait_for
 from tests.operator.kubelet import Kubelet
 from tests.operator.older import OLDER, facts, left_in
-from tests.operator.test_live import _CLAIM, apply, prepare
+from tests.operator.test_live import CLAIM, apply, prepare
 from tests.operator.worlds import OUTPUT, progressed, result
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -39,7 +39,7 @@ def release(admin: Helm, api: Cluster) -> Iterator[Release]:
     api.kubectl("create", "namespace", namespace)
     level = "pod-security.kubernetes.io/enforce=restricted"
     api.kubectl("label", "namespace", namespace, level)
-    api.kubectl("apply", "-f", "-", stdin=_CLAIM)
+    api.kubectl("apply", "-f", "-", stdin=CLAIM)
     found = Release(admin, api, namespace)
     yield found
     found("uninstall", "--ignore-not-found")

@@ -25,7 +25,7 @@ from tests.chart.prometheus import Prometheus, scraping
 from tests.chart.test_alerts import rules
 from tests.installed import Operator, install, ready, status, wait_for
 from tests.operator.kubelet import Kubelet, names
-from tests.operator.test_live import _CLAIM, apply
+from tests.operator.test_live import CLAIM, apply
 from tests.operator.worlds import checkpoint, prepared, progressed, report, result
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -93,7 +93,7 @@ class Worker:
 @pytest.fixture(scope="module")
 def api(control_plane: Cluster) -> Cluster:
     install(control_plane)
-    control_plane.kubectl("apply", "-f", "-", stdin=_CLAIM)
+    control_plane.kubectl("apply", "-f", "-", stdin=CLAIM)
     return control_plane
 
 

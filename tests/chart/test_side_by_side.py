@@ -10,7 +10,7 @@ import pytest
 from finetune_local.cluster import Cluster
 from tests.chart.helm import CHART, Helm, HelmError, Release, shared
 from tests.installed import wait_for
-from tests.operator.test_live import _CLAIM
+from tests.operator.test_live import CLAIM
 from tests.operator.test_scope import apply, job, prepares
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -26,7 +26,7 @@ def definition(admin: Helm, api: Cluster) -> Iterator[Cluster]:
     with shared(admin, api):
         for namespace in namespaces:
             api.kubectl("create", "namespace", namespace)
-            api.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=_CLAIM)
+            api.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=CLAIM)
         yield api
     api.kubectl("delete", "namespace", *namespaces, "--wait=false")
 

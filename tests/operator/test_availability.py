@@ -12,7 +12,7 @@ from finetune_local.ports import free_port
 from tests.installed import Operator, finished, install, pods, ready, status, wait_for
 from tests.operator.faults import Proxy
 from tests.operator.kubelet import Kubelet, names
-from tests.operator.test_live import _CLAIM, accepted, apply, gang, prepare
+from tests.operator.test_live import CLAIM, accepted, apply, gang, prepare
 from tests.operator.worlds import OUTPUT, prepared, progressed, result
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def api(control_plane: Cluster) -> Cluster:
     install(control_plane)
-    control_plane.kubectl("apply", "-f", "-", stdin=_CLAIM)
+    control_plane.kubectl("apply", "-f", "-", stdin=CLAIM)
     return control_plane
 
 

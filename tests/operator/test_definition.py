@@ -6,7 +6,7 @@ from finetune_local.cluster import Cluster
 from finetune_local.ports import free_port
 from tests.installed import Operator, install, pods, ready, wait_for
 from tests.operator.kubelet import Kubelet, names
-from tests.operator.test_live import _CLAIM, apply, prepare
+from tests.operator.test_live import CLAIM, apply, prepare
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 def test_an_operator_waits_for_a_definition_that_was_deleted(control_plane: Cluster, tmp_path):
     api, kubelet, port = control_plane, Kubelet(control_plane), free_port()
     install(api)
-    api.kubectl("apply", "-f", "-", stdin=_CLAIM)
+    api.kubectl("apply", "-f", "-", stdin=CLAIM)
     operator = Operator(api, tmp_path / "operator.log", HEALTH_PORT=str(port))
     operator.start()
     try:

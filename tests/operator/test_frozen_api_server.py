@@ -21,7 +21,7 @@ from tests.installed import Operator, ask, install, ready, wait_for
 from tests.operator.conftest import TESTER
 from tests.operator.faults import Proxy
 from tests.operator.kubelet import names
-from tests.operator.test_live import _CLAIM
+from tests.operator.test_live import CLAIM
 from tests.operator.worlds import spec_of
 from tests.tools import components
 
@@ -112,7 +112,7 @@ def frozen(api: Cluster) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def api(control_plane: Cluster) -> Cluster:
     install(control_plane)
-    control_plane.kubectl("apply", "-f", "-", stdin=_CLAIM)
+    control_plane.kubectl("apply", "-f", "-", stdin=CLAIM)
     control_plane.kubectl("apply", "-f", "-", stdin=TESTER)
     return control_plane
 

@@ -13,7 +13,7 @@ from finetune_local.ports import free_port
 from tests.installed import Operator, install, ready, wait_for
 from tests.operator.faults import Proxy
 from tests.operator.kubelet import names
-from tests.operator.test_live import _CLAIM, apply
+from tests.operator.test_live import CLAIM, apply
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -29,7 +29,7 @@ SLACK = timedelta(seconds=2)  # for a busy machine
 @pytest.fixture
 def api(control_plane: Cluster) -> Cluster:
     install(control_plane)
-    control_plane.kubectl("apply", "-f", "-", stdin=_CLAIM)
+    control_plane.kubectl("apply", "-f", "-", stdin=CLAIM)
     lease = ("lease", "finetune-operator", "--namespace=finetune-system")
     control_plane.kubectl("delete", *lease, "--ignore-not-found")
     return control_plane

@@ -13,7 +13,7 @@ from finetune_operator.settings import Settings, SettingsError
 from tests.installed import Operator, install, ready, wait_for
 from tests.operator.faults import Seen
 from tests.operator.kubelet import names
-from tests.operator.test_live import _CLAIM
+from tests.operator.test_live import CLAIM
 from tests.operator.worlds import spec_of
 
 LABELS = [{}, {"team": "a"}, {"team": "b"}, {"team": "a", "tier": "gold"}, {"example.com/x": ""}]
@@ -39,7 +39,7 @@ def api(control_plane: Cluster) -> Cluster:
     for namespace in ("one", "two", "three", "default"):
         manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
         control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
-        control_plane.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=_CLAIM)
+        control_plane.kubectl("apply", "--namespace", namespace, "-f", "-", stdin=CLAIM)
     return control_plane
 
 

@@ -7,7 +7,7 @@ import pytest
 from finetune_local.cluster import Cluster
 from tests.installed import Operator, install, wait_for
 from tests.operator.kubelet import names
-from tests.operator.test_live import _CLAIM, apply
+from tests.operator.test_live import CLAIM, apply
 from tests.operator.worlds import spec_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -17,7 +17,7 @@ JOBS = "/apis/finetune.dev/v1alpha1/namespaces/default/finetunejobs"
 @pytest.fixture
 def operator(control_plane: Cluster, tmp_path):
     install(control_plane)
-    control_plane.kubectl("apply", "-f", "-", stdin=_CLAIM)
+    control_plane.kubectl("apply", "-f", "-", stdin=CLAIM)
     running = Operator(control_plane, tmp_path / "operator.log")
     running.start()
     yield running

@@ -14,7 +14,7 @@ from tests.chart.helm import Helm, find
 from tests.chart.renderings import VALUES
 from tests.installed import Operator, install, wait_for
 from tests.operator.lives import Life, View, viewed
-from tests.operator.test_live import _CLAIM
+from tests.operator.test_live import CLAIM
 from tests.operator.worlds import committed, spec_of
 from tests.security.templates import ADMITTED, LEVEL, REFUSED
 
@@ -27,7 +27,7 @@ def api(control_plane: Cluster) -> Cluster:
     install(control_plane)
     space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SPACE, "labels": LEVEL}}
     control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(space))
-    control_plane.kubectl("apply", "-n", SPACE, "-f", "-", stdin=_CLAIM)
+    control_plane.kubectl("apply", "-n", SPACE, "-f", "-", stdin=CLAIM)
     accounts = ("serviceaccount", "default", "-n", SPACE)
     wait_for("the namespace's account", lambda: _is_there(control_plane, *accounts), 30)
     control_plane.kubectl("create", "serviceaccount", "builder", "-n", SPACE)
