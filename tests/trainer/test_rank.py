@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,6 +28,19 @@ def no_memory() -> Exception:
     raise AssertionError("this machine has a petabyte of memory")
 
 
+def pin_memory() -> None:
+    raise torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported")
+
+
+def raised_by(call: Callable[[], object]) -> Exception:
+    """Return the error that a function raises, with its traceback."""
+    try:
+        call()
+    except Exception as error:
+        return error
+    raise AssertionError("it did not fail")
+
+
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94"
 ENDS: dict[str, tuple[Exception, int, str]] = {
     "planned": (TrainerError(ExitCode.BAD_DATA, "a bad row"), 65, "a bad row"),
@@ -43,7 +57,57 @@ ENDS: dict[str, tuple[Exception, int, str]] = {
     "out of the host's memory": (
         no_memory(),
         87,
-        "out of device memory ([enforce fail at alloc_cpu.cpp",
+        "out of host memory ([enforce fail at alloc_cpu.cpp",
+    ),
+    "out of the host's memory in Python": (
+        MemoryError("Unable to allocate 2.00 GiB for an array"),
+        87,
+        "out of host memory (Unable to allocate 2.00 GiB for an array); th",
+    ),
+    "out of the host's memory in a library": (
+        RuntimeError("std::bad_alloc"),
+        87,
+        "out of host memory (std::bad_alloc); th",
+    ),
+    "out of the host's memory in a call of the system": (
+        OSError(12, "Cannot allocate memory"),
+        87,
+        "out of host memory ([Errno 12] Cannot allocate memory); th",
+    ),
+    "out of pinned memory": (
+        raised_by(pin_memory),
+        87,
+        "out of host memory (CUDA error: out of memory); th",
+    ),
+    "out of pinned memory, named by C++": (
+        torch.AcceleratorError("CUDA error: out of memory\nframe #3: cudaHostAlloc"),
+        87,
+        "out of host memory (frame #3: cudaHostAlloc); th",
+    ),
+    "devices of this node without access to each other": (
+        torch.AcceleratorError(
+            "CUDA error: peer access is not supported between these two devices"
+        ),
+        1,
+        "",
+    ),
+    "a kernel that took too long": (
+        torch.AcceleratorError("CUDA error: the launch timed out and was terminated"),
+        1,
+        "",
+    ),
+    "the same, as an older torch reports it": (
+        RuntimeError("CUDA error: the launch timed out and was terminated"),
+        1,
+        "",
+    ),
+    "a kernel of NCCL that took too long": (
+        dist.DistBackendError(
+            f"{NCCL}, unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function failed.\n"
+            "Last error:\nCuda failure 702 'the launch timed out and was terminated'"
+        ),
+        78,
+        f"NCCL does not work on this node: {NCCL}, unhandled cuda error; Cuda failure 702",
     ),
     "a lost peer": (
         RuntimeError("[gloo/tcp.cc] Connection closed by peer [127.0.0.1]:1\ntrace"),

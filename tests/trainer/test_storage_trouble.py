@@ -34,7 +34,7 @@ def test_a_stop_waits_for_a_slow_save(make_job: MakeJob) -> None:
         reader.read()
     # That save fails, because a pipe is not a file. The save of the stop succeeds.
     assert job.wait(60) == [75, 75], job.log
-    assert "checkpoint of step 4 could not be saved (rank 1:" in job.log
+    assert "checkpoint of step 4 could not be saved (worker 1, rank 1:" in job.log
     saved = job.pods[0].result.checkpoints[0].step
     assert 5 <= saved <= 8  # training continued at most two steps beside the save
     assert not stat.S_ISFIFO((folder.parent / f"step-{saved:08d}-e0001").stat().st_mode)
@@ -119,10 +119,36 @@ def test_a_full_disk_ends_training_only_at_the_last_step(make_job: MakeJob) -> N
     assert "evaluation could not be recorded" in job.log
     result = job.pods[0].result
     assert (result.outcome, result.reason) == ("Failed", "StorageNotWritable")
-    assert result.message.startswith("the checkpoint of step 40 could not be saved (rank 0: ")
-    assert "No space left on device" in result.message
+    assert result.message.startswith(
+        "the checkpoint of step 40 could not be saved (worker 0, rank 0: "
+    )
+    assert "No space left on device (ENOSPC, errno 28" in result.message
+    assert result.progress is not None
+    assert result.progress.checkpoint_problem == result.message
     assert result.checkpoints[-1].step <= 12
     assert result.checkpoints[-1].verified
+
+
+def test_a_stop_on_a_full_disk_names_the_reason_in_the_result(make_job: MakeJob) -> None:
+    job = make_job(checkpoints={"intervalSteps": 500})
+    job.nodes = 1
+    run_file = job.claim / "run.json"
+    job.storage.joinpath("run.json").rename(run_file)
+    (job.storage / "cache").rename(job.claim / "cache")
+    job.config["cache"] = "pvc://w/cache"
+    job.mount = f"mount -t tmpfs -o size=6m none {job.storage} && cp {run_file} {job.storage}/"
+    job.start(gang.make_plan(totalSteps=10_000))
+    job.wait_for_step(2)
+    fill(Path(f"/proc/{job.pods[0].process.pid}/root/{job.storage}"))
+    job.pods[0].terminate()
+    assert job.wait() == [73], job.log
+    result = job.pods[0].result
+    assert result.progress is not None
+    problem = result.progress.checkpoint_problem
+    assert problem is not None
+    assert problem.startswith(f"the checkpoint of step {result.progress.step} could not be saved")
+    assert "(worker 0, rank 0: No space left on device (ENOSPC, errno 28" in problem
+    assert result.message == problem
 
 
 def fill(folder: Path) -> None:

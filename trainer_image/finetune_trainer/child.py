@@ -11,8 +11,9 @@ import sys
 import traceback
 from typing import NoReturn
 
+from finetune_api.exit_codes import ExitCode
 from finetune_api.run import RunConfig
-from finetune_trainer.common import garbage_collection
+from finetune_trainer.common import garbage_collection, host_memory
 from finetune_trainer.common.environment import run_config
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import ChannelReporter
@@ -40,11 +41,15 @@ def main() -> int:
     except TrainerError as error:
         report.error(error)
         return int(error.code)
-    except Exception:
+    except Exception as error:
         if termination.requested:
             return _TERMINATED
         traceback.print_exc()
-        return 1
+        if not host_memory.is_exhausted(error):
+            return 1
+        text = host_memory.message(host_memory.cause(error))
+        report.error(TrainerError(ExitCode.OUT_OF_MEMORY, text))
+        return int(ExitCode.OUT_OF_MEMORY)
     return 0
 
 

@@ -15,6 +15,8 @@ from finetune_trainer.model.engine import Engine
 from finetune_trainer.model.ranks import Ranks
 
 _log = logging.getLogger(__name__)
+PROBLEM_LENGTH = 512
+"""The most characters that Progress.checkpoint_problem can have."""
 
 
 class Checkpointer:
@@ -116,10 +118,10 @@ class Checkpointer:
             return
         if result.problem:
             problem = f"the checkpoint of step {result.step} could not be saved ({result.problem})"
+            self.problem = problem[:PROBLEM_LENGTH]
             if must_succeed:
                 raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, problem)
             # The older checkpoints are still there, and the next save may succeed.
-            self.problem = problem
             _log.error("%s; training continues", problem)
             return
         self.problem = None

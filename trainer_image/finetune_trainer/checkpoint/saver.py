@@ -13,6 +13,7 @@ all ranks have finished a phase, all begin the next one at the same step. Theref
 collectives besides those of training, and all ranks agree on the result of every save.
 """
 
+import errno
 import logging
 import threading
 import time
@@ -251,7 +252,7 @@ class Saver:
         mine = None
         if problem is not None:
             fenced = problem if isinstance(problem, TrainerError) else None
-            mine = (str(problem) or type(problem).__name__, fenced and int(fenced.code))
+            mine = (_describe(problem), fenced and int(fenced.code))
         gathered: list[Any] = [None] * self._ranks.world
         dist.all_gather_object(gathered, mine, group=self._ranks.control)
         problems = [(rank, *found) for rank, found in enumerate(gathered) if found is not None]
@@ -259,7 +260,7 @@ class Saver:
             if code is not None:
                 raise TrainerError(ExitCode(code), message)
         rank, message, _ = problems[0]
-        return f"rank {rank}: {message}"
+        return f"worker {rank // self._ranks.local_world}, rank {rank}: {message}"
 
 
 @dataclass
@@ -272,6 +273,16 @@ class _Save:
     started: float  # time.monotonic()
     is_finite: bool | None  # the loss of its weights; None if it is not known yet
     phase: int = _WRITE
+
+
+def _describe(problem: BaseException) -> str:
+    """Return what went wrong in one line; for an error of the system with its name and number."""
+    if isinstance(problem, OSError) and problem.errno is not None:
+        name = errno.errorcode.get(problem.errno, "unknown")
+        file = f", {Path(str(problem.filename)).name}" if problem.filename else ""
+        return f"{problem.strerror} ({name}, errno {problem.errno}{file})"
+    lines = str(problem).strip().splitlines()
+    return lines[0] if lines else type(problem).__name__
 
 
 def _remove_if_empty(folder: Path) -> bool:

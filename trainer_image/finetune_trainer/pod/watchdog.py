@@ -14,7 +14,7 @@ from typing import Any
 from finetune_api import reasons
 from finetune_api.exit_codes import ExitCode, meaning
 from finetune_trainer.common.stop_signal import REMAINING_RANKS_SECONDS, StopSignal, result_reserve
-from finetune_trainer.pod import processes
+from finetune_trainer.pod import crashes, processes
 from finetune_trainer.pod.processes import Child
 from finetune_trainer.pod.state import Failure, PodState
 
@@ -24,6 +24,10 @@ _UNKNOWN_STEP = 60.0  # s; assumed duration of a step before one was measured
 _BOUND_BY_STORAGE = ("Checkpointing", "LoadingModel")
 _log = logging.getLogger("supervisor")
 _STDERR_LINES = 8  # at the end of the message about a crash
+_OOM_KILLER = (
+    ", as the kernel's OOM killer sends it: compare the memory limit of the container with its "
+    "use, and see the kernel log of the node (dmesg)"
+)
 
 
 @dataclass(frozen=True)
@@ -148,20 +152,23 @@ class Watch:
                 return 3
             if child.name in self._killed:
                 return 2
-            return 1 if child.code() == ExitCode.PEER_LOST else 0
+            crash = crashes.failure_of(child.code() or 0, child.stderr)
+            return 1 if ExitCode.PEER_LOST in (child.code(), crash and crash.code) else 0
 
         return min(children, key=order)
 
     def ending(self, child: Child) -> tuple[int, Failure | None]:
         """Return the exit code that a child's end gives the pod, and why it failed, if it did."""
         code = child.code() or 0
+        crash = crashes.failure_of(code, child.stderr)
+        code = crash.code if crash else code
         if self._verdict and overrides(code):
             return self._verdict.code, self._verdict
         if self._stop.at is not None and code == 128 + signal.SIGTERM:
             # The process did not handle SIGTERM yet, because it had nothing to save.
             code = int(ExitCode.STOPPED)
             return code, Failure(code, reasons.STOPPED, stopped_message(child.name))
-        failure = self._state.failures.get(child.name)
+        failure = self._state.failures.get(child.name) or crash
         if failure is None and code:
             tail = "\n".join(child.stderr.splitlines()[-_STDERR_LINES:])
             text = f"{child.name} ended with {_describe(code)}" + (f":\n{tail}" if tail else "")
@@ -186,7 +193,8 @@ def stopped_message(name: str) -> str:
 def _describe(code: int) -> str:
     if code > 128:
         try:
-            return f"signal {signal.Signals(code - 128).name}"
+            name = f"signal {signal.Signals(code - 128).name}"
         except ValueError:
             return f"exit code {code}"
+        return name + (_OOM_KILLER if code == 128 + signal.SIGKILL else "")
     return f"exit code {code}"

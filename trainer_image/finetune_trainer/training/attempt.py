@@ -17,6 +17,7 @@ from finetune_trainer.checkpoint.fragments import Snapshot
 from finetune_trainer.checkpoint.retention import Retention
 from finetune_trainer.checkpoint.saver import Saver
 from finetune_trainer.checkpoint.store import RunStorage
+from finetune_trainer.common import host_memory
 from finetune_trainer.common.environment import run_config
 from finetune_trainer.common.errors import TrainerError, reading
 from finetune_trainer.common.reporter import ChannelReporter, Reporter
@@ -79,6 +80,10 @@ def _guarded(report: ChannelReporter) -> int:
 
 def _planned_end(error: Exception) -> TrainerError | None:
     """Return the TrainerError that explains an error of torch or NCCL, if it is a known one."""
+    if host_memory.is_exhausted(error):
+        plan = run_config().plan
+        advice = host_memory.message(host_memory.cause(error), plan.offload if plan else "None")
+        return TrainerError(ExitCode.OUT_OF_MEMORY, advice)
     if out_of_memory.is_out_of_memory(error):
         config, world = run_config(), Place.from_environment().world
         assert config.plan is not None
@@ -163,6 +168,10 @@ def _shared_fence_epoch(control: Any) -> int:
 
 def _stop_message(attempt: int, loop: Loop) -> str:
     message = f"attempt {attempt} stopped as requested; "
+    if loop.unsaved and loop.problem:
+        return message + (
+            f"{loop.unsaved} steps after step {loop.saved_step} are not saved: {loop.problem}"
+        )
     if loop.unsaved:
         return message + (
             f"{loop.unsaved} steps after step {loop.saved_step} are not saved; "

@@ -84,9 +84,14 @@ class Loop:
         """Number of steps that were finished after the newest checkpoint."""
         return self.state.step - self.saved_step
 
+    @property
+    def problem(self) -> str | None:
+        """Why the newest save failed, or None if it succeeded."""
+        return self._checkpointer.problem
+
     def close(self) -> None:
-        """Flush the log and the trackers."""
-        self._telemetry.close()
+        """Report how the last save ended, and flush the log and the trackers."""
+        self._telemetry.close(self._checkpointer.problem)
 
     # Begin.
 

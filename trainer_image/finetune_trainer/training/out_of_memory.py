@@ -11,7 +11,7 @@ _GIGABYTE = 1e9
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch or NCCL could not allocate memory, on any device."""
+    """Return whether torch or NCCL could not allocate memory of a device."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or (
@@ -45,8 +45,7 @@ def _lines(error: BaseException) -> list[str]:
 
 
 def _is_cause(line: str) -> bool:
-    # The text of CUDA, which NCCL repeats, or of torch's allocator of host memory.
-    return "out of memory" in line.lower() or "DefaultCPUAllocator" in line
+    return "out of memory" in line.lower()  # the text of CUDA, which NCCL repeats
 
 
 def _remedies(plan: Plan, training: Training, world: int) -> list[str]:

@@ -29,10 +29,11 @@ from finetune_trainer.training import assembly
 from finetune_trainer.training.place import Place
 
 # gloo and NCCL raise RuntimeError or DistBackendError for everything, so the text decides.
-_LOST = ("connection", "timed out", "broken pipe", "socket", "peer", "nccl", "gloo")
-# NCCL's names of errors on this node: CUDA, driver, memory, network interfaces, visible devices.
-_LOCAL = ("ncclsystemerror", "ncclunhandledcudaerror", "ncclinvalidusage", "ncclinvalidargument")
-# The loss of a peer may also be reported as a system error, of the socket that led to it.
+_LOST = ("connection", "timed out", "broken pipe", "socket", "nccl", "gloo")
+# NCCL's names of errors on this node: CUDA, driver, memory, visible devices.
+_LOCAL = ("ncclunhandledcudaerror", "ncclinvalidusage", "ncclinvalidargument")
+# An error of the system: network interfaces or memory, but also the socket that led to a lost peer.
+_SYSTEM = "ncclsystemerror"
 _REMOTE = ("ncclremoteerror", "timed out", "timeout", "connect", "broken pipe", "closed by")
 _LAST = "Last error:"
 
@@ -166,6 +167,9 @@ def lost_a_peer(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError) or local_problem(error) is not None:
         return False
     text = str(error).lower()
+    # CUDA's own errors speak of peers, which are other devices of this node, and of time limits.
+    if isinstance(error, torch.AcceleratorError) or "cuda error:" in text:
+        return False
     return isinstance(error, dist.DistError) or any(part in text for part in _LOST)
 
 
@@ -177,9 +181,10 @@ def local_problem(error: BaseException) -> str | None:
     """
     text = str(error).strip()
     low = text.lower()
-    if not isinstance(error, RuntimeError) or not any(name in low for name in _LOCAL):
+    if not isinstance(error, RuntimeError):
         return None
-    if any(name in low for name in _REMOTE):
+    is_local = any(name in low for name in _LOCAL)
+    if not is_local and (_SYSTEM not in low or any(name in low for name in _REMOTE)):
         return None
     first, last = text.splitlines()[0], text.partition(_LAST)[2].strip().splitlines()[:1]
     return "; ".join([first, *last])

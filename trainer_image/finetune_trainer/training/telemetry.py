@@ -130,6 +130,7 @@ class Telemetry:
 
     def __init__(self, meter: ProgressMeter, report: Reporter, log: RunLog, rank: int) -> None:
         self._meter, self._report, self._run_log, self._rank = meter, report, log, rank
+        self._newest: Progress | None = None
 
     def begin(self, step: int) -> None:
         """Start an attempt after `step` finished steps."""
@@ -161,6 +162,7 @@ class Telemetry:
         progress, ledger = self._meter.step(
             result, loss=loss, norm=norm, skipped=skipped, checkpoint_problem=checkpoint_problem
         )
+        self._newest = progress
         # All ranks report: each supervisor derives from the length of steps what a hang is.
         self._report.training(progress=progress, ledger=ledger)
         self._run_log.step(progress, self._meter.seconds)
@@ -171,6 +173,9 @@ class Telemetry:
         """Log the evaluation after a step."""
         self._run_log.evaluation(step, summary)
 
-    def close(self) -> None:
-        """Flush the log and the trackers."""
+    def close(self, checkpoint_problem: str | None) -> None:
+        """Report how the last save ended, and flush the log and the trackers."""
+        if self._newest is not None and self._newest.checkpoint_problem != checkpoint_problem:
+            progress = self._newest.replace(checkpoint_problem=checkpoint_problem)
+            self._report.training(progress=progress)
         self._run_log.close()
