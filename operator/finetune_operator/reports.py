@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from finetune_operator.queue import Key
 
 _log = logging.getLogger("finetune.reports")
 _MAX_BYTES = 256 * 1024
-_PARALLEL = 32
+_PARALLEL = 16  # requests at a time to the gangs of one namespace
 _TIMEOUT = aiohttp.ClientTimeout(total=2)
 _MAX_PER_SECOND = 100  # requests to all gangs together
 SILENT_AFTER = 30.0  # s without a report
@@ -72,6 +73,10 @@ class Reports:
     notify: Callable[[Key], None]
     _newest: dict[str, Report] = field(default_factory=dict)
     _gangs: dict[str, _Gang] = field(default_factory=dict)
+    _polled: set[str] = field(default_factory=set)  # jobs with a request that waits or is sent
+    _slots: defaultdict[str, asyncio.Semaphore] = field(
+        default_factory=lambda: defaultdict(lambda: asyncio.Semaphore(_PARALLEL))
+    )  # by namespace
 
     def newest(self, job_uid: str, attempt: int | None) -> Report | None:
         """Return the last report of worker 0 of that attempt."""
@@ -87,17 +92,19 @@ class Reports:
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        slots = asyncio.Semaphore(_PARALLEL)
-        async with open_session() as session:
+        async with open_session() as session, asyncio.TaskGroup() as group:
             while True:
-                due = list(self._take_due(time.monotonic()))
-                await asyncio.gather(*(self._poll(session, slots, target) for target in due))
+                for target in list(self._take_due(time.monotonic())):
+                    self._polled.add(target.job_uid)
+                    group.create_task(self._poll(session, target))
                 await asyncio.sleep(min(1.0, self.interval / 4))
 
     def _take_due(self, now: float) -> Iterator[Target]:
         """Yield the gangs that are due, and set when they are due again."""
 
         def is_due(uid: str) -> bool:
+            if uid in self._polled:
+                return False
             return uid not in self._gangs or self._gangs[uid].due <= now
 
         for target in self.targets(is_due):
@@ -112,16 +119,17 @@ class Reports:
             gang.due = now + seconds * random.uniform(0.9, 1.1)
             yield target
 
-    async def _poll(
-        self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, target: Target
-    ) -> None:
+    async def _poll(self, session: aiohttp.ClientSession, target: Target) -> None:
         pod, report = target.pod, None
         assert pod is not None
-        async with slots:
+        # Pods that do not answer delay the reports of their own namespace only.
+        async with self._slots[target.key[0]]:
             try:
                 report = await fetch(session, pod, target)
             except NoReportError as error:
                 self._log_invalid(target, pod, error)
+            finally:
+                self._polled.discard(target.job_uid)
         if report is not None:
             self.take(target, report)
         else:
@@ -186,6 +194,7 @@ class NoReportError(Exception):
 def open_session() -> aiohttp.ClientSession:
     """Return a session for pods, which sends no credentials, keeps no cookies, unpacks nothing."""
     return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),  # Reports limits the requests of each namespace.
         timeout=_TIMEOUT,
         cookie_jar=aiohttp.DummyCookieJar(),
         # A compressed response is then not valid JSON, however large its content would be.

@@ -1,5 +1,6 @@
 """When and how a status is written: one merge patch, and only if a fact has changed."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -93,13 +94,15 @@ class Throttle:
 
     The writes of all jobs are `1 / _PER_SECOND` apart. A job that has to wait gets a time slot of
     its own. If all jobs waited for the next free slot, all would be reconciled for it, and only one
-    of them could write.
+    of them could write. The namespaces whose jobs wait share the rate, so that many jobs in one
+    namespace do not delay those of others.
     """
 
     interval: float
     _last: dict[Key, float] = field(default_factory=dict)
     _slots: dict[Key, float] = field(default_factory=dict)  # of the jobs that wait
-    _next: float = 0.0  # the first free slot
+    _waiting: Counter[str] = field(default_factory=Counter)  # these jobs by namespace
+    _next: dict[str, float] = field(default_factory=dict)  # the first free slot of a namespace
 
     def wait(self, key: Key, kind: Urgency, now: float) -> float:
         """Return the seconds until this write is allowed; 0 means that the caller writes now."""
@@ -110,17 +113,26 @@ class Throttle:
                 due = self._slot(key, now)
             if due > now:
                 return due - now
-        self._slots.pop(key, None)
+        self._free_slot(key)
         self._last[key] = now
         return 0.0
 
     def _slot(self, key: Key, now: float) -> float:
         if key not in self._slots:
-            self._slots[key] = max(self._next, now)
-            self._next = self._slots[key] + 1 / _PER_SECOND
+            namespace = key[0]
+            self._waiting[namespace] += 1
+            self._slots[key] = max(self._next.get(namespace, 0.0), now)
+            self._next[namespace] = self._slots[key] + len(self._waiting) / _PER_SECOND
         return self._slots[key]
+
+    def _free_slot(self, key: Key) -> None:
+        if self._slots.pop(key, None) is None:
+            return
+        self._waiting[key[0]] -= 1
+        if not self._waiting[key[0]]:
+            del self._waiting[key[0]]
 
     def forget(self, key: Key) -> None:
         """Forget a job that is gone."""
         self._last.pop(key, None)
-        self._slots.pop(key, None)
+        self._free_slot(key)

@@ -1,5 +1,7 @@
 """Which reports trigger a reconcile, how often gangs are polled, and at which address."""
 
+import asyncio
+
 import pytest
 from aiohttp import web
 
@@ -146,6 +148,28 @@ def test_a_gang_that_ended_is_forgotten_but_its_last_report_is_kept(monkeypatch)
     assert polling.reports.newest("u", 1) == BASE
     polling.reports.drop("u")
     assert polling.reports.newest("u", 1) is None
+
+
+async def test_pods_that_do_not_answer_delay_only_the_reports_of_their_namespace(monkeypatch):
+    async def fetch(_, __, target: Target) -> Report | None:
+        if target.key[0] == "slow":
+            await asyncio.sleep(60)
+        return BASE.replace(job_uid=target.job_uid)
+
+    monkeypatch.setattr(reports, "fetch", fetch)
+    targets = [Target(("slow", f"j{n}"), f"s{n}", 1, worker(0)) for n in range(60)]
+    targets.append(Target(("other", "a"), "u", 1, worker(0)))
+    notified: list[object] = []
+    polling = Reports(0.1, lambda due: (t for t in targets if due(t.job_uid)), notified.append)
+    task = asyncio.create_task(polling.run())
+    await asyncio.sleep(0.1)
+    first = polling._gangs["u"].last_report
+    await asyncio.sleep(1.5)
+    assert polling.newest("u", 1)
+    assert polling._gangs["u"].last_report > first, "polled again meanwhile"
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

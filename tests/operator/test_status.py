@@ -107,6 +107,16 @@ def test_all_jobs_together_write_progress_at_most_twenty_times_a_second():
     assert [throttle.wait(key, Urgency.PROGRESS, 100.16) for key in JOBS[1:]] == [0, 0, 0]
 
 
+def test_the_jobs_of_one_namespace_wait_for_each_other_and_not_for_those_of_others():
+    throttle = Throttle(5.0)
+    for number in range(200):
+        throttle.wait(("many", f"job-{number}"), Urgency.PROGRESS, 100.0)
+    waits = [throttle.wait(key, Urgency.PROGRESS, 100.0) for key in JOBS]
+    # The two namespaces share the rate.
+    assert waits == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert throttle.wait(("many", "late"), Urgency.PROGRESS, 100.0) == pytest.approx(10.0)
+
+
 def test_an_urgent_write_or_a_deletion_gives_up_the_slot_of_a_job():
     throttle = Throttle(5.0)
     for key in JOBS:
