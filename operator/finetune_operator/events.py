@@ -36,12 +36,17 @@ class _Pending:
 
 @dataclass
 class Recorder:
-    """Queues events and sends them in the order in which they were recorded."""
+    """Queues events and sends those of a namespace in the order in which they were recorded.
+
+    The namespaces are served in rotation, and none fills more than its share of the queue.
+    """
 
     api: Requests
     capacity: int = CAPACITY
+    share: int = CAPACITY // 4  # of one namespace
     dropped: int = 0  # since the queue was last empty
-    _pending: dict[str, _Pending] = field(default_factory=dict)  # by name, oldest first
+    _pending: dict[str, _Pending] = field(default_factory=dict)  # by name
+    _names: dict[str, dict[str, None]] = field(default_factory=dict)  # by namespace, oldest first
     _counts: dict[str, int] = field(default_factory=dict)
     _recorded: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -51,10 +56,13 @@ class Recorder:
         digest = hashlib.sha256(f"{job.uid}{event}".encode()).hexdigest()[:16]
         name = f"{job.name}.{digest}"
         waiting = self._pending.get(name)
-        if waiting is None and len(self._pending) >= self.capacity:
+        own = self._names.get(job.namespace, {})
+        full = len(self._pending) >= self.capacity or len(own) >= self.share
+        if waiting is None and full:
             self.dropped += 1
             if self.dropped == 1:
-                _log.warning("%d events wait to be sent; new ones are dropped", self.capacity)
+                count = len(self._pending)
+                _log.warning("%d events wait to be sent; new ones are dropped", count)
             return
         count = self._counts[name] = self._counts.get(name, 0) + 1
         if len(self._counts) > _COUNTED:
@@ -65,6 +73,7 @@ class Recorder:
             self._pending[name] = _Pending(
                 _collection(job), _body(name, job, event, now), now, count
             )
+            self._names.setdefault(job.namespace, {})[name] = None
         self._recorded.set()
 
     async def run(self) -> None:
@@ -77,7 +86,9 @@ class Recorder:
     async def flush(self) -> None:
         """Send all events that wait; one whose sending is cancelled remains in the queue."""
         while self._pending:
-            name, pending = next(iter(self._pending.items()))
+            namespace, names = next(iter(self._names.items()))
+            name = next(iter(names))
+            pending = self._pending[name]
             try:
                 await self._send(name, pending)
             except (ApiError, *TRANSIENT) as error:
@@ -86,8 +97,11 @@ class Recorder:
                 raise
             except Exception:
                 _log.exception("event not recorded")
+            del self._names[namespace]
             if self._pending[name] is pending:  # It was not repeated meanwhile.
-                del self._pending[name]
+                del self._pending[name], names[name]
+            if names:
+                self._names[namespace] = names  # behind the other namespaces
         if self.dropped:
             _log.warning("%d events were dropped", self.dropped)
             self.dropped = 0

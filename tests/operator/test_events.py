@@ -1,6 +1,7 @@
 """The event recorder: nothing waits for it, and its queue is bounded."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -118,6 +119,18 @@ async def test_a_full_queue_drops_new_events_and_reports_how_many(caplog):
     record(recorder, "i")
     await recorder.flush()
     assert endpoint.messages[-1] == "i"
+
+
+async def test_many_events_of_one_namespace_neither_delay_nor_displace_those_of_others():
+    endpoint = Endpoint()
+    recorder = Recorder(endpoint, capacity=30, share=20)
+    record(recorder, *(f"event {number}" for number in range(100)))
+    other = replace(make_job(), namespace="other", name="b")
+    recorder.record(other, Event("Normal", "Preparing", "other"), NOW)
+    assert recorder.dropped == 80
+    await recorder.flush()
+    assert endpoint.messages[:3] == ["event 0", "other", "event 1"]
+    assert len(endpoint.messages) == 21
 
 
 REFUSALS = {
