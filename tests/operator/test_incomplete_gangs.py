@@ -12,6 +12,7 @@ from tests.operator.worlds import (
     follow,
     look,
     policy,
+    progressed,
     report,
     result,
     worker,
@@ -74,6 +75,24 @@ def test_a_worker_that_starts_while_another_has_given_up_does_not_complete_the_g
     assert job.status.attempts[-1].running_time is None
     attempt = look(job, *pods, now=150).status.attempts[-1]
     assert (attempt.outcome, attempt.counted) == ("Released", False)
+
+
+@pytest.mark.parametrize("code", [75, 137])
+def test_a_worker_that_starts_after_another_was_stopped_does_not_complete_the_gang(code):
+    job = starting(worker(0), bound(1))
+    stopped = ended(worker(0, disrupted=True, deletion=at(330)), code, 40)
+    attempt = look(job, stopped, worker(1), now=41).status.attempts[-1]
+    assert (attempt.outcome, attempt.counted, attempt.running_time) == ("Released", False, None)
+
+
+def test_steps_prove_that_a_gang_was_complete_although_that_was_not_observed():
+    """The operator was away from the start of the gang to its end."""
+    job = committed()
+    saved = result("Stopped", reason="Stopped", **progressed(20, saved=20))
+    gang = [ended(worker(0, disrupted=True), 75, 900, saved), ended(worker(1), 75, 900)]
+    job = job.with_status(look(job, *gang, now=1000).status)
+    attempt = job.status.attempts[-1]
+    assert (attempt.outcome, attempt.counted) == ("Preempted", False)
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,14 @@ def stop_requests(
 
 
 def is_complete(attempt: Attempt, gang: list[Pod]) -> bool:
-    """Return whether all workers run, or have ended, and none gave up before the others ran."""
-    started = [pod for pod in gang if pod.running or pod.ended]
-    if len(started) != attempt.workers:
+    """Return whether all workers run, or ran together for all that is known.
+
+    A worker may have failed before the others ran, so failures are no proof, but a step is one.
+    """
+    if sum(1 for pod in gang if pod.running or pod.ended) != attempt.workers:
         return False
-    gave_up = any(pod.ended and misses_a_peer(pod.ended.exit_code) for pod in gang)
-    return not (gave_up and any(pod.running for pod in gang))
+    failed = any(pod.ended and pod.ended.exit_code != 0 for pod in gang)
+    return not failed or attempt.last_step is not None
 
 
 def verdict(attempt: Attempt, gang: list[Pod], now: datetime) -> Verdict | None:
