@@ -15,6 +15,9 @@ from tests.operator.simulator.store import JOBS, PODS
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
 
+OWN_FAILURES = (1, 64, 65, 73, 75, 78, 86, 87, 89, 137)
+"""Exit codes by which a process, also one of a prepare pod, may end a job by itself."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -34,6 +37,7 @@ class Config:
     replicas: int = 2
     devices: int = 2
     sidecar: bool = False
+    pulls: tuple[int | None, ...] = ()  # s that the image takes, by worker index; None: for ever
     skews: tuple[int, ...] = (0,)  # s by which the clocks of nodes are ahead, by worker index
     policy: tuple[tuple[str, Any], ...] = field(default=())
 
@@ -60,6 +64,9 @@ CONFIGS = (
     Config(policy=(("gangStartTimeoutSeconds", 60),)),
     Config(policy=(("progressDeadlineSeconds", 60),), replicas=3),
     Config(replicas=24, devices=1),
+    Config(pulls=(200, 0)),
+    Config(pulls=(0, 200, 0), replicas=3, policy=(("progressDeadlineSeconds", 60),)),
+    Config(pulls=(0, None), policy=(("gangStartTimeoutSeconds", 60),)),
     Config(skews=(-150, 90)),
     Config(skews=(200, -20), policy=(("maxRestarts", 100),)),
     Config(skews=(0, -240, 35), replicas=3, devices=1),
@@ -85,6 +92,12 @@ def _lose(world: "World", place: int) -> None:
     if pod := _pod(world, place):
         world.blind = True
         world.nodes.lose(pod)
+
+
+def _bind_to_dead_node(world: "World", place: int) -> None:
+    if pod := _pod(world, place):
+        world.blind = True
+        world.nodes.bind_to_dead_node(pod)
 
 
 def _go(world: "World", _: Any) -> None:
@@ -117,7 +130,13 @@ def _exit(world: "World", value: tuple[int, int, bool]) -> None:
     pod = _pod(world, place)
     process = world.nodes.processes.get(pod["metadata"]["uid"]) if pod else None
     if process and (code != 0 or not process.attempt):
+        if code in OWN_FAILURES:
+            world.nodes.failed.add(process.job_uid)
         world.nodes.exit(process, code, reported=reported)
+
+
+def _storage(world: "World", what: str) -> None:
+    world.nodes.storage = what
 
 
 def _delete_pod(world: "World", value: tuple[int, int | None]) -> None:
@@ -240,14 +259,15 @@ ACTIONS: dict[str, Action] = {
     "train": _train,
     "finish": lambda world, _: world.nodes.finish(),
     "exit": _exit,
-    "crash often": lambda world, _: None,  # World.step takes the steps of CRASHES one by one
     "ends are reported": lambda world, _: [
         world.nodes.report(uid) for uid in list(world.nodes.unreported)
     ],
     "unschedulable": _to_pod("unschedulable"),
     "image missing": _to_pod("image_missing"),
     "start": _to_pod("start"),
-    "free": lambda world, _: world.nodes.held.clear(),
+    "free": lambda world, _: world.nodes.free(),
+    "bind to a dead node": _bind_to_dead_node,
+    "storage": _storage,
     "preempt": _to_pod("preempt"),
     "evict": _to_pod("evict"),
     "refuse": _to_pod("refuse"),
@@ -280,8 +300,23 @@ ACTIONS: dict[str, Action] = {
 }
 
 _PLACES = range(3)
-CRASHES = (Event("go"), Event("exit", (1, 1, True)), Event("go"), Event("wait", 400))
-_CODES = (1, 64, 75, 79, 86, 87, 88, 89, 137)
+_RUNS = [Event("go")] * 3
+# World.step takes the steps of these one by one, as often as the value of the event says.
+REPEATED: dict[str, tuple[Event, ...]] = {
+    "crash often": (Event("go"), Event("exit", (1, 1, True)), Event("go"), Event("wait", 400)),
+    "evict often": (Event("start", 0), Event("evict", 0), Event("wait", 11)),
+    "delete often": (Event("delete pod", (0, 0)), Event("wait", 3)),
+    "refuse often": (Event("refuse", 1), Event("go"), Event("wait", 400)),
+    "fill often": (
+        Event("storage", "full"),
+        *_RUNS,
+        Event("finish"),
+        Event("go"),
+        Event("wait", 400),
+    ),
+    "give up often": (Event("start", 0), Event("exit", (0, 88, True)), Event("wait", 400)),
+}
+_CODES = (1, 64, 69, 73, 75, 78, 79, 86, 87, 88, 89, 137)
 _WORLD = [
     *(Event("exit", (place, code, True)) for place in _PLACES for code in _CODES),
     *(Event("exit", (place, code, False)) for place in _PLACES for code in (1, 75, 137)),
@@ -304,6 +339,8 @@ _WORLD = [
     Event("nodes recover"),
     Event("free"),
     Event("free"),
+    *(Event("bind to a dead node", place) for place in _PLACES),
+    *(Event("storage", what) for what in ("full", "in use", "", "")),
 ]
 _USER = [
     *(Event("suspend", value) for value in (True, True, False, False, False)),
@@ -356,12 +393,12 @@ CATALOGUE = [
     *_weighted([Event("train", 20), Event("train", 200), Event("finish")], 110),
     *_weighted([Event("wait", seconds) for seconds in (1, 3, 12, 30, 70, 400, 900)], 90),
     *_weighted([Event("crash often", 11)], 1),
+    *(Event(what, 6) for what in REPEATED if what != "crash often"),
     *_weighted(_WORLD, 220),
     *_weighted(_USER, 80),
     *_weighted(_OPERATOR, 60),
     *_weighted(_FAULTS, 160),
 ]
-_RUNS = [Event("go")] * 3
 # Most histories of interest need a gang that runs.
 STARTS: tuple[list[Event], ...] = ([], _RUNS, [*_RUNS, Event("train", 20)])
 HISTORIES = st.builds(

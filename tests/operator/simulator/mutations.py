@@ -11,14 +11,20 @@ from finetune_operator import execute, failures, reconcile
 from finetune_operator.informer import Pods
 from finetune_operator.plan import (
     attempts,
+    avoided_nodes,
     configuration,
+    deadlines,
     ending,
     gang,
     gang_text,
+    incomplete_gang,
     interruption,
     next_attempt,
     nodes,
     observe,
+    outcomes,
+    prepare,
+    restart,
     suspend,
     usage,
 )
@@ -352,3 +358,103 @@ def a_pod_is_identified_by_its_labels(patch: Patch) -> None:
         return original("", name, labels)
 
     _wrap(patch, observe, "_identity", by_labels)
+
+
+# Gangs that do not become complete, and causes outside of the job
+
+
+@mutation
+def an_incomplete_gang_is_judged_like_a_complete_one(patch: Patch) -> None:
+    def as_complete(attempt: Any, pods: Any, now: Any) -> Any:
+        return gang.verdict(pods, attempt.workers, attempt.created, now)
+
+    patch.setattr(incomplete_gang, "verdict", as_complete)
+
+
+@mutation
+def a_worker_that_gives_up_for_lack_of_a_peer_has_failed(patch: Patch) -> None:
+    patch.setattr(incomplete_gang, "misses_a_peer", lambda code: False)
+
+
+@mutation
+def an_end_after_another_start_completes_the_gang(patch: Patch) -> None:
+    def counts_ends(attempt: Any, pods: Any) -> bool:
+        return sum(1 for pod in pods if pod.running or pod.ended) == attempt.workers
+
+    patch.setattr(incomplete_gang, "is_complete", counts_ends)
+
+
+@mutation
+def a_pod_that_a_node_refuses_has_failed_by_itself(patch: Patch) -> None:
+    patch.setattr(incomplete_gang, "by_a_node", lambda reason: False)
+
+
+@mutation
+def attempts_that_are_not_counted_follow_at_once(patch: Patch) -> None:
+    def without(original: Any, status: Any, verdict: Any, **more: Any) -> Any:
+        found = original(status, verdict, **more)
+        released = verdict.outcome == "Released"
+        return replace(found, at=more["now"]) if released else found
+
+    _wrap(patch, restart, "decide", without)
+
+
+@mutation
+def the_back_off_after_releases_does_not_grow(patch: Patch) -> None:
+    patch.setattr(restart, "_releases", lambda status: 0)
+
+
+@mutation
+def a_refusing_node_is_not_recorded(patch: Patch) -> None:
+    patch.setattr(avoided_nodes, "after", lambda status, verdict: status.avoided_nodes)
+
+
+@mutation
+def a_worker_without_its_image_is_waited_for_without_a_limit(patch: Patch) -> None:
+    def only_running(original: Any, policy: Any, status: Any, pods: Any, refused: Any) -> Any:
+        return original(policy, status, [replace(pod, waiting=None) for pod in pods], refused)
+
+    _wrap(patch, incomplete_gang, "stop_requests", only_running)
+
+
+@mutation
+def a_gang_waits_for_a_pod_on_a_dead_node(patch: Patch) -> None:
+    _wrap(
+        patch,
+        incomplete_gang,
+        "_is_interrupted",
+        lambda original, pod, attempt: bool(pod.ended) and original(pod, attempt),
+    )
+
+
+@mutation
+def workers_that_wait_for_their_peers_hang(patch: Patch) -> None:
+    def always(original: Any, policy: Any, world: Any, attempt: Any) -> Any:
+        return original(policy, world, attempt.replace(running_time=attempt.start_time))
+
+    _wrap(patch, deadlines, "progress", always)
+
+
+@mutation
+def storage_trouble_is_a_failure(patch: Patch) -> None:
+    _wrap(
+        patch,
+        outcomes,
+        "meaning",
+        lambda original, code: replace(original(code), waits=False),
+    )
+    patch.setitem(
+        outcomes.ENDINGS,
+        outcomes.Cause.STORAGE,
+        replace(outcomes.ENDINGS[outcomes.Cause.OTHER_EXIT]),
+    )
+
+
+@mutation
+def an_eviction_of_the_prepare_pod_is_its_failure(patch: Patch) -> None:
+    patch.setattr(prepare, "_is_interrupted", lambda pod, job, digest: False)
+
+
+@mutation
+def an_evicted_prepare_pod_is_created_again_at_once(patch: Patch) -> None:
+    patch.setattr(prepare, "_after", lambda world, backoff, count: world.now)

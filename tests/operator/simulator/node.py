@@ -21,6 +21,7 @@ from tests.operator.simulator.store import PODS, TERMINAL, Store, identity, owne
 
 TOTAL_STEPS = 1_000_000
 STOPPED, FENCED, PEER_LOST, KILLED = 75, 79, 88, 137
+STORAGE_IN_USE, STORAGE_FULL = 69, 73
 REFUSALS = ("UnexpectedAdmissionError", "OutOfcpu", "NodeAffinity")
 
 
@@ -58,6 +59,12 @@ class Nodes:
     held: set[str] = field(default_factory=set)  # pod uids that find no node or no image
     # Statuses of ended pods that are not yet written, in their order, by pod uid.
     unreported: dict[str, list[Object]] = field(default_factory=dict)
+    # Seconds that the image takes to be pulled, by worker index; None: it cannot be pulled.
+    pulls: tuple[int | None, ...] = ()
+    pulled: dict[str, float] = field(default_factory=dict)  # when an image is there, by pod uid
+    storage: str = ""  # "full", "in use" or usable
+    completed: set[tuple[str, int]] = field(default_factory=set)  # gangs of which all pods ran
+    failed: set[str] = field(default_factory=set)  # jobs of which a process failed by itself
     # How the processes of a gang ended, reported or not, by pod uid; None: killed with its node.
     ends: dict[tuple[str, int], dict[str, int | None]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -107,6 +114,8 @@ class Nodes:
         if "deletionTimestamp" in pod["metadata"] or uid in self.lost:
             return
         self.bind(pod)
+        if not self._pull(self._live(pod)):
+            return
         process = Process(
             pod,
             owner(pod),
@@ -118,13 +127,55 @@ class Nodes:
         statuses = _containers(pod, state, state)
         status = {"phase": "Running", "podIP": "10.0.0.1", "containerStatuses": statuses}
         self.store.status(self._live(pod), status)
+        if process.attempt and self._all_run(process):
+            self.completed.add((process.job_uid, process.attempt))
         if process.attempt and process.index == 0:
             self._claim(process)
         if process.attempt and self._is_complete(process):
             for member in self._gang(process):
                 member.busy_since = self.clock.seconds
 
+    def _pull(self, pod: Object) -> bool:
+        """Return whether the image of a bound pod is on its node."""
+        uid = pod["metadata"]["uid"]
+        attempt, index = identity(pod)
+        if not attempt or index >= len(self.pulls):
+            return True
+        seconds = self.pulls[index]
+        if seconds is None:
+            self.image_missing(pod)
+            return False
+        if uid not in self.pulled:
+            self.pulled[uid] = self.clock.seconds + seconds
+            state = {"waiting": {"reason": "ContainerCreating"}}
+            status = {"containerStatuses": _containers(pod, state, state)}
+            if seconds:
+                self.store.status(pod, status)
+        return self.pulled[uid] <= self.clock.seconds
+
+    def free(self) -> None:
+        """Let every pod find a node, and every node its image."""
+        self.held.clear()
+        self.pulls = ()
+
+    def bind_to_dead_node(self, pod: Object) -> None:
+        """Bind a pod to a node that is lost already, which the scheduler does not know yet."""
+        if pod["status"]["phase"] == "Pending" and pod["metadata"]["uid"] not in self.processes:
+            self.bind(pod)
+            self.lose(self._live(pod))
+
+    def _all_run(self, process: Process) -> bool:
+        """Return whether all pods of a process's gang run, as far as kubelets reported it."""
+        gang = (process.job_uid, process.attempt)
+        running = [
+            pod for pod in self.pods() if (owner(pod), identity(pod)[0]) == gang and _runs(pod)
+        ]
+        return len(running) == self._replicas(process)
+
     def _claim(self, process: Process) -> None:
+        if self.storage == "in use":
+            self.exit(process, STORAGE_IN_USE)
+            return
         run = self.runs[process.job_uid]
         process.epoch = run.claim(process.attempt)
         if process.epoch is None:
@@ -176,6 +227,10 @@ class Nodes:
         """End a process. Its kubelet reports it now, later, or never if the node is lost."""
         if process.uid not in self.processes:
             return
+        if code == 0 and self.storage == "in use" and not process.attempt:
+            code = STORAGE_IN_USE
+        if code == 0 and self.storage == "full" and process.attempt:
+            code = PEER_LOST if process.index else STORAGE_FULL
         if code in (0, STOPPED) and process.epoch is not None:
             run, final = self.runs[process.job_uid], code == 0
             if not run.publish(process.step, process.epoch, process.attempt, final=final):
@@ -211,7 +266,8 @@ class Nodes:
             return ""
         if not process.attempt:
             fields = {"prepared": worlds.prepared()} if code == 0 else {}
-            return _message("Succeeded" if code == 0 else "Failed", "BadData", **fields)
+            reason = "StorageInUse" if code == STORAGE_IN_USE else "BadData"
+            return _message("Succeeded" if code == 0 else "Failed", reason, **fields)
         if process.index != 0 or process.epoch is None:
             return ""
         outcome = {0: "Succeeded", STOPPED: "Stopped"}.get(code, "Failed")
@@ -477,6 +533,11 @@ class Nodes:
 def _is_ready(pod: Object) -> bool:
     conditions = pod["status"].get("conditions", [])
     return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+def _runs(pod: Object) -> bool:
+    statuses = pod["status"].get("containerStatuses") or [{}]
+    return "running" in statuses[0].get("state", {})
 
 
 def _due(pod: Object) -> float:

@@ -212,4 +212,82 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
         Config(),
         [*([Event("go")] * 3), Event("evict", 1)],
     ),
+    "an image that takes 200 s on one node: the gang waits": (
+        Config(pulls=(200, 0)),
+        [*([Event("go")] * 3), *([Event("wait", 70), Event("go")] * 4)],
+    ),
+    "a report of workers that wait for an image: they do not hang": (
+        Config(pulls=(0, 200), policy=(("progressDeadlineSeconds", 60),)),
+        [*([Event("go")] * 3), Event("wait", 170), Event("report", "hangs"), Event("wait", 3)],
+    ),
+    "one image is never there: the half gang is released": (
+        Config(pulls=(0, None), policy=(("gangStartTimeoutSeconds", 60),)),
+        [*([Event("go")] * 3), *([Event("wait", 70), Event("go")] * 6)],
+    ),
+    "workers give up for lack of a peer": (
+        Config(pulls=(0, None)),
+        [*([Event("go")] * 2), Event("give up often", 4)],
+    ),
+    "a worker ends with 78 for lack of a peer, and the peer starts": (
+        Config(),
+        [
+            *([Event("go")] * 2),
+            Event("start", 0),
+            Event("exit", (0, 78, True)),
+            Event("start", 1),
+            Event("wait", 30),
+        ],
+    ),
+    "stopped before the other worker starts, while a watch is late": (
+        Config(),
+        [
+            *([Event("go")] * 2),
+            Event("start", 0),
+            Event("watch", ("pods", "stall")),
+            Event("preempt", 0),
+            Event("start", 1),
+            Event("wait", 1),
+            Event("watch", ("pods", "flow")),
+            Event("go"),
+        ],
+    ),
+    "nodes refuse a worker again and again": (
+        Config(),
+        [*([Event("go")] * 2), Event("refuse often", 6)],
+    ),
+    "a worker is bound to a node that is dead": (
+        Config(replicas=3, devices=1),
+        [
+            *([Event("go")] * 2),
+            Event("bind to a dead node", 1),
+            Event("go"),
+            Event("wait", 3),
+            Event("go"),
+            Event("wait", 12),
+        ],
+    ),
+    "the volume is full at the end of the run": (
+        Config(policy=(("maxRestarts", 1),)),
+        [*([Event("go")] * 3), Event("train", 20), Event("fill often", 4)],
+    ),
+    "another job owns the storage": (
+        Config(policy=(("maxRestarts", 0),)),
+        [Event("storage", "in use"), *([Event("go"), Event("go"), Event("wait", 400)] * 4)],
+    ),
+    "the owner of the storage comes back between two attempts": (
+        Config(policy=(("maxRestarts", 0),)),
+        [
+            *([Event("go")] * 2),
+            Event("storage", "in use"),
+            *([Event("go"), Event("wait", 400)] * 4),
+        ],
+    ),
+    "the prepare pod is evicted again and again": (
+        Config(),
+        [Event("evict often", 8)],
+    ),
+    "the prepare pod is deleted by force again and again": (
+        Config(),
+        [Event("delete often", 8)],
+    ),
 }

@@ -48,7 +48,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.store = Store(self.clock, self._changed)
-        self.nodes = Nodes(self.store, self.clock, self.config.skews)
+        self.nodes = Nodes(self.store, self.clock, self.config.skews, pulls=self.config.pulls)
         self.wire = Wire(self.store, self.apply)
         claim = {"metadata": {"name": "w", "namespace": KEY[0]}}
         self.store.create("persistentvolumeclaims", claim)
@@ -115,8 +115,8 @@ class World:
         """Apply one event and let the operator react to it."""
         if event.what == "nothing":
             return
-        if event.what == "crash often":
-            for again in events.CRASHES * event.value:
+        if event.what in events.REPEATED:
+            for again in events.REPEATED[event.what] * event.value:
                 await self.step(again)
             return
         if event.what in ("wait", "train"):
@@ -183,6 +183,7 @@ class World:
         for what, value in repairs:
             self.apply(Event(what, value))
         self.apply(Event("free"))
+        self.apply(Event("storage", ""))
         for number in range(_ROUNDS):
             if number == 16 and self._needs_its_nodes():
                 self._check("stuck", None)

@@ -4,7 +4,16 @@ A check returns a description of the problem, or None. Checks of a write get the
 after it, and the store is in the state after it.
 """
 
-from tests.operator.simulator.invariants import endings, pods, resting, statuses
+from tests.operator.simulator.invariants import endings, pods, resting, starts, statuses
 from tests.operator.simulator.invariants.registry import BY_MOMENT, BrokenError, Invariant
 
-__all__ = ["BY_MOMENT", "BrokenError", "Invariant", "endings", "pods", "resting", "statuses"]
+__all__ = [
+    "BY_MOMENT",
+    "BrokenError",
+    "Invariant",
+    "endings",
+    "pods",
+    "resting",
+    "starts",
+    "statuses",
+]
