@@ -59,7 +59,11 @@ Short = Annotated[
 class Resolved(Message):
     """Values that were chosen at the first commit and stay for the life of the job."""
 
-    image: str = Field(max_length=512, description="image is the trainer image.")
+    image: str = Field(
+        max_length=512,
+        description="image is the trainer image of all attempts. It ends with @ and the digest "
+        "that ran, if the container runtime reported one for this repository.",
+    )
     model_revision: str = Field(
         max_length=80,
         description="modelRevision identifies the model: the commit of an hf:// model, otherwise a "

@@ -60,8 +60,20 @@ def trainer(**fields):
 
 
 # Addresses that the API server refuses although a pod would accept them.
-STRICTER = ("pvc://W/x", "pvc://w/x?y", "pvc://w/x#y")
-STRICTER_SOURCES = (*STRICTER, "hf://org/a?b", "hf://org/model@main", "s3://Bucket/x", "s3://b/x")
+CONTROLS = ("\n", "\r", "\t", "\x00", "\x1b", "\x7f", "\x85")
+STRICTER = (
+    *("pvc://W/x", "pvc://w/x?y", "pvc://w/x#y", "pvc://w\n/x", "\npvc://w/x"),
+    *(f"pvc://w/a{control}b" for control in CONTROLS),
+    *(f"pvc://w/a{control}" for control in CONTROLS),
+)
+STRICTER_SOURCES = (
+    *(*STRICTER, "hf://org/a?b", "hf://org/model@main", "s3://Bucket/x", "s3://b/x"),
+    *(
+        f"{scheme}{control}b"
+        for scheme in ("hf://org/model/a", "s3://bucket/a", "gs://bucket/a")
+        for control in CONTROLS
+    ),
+)
 # A function for each place of an entry with a source, which returns a manifest with that entry.
 ENTRIES = {
     "spec.model": lambda **entry: make_job(model=entry),
@@ -87,14 +99,14 @@ BAD |= {
 BAD |= {
     f"{place}.revision": [
         *(make(source=uri, revision="main") for uri in ("pvc://w/x", "s3://bucket/x")),
-        *(make(source=HUB, revision=revision) for revision in ("a b", "../x", "/x", "a?b")),
+        *(make(source=HUB, revision=revision) for revision in ("a b", "../x", "/x", "a?b", "a\n")),
     ]
     for place, make in ENTRIES.items()
 }
 BAD |= {
     f"{place}.split": [
         *(make(source=uri, split="test") for uri in ("pvc://w/x", "gs://bucket/x", f"{DATA}/x")),
-        *(make(source=DATA, split=split) for split in ("train[:10%]", "a+b", "a/b")),
+        *(make(source=DATA, split=split) for split in ("train[:10%]", "a+b", "a/b", "a\n")),
     ]
     for place, make in DATA_ENTRIES.items()
 }
@@ -104,7 +116,8 @@ BAD |= {
 }
 BAD |= {
     f"{place}.credentialsSecretRef.name": [
-        make(source=HUB, credentialsSecretRef={"name": name}) for name in ("a/b", "A", "-a")
+        make(source=HUB, credentialsSecretRef={"name": name})
+        for name in ("a/b", "A", "-a", "a\n", "a\x00")
     ]
     for place, make in ENTRIES.items()
 }
@@ -145,7 +158,17 @@ BAD |= {
     ],
     "spec.tracking[0].secretRef.name": [
         make_job(tracking=[{"type": "WandB", "secretRef": {"name": name}}])
-        for name in ("-keys", "Keys", "a/b", "keys.")
+        for name in ("-keys", "Keys", "a/b", "keys.", "keys\n")
+    ],
+    "spec.tracking[0].project": [
+        make_job(tracking=[{"type": "WandB", "project": f"a{control}"}]) for control in CONTROLS
+    ],
+    "spec.workers.image": [
+        make_job(workers={"image": image})
+        for image in ("a b", " a", "a\n", *(f"a{control}b" for control in CONTROLS))
+    ],
+    "spec.scheduling.priorityClassName": [
+        make_job(scheduling={"priorityClassName": name}) for name in ("High", "a b", "a\n", "-a")
     ],
     "metadata.name": [make_job("a" * 53), make_job("1a"), make_job("a.b")],
 }
@@ -494,11 +517,12 @@ def test_workers_change_only_while_no_pod_exists(server: Server):
 def tightened(schema, *, top=True):
     """Return the schema with rules that never hold and bounds that no value meets."""
     tight = copy.deepcopy(schema)
-    if "x-kubernetes-preserve-unknown-fields" in str(tight) and not top:
-        # The API server does not compare an open object with its old version, nor an object that
-        # contains one. Their rules may never be tightened, except for new objects.
+    if tight.get("x-kubernetes-preserve-unknown-fields"):
         return tight
-    for rule in tight.get("x-kubernetes-validations", []):
+    # The API server does not compare an open object with its old version, nor an object that
+    # contains one. Their rules may never be tightened, except for new objects.
+    compared = "x-kubernetes-preserve-unknown-fields" not in str(tight)
+    for rule in tight.get("x-kubernetes-validations", []) if compared or top else []:
         # The rules of the complete spec read several of its parts. An edit of any part evaluates
         # them again, so they cannot be tightened without blocking stored objects.
         if not top:

@@ -7,22 +7,25 @@ from pydantic import ConfigDict, Field
 from finetune_api.base import Message
 from finetune_api.schema import Rule, rules
 
-_CLAIM = "pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[^?#]+"
-_HUB = "hf://[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*(/[^?#]*)?"
-_OBJECT = "(s3|gs)://[a-z0-9][-a-z0-9_.]+[a-z0-9]/[^?#]+"
+_CHARACTER = r"[^?#\p{Cc}]"  # Cc: control characters, such as line breaks and NUL
+_CLAIM = f"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/{_CHARACTER}+"
+_HUB = f"hf://[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*(/{_CHARACTER}*)?"
+_OBJECT = f"(s3|gs)://[a-z0-9][-a-z0-9_.]+[a-z0-9]/{_CHARACTER}+"
 _NO_PARENT = "!self.matches('(^|/)[.][.](/|$)')"
 _NO_ROOT = "!self.matches('^(pvc|s3|gs)://[^/]+(/[.]?)*$')"
 
 URI_RULE = Rule(
-    f"self.matches('^{_CLAIM}$') && {_NO_PARENT} && {_NO_ROOT}",
-    "must be pvc://CLAIM/PATH (a path on a PersistentVolumeClaim of this namespace) without '..'; "
+    f"self.matches(r'^{_CLAIM}$') && {_NO_PARENT} && {_NO_ROOT}",
+    "must be pvc://CLAIM/PATH (a path on a PersistentVolumeClaim of this namespace) without '..' "
+    "and without control characters; "
     "hf://, s3:// and gs:// are allowed only for models and data",
 )
 SOURCE_RULE = Rule(
-    f"self.matches('^({_CLAIM}|{_HUB}|{_OBJECT})$') && {_NO_PARENT} && {_NO_ROOT} && "
+    f"self.matches(r'^({_CLAIM}|{_HUB}|{_OBJECT})$') && {_NO_PARENT} && {_NO_ROOT} && "
     "!self.startsWith('hf://datasets/')",
     "must be pvc://CLAIM/PATH, hf://ORG/NAME[/PATH], s3://BUCKET/KEY or gs://BUCKET/KEY without "
-    "'..' (write hf://ORG/NAME without 'datasets/', and the revision into the field revision)",
+    "'..' and without control characters (write hf://ORG/NAME without 'datasets/', "
+    "and the revision into the field revision)",
 )
 Uri = Annotated[str, Field(min_length=1, max_length=512, json_schema_extra=rules(URI_RULE))]
 SourceUri = Annotated[
@@ -40,6 +43,9 @@ class Spec(Message):
     model_config = ConfigDict(extra="forbid")
 
 
+NAME_PATTERN = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"  # of most objects of Kubernetes
+
+
 class SecretRef(Spec):
     """A reference to a Secret in the namespace of the job."""
 
@@ -49,7 +55,7 @@ class SecretRef(Spec):
         description="name is the name of the Secret, at most 253 characters.",
         json_schema_extra=rules(
             Rule(
-                "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",
+                f"self.matches('{NAME_PATTERN}')",
                 "must be the name of a Secret: a-z, 0-9, '-' and '.', beginning and ending with a "
                 "letter or a digit",
             )

@@ -39,6 +39,9 @@ class Tracker(Spec):
         max_length=128,
         description="project is the project of WandB or the experiment of MLflow, at most 128 "
         "characters. Default: the namespace of the job.",
+        json_schema_extra=rules(
+            Rule(r"self.matches(r'^\P{Cc}+$')", "must not contain control characters")
+        ),
     )
     secret_ref: SecretRef | None = Field(
         default=None,

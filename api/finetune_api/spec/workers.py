@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from finetune_api.schema import Rule, opaque, rules
-from finetune_api.spec.common import Spec
+from finetune_api.spec.common import NAME_PATTERN, Spec
 
 _TEXTS = {"type": "array", "maxItems": 64, "items": {"type": "string", "maxLength": 4096}}
 _CONTAINER = opaque(
@@ -122,6 +122,12 @@ class Workers(Spec):
         description="image is the trainer image, at most 512 characters. Default: the trainer "
         "image that the operator was installed with at the time of the first attempt; see "
         "status.resolved.image.",
+        json_schema_extra=rules(
+            Rule(
+                r"self.matches(r'^[^\s\p{Cc}]+$')",
+                "must be the reference of an image, without white space and control characters",
+            )
+        ),
     )
     template: dict[str, Any] | None = Field(
         default=None,
@@ -159,6 +165,13 @@ class Scheduling(Spec):
         description="priorityClassName is the name of the PriorityClass of the workers, at most "
         "253 characters. It decides which pods they may preempt and which pods may preempt them. "
         "Default: that of workers.template, or the default class of the cluster.",
+        json_schema_extra=rules(
+            Rule(
+                f"self.matches('{NAME_PATTERN}')",
+                "must be the name of a PriorityClass: a-z, 0-9, '-' and '.', beginning and ending "
+                "with a letter or a digit",
+            )
+        ),
     )
     worker_anti_affinity: Literal["Preferred", "Required"] | None = Field(
         default=None,

@@ -3,13 +3,14 @@
 The attempt exists from the moment its commit is written. Its pods are rendered from that status.
 """
 
-from finetune_api.status import Attempt, FineTuneJobStatus
+from finetune_api.status import Attempt, FineTuneJobStatus, Resolved
 from finetune_operator.plan import (
     attempts,
     configuration,
     deadlines,
     ending,
     export,
+    images,
     incomplete_gang,
     interruption,
     stops,
@@ -84,7 +85,13 @@ def _record_milestones(
     if attempt.running_time is None and incomplete_gang.is_complete(attempt, gang):
         attempt = attempt.replace(running_time=now)
         status = status.replace(start_time=status.start_time or now)
+        status = status.replace(resolved=_with_digest(status.resolved, gang))
     return attempts.replace_current(status, attempt.replace(created=created))
+
+
+def _with_digest(resolved: Resolved | None, gang: list[Pod]) -> Resolved | None:
+    """Return what was resolved, with the digest of the image that the gang runs."""
+    return resolved and resolved.replace(image=images.frozen(resolved.image, gang[0].image_id))
 
 
 def _stop_requests(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> list[StopRequest]:

@@ -17,6 +17,7 @@ from finetune_operator.plan import (
     configuration,
     ending,
     finished,
+    images,
     nodes,
     resolve,
     restart,
@@ -137,7 +138,9 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
         stage=None,
         plan=status.plan and resolve.rescaled(status.plan, spec),
         resolved=status.resolved
-        and status.resolved.replace(image=spec.workers.image or status.resolved.image),
+        and status.resolved.replace(
+            image=images.following(spec.workers.image, status.resolved.image)
+        ),
     )
     new = configuration.frozen(world.job.with_status(new))
     highest = attempts.highest_step(new, before=number)

@@ -116,6 +116,7 @@ class Pod:
     inputs: str | None = None  # prepare pod: digest of the inputs that its result is valid for
     template: str | None = None  # prepare pod: digest of what determines its node
     retry: int = 0  # prepare pod: number of prepare pods that failed before it
+    image_id: str = ""  # of the trainer's container, as its runtime reports it
     config: str | None = None  # worker: digest of the configuration that it was created with
     memory_limit: str | None = None  # of the trainer container, as a Kubernetes quantity
     gone: bool = False  # the object does not exist any more; this is its last observed state
@@ -163,6 +164,7 @@ class Pod:
             memory_limit=_memory_limit(item),
             inputs=annotations.get(names.ANNOTATION_INPUTS),
             template=annotations.get(names.ANNOTATION_TEMPLATE),
+            image_id=status.image_id,
             config=annotations.get(names.ANNOTATION_CONFIG),
             retry=_number(annotations.get(names.ANNOTATION_RETRY, "0")),
         )

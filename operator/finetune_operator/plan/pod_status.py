@@ -71,6 +71,7 @@ class PodStatus:
         self._inits: list[Object] = self._status.get("initContainerStatuses", [])
         own = (s for s in self._containers if s["name"] == names.CONTAINER)
         self._trainer: Object = next(own, {})
+        self.image_id: str = self._trainer.get("imageID", "")
 
     @property
     def containers_ended(self) -> bool:

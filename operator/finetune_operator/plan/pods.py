@@ -7,6 +7,7 @@ from finetune_api.base import API_VERSION, Object
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.plan import (
     containers,
+    images,
     inputs,
     placement,
     prepare_template,
@@ -82,7 +83,7 @@ def _worker_pod(job: Job, index: int, config: str, digest: str) -> Object:
     assert job.status.resolved is not None
     name = names.worker_pod_name(job.name, attempt, index)
     template = merged_into(workers.template, "workers.template")
-    pod = _pod(job, name, job.status.resolved.image, template, config)
+    pod = _pod(job, name, images.pullable(job.status.resolved.image), template, config)
     pod["metadata"]["labels"] |= {
         names.LABEL_ROLE: "worker",
         names.LABEL_ATTEMPT: str(attempt),

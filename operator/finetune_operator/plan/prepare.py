@@ -15,6 +15,7 @@ from finetune_api.status import FineTuneJobStatus, Resolved
 from finetune_operator.plan import (
     configuration,
     finished,
+    images,
     inputs,
     nodes,
     restart,
@@ -151,7 +152,7 @@ def _conclude(world: World, pod: Pod, image: str, settings: Settings) -> Decisio
             return finished.fail(world, status, reasons.NO_RESULT, text)
         if prepared.finished:
             return finished.succeed(world, status, prepared.finished)
-        return commit_first(world, image, prepared)
+        return commit_first(world, images.frozen(image, pod.image_id), prepared)
     reason, message = reason_and_message(pod)
     if was_killed(end):
         message = killed_message(message, pod)

@@ -46,7 +46,8 @@ class Config:
         if self.sidecar:
             workers["template"] = {"spec": {"containers": [{"name": "side", "image": "side:1"}]}}
         policy = {"terminationGracePeriodSeconds": 30, **dict(self.policy)}
-        return worlds.make_spec(workers=workers, runPolicy=policy)
+        prepare = {"prepare": {"template": workers["template"]}} if self.sidecar else {}
+        return worlds.make_spec(workers=workers, runPolicy=policy, **prepare)
 
 
 CONFIGS = (

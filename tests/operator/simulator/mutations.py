@@ -290,6 +290,11 @@ def pods_with_another_configuration_belong_to_the_gang(patch: Patch) -> None:
 
 
 @mutation
+def a_sidecar_of_the_prepare_pod_runs_on(patch: Patch) -> None:
+    patch.setattr(gang, "_no_longer_needed", lambda *_: [])
+
+
+@mutation
 def a_pod_is_over_only_by_its_phase(patch: Patch) -> None:
     patch.setattr(observe.Pod, "finished", property(lambda pod: pod.phase in TERMINAL))
 

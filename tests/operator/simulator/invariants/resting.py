@@ -46,6 +46,18 @@ def _one_configuration(world: "World", _: Any) -> str | None:
     return "they differ" if len({run_config_of(pod) for pod in gang}) > 1 else None
 
 
+@invariant("at rest", "no prepare pod runs beside a gang that is complete")
+def _no_idle_prepare_pod(world: "World", _: Any) -> str | None:
+    attempts, own = attempts_of(world), world.controller
+    if not world.job or not attempts or not attempts[-1].get("created"):
+        return None
+    if own.failures or own.soon or world.blind:
+        return None
+    pods = [p for p in own_pods(world, world.job["metadata"]["uid"]) if not attempt_of(p)]
+    idle = [p for p in pods if alive(world, p) and "deletionTimestamp" not in p["metadata"]]
+    return f"{idle[0]['metadata']['name']} runs" if idle else None
+
+
 @invariant("at rest", "a suspended job holds no pod")
 def _suspended_is_empty(world: "World", _: Any) -> str | None:
     if not world.job or not is_true(world.job, "Suspended"):
