@@ -153,6 +153,21 @@ def test_a_gang_without_activity_is_planned_again_at_its_deadline():
     assert look(job, *pods, now=371, report=report(activity_age_seconds=4.0)).requeue_after == 157
 
 
+def test_workers_that_all_run_and_do_not_find_each_other_are_stopped():
+    """Their supervisors do not know that all of them run, and see no hang."""
+    job, pods = policy(running(now=20), progress_deadline_seconds=100), (worker(0), worker(1))
+    waits = report(stage="LoadingModel", waiting_for="worker 1 of 2 to join (numbered from 0)")
+    early = look(job, *pods, now=60, report=waits)
+    assert early.status.message == "worker 0 waits for worker 1 of 2 to join (numbered from 0)"
+    assert early.requeue_after == 121
+    late = look(job, *pods, now=181, report=waits).status
+    assert late.attempts[-1].stop_reason == "Hang"
+    assert "worker 0 still waits for worker 1 of 2 to join" in late.message
+    assert "open port 29500 between the pods of the job" in late.message
+    unknown = look(job, *pods, now=181, report=waits, silent=True).status
+    assert unknown.attempts[-1].stop_reason is None
+
+
 def test_a_hang_is_a_counted_restart():
     _, job = follow(running(), worker(0), worker(1), now=6040, most=1)
     asked = look(job, worker(0), worker(1), now=6041, report=report(activity_age_seconds=5000))

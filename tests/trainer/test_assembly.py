@@ -172,7 +172,7 @@ def join(place: Place, reported: list[str | None], delay: float = 0) -> Callable
         time.sleep(delay)
         wait = Waiting(reported.append)
         if place.rank:
-            assert assembly.address_of_store(place, wait) == place.address
+            assert assembly.address_of_store(place, wait, 60) == place.address
         store = rendezvous._store(place, TIMEOUT)
         STORES.append(store)  # rank 0's is needed until all have joined
         assembly.assemble(store, place, wait)
@@ -226,3 +226,22 @@ def test_workers_notice_that_worker_0_is_gone(monkeypatch: pytest.MonkeyPatch) -
     assert error is not None
     lost = error.code == 88 if isinstance(error, TrainerError) else rendezvous.lost_a_peer(error)
     assert lost, error
+
+
+def test_a_closed_network_between_the_pods_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pod whose containers have not started refuses connections, and a closed port drops them."""
+    monkeypatch.setattr(assembly, "_CONNECT_TIMEOUT", 0.2)
+    with socket.create_server((LOOPBACK[0], 29513), backlog=0) as full:
+        held = [socket.socket() for _ in range(3)]
+        for connection in held:  # they fill the queue, so that later packets are dropped
+            connection.setblocking(False)
+            connection.connect_ex(full.getsockname())
+        place = Place(1, 0, 2, LOOPBACK[0], 29513)
+        wait = Waiting(lambda _: None)
+        with pytest.raises(TrainerError, match="open port 29513 between the pods") as caught:
+            assembly.address_of_store(place, wait, 1.0)
+        assert caught.value.code == 78
+        for connection in held:
+            connection.close()

@@ -5,7 +5,7 @@ Each policy returns the moment at which it requests a stop, so that none needs a
 
 from datetime import timedelta
 
-from finetune_api import reasons
+from finetune_api import names, reasons
 from finetune_api.spec import RunPolicy
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_api.text import duration
@@ -49,7 +49,8 @@ def progress(policy: RunPolicy, world: World, attempt: Attempt) -> list[StopRequ
     """Request a stop when the newest report shows no activity and the supervisor does not act.
 
     A report that cannot be fetched never leads to a stop, because a network policy may block it.
-    Workers that wait for a peer that has not started yet do not hang.
+    Workers that wait for a peer that has not started yet do not hang. Once all workers run, none
+    should wait for another one.
     """
     limit = policy.progress_deadline_seconds
     if world.report is None or world.silent or attempt.running_time is None:
@@ -57,6 +58,13 @@ def progress(policy: RunPolicy, world: World, attempt: Attempt) -> list[StopRequ
     complete_for = (world.now - attempt.running_time).total_seconds()
     age = min(world.report.activity_age_seconds, complete_for)
     text = f"no activity for {duration(age)} (runPolicy.progressDeadlineSeconds: {limit} s)"
+    if waiting_for := world.report.waiting_for:
+        age = complete_for
+        text = (
+            f"all workers have run for {duration(age)}, and worker 0 still waits for {waiting_for} "
+            f"(runPolicy.progressDeadlineSeconds: {limit} s); open port {names.RENDEZVOUS_PORT} "
+            "between the pods of the job"
+        )
     left = limit + _PROGRESS_MARGIN - age
     if left < 0:
         return [StopRequest(reasons.HANG, text)]

@@ -154,7 +154,9 @@ def _situation(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Situ
         return found
     if attempt.running_time:  # workers that have ended by now are described above
         stage = world.report.stage if world.report else (status.stage or "LoadingModel")
-        return Situation("Running", stage=stage)
+        waiting_for = world.report and not world.silent and world.report.waiting_for
+        text = f"worker 0 waits for {waiting_for}" if waiting_for else ""
+        return Situation("Running", message=text, stage=stage)
     bound = sum(1 for pod in gang if pod.scheduled)
     ready = sum(1 for pod in gang if pod.running)
     reason, message = why_waiting(gang) or ("", f"{ready} of {attempt.workers} workers run")

@@ -24,10 +24,6 @@ _UNKNOWN_STEP = 60.0  # s; assumed duration of a step before one was measured
 _BOUND_BY_STORAGE = ("Checkpointing", "LoadingModel")
 _log = logging.getLogger("supervisor")
 _STDERR_LINES = 8  # at the end of the message about a crash
-_OOM_KILLER = (
-    ", as the kernel's OOM killer sends it: compare the memory limit of the container with its "
-    "use, and see the kernel log of the node (dmesg)"
-)
 
 
 @dataclass(frozen=True)
@@ -193,8 +189,7 @@ def stopped_message(name: str) -> str:
 def _describe(code: int) -> str:
     if code > 128:
         try:
-            name = f"signal {signal.Signals(code - 128).name}"
+            return f"signal {signal.Signals(code - 128).name}"
         except ValueError:
             return f"exit code {code}"
-        return name + (_OOM_KILLER if code == 128 + signal.SIGKILL else "")
     return f"exit code {code}"

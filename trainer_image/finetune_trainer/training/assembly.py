@@ -26,11 +26,24 @@ _COMPLETE, _MISSING = "finetune/complete", "finetune/missing"
 _NAMED = 8  # workers in a message
 
 
-def address_of_store(place: Place, waiting: Waiting) -> str:
-    """Return the address of rank 0 as soon as its store listens."""
+def address_of_store(place: Place, waiting: Waiting, timeout: float) -> str:
+    """Return the address of rank 0 as soon as its store listens.
+
+    A pod whose containers have not started yet refuses connections. Raises TrainerError 78 if none
+    was even refused for `timeout` seconds: then the network between the pods is closed.
+    """
     address, began = place.address, time.monotonic()
+    refused = began
     lookup: Lookup | None = None
     while (problem := _connect(address, place.port)) is not None:
+        if isinstance(problem, ConnectionRefusedError):
+            refused = time.monotonic()
+        elif time.monotonic() - refused > timeout:
+            raise TrainerError(
+                ExitCode.ENVIRONMENT_UNUSABLE,
+                f"worker 0 did not answer at {with_port(address, place.port)} for {timeout:.0f} s "
+                f"({problem}); open port {place.port} between the pods of the job",
+            )
         waiting(f"worker 0 to listen at {with_port(address, place.port)} ({problem})")
         if lookup is None and place.name and time.monotonic() - began > _LOOK_UP_AGAIN:
             lookup = Lookup(place.name, place.address)

@@ -114,7 +114,8 @@ def _train(report: ChannelReporter) -> int:
             "the operator",
         )
     report.stage("LoadingModel")
-    device = rendezvous.join(place, _TIMEOUT, report.waiting)
+    deadline = config.progress_deadline_seconds
+    device = rendezvous.join(place, _TIMEOUT, report.waiting, deadline)
     # Saving or reading a checkpoint may take longer than any step. A rank that hangs there is found
     # by the supervisor first, after the progress deadline.
     storage_timeout = timedelta(seconds=2 * config.progress_deadline_seconds)

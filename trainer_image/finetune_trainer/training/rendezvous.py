@@ -8,6 +8,7 @@ DeepSpeed adopts the existing group.
 `lost_a_peer` and `local_problem` find the cause of an error of torch.distributed.
 """
 
+import math
 import os
 import socket
 import time
@@ -38,12 +39,18 @@ _REMOTE = ("ncclremoteerror", "timed out", "timeout", "connect", "broken pipe", 
 _LAST = "Last error:"
 
 
-def join(place: Place, timeout: timedelta, notify: Notify = lambda _: None) -> torch.device:
+def join(
+    place: Place,
+    timeout: timedelta,
+    notify: Notify = lambda _: None,
+    connect_timeout: float = math.inf,
+) -> torch.device:
     """Join the gang's process group and return this rank's device.
 
     Waits without a limit for ranks that have not started, and reports to `notify` which those are.
-    All later groups get the same `timeout`. Raises TrainerError 78 if the device cannot be used,
-    and 88 if a rank that had joined is gone.
+    All later groups get the same `timeout`. Raises TrainerError 78 if the device cannot be used, or
+    if the host of rank 0 does not answer at all for `connect_timeout` seconds, and 88 if a rank
+    that had joined is gone.
     """
     device = device_of(place.local_rank)
     cuda = device.type == "cuda"
@@ -51,7 +58,7 @@ def join(place: Place, timeout: timedelta, notify: Notify = lambda _: None) -> t
         torch.cuda.set_device(device)
     waiting = Waiting(notify)
     if place.rank != 0:
-        place = replace(place, address=assembly.address_of_store(place, waiting))
+        place = replace(place, address=assembly.address_of_store(place, waiting, connect_timeout))
     store = _store(place, timeout)
     assembly.assemble(store, place, waiting)
     dist.init_process_group(
