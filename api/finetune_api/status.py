@@ -38,6 +38,8 @@ Word = Annotated[str, Field(max_length=64)]
 Cell = Annotated[str, Field(max_length=32)]
 OwnWord = Annotated[str, Field(max_length=32)]
 """A CamelCase word of this project, in contrast to one that a node or a pod reports."""
+MAX_LOST_WORKERS = 4
+_CORRECTABLE = 1  # earlier attempts whose lost workers are kept
 _SHORT, _EARLIER_MAX, _SOURCE_MAX, _NODE_MAX = 200, 100, 80, 63
 
 
@@ -246,6 +248,13 @@ class Attempt(Message):
     vanished_time: Time | None = Field(
         default=None, description="vanishedTime is the last proof of life of the vanished pods."
     )
+    lost_workers: list[int] = Field(
+        default_factory=list,
+        max_length=MAX_LOST_WORKERS,
+        description="lostWorkers are the indexes of up to 4 workers of the newest two attempts "
+        "that were lost with their nodes. They were charged up to accountedUntil, which is "
+        "corrected once their exact ends are known.",
+    )
     settled: bool = Field(
         default=False,
         description="settled is true once every pod has ended. The device seconds are final, "
@@ -254,7 +263,7 @@ class Attempt(Message):
     corrected: bool = Field(
         default=False,
         description="corrected is true if an estimate was corrected from the attempt's own record "
-        "on storage.",
+        "on storage, or by an exact end that became known later.",
     )
 
 
@@ -455,12 +464,14 @@ class FineTuneJobStatus(Message):
     @field_validator("attempts")
     @classmethod
     def _shorten_earlier(cls, attempts: list[Attempt]) -> list[Attempt]:
-        return [*(_shortened(attempt) for attempt in attempts[:-1]), *attempts[-1:]]
+        short = [_shortened(attempt) for attempt in attempts[:-1]]
+        old = [attempt.replace(lost_workers=[]) for attempt in short[:-_CORRECTABLE]]
+        return [*old, *short[-_CORRECTABLE:], *attempts[-1:]]
 
     @field_validator("folded_attempts")
     @classmethod
     def _shorten_folded(cls, folded: Attempt | None) -> Attempt | None:
-        return folded and folded.replace(**dict.fromkeys(_SUMMED))
+        return folded and folded.replace(**dict.fromkeys(_SUMMED), lost_workers=[])
 
     @field_validator("data")
     @classmethod

@@ -7,7 +7,7 @@ it cost, is often known only from the last version of the object.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -159,11 +159,20 @@ class Pods:
         if job_uid is None:
             self._listed.add(namespace)
 
-    def forget(self, job_uid: str, *, before_attempt: int | None = None) -> None:
-        """Drop pods that are gone: workers of earlier attempts, or all if no attempt is given."""
+    def forget(
+        self,
+        job_uid: str,
+        *,
+        before_attempt: int | None = None,
+        awaited: Container[tuple[int, int]] = (),
+    ) -> None:
+        """Drop pods that are gone: workers of earlier attempts, or all if no attempt is given.
+
+        Workers that are `awaited`, by attempt and index, are kept if they have an exact end.
+        """
         for pod in self.of(job_uid):
             old = before_attempt is None or (pod.role == "worker" and pod.attempt < before_attempt)
-            if pod.gone and old:
+            if pod.gone and old and not (pod.released and (pod.attempt, pod.index) in awaited):
                 del self._pods[job_uid][pod.uid]
                 self._versions.pop(pod.uid, None)
         if before_attempt is None:

@@ -20,7 +20,7 @@ from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
 from finetune_operator.lease import LeaseLostError
 from finetune_operator.live_pods import LivePods
-from finetune_operator.plan import events, storage_use
+from finetune_operator.plan import corrections, events, storage_use
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Job, Refusal, World
 from finetune_operator.plan.planner import only_prepares, plan
@@ -200,7 +200,8 @@ class Reconciler:
 
     def _observe(self, key: Key, job: Job) -> World:
         attempt = job.status.attempt
-        self.pods.forget(job.uid, before_attempt=attempt or 0)
+        awaited = corrections.awaited(job.status)
+        self.pods.forget(job.uid, before_attempt=attempt or 0, awaited=awaited)
         if job.status.finished:
             self.reports.drop(job.uid)
         use = self.jobs.storage.get(job.uid)

@@ -25,6 +25,7 @@ _ATTEMPT_VOLATILE = (
     "productive_device_seconds",
     "lost_device_seconds",
     "last_step",
+    "vanished_time",
 )
 # Compared separately, because only some of their fields count.
 _PARTIAL = {"conditions", "attempts"}

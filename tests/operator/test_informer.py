@@ -63,6 +63,16 @@ def test_a_deletion_is_processed_at_once():
     assert (cache.now, cache.soon) == ([KEY], [])
 
 
+def test_the_end_of_a_pod_whose_exact_end_is_awaited_is_kept():
+    cache = Cache()
+    cache.pods.replace([pod(2, status=podstatus.ended(137))], "default", "u", notify=False)
+    cache.pods.vanish("u", "p")
+    cache.pods.forget("u", before_attempt=2, awaited={(1, 0)})
+    assert [kept.name for kept in cache.pods.of("u")] == ["a-1-0"]
+    cache.pods.forget("u", before_attempt=2)
+    assert not cache.pods.of("u")
+
+
 def test_pods_read_while_reconciling_cause_no_notification():
     cache = Cache()
     cache.pods.replace([pod(2, status=podstatus.ended(1))], "default", "u", notify=False)

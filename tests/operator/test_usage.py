@@ -166,7 +166,7 @@ def vanished_job():
     return running(job.with_status(look(job, *end, now=400).status), now=420)
 
 
-def test_the_record_of_an_attempt_corrects_its_estimate_once():
+def test_the_record_of_an_attempt_corrects_its_estimate_while_it_grows():
     job = vanished_job()
     first = job.status.attempts[0]
     assert (first.settled, first.estimated, first.vanished_workers) == (True, True, 1)
@@ -180,10 +180,71 @@ def test_the_record_of_an_attempt_corrects_its_estimate_once():
     assert (corrected.productive_device_seconds, corrected.lost_device_seconds) == (800, 40)
     assert corrected.last_step == 30
     assert corrected.estimated  # the other worker is only assumed to have ended with it
-    job = job.with_status(status)
-    later = record.replace(update_time=at(300))
+    for _ in range(2):
+        job = job.with_status(status)
+        status = look(job, *pods, now=440, report=report(attempt=2, earlier_attempts=[record]))
+        assert status.status.attempts[0] == corrected, "the same record corrects nothing more"
+        status = status.status
+    # Its process was cut off, and went on.
+    grown = ledger.replace(productive_seconds=150, highest_step=45)
+    later = record.replace(update_time=at(300), ledger=grown)
     again = look(job, *pods, now=440, report=report(attempt=2, earlier_attempts=[later])).status
-    assert again.attempts[0] == corrected
+    assert again.attempts[0].device_seconds == corrected.device_seconds + 4 * 96
+    assert again.attempts[0].last_step == 45
+
+
+def test_a_record_never_goes_below_what_a_report_proved():
+    """The record is written once a minute, the report was newer: step 60 became step 48."""
+    job = running()
+    first = report(**progressed(60, redone=7))
+    job = job.with_status(look(job, worker(0), worker(1), now=180, report=first).status)
+    job = job.with_status(look(job, worker(1), now=200).status)
+    end = [ended(worker(1), 88, 205)]
+    for now in (230, 231, 400):
+        job = job.with_status(look(job, *end, now=now).status)
+    job = running(job, now=420)
+    before = job.status.attempts[0]
+    assert (before.last_step, before.settled, before.estimated) == (60, True, True)
+    ledger = StepLedger(productive_seconds=40, redone_seconds=2, first_step=3, highest_step=48)
+    for seconds in (150, 204):
+        record = AttemptRecord(attempt=1, update_time=at(seconds), ledger=ledger)
+        pods, seen = (worker(0, 2), worker(1, 2)), report(attempt=2, earlier_attempts=[record])
+        job = job.with_status(look(job, *pods, now=430, report=seen).status)
+        after = job.status.attempts[0]
+        assert (after.last_step, after.first_step) == (60, 0)
+        assert after.productive_device_seconds == before.productive_device_seconds
+        assert after.lost_device_seconds == before.lost_device_seconds
+
+
+ENDS_ON_A_LOST_NODE = {"before it was given up": 322, "long after it was given up": 1000}
+
+
+@pytest.mark.parametrize("end", ENDS_ON_A_LOST_NODE.values(), ids=ENDS_ON_A_LOST_NODE)
+def test_the_exact_end_of_a_worker_on_a_lost_node_corrects_the_estimate(end):
+    """Seen on real nodes: 398 s were charged, and the container had run for 312 s."""
+    job = running()
+    peer, lost = ended(worker(0), 88, 300), worker(1, deletion=at(347))
+    for now in (408, 408, 408):  # a minute past its deletion
+        job = job.with_status(look(job, peer, lost, now=now).status)
+    first = job.status.attempts[0]
+    assert (first.device_seconds, first.estimated) == (4 * (290 + 398), True)
+    job = running(job.with_status(look(job, peer, lost, now=500).status), now=520)
+    gang = [worker(0, 2), worker(1, 2)]
+    back = ended(replace(lost, gone=True), 137, end)
+    for now in (1100, 1110):
+        job = job.with_status(look(job, *gang, back, now=now).status)
+        first = job.status.attempts[0]
+        assert (first.device_seconds, first.estimated) == (4 * (290 + end - 10), False)
+        sums = sum(attempt.device_seconds for attempt in job.status.attempts)
+        assert job.status.usage.device_seconds == sums
+
+
+def test_the_exact_end_is_not_awaited_of_a_pod_that_was_seen_to_vanish():
+    job = running()
+    peer, lost = ended(worker(0), 88, 300), worker(1).vanished(at(305))
+    for now in (320, 321, 322):
+        job = job.with_status(look(job, peer, lost, now=now).status)
+    assert job.status.attempts[0].lost_workers == []
 
 
 def test_an_attempt_whose_ends_were_observed_is_never_corrected():

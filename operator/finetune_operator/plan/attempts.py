@@ -2,7 +2,7 @@
 
 from finetune_api.run import Report, Result
 from finetune_api.status import Attempt, FineTuneJobStatus
-from finetune_operator.plan import usage
+from finetune_operator.plan import corrections, usage
 from finetune_operator.plan.observe import Pod, World, termination_result
 
 
@@ -23,7 +23,7 @@ def refresh(world: World, gang: list[Pod]) -> FineTuneJobStatus:
     report = termination_result(gang) or world.report
     status = merge_report(world.job.status, report)
     if world.report:
-        status = usage.correct(status, world.report.earlier_attempts, world.now)
+        status = corrections.by_records(status, world.report.earlier_attempts, world.now)
     # A pod that was created again, because its gang was not complete, has a cost of its own.
     workers = [p for p in world.pods if p.role == "worker" and p.attempt == status.attempt]
     attempt = usage.account(current(status), workers, world.now)

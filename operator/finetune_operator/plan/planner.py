@@ -1,6 +1,6 @@
 """The entry point of the planner, which selects a policy by where the job is in its life."""
 
-from finetune_operator.plan import finished, gang, next_attempt, prepare, suspend
+from finetune_operator.plan import corrections, finished, gang, next_attempt, prepare, suspend
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Job, World
 from finetune_operator.settings import Settings
@@ -8,11 +8,13 @@ from finetune_operator.settings import Settings
 
 def plan(world: World, settings: Settings) -> Decision:
     """Decide what to do about one job; equal worlds give equal decisions."""
-    status = world.job.status
     if world.job.deleting:
-        return Decision(status)  # Kubernetes deletes the pods through their owner references.
-    if status.finished:
+        # Kubernetes deletes the pods through their owner references.
+        return Decision(world.job.status)
+    if world.job.status.finished:
         return finished.clean_up(world)
+    world = corrections.by_exact_ends(world)
+    status = world.job.status
     if only_prepares(world.job):
         return prepare.decide(world, settings)
     if not status.attempts:

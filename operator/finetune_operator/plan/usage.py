@@ -2,18 +2,16 @@
 
 A pod is charged for its devices from its binding to a node until its trainer container ended. The
 total of an attempt is computed from the pods each time the job is planned. A pod that vanished
-before its end was observed is charged up to its last proof of life, until the attempt's own record
-on storage shows that it lived longer. Once an attempt is settled, only such a correction changes
-its sums.
+before its end was observed is charged up to its last proof of life. Once an attempt is settled,
+only corrections.py changes its sums.
 """
 
 from datetime import datetime
 
 from finetune_api.names import MAX_ATTEMPTS
 from finetune_api.progress import StepLedger
-from finetune_api.run import AttemptRecord
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Attempt, FineTuneJobStatus, Usage
+from finetune_api.status import MAX_LOST_WORKERS, Attempt, FineTuneJobStatus, Usage
 from finetune_operator.plan.observe import Pod
 
 PROOF_INTERVAL = 600.0
@@ -48,8 +46,12 @@ def _end(pod: Pod) -> datetime | None:
 def _seconds(pod: Pod, until: datetime) -> int:
     if pod.scheduled is None:
         return 0
-    end = min(until, _end(pod) or until)
-    return max(0, int((end - pod.scheduled).total_seconds()))
+    return seconds_between(pod.scheduled, min(until, _end(pod) or until))
+
+
+def seconds_between(since: datetime, until: datetime) -> int:
+    """Return the seconds, which are 0 if the clock of a node is behind that of the scheduler."""
+    return max(0, int((until - since).total_seconds()))
 
 
 def _proven_seconds(pod: Pod) -> int:
@@ -109,57 +111,37 @@ def finalize(attempt: Attempt, pods: list[Pod]) -> Attempt:
             total, attempt = attempt.device_seconds, attempt.replace(estimated=True)
         attempt = attempt.replace(device_seconds=total)
     parts = attempt.productive_device_seconds + attempt.lost_device_seconds
+    lost = [pod.index for pod in unseen if not (pod.gone or pod.finished)]
+    # Other workers without an exact end will never have one.
+    correctable = attempt.created and len(lost) == len(unseen) <= MAX_LOST_WORKERS
     return attempt.replace(
         settled=True,
+        lost_workers=lost if correctable else [],
         estimated=attempt.estimated or bool(unseen),
         device_seconds=max(attempt.device_seconds, parts),
     )
 
 
 def split(attempt: Attempt, ledger: StepLedger | None) -> Attempt:
-    """Return the attempt with its time split by the ledger; the remainder is overhead."""
+    """Return the attempt with its time split by the ledger; the remainder is overhead.
+
+    A ledger may be older than one that was read before, and then changes nothing.
+    """
     if ledger is None:
         return attempt
     devices = attempt.workers * attempt.devices_per_worker
-    productive = min(attempt.device_seconds, int(ledger.productive_seconds * devices))
-    left = attempt.device_seconds - productive
+    productive = max(
+        attempt.productive_device_seconds,
+        min(attempt.device_seconds, int(ledger.productive_seconds * devices)),
+    )
+    lost = max(attempt.lost_device_seconds, round(ledger.redone_seconds * devices))
+    steps = [s for s in (attempt.last_step, ledger.highest_step) if s is not None]
     return attempt.replace(
         productive_device_seconds=productive,
-        lost_device_seconds=min(left, round(ledger.redone_seconds * devices)),
-        first_step=ledger.first_step,
-        last_step=ledger.highest_step,
+        lost_device_seconds=max(0, min(attempt.device_seconds - productive, lost)),
+        first_step=attempt.first_step if ledger.first_step is None else ledger.first_step,
+        last_step=max(steps, default=None),
     )
-
-
-def correct(
-    status: FineTuneJobStatus, records: list[AttemptRecord], now: datetime
-) -> FineTuneJobStatus:
-    """Correct the estimates of earlier attempts from their own records, once each.
-
-    The time of a record is a proof of life that the operator did not observe. It is that of worker
-    0, and the other workers are assumed to have ended with it, so the attempt stays marked as
-    estimated. A time in the future counts as now.
-    """
-    known = {record.attempt: record for record in records}
-    corrected = [
-        _corrected(attempt, known[attempt.number], now)
-        if attempt.settled
-        and attempt.estimated
-        and not attempt.corrected
-        and attempt.number in known
-        else attempt
-        for attempt in status.attempts
-    ]
-    return status.replace(attempts=corrected)
-
-
-def _corrected(attempt: Attempt, record: AttemptRecord, now: datetime) -> Attempt:
-    alive_at = min(record.update_time, now)
-    charged_until = attempt.vanished_time or alive_at
-    missing = max(0, int((alive_at - charged_until).total_seconds()))
-    more = missing * attempt.vanished_workers * attempt.devices_per_worker
-    attempt = attempt.replace(device_seconds=attempt.device_seconds + more, corrected=True)
-    return split(attempt, record.ledger)
 
 
 def total(status: FineTuneJobStatus) -> Usage:
@@ -193,5 +175,6 @@ def fold(status: FineTuneJobStatus, limit: int) -> FineTuneJobStatus:
         active_seconds=sum(p.active_seconds for p in parts),
         estimated=any(p.estimated for p in parts),
         last_step=max((p.last_step or 0 for p in parts), default=0),
+        lost_workers=[],
     )
     return status.replace(attempts=kept, folded_attempts=folded)

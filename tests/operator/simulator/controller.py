@@ -59,6 +59,8 @@ class Controller:
             lambda: self.clock.seconds,
         )
         self.cursor = {PODS: 0, JOBS: 0}
+        self.first_version = self.wire.store.version
+        self.missed = False  # a watch was cut, so that deletions may have been missed
         self.relist(PODS)
         self.relist(JOBS)
         self.wire.deliver = self.deliver

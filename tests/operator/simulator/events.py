@@ -162,7 +162,7 @@ def _watch(world: "World", value: tuple[str, str]) -> None:
     elif what == "flow":
         world.controller.stalled.discard(plural)
     else:
-        world.blind = True
+        world.blind = world.controller.missed = True
         world.controller.relist(plural)
 
 

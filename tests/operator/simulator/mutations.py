@@ -13,6 +13,7 @@ from finetune_operator.plan import (
     attempts,
     avoided_nodes,
     configuration,
+    corrections,
     deadlines,
     ending,
     gang,
@@ -463,3 +464,25 @@ def an_eviction_of_the_prepare_pod_is_its_failure(patch: Patch) -> None:
 @mutation
 def an_evicted_prepare_pod_is_created_again_at_once(patch: Patch) -> None:
     patch.setattr(prepare, "_after", lambda world, backoff, count: world.now)
+
+
+@mutation
+@mutation
+def a_record_replaces_what_a_report_proved(patch: Patch) -> None:
+    def replaced(original: Any, attempt: Any, ledger: Any) -> Any:
+        if ledger is None:
+            return attempt
+        forgotten = {"productive_device_seconds": 0, "lost_device_seconds": 0, "last_step": None}
+        return original(attempt.replace(**forgotten), ledger)
+
+    _wrap(patch, usage, "split", replaced)
+
+
+@mutation
+def an_exact_end_that_is_seen_late_corrects_nothing(patch: Patch) -> None:
+    patch.setattr(corrections, "by_exact_ends", lambda world: world)
+
+
+@mutation
+def an_exact_end_that_is_seen_late_is_forgotten(patch: Patch) -> None:
+    patch.setattr(corrections, "awaited", lambda status: set())

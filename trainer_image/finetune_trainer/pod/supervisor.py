@@ -79,7 +79,7 @@ class _Pod:
         limits = Limits(config.progress_deadline_seconds, config.termination_grace_period_seconds)
         self._watch = Watch(self._state, limits, stop)
         self._children: list[Child] = []
-        self._record: _AttemptRecord | None = None  # only of worker 0, which holds the fence
+        self._record: AttemptRecordWriter | None = None  # only of worker 0, which holds the fence
 
     def prepare(self) -> int:
         """Run the work of a prepare pod in one child. Return the pod's exit code."""
@@ -137,8 +137,8 @@ class _Pod:
         except OSError as error:
             text = f"{paths.storage_uri}: {error}"
             raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, text) from error
-        self._record = _AttemptRecord(paths, epoch, self._started, self._state)
-        self._state.earlier = records.earlier(paths, job_uid, attempt)
+        self._record = AttemptRecordWriter(paths, epoch, self._started, self._state)
+        self._record.read_earlier()
 
     def _run_file(self) -> RunFile:
         """Return what run.json contains while this job owns the storage."""
@@ -227,19 +227,28 @@ class _Pod:
         return code
 
 
-class _AttemptRecord:
+class AttemptRecordWriter:
     """The attempt's record on storage. Only the holder of the fence writes it."""
 
     def __init__(self, paths: RunPaths, epoch: int, started: datetime, state: PodState) -> None:
         self.epoch = epoch
         self._paths, self._started, self._state = paths, started, state
-        self._written = time.monotonic()
+        self.written = time.monotonic()
 
     def refresh(self, now: float) -> None:
-        """Write the record if the last write is a minute old."""
-        if now - self._written > records.REFRESH_SECONDS:
-            self._written = now
+        """Write the record if the last write is a minute old, and read the earlier ones again.
+
+        The process of an earlier attempt may go on if its node was cut off.
+        """
+        if now - self.written > records.REFRESH_SECONDS:
+            self.written = now
             self.write(None)
+            self.read_earlier()
+
+    def read_earlier(self) -> None:
+        """Read the records of earlier attempts, which worker 0 reports."""
+        job_uid, attempt = self._state.job_uid, self._state.attempt
+        self._state.earlier = records.earlier(self._paths, job_uid, attempt)
 
     def write(self, code: int | None) -> None:
         """Write the record. `code` is the pod's exit code, or None while it runs."""

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 from tests.operator.simulator.invariants.queries import (
     FINISHED,
     alive,
+    all_pods,
     attempt_of,
     attempts_of,
+    exact_end,
     gang_pods,
     goes_on,
     has_failed,
@@ -20,6 +22,7 @@ from tests.operator.simulator.invariants.queries import (
     runs,
 )
 from tests.operator.simulator.invariants.registry import invariant
+from tests.operator.simulator.store import identity
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
@@ -141,6 +144,21 @@ def _names_the_pod(world: "World", _: Any) -> str | None:
     if not lost or not waits or any(name in status["message"] for name in lost):
         return None
     return f"{lost} are lost, and the message is: {status['message']}"
+
+
+@invariant("at rest", "an exact end of a worker on a lost node corrects its estimate")
+def _corrects(world: "World", _: Any) -> str | None:
+    job, own = world.job, world.controller
+    if not job or own.missed or job.get("status", {}).get("phase") in FINISHED:
+        return None
+    for attempt in attempts_of(world):
+        for pod in all_pods(world, job["metadata"]["uid"]):
+            number, index = identity(pod)
+            ended = world.ended_at.get(pod["metadata"]["uid"], 0)
+            lost = number == attempt["number"] and index in attempt.get("lostWorkers", [])
+            if lost and exact_end(pod) and ended > own.first_version:
+                return f"{pod['metadata']['name']} ended, and is still taken to be lost"
+    return None
 
 
 # After the faults have stopped

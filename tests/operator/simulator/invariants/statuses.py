@@ -1,6 +1,6 @@
 """The invariants of every status that the operator writes."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_api.base import Object
 from tests.operator.simulator.invariants.queries import (
@@ -163,12 +163,31 @@ def _monotone(world: "World", change: Change) -> str | None:
         # Finalizing replaces what was charged by what the kubelets reported later, once `settled`
         # and if they know all ends.
         exact = after.get("settled") and not after.get("estimated")
-        if shrinks and (before.get("settled") or not exact):
+        # The exact end of a worker on a lost node replaces its estimate.
+        seen = after.get("lostWorkers", []) < before.get("lostWorkers", [])
+        if shrinks and not seen and (before.get("settled") or not exact):
             return f"attempt {before['number']} {before['deviceSeconds']} -> {short(after)}"
         changed = after["deviceSeconds"] != before["deviceSeconds"]
-        corrected = after.get("corrected") and not before.get("corrected")
+        corrected = after.get("corrected") and _correction(after) != _correction(before)
         if before.get("settled") and changed and not corrected:
             return f"attempt {before['number']} settled: {short(before)} -> {short(after)}"
+    return None
+
+
+def _correction(attempt: Object) -> list[Any]:
+    """Return what changes with every correction of a settled sum."""
+    return [attempt.get(field) for field in ("corrected", "vanishedTime", "lostWorkers")]
+
+
+@invariant("status written", "the steps of an attempt, once proved, are never taken back")
+def _steps_stay(world: "World", change: Change) -> str | None:
+    old, new = statuses(change)
+    known = {a["number"]: a for a in new.get("attempts", [])}
+    for before in old.get("attempts", []):
+        after = known.get(before["number"], before)
+        for field in ("lastStep", "productiveDeviceSeconds"):
+            if after.get(field, 0) < before.get(field, 0):
+                return f"attempt {before['number']}: {field} {before[field]} -> {after.get(field)}"
     return None
 
 
