@@ -7,6 +7,7 @@ import pytest
 
 from finetune_local.cluster import Cluster, ClusterError
 from tests.installed import Operator, finished, install, status, wait_for
+from tests.operator import podstatus
 from tests.operator.kubelet import Kubelet, names
 from tests.operator.worlds import OUTPUT, prepared, progressed, result, spec_of
 
@@ -177,3 +178,51 @@ def test_a_finished_job_is_not_written_again(api, operator):
     apply(api, "later")
     wait_for("the new operator works", lambda: "later-prepare" in names(api, "later"))
     assert version() == before
+
+
+def retries(api: Cluster, name: str) -> str:
+    """Return how many prepare pods have ended before the one that exists, or nothing."""
+    path = r"jsonpath={.metadata.annotations.finetune\.dev/retry}"
+    return api.kubectl("get", "pod", f"{name}-prepare", "--ignore-not-found", "-o", path)
+
+
+NODE = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "bad-1"}}
+
+
+@pytest.mark.slow
+def test_a_node_that_refuses_a_worker_is_avoided_and_nothing_is_counted(api, operator):
+    kubelet = Kubelet(api)
+    api.kubectl("apply", "-f", "-", stdin=json.dumps(NODE))
+    apply(api, "refused")
+    wait_for("prepare pod", lambda: "refused-prepare" in names(api, "refused"))
+    kubelet.run("refused-prepare")
+    kubelet.end("refused-prepare", 0, result(prepared=prepared()))
+    wait_for("attempt 1", lambda: {"refused-1-0", "refused-1-1"} <= names(api, "refused"))
+    kubelet.run("refused-1-0")
+    kubelet.bind("refused-1-1", "bad-1")
+    kubelet.write("refused-1-1", podstatus.refused("UnexpectedAdmissionError", "no healthy device"))
+    found = wait_for("release", lambda: status(api, "refused").get("avoidedNodes"))
+    assert found == [{"name": "bad-1", "reason": "UnexpectedAdmissionError", "faults": 1}]
+    first = status(api, "refused")["attempts"][0]
+    assert (first["outcome"], first["reason"]) == ("Released", "UnexpectedAdmissionError")
+    assert "pod refused-1-1 on node bad-1 could not start: no healthy device" in first["message"]
+    wait_for("attempt 2", lambda: "refused-2-0" in names(api, "refused"), 60)
+    second = api.kubectl("get", "pod", "refused-2-0", "-o", "jsonpath={.spec.affinity}")
+    assert "bad-1" in second
+    now = status(api, "refused")
+    assert (now["attempt"], now.get("restarts", 0), now.get("countedRestarts", 0)) == (2, 0, 0)
+
+
+@pytest.mark.slow
+def test_a_prepare_pod_that_is_evicted_waits_and_keeps_its_cause(api, operator):
+    kubelet = Kubelet(api)
+    apply(api, "evicted")
+    wait_for("prepare pod", lambda: "evicted-prepare" in names(api, "evicted"))
+    kubelet.write("evicted-prepare", podstatus.refused("Evicted", "low on memory"))
+    found = wait_for("count", lambda: status(api, "evicted").get("prepareInterruptions"))
+    assert found == 1
+    assert "low on memory" in status(api, "evicted")["prepareProblem"]
+    wait_for("another pod", lambda: retries(api, "evicted") == "1")
+    kubelet.run("evicted-prepare")
+    kubelet.end("evicted-prepare", 0, result(prepared=prepared()))
+    wait_for("attempt 1", lambda: status(api, "evicted").get("attempt") == 1)
