@@ -34,7 +34,7 @@ def on_node(index: int, status: Object, **metadata: object) -> Pod:
         "finetune.dev/worker-index": str(index),
         "finetune.dev/job-name": "a",
     }
-    owner = {"uid": "job-uid", "controller": True}
+    owner = {"kind": "FineTuneJob", "name": "a", "uid": "job-uid", "controller": True}
     return Pod.of(
         {
             "metadata": {

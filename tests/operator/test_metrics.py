@@ -153,7 +153,7 @@ async def test_a_cause_from_a_pod_is_not_used_as_a_label():
 async def test_every_cause_that_the_operator_sets_is_known():
     causes = {"Crashed", "Evicted", "Hang", "OutOfMemory", "PeerLost", "Preempted", "WorkerLost"}
     assert causes < CAUSES
-    job, lost = running(), worker(1, gone=True, running=False)
+    job, lost = running(), worker(1).vanished(at(190))
     _, after = follow(job, worker(0), lost, now=200)
     ended = after.status.attempts[-1]
     assert ended.reason in CAUSES

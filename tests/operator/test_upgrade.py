@@ -15,7 +15,7 @@ from finetune_operator import informer
 from finetune_operator.events import Recorder
 from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs, collection
-from finetune_operator.plan import pods as render
+from finetune_operator.plan import requests
 from finetune_operator.plan.observe import Job, Pod, World
 from finetune_operator.plan.planner import plan
 from finetune_operator.reconcile import Reconciler
@@ -51,6 +51,8 @@ CHANGED: dict[str, Any] = {
     "progress_write_interval": 99.0,
     "health_port": 8080,
     "lease": LeaseSettings("default", "operator"),
+    "strict_certificates": False,
+    "ended_metrics": 99.0,
 }
 
 # The planner
@@ -103,8 +105,9 @@ def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(names, "RENDEZVOUS_PORT", 30500)
         monkeypatch.setattr(names, "REPORT_PORT", 30600)
     if request.param == "other requests":
-        monkeypatch.setattr(render, "_WORKER_REQUESTS", {"cpu": "3", "memory": "7Gi"})
-        monkeypatch.setattr(render, "_PREPARE_REQUESTS", {"cpu": "3", "memory": "7Gi"})
+        other = {"cpu": "3", "memory": "7Gi"}
+        monkeypatch.setattr(requests, "for_worker", lambda spec, status: other)
+        monkeypatch.setattr(requests, "PREPARE", other)
     return str(request.param)
 
 

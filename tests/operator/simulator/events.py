@@ -131,7 +131,7 @@ def _exit(world: "World", value: tuple[int, int, bool]) -> None:
     pod = _pod(world, place)
     process = world.nodes.processes.get(pod["metadata"]["uid"]) if pod else None
     if process and (code != 0 or not process.attempt):
-        if code in OWN_FAILURES:
+        if code in OWN_FAILURES or (not process.attempt and code != 69):
             world.nodes.failed.add(process.job_uid)
         world.nodes.exit(process, code, reported=reported)
 
