@@ -13,12 +13,18 @@ def is_known(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> bool:
     return stage == "Exporting" or any(pod.ended and pod.ended.exit_code == 0 for pod in gang)
 
 
-def is_unobserved(pod: Pod) -> bool:
-    """Return whether a pod was found missing, so that it is not known how it ended."""
-    return pod.gone and pod.ended is None and pod.end_seen is None
+def overlooked(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> set[int]:
+    """Return the workers whose pods may be missing because they ended before the export."""
+    others = set(range(1, status.attempts[-1].workers))
+    if is_known(world, status, gang):
+        return others
+    if not _is_possible(world, gang):
+        return set()
+    observed = (pod for pod in gang if not pod.gone or pod.ended or pod.end_seen)
+    return others - {pod.index for pod in observed}
 
 
-def is_possible(world: World, gang: list[Pod]) -> bool:
+def _is_possible(world: World, gang: list[Pod]) -> bool:
     """Return whether the first report of worker 0 will soon show whether it exports.
 
     That is so directly after a start of the operator. A report arrives, or worker 0 becomes silent.

@@ -58,12 +58,8 @@ def _verdict(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Verdic
     attempt = attempts.current(status)
     if attempt.running_time is None:
         return incomplete_gang.verdict(attempt, gang, world.now)
-    exports = export.is_known(world, status, gang)
-    created = attempt.created
-    if not exports and export.is_possible(world, gang):
-        # A pod that is missing may have ended before the export, so its absence says nothing yet.
-        gang, created = [pod for pod in gang if not export.is_unobserved(pod)], False
-    return verdict(gang, attempt.workers, created, world.now, exports=exports)
+    overlooked = export.overlooked(world, status, gang)
+    return verdict(gang, attempt.workers, attempt.created, world.now, overlooked=overlooked)
 
 
 def _late_pod_deletions(world: World, attempt: Attempt) -> list[Delete]:

@@ -4,6 +4,7 @@ The cause is the first exit that is not a consequence of another one (79 Fenced,
 are broken by worker index, because the clocks of nodes differ and times have whole seconds.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -42,22 +43,27 @@ def success() -> Verdict:
 
 
 def verdict(
-    pods: list[Pod], replicas: int, created: bool, now: datetime, *, exports: bool = False
+    pods: list[Pod],
+    replicas: int,
+    created: bool,
+    now: datetime,
+    *,
+    overlooked: Collection[int] = (),
 ) -> Verdict | None:
     """Return how the attempt ended, or None while it goes on or its cause may still be observed.
 
-    `exports` is whether training is done, so that no worker except worker 0 is needed any more.
+    `overlooked` are workers whose pods may be missing, because they ended before the export.
     """
     ends = {pod.index: pod.ended for pod in pods if pod.ended}
     if len(ends) == replicas and all(end.exit_code == 0 for end in ends.values()):
         return success()
     failures = _in_order([(end, index) for index, end in ends.items() if end.exit_code != 0])
     present = {pod.index for pod in pods if not pod.gone or pod.ended or pod.failure}
-    missing = sorted(set(range(replicas)) - present) if created else []
-    if exports and 0 not in missing:
-        if len(ends) + len(missing) == replicas and not failures:
-            return success()
-        missing = []
+    absent = set(range(replicas)) - present if created else set()
+    ignored = absent.intersection(overlooked)
+    if 0 in ends and not failures and len(ends) + len(ignored) == replicas:
+        return success()
+    missing = sorted(absent - ignored)
     lost = [pod for pod in pods if pod.ended is None and pod.lost(now)]
     causes = [i for _, i in failures if not meaning(ends[i].exit_code).consequence]
     failed = [i for i in causes if ends[i].exit_code != ExitCode.STOPPED and not ends[i].unknown]
