@@ -123,10 +123,13 @@ def refused(reason: str, message: str, *, waits: bool = False, ran: str | None =
     }
 
 
-def unknown(*, ran: bool = True, condition: Object | None = None) -> Object:
+def unknown(
+    *, ran: bool = True, condition: Object | None = None, bound: str | None = None
+) -> Object:
     """Return the final status of a pod whose container the kubelet does not find any more.
 
-    A container that never `ran` has no ID. Neither has a time of its end.
+    A container that never `ran` has no ID. Neither has a time of its end. The `condition` is added
+    to that of a pod that is `bound` to its node since that time.
     """
     end = {
         "exitCode": 137,
@@ -137,7 +140,7 @@ def unknown(*, ran: bool = True, condition: Object | None = None) -> Object:
     }
     status: Object = {"phase": "Failed", "containerStatuses": [container({"terminated": end}, ran)]}
     if condition:
-        status["conditions"] = [scheduled(), condition]
+        status["conditions"] = [scheduled(bound), condition]
     return status
 
 

@@ -467,7 +467,6 @@ def an_evicted_prepare_pod_is_created_again_at_once(patch: Patch) -> None:
 
 
 @mutation
-@mutation
 def a_record_replaces_what_a_report_proved(patch: Patch) -> None:
     def replaced(original: Any, attempt: Any, ledger: Any) -> Any:
         if ledger is None:

@@ -22,6 +22,7 @@ from tests.operator.simulator.store import PODS, TERMINAL, Store, identity, owne
 TOTAL_STEPS = 1_000_000
 STOPPED, FENCED, PEER_LOST, KILLED = 75, 79, 88, 137
 STORAGE_IN_USE, STORAGE_FULL = 69, 73
+_RECORD_INTERVAL = 60.0
 REFUSALS = ("UnexpectedAdmissionError", "OutOfcpu", "NodeAffinity")
 
 
@@ -40,6 +41,7 @@ class Process:
     productive: float = 0.0
     redone: float = 0.0
     busy_since: float = 0.0
+    recorded: float = 0.0  # when its record on storage was written
 
     @property
     def uid(self) -> str:
@@ -197,14 +199,20 @@ class Nodes:
             process.redone += seconds - new
             process.step += seconds
             run.highest_step = max(run.highest_step, process.step)
-            run.records[process.attempt] = (
-                self._stamp(process.pod),
-                process.productive,
-                process.redone,
-                process.step,
-            )
+            if self.clock.seconds - process.recorded >= _RECORD_INTERVAL:
+                self._record(process)
             if save and not run.publish(process.step, process.epoch, process.attempt):
                 self.exit(process, FENCED)
+
+    def _record(self, process: Process) -> None:
+        """Write the attempt's record on storage, which is mostly older than the last report."""
+        process.recorded = self.clock.seconds
+        self.runs[process.job_uid].records[process.attempt] = (
+            self._stamp(process.pod),
+            process.productive,
+            process.redone,
+            process.step,
+        )
 
     def _gang(self, one: Process) -> list[Process]:
         return [
@@ -235,6 +243,8 @@ class Nodes:
             run, final = self.runs[process.job_uid], code == 0
             if not run.publish(process.step, process.epoch, process.attempt, final=final):
                 code = FENCED
+        if process.epoch is not None and code != KILLED:
+            self._record(process)
         message = self._termination_message(process, code)
         self._forget(process, code)
         end = {
