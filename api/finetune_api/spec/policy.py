@@ -51,7 +51,7 @@ class Checkpoints(Spec):
         description="onExisting selects what happens if storage holds the run of another job, for "
         "example of one that failed. Refuse fails the job before it requests a device. Resume "
         "continues from the newest checkpoint of that run, provided that model, data and training "
-        "are the same. Default: Refuse.",
+        "are the same, and waits until that job has ended. Default: Refuse.",
     )
 
     @property
