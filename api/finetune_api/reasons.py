@@ -28,7 +28,10 @@ def _reason(name: str, meaning: str, *, ends_attempt: bool = False) -> str:
 
 # Nothing can be created yet, or pods cannot start.
 CLAIM_MISSING = _reason("ClaimMissing", "A claim that a pvc:// address names does not exist.")
-FORBIDDEN = _reason("Forbidden", "The API server refuses a pod: quota, Pod Security or rights.")
+FORBIDDEN = _reason(
+    "Forbidden", "The API server refuses a pod: Pod Security, rights, a priority class."
+)
+QUOTA_EXCEEDED = _reason("QuotaExceeded", "A ResourceQuota has no room for all pods of the gang.")
 INVALID_TEMPLATE = _reason("InvalidTemplate", "A pod template cannot be used.")
 NAME_TAKEN = _reason("NameTaken", "An object of another owner has the name of a pod or Service.")
 WAITING_FOR_OLD_PODS = _reason(

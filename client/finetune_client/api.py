@@ -143,9 +143,9 @@ class Api:
         """POST an object. The response is not parsed: the caller's watch delivers the object."""
         await self.request("POST", path, query, body, accept=METADATA)
 
-    async def post(self, path: str, body: Object) -> Object:
-        """POST to a subresource that returns a result, such as `token`."""
-        return decode(await self.request("POST", path, {}, body))
+    async def post(self, path: str, body: Object, **query: str) -> Object:
+        """POST and return the response, for dry runs and for subresources such as `token`."""
+        return decode(await self.request("POST", path, query, body))
 
     async def patch(self, path: str, body: Object) -> Object:
         """Apply a merge patch and return the object."""

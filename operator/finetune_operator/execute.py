@@ -12,9 +12,10 @@ from typing import Protocol, TypeVar
 
 from finetune_api import reasons
 from finetune_api.base import Object
+from finetune_api.names import KIND
 from finetune_client.errors import TRANSIENT, ApiError
 from finetune_operator import jobs
-from finetune_operator.plan.decision import Check, Delete
+from finetune_operator.plan.decision import Delete
 from finetune_operator.plan.observe import Job, Refusal
 
 _PARALLEL = 10
@@ -34,6 +35,9 @@ class Requests(Protocol):
     async def create(self, path: str, body: Object, **query: str) -> None:
         """POST an object."""
 
+    async def post(self, path: str, body: Object, **query: str) -> Object:
+        """POST an object and return what the server answers."""
+
     async def patch(self, path: str, body: Object) -> Object:
         """Apply a merge patch."""
 
@@ -51,39 +55,9 @@ def requested(what: str) -> Iterator[None]:
         raise
 
 
-def _collection(item: Object) -> str:
+def collection(item: Object) -> str:
+    """Return the path of the collection that an object belongs to."""
     return f"/api/v1/namespaces/{item['metadata']['namespace']}/{_PLURALS[item['kind']]}"
-
-
-async def admit(api: Requests, job: Job, check: Check) -> Refusal | None:
-    """Check what a decision needs, without changing anything; return why it cannot be done."""
-    results = await asyncio.gather(*(_find_claim(api, job, claim) for claim in check.claims))
-    refusal = next((result for result in results if result), None)
-    if refusal is None and check.pod:
-        return await _dry_run(api, check.pod)
-    return refusal
-
-
-async def _find_claim(api: Requests, job: Job, claim: str) -> Refusal | None:
-    try:
-        with requested(f"read PersistentVolumeClaim {claim}"):
-            await api.get(f"/api/v1/namespaces/{job.namespace}/persistentvolumeclaims/{claim}")
-    except ApiError as error:
-        if error.code != 404:
-            raise
-        text = f"PersistentVolumeClaim {claim} does not exist in namespace {job.namespace}"
-        return Refusal(reasons.CLAIM_MISSING, f"{text}; create it, or correct the pvc:// address")
-    return None
-
-
-async def _dry_run(api: Requests, pod: Object) -> Refusal | None:
-    with requested(f"admit Pod {pod['metadata']['name']} (dry run)"):
-        try:
-            await api.create(_collection(pod), pod, dryRun="All", fieldValidation="Strict")
-        except ApiError as error:
-            if error.code != 409:  # The pod exists, so it was admitted before.
-                return _refusal(error)
-    return None
 
 
 class _RefusedError(Exception):
@@ -109,14 +83,14 @@ async def create(api: Requests, job: Job, items: list[Object]) -> Refusal | None
     while done < len(items):
         batch = items[done : 2 * done or 1]
         try:
-            await _in_parallel(batch, one)
+            await in_parallel(batch, one)
         except _RefusedError as error:
             return error.refusal
         done += len(batch)
     return None
 
 
-async def _in_parallel(items: Sequence[_Item], act: Callable[[_Item], Awaitable[None]]) -> None:
+async def in_parallel(items: Sequence[_Item], act: Callable[[_Item], Awaitable[None]]) -> None:
     """Process items, several at a time. The first failure cancels what is under way."""
     if not items:
         return
@@ -141,18 +115,19 @@ async def _in_parallel(items: Sequence[_Item], act: Callable[[_Item], Awaitable[
 async def _create(api: Requests, job: Job, item: Object) -> Refusal | None:
     with requested(f"create {item['kind']} {item['metadata']['name']}"):
         try:
-            await api.create(_collection(item), item, fieldValidation="Strict")
+            await api.create(collection(item), item, fieldValidation="Strict")
         except ApiError as error:
             if error.code == 409:
                 return await _check_owner(api, job, item)
-            return _refusal(error)
+            return refusal_of(error)
     return None
 
 
-def _refusal(error: ApiError) -> Refusal:
+def refusal_of(error: ApiError) -> Refusal:
     """Return why the API server refuses an object. Raises the error if it is not a refusal."""
     if error.code == 403:
-        return Refusal(reasons.FORBIDDEN, error.message[:1024])
+        over = "exceeded quota: " in error.message
+        return Refusal(reasons.QUOTA_EXCEEDED if over else reasons.FORBIDDEN, error.message[:1024])
     if error.code in (400, 422):
         return Refusal(reasons.INVALID_TEMPLATE, f"workers.template: {error.message}"[:1024])
     raise error
@@ -160,13 +135,23 @@ def _refusal(error: ApiError) -> Refusal:
 
 async def _check_owner(api: Requests, job: Job, item: Object) -> Refusal | None:
     name, kind = item["metadata"]["name"], item["kind"]
-    live = await api.get(f"{_collection(item)}/{name}")  # If it is gone by now, a retry creates it.
-    owners = [o["uid"] for o in live["metadata"].get("ownerReferences", []) if o.get("controller")]
-    if job.uid in owners:
+    live = await api.get(f"{collection(item)}/{name}")  # If it is gone by now, a retry creates it.
+    return foreign(job, kind, live)
+
+
+def foreign(job: Job, kind: str, live: Object) -> Refusal | None:
+    """Return whose the object of a name is; None if it belongs to the job."""
+    metadata, node = live["metadata"], live.get("spec", {}).get("nodeName")
+    owners = [owner for owner in metadata.get("ownerReferences", []) if owner.get("controller")]
+    if any(owner["uid"] == job.uid for owner in owners):
         return None
-    if "deletionTimestamp" in live["metadata"]:
-        text = f"{kind} {name} of an earlier job is still being deleted; waiting until it is gone"
-        return Refusal(reasons.WAITING_FOR_OLD_PODS, text)
+    name = metadata["name"]
+    # A name belongs to one job at a time, so its other owners of that name do not exist any more.
+    earlier = any((owner["kind"], owner["name"]) == (KIND, job.name) for owner in owners)
+    if earlier or "deletionTimestamp" in metadata:
+        where = f" on node {node}" if node else ""
+        text = f"{kind} {name} of an earlier job{where} is still being deleted"
+        return Refusal(reasons.WAITING_FOR_OLD_PODS, f"{text}; waiting until it is gone")
     text = f"{kind} {name} in namespace {job.namespace} does not belong to this job"
     return Refusal(reasons.NAME_TAKEN, f"{text}; delete it or give the job another name")
 
@@ -192,7 +177,7 @@ async def delete(api: Requests, job: Job, to_delete: list[Delete]) -> None:
         except (ApiError, *TRANSIENT) as error:
             failed.append(error)
 
-    await _in_parallel(to_delete, one)
+    await in_parallel(to_delete, one)
     if failed:
         raise failed[0]
 

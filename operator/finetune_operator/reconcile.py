@@ -13,6 +13,7 @@ from finetune_api.base import Object
 from finetune_api.status import FineTuneJobStatus
 from finetune_client.errors import TRANSIENT, ApiError
 from finetune_operator import execute, jobs
+from finetune_operator.admission import Admission
 from finetune_operator.events import Recorder
 from finetune_operator.execute import Requests, requested
 from finetune_operator.failures import Failures, Pauses, sentence
@@ -20,10 +21,11 @@ from finetune_operator.informer import Pods
 from finetune_operator.jobs import Jobs
 from finetune_operator.lease import LeaseLostError
 from finetune_operator.live_pods import LivePods
-from finetune_operator.plan import corrections, events, storage_use
+from finetune_operator.plan import corrections, events, reserved, storage_use
 from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Job, Refusal, World
 from finetune_operator.plan.planner import only_prepares, plan
+from finetune_operator.plan.quota import Demand
 from finetune_operator.plan.storage_use import StorageUse
 from finetune_operator.queue import Key, RetryError
 from finetune_operator.reports import Reports
@@ -32,7 +34,6 @@ from finetune_operator.status import Throttle, Urgency, merge_patch, urgency
 
 _log = logging.getLogger("finetune.reconcile")
 _UNLISTED = 5.0  # s between attempts while the pods of the job's namespace are not known
-_RECOVERED = 1.0  # s until a failure that has passed is removed from the status
 
 
 def _now() -> datetime:
@@ -59,6 +60,7 @@ class Reconciler:
 
     def __post_init__(self) -> None:
         self._live = LivePods(self.api, self.pods)
+        self._admission = Admission(self.api)
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one job forward and return the seconds until the next call.
@@ -92,7 +94,7 @@ class Reconciler:
             await self._show_failure(key)
             raise RetryError from error
         if complete and self._failures.clear(key):
-            return _soonest(delay, _RECOVERED)
+            return 0.0  # to remove the failure from the status
         return delay
 
     async def _bring_forward(self, key: Key) -> tuple[float | None, bool]:
@@ -128,6 +130,8 @@ class Reconciler:
                 return _soonest(delay, decision.requeue_after, pause, again), not (delay or pause)
             world = self._observe(key, written)
             decision = plan(world, self.settings)
+            if decision.check:  # The names were free a moment ago.
+                decision = replace(decision, check=replace(decision.check, names=()))
 
     def _plan(self, key: Key, job: Job) -> tuple[World, Decision, float | None]:
         """Plan, but create nothing during a pause; return the seconds that are left of it too."""
@@ -226,11 +230,22 @@ class Reconciler:
     async def _check(self, world: World, decision: Decision) -> tuple[World, Decision]:
         """Return the world with the API server's refusal, if any, and the plan for it."""
         if decision.check:
-            refusal = await execute.admit(self.api, world.job, decision.check)
+            job = world.job
+            refusal = await self._admission.check(job, decision.check, lambda: self._ahead(job))
             if refusal:
                 world = replace(world, refusal=refusal)
                 decision = plan(world, self.settings)
         return world, decision
+
+    def _ahead(self, job: Job) -> list[Demand]:
+        """Return the pods that other jobs of the namespace are about to create."""
+        others = [other for other in self.jobs.seen() if other.namespace == job.namespace]
+        found = (
+            reserved.about_to_exist(other, self.pods.made_by(other), before=job)
+            for other in others
+            if other.uid != job.uid
+        )
+        return [demand for demand in found if demand]
 
     # Step 2 and 5: commit
 

@@ -42,9 +42,12 @@ NOT_REASONS = {
     "DeadlineExceeded",  # of Kubernetes, compared and passed on
     *("ContainerCreating", "PodInitializing"),  # temporary and not passed on
     *("ALL", "FallbackToLogsOnError", "Memory", "OnRootMismatch", "RuntimeDefault"),  # pods
-    *("ClusterFirstWithHostNet", "HugePages", "Mi", "ScheduleAnyway"),  # of pods
-    "NotIn",  # of an affinity
+    *("ClusterFirstWithHostNet", "HugePages", "ScheduleAnyway"),  # of pods
     *("BF16", "Optimizer", "Required"),  # values of the spec
+    *("DoesNotExist", "Exists", "In", "NotIn"),  # operators of selectors
+    *("BestEffort", "NotBestEffort", "NotTerminating", "Terminating"),  # scopes of quotas
+    *("CrossNamespacePodAffinity", "PriorityClass"),
+    *("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"),  # suffixes of quantities
     *("All", "Always", "Auto", "ContinuedPretraining", "Never", "None"),  # values of the spec
     *("Background", "Strict"),  # of requests
     *("Succeeded", "Preempted", "Failed", "Suspended", "Released"),  # outcomes

@@ -48,6 +48,9 @@ class StoppingKube:
     async def create(self, path: str, body: Object, **query: str) -> None:
         await self._call("create", path, self.kube.create(path, body, **query))
 
+    async def post(self, path: str, body: Object, **query: str) -> Object:
+        return await self._call("post", path, self.kube.post(path, body, **query))
+
     async def patch(self, path: str, body: Object) -> Object:
         return await self._call("patch", path, self.kube.patch(path, body))
 

@@ -16,6 +16,9 @@
   resources: [persistentvolumeclaims]
   verbs: [get]
 - apiGroups: [""]
+  resources: [resourcequotas]
+  verbs: [list] # whether a complete gang is admitted now
+- apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
 {{- end }}

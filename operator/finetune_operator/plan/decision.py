@@ -26,6 +26,10 @@ class Check:
 
     claims: tuple[str, ...] = ()
     pod: dict[str, Any] | None = None  # sent as a dry run
+    # A worker, sent as a dry run long before it is created: a quota need not have room for it yet.
+    later: dict[str, Any] | None = None
+    gang: int = 0  # number of pods that the quotas must admit together
+    names: tuple[str, ...] = ()  # of pods that must not exist yet, or belong to the job
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def _create(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Decisio
     return Decision(
         describe(world, status, situation, creating=True),
         create=[render.service(job), *new],
+        check=None if present else render.check_of_gang(job, new[0]),
         delete=_no_longer_needed(world, attempt),
     )
 

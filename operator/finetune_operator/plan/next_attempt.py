@@ -26,7 +26,7 @@ from finetune_operator.plan import (
     usage,
 )
 from finetune_operator.plan import pods as render
-from finetune_operator.plan.decision import RECHECK, Check, Decision
+from finetune_operator.plan.decision import RECHECK, Decision
 from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.observe import LOST_AFTER, Pod, World, termination_result
 from finetune_operator.plan.outcomes import RESTARTED
@@ -154,7 +154,10 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
         return _refused(world, status, world.refusal.reason, world.refusal.message)
     situation = Situation("Starting", message=f"creating {spec.workers.replicas} pods")
     return Decision(
-        describe(world, new, situation), check=Check(pod=first), commits=True, requeue_after=0
+        describe(world, new, situation),
+        check=render.check_of_gang(world.job.with_status(new), first),
+        commits=True,
+        requeue_after=0,
     )
 
 

@@ -14,6 +14,7 @@ from finetune_operator.plan import (
     requests,
     run_config,
 )
+from finetune_operator.plan.decision import Check
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.template import TemplateError, merged_into
 
@@ -75,6 +76,18 @@ def worker_pods(job: Job, highest_step: int, indexes: Iterable[int]) -> list[Obj
     # The same for all workers: the variable PET_NODE_RANK has the index.
     encoded, digest = run_config.encode(config, template), run_config.digest(config)
     return [_worker_pod(job, index, encoded, digest) for index in indexes]
+
+
+def check_of_gang(job: Job, first: Object) -> Check:
+    """Return what must hold before any pod of an attempt is created; `first` is one of them.
+
+    A pod of an earlier job can keep its name for minutes, during which the others of a gang would
+    hold their devices.
+    """
+    attempt = job.status.attempts[-1]
+    indexes = range(attempt.workers)
+    taken = tuple(names.worker_pod_name(job.name, attempt.number, index) for index in indexes)
+    return Check(pod=first, gang=attempt.workers, names=taken)
 
 
 def _worker_pod(job: Job, index: int, config: str, digest: str) -> Object:

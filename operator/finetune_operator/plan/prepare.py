@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from finetune_api import reasons
 from finetune_api.exit_codes import is_permanent, meaning
-from finetune_api.progress import Stage
+from finetune_api.progress import DataSummary, Stage
 from finetune_api.run import PrepareResult
 from finetune_api.status import FineTuneJobStatus, Resolved
 from finetune_operator.plan import (
@@ -112,6 +112,7 @@ def _create(world: World, image: str, digest: str) -> Decision:
     try:
         template_rules.check(job)
         pod = render.prepare_pod(job, image, digest)
+        (worker,) = render.worker_pods(_provisional(job, image), 0, [0])
     except UnrenderableError as error:
         return _refused(world, error.reason, str(error))
     if world.occupied:
@@ -120,13 +121,37 @@ def _create(world: World, image: str, digest: str) -> Decision:
         return _refused(world, world.refusal.reason, world.refusal.message)
     situation = Situation("Preparing", message=_PREPARING)
     # The pod is created without a dry run, because nothing is committed with it. If one was refused
-    # before, dry runs come first until one is admitted.
+    # before, dry runs come first until one is admitted. A worker is always checked, since its
+    # refusal would otherwise be found only after the preparation.
     dry_run = pod if refused_condition(world) else None
     return Decision(
         status=describe(world, job.status, situation, creating=True),
         create=[pod],
-        check=Check(claims=tuple(inputs.claims(job)), pod=dry_run),
+        check=Check(
+            claims=tuple(inputs.claims(job)),
+            pod=dry_run,
+            later=worker,
+            gang=job.spec.workers.replicas,
+        ),
     )
+
+
+_UNKNOWN = PrepareResult(
+    prepared_digest="",
+    run_digest="",
+    model_revision="",
+    parameter_count=0,
+    data=DataSummary(examples=1, rows=1, tokens=1, trained_tokens=1, packing_efficiency=1),
+)
+
+
+def _provisional(job: Job, image: str) -> Job:
+    """Return the job with which a worker can be rendered before anything is prepared."""
+    plan, _ = resolve(job.spec, _UNKNOWN)
+    resolved = Resolved(
+        image=image, model_revision="", prepared_digest="", run_digest="", parameter_count=0
+    )
+    return job.with_status(job.status.replace(attempt=1, resolved=resolved, plan=plan))
 
 
 def _wait_for_storage(world: World, occupied: Refusal) -> Decision:
@@ -244,7 +269,10 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
         return _refused(world, world.refusal.reason, world.refusal.message)
     situation = Situation("Starting", message=f"creating {job.spec.workers.replicas} pods")
     return Decision(
-        describe(world, status, situation), check=Check(pod=first), commits=True, requeue_after=0
+        describe(world, status, situation),
+        check=render.check_of_gang(job.with_status(status), first),
+        commits=True,
+        requeue_after=0,
     )
 
 

@@ -131,6 +131,12 @@ class Api:
             conflicts=not dry,
         )
 
+    async def post(self, path: str, body: Object, **query: str) -> Object:
+        assert query["dryRun"] == "All"
+        plural, _, _ = parse(path)
+        answer: Object = self._call(lambda late: self._store.create(plural, body, dry=True))
+        return answer
+
     async def patch(self, path: str, body: Object) -> Object:
         plural, name, sub = parse(path)
         answer: Object = self._call(

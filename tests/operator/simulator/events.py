@@ -210,6 +210,7 @@ def _interval(world: "World", value: tuple[str, int]) -> None:
 def _quota(world: "World", pods: int | None) -> None:
     world.store.quota = pods
     world.store.version += 1
+    world.store.quota_set = world.store.version
     world.store.by_operator = False
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator import execute, failures, reconcile
+from finetune_operator import admission, execute, failures, reconcile
 from finetune_operator.informer import Pods
 from finetune_operator.plan import (
     attempts,
@@ -25,6 +25,7 @@ from finetune_operator.plan import (
     observe,
     outcomes,
     prepare,
+    quota,
     restart,
     suspend,
     usage,
@@ -192,6 +193,19 @@ def a_gang_is_created_in_one_batch(patch: Patch) -> None:
         return next((refusal for refusal in refusals if refusal), None)
 
     patch.setattr(execute, "create", all_at_once)
+
+
+@mutation
+def a_gang_begins_while_one_of_its_names_is_taken(patch: Patch) -> None:
+    async def none(*_: Any) -> None:
+        return None
+
+    patch.setattr(admission.Admission, "_find_taken", none)
+
+
+@mutation
+def a_gang_begins_without_room_for_all_of_it(patch: Patch) -> None:
+    patch.setattr(quota, "shortage", lambda *_, **__: None)
 
 
 @mutation

@@ -147,13 +147,18 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
     ),
     "an incomplete gang, of which a quota refuses the rest: it kept its nodes": (
         Config(policy=(("gangStartTimeoutSeconds", 60),)),
-        [Event("go"), Event("quota", 1), Event("go"), *([Event("wait", 70)] * 3)],
+        [
+            Event("go"),
+            Event("at call", (11, Event("quota", 1))),
+            Event("go"),
+            *([Event("wait", 70)] * 3),
+        ],
     ),
     "an interval is edited while a quota refuses the rest of a gang": (
         Config(replicas=3, devices=1),
         [
             Event("go"),
-            Event("quota", 2),
+            Event("at call", (12, Event("quota", 2))),
             Event("go"),
             Event("edit interval", ("evaluation", 7)),
             Event("quota", None),
@@ -164,7 +169,7 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
         Config(),
         [
             Event("go"),
-            Event("at call", (4, "connection refused")),
+            Event("at call", (9, "connection refused")),
             Event("go"),
             Event("edit interval", ("checkpoints", 7)),
             *([Event("go")] * 3),
@@ -174,7 +179,7 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
         Config(),
         [
             Event("go"),
-            *(Event("at call", (call, "timeout, the effect comes late")) for call in (5, 6)),
+            Event("at call", (10, "timeout, the effect comes late")),
             Event("go"),
             Event("at call", (7, Event("late effects arrive"))),
             Event("edit interval", ("evaluation", 7)),
@@ -185,7 +190,7 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
         Config(replicas=24, devices=1),
         [
             Event("go"),
-            Event("quota", 2),
+            Event("at call", (33, Event("quota", 2))),
             Event("go"),
             *(step for n in range(16) for step in (Event("unschedulable", n), Event("wait", 1))),
         ],
@@ -318,5 +323,19 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
     "the prepare pod is deleted by force again and again": (
         Config(),
         [Event("delete often", 8)],
+    ),
+    "a quota has room for half of a gang: it was created and held its devices": (
+        Config(),
+        [Event("go"), Event("quota", 1), *([Event("go")] * 3), Event("wait", 30)],
+    ),
+    "a pod of the job before stays on a lost node: the other worker held its devices": (
+        Config(),
+        [
+            *([Event("go")] * 3),
+            Event("lose node", 1),
+            Event("delete job", True),
+            *([Event("go")] * 4),
+            Event("wait", 30),
+        ],
     ),
 }

@@ -57,9 +57,17 @@ class Store:
         default_factory=dict
     )  # version since which a pod's uid is deleted
     by_operator: bool = False  # whether the last write was the operator's
+    quota_set: int = 0  # version since which the quota has its value
     quota: int | None = None  # number of pods that may exist without having ended
     webhook: int | None = None  # code with which an admission webhook fails for every pod
     refused: list[tuple[float, str]] = field(default_factory=list)  # pods, with the time
+
+    def _quotas(self) -> list[Object]:
+        if self.quota is None:
+            return []
+        hard, used = {"pods": str(self.quota)}, {"pods": str(self.living)}
+        status = {"hard": hard, "used": used}
+        return [{"metadata": {"name": "pods"}, "spec": {"hard": hard}, "status": status}]
 
     def get(self, plural: str, name: str) -> Object:
         found = self.objects[plural].get(name)
@@ -68,6 +76,8 @@ class Store:
         return found
 
     def list(self, plural: str, selector: str = "") -> list[Object]:
+        if plural == "resourcequotas":
+            return self._quotas()
         label, _, value = selector.partition("=")
         items = self.objects[plural].values()
         if not selector:
@@ -109,10 +119,13 @@ class Store:
         raise ApiError(self.webhook, "InternalError", 'failed calling webhook "pods.example.com"')
 
     def _is_full(self) -> bool:
-        if self.quota is None:
-            return False
+        return self.quota is not None and self.living >= self.quota
+
+    @property
+    def living(self) -> int:
+        """The number of pods that the quota counts."""
         phases = [pod["status"].get("phase") for pod in self.objects[PODS].values()]
-        return sum(1 for phase in phases if phase not in TERMINAL) >= self.quota
+        return sum(1 for phase in phases if phase not in TERMINAL)
 
     def patch(
         self, plural: str, name: str, sub: str | None, body: Object, *, operator=False, late=False

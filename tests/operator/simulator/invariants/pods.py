@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from finetune_api import names
+from finetune_api.base import Object
 from tests.operator.simulator.invariants.queries import (
     FINISHED,
     attempt_of,
@@ -13,7 +15,7 @@ from tests.operator.simulator.invariants.queries import (
     short,
 )
 from tests.operator.simulator.invariants.registry import invariant
-from tests.operator.simulator.store import Change
+from tests.operator.simulator.store import PODS, Change
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
@@ -49,6 +51,41 @@ def _one_configuration(world: "World", change: Change) -> str | None:
     # One that a delayed request has just created is not known yet; see the moment "at rest".
     known = [pod for pod in others if pod["metadata"]["uid"] not in world.late_pods]
     return f"{known[0]['metadata']['name']} has another one" if known else None
+
+
+def _begins(world: "World", pod: Object) -> tuple[int, str]:
+    """Return the size of the gang whose first pod this is, else 0, and the uid of its job."""
+    uid, number = owner(pod), attempt_of(pod)
+    gang = [p for p in gang_pods(world, uid) if attempt_of(p) == number]
+    current = world.job if world.job and world.job["metadata"]["uid"] == uid else None
+    if not number or len(gang) > 1 or current is None:
+        return 0, uid
+    attempts = current.get("status", {}).get("attempts", [])
+    return next((a["workers"] for a in attempts if a["number"] == number), 0), uid
+
+
+@invariant("pod created", "a gang begins only when no other pod has one of its names")
+def _names_are_free(world: "World", change: Change) -> str | None:
+    assert change.after
+    size, uid = (0, "") if change.late else _begins(world, change.after)
+    for index in range(size):
+        name = names.worker_pod_name("a", attempt_of(change.after), index)
+        pod = world.store.objects[PODS].get(name)
+        foreign = pod and owner(pod) != uid
+        if pod and foreign and pod["metadata"]["uid"] not in world.late_pods:
+            return f"{name} belongs to {owner(pod)}"
+    return None
+
+
+@invariant("pod created", "a gang begins only when the quota has room for all its pods")
+def _has_room(world: "World", change: Change) -> str | None:
+    assert change.after
+    store = world.store
+    size, _ = (0, "") if change.late else _begins(world, change.after)
+    if not size or store.quota is None or store.quota_set >= world.controller.last_began[1]:
+        return None
+    needed = store.living - 1 + size
+    return f"{needed} pods under a quota of {store.quota}" if needed > store.quota else None
 
 
 @invariant("pod deleted", "no live worker is deleted before its attempt's end or stop is written")
