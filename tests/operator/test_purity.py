@@ -15,7 +15,7 @@ PLAN = TREE / "operator/finetune_operator/plan"
 MODULES = {path.name: path for path in sorted(PLAN.glob("*.py"))}
 ALLOWED = {
     *("collections", "dataclasses", "datetime", "enum", "hashlib", "itertools", "json", "math"),
-    *("difflib", "re", "sys", "typing"),
+    *("decimal", "difflib", "re", "sys", "typing"),
     *("finetune_api", "finetune_operator.plan", "finetune_operator.settings"),
 }
 CLOCKS = {"now", "utcnow", "today"}  # methods of datetime and date
