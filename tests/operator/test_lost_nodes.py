@@ -95,6 +95,14 @@ def test_a_silent_node_is_recognized_by_the_condition_ready_of_its_pod(ready, si
     assert on_node(0, status).silent_since == (at(60) if silent else None)
 
 
+def test_a_kubelet_that_gives_no_reason_is_not_silent():
+    """Not every kubelet is Kubernetes' own: such a pod has just begun to start."""
+    status = runs()
+    kept = [c for c in status["conditions"] if c["type"] not in ("Ready", "ContainersReady")]
+    unready = [podstatus.condition(kind, "False", SILENT) for kind in ("ContainersReady", "Ready")]
+    assert on_node(0, status | {"conditions": kept + unready}).silent_since is None
+
+
 def test_the_end_of_a_pod_is_no_silence_of_its_node():
     status = podstatus.ended(1) | {
         "conditions": [podstatus.condition("Ready", "False", SILENT)],

@@ -92,7 +92,8 @@ def _conditions(pod: Object, values: dict[str, bool], now: datetime) -> list[Obj
         text = "True" if value else "False"
         before = old.get(kind, {})
         moment = before.get("lastTransitionTime") if before.get("status") == text else stamp(now)
-        kept.append({"type": kind, "status": text, "lastTransitionTime": moment})
+        reason = {} if value else {"reason": "ContainersNotReady"}
+        kept.append({"type": kind, "status": text, "lastTransitionTime": moment, **reason})
     return kept
 
 

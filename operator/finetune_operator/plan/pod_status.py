@@ -163,10 +163,13 @@ class PodStatus:
         """Since when the node of the pod does not answer, or None.
 
         For such a node the node lifecycle controller sets Ready of each pod that was ready to
-        False. It adds no reason, whereas a kubelet that sets Ready to False always gives one.
+        False, without a reason, and leaves ContainersReady as it was. A kubelet sets both, and
+        gives a reason.
         """
-        ready = self.conditions.get("Ready", {})
+        ready, containers = (self.conditions.get(kind, {}) for kind in ("Ready", "ContainersReady"))
         if self.finished or ready.get("status") not in ("False", "Unknown"):
+            return None
+        if containers.get("status") == "False":
             return None
         return None if ready.get("reason") else parse_time(ready.get("lastTransitionTime"))
 
