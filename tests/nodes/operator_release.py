@@ -35,6 +35,19 @@ class OperatorRelease:
         """Remove the release. The definition, and with it the jobs, stays."""
         self._helm("uninstall", "--wait", "--timeout=120s")
 
+    def leave(self, node: str) -> None:
+        """Move the operator to another node, because a lost node would stop it for minutes."""
+        own = [p["metadata"]["name"] for p in self.pods() if p["spec"].get("nodeName") == node]
+        where = ("--namespace", NAMESPACE)
+        self._cluster.kubectl("cordon", node)
+        try:
+            for name in own:
+                self._cluster.kubectl("delete", "pod", name, "--timeout=60s", *where)
+            status = ("rollout", "status", "deployment/finetune-operator", "--timeout=120s")
+            self._cluster.kubectl(*status, *where)
+        finally:
+            self._cluster.kubectl("uncordon", node)
+
     def pods(self) -> list[Object]:
         """Return the pods of the operator."""
         where = ("--namespace", NAMESPACE, "--output", "json")

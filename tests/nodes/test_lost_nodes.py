@@ -7,6 +7,7 @@ import pytest
 
 from finetune_local.processes import is_alive
 from tests.e2e.processes import rank_process
+from tests.nodes.operator_release import OperatorRelease
 from tests.nodes.scenario import Scenario, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -14,10 +15,11 @@ LONG = {"maxSteps": 200, "globalBatchSize": 6, "sequenceLength": 128}
 HASTE = {"terminationGracePeriodSeconds": 10}
 
 
-def test_power_cut(scenario: Scenario):
+def test_power_cut(scenario: Scenario, release: OperatorRelease):
     scenario.submit("dark", training=LONG, runPolicy=HASTE)
-    scenario.until_step("dark", 25)
     node = scenario.node_of("dark-1-1")
+    release.leave(node)
+    scenario.until_step("dark", 25)
     scenario.cluster.nodes[node].off()
     try:
         # The message names the node while it is awaited.
@@ -38,11 +40,12 @@ def test_power_cut(scenario: Scenario):
     assert any(node in message for message in events), events
 
 
-def test_cut_cable(scenario: Scenario):
+def test_cut_cable(scenario: Scenario, release: OperatorRelease):
     """The workers behind the cut cable go on, and must not disturb the next attempt."""
     scenario.submit("cut", training=LONG, runPolicy=HASTE)
-    scenario.until_step("cut", 25)
     node = scenario.node_of("cut-1-1")
+    release.leave(node)
+    scenario.until_step("cut", 25)
     machine = scenario.cluster.nodes[node]
     machine.cut()
     try:
@@ -64,11 +67,12 @@ def test_cut_cable(scenario: Scenario):
     scenario.until("cut-1-1 to be deleted", lambda: "cut-1-1" not in scenario.pods(), 120)
 
 
-def test_zombie(scenario: Scenario):
+def test_zombie(scenario: Scenario, release: OperatorRelease):
     """A worker behind a cut cable goes on, after a newer attempt has fenced off its storage."""
     scenario.submit("zombie", workers=workers(1), training=LONG, runPolicy=HASTE)
-    scenario.until_step("zombie", 25)
     node = scenario.node_of("zombie-1-0")
+    release.leave(node)
+    scenario.until_step("zombie", 25)
     machine = scenario.cluster.nodes[node]
     machine.cut()
     rank = rank_process("zombie", 0)
