@@ -10,7 +10,7 @@ from tests.e2e.processes import rank_process
 from tests.nodes.scenario import Scenario, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-LONG = {"maxSteps": 150, "globalBatchSize": 6, "sequenceLength": 128}
+LONG = {"maxSteps": 100, "globalBatchSize": 6, "sequenceLength": 128}
 
 
 def test_killed_rank(scenario: Scenario):
