@@ -86,7 +86,7 @@ class Registry:
     def _answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
         # /v2/, /v2/NAME/manifests/REFERENCE, /v2/NAME/blobs/DIGEST
         parts = request.path.partition("?")[0].strip("/").split("/")
-        node, seconds, found, kind = request.client_address[0], 0.0, b"{}", "application/json"
+        node, slowly, found, kind = request.client_address[0], False, b"{}", "application/json"
         if len(parts) > 2:
             name, collection, reference = "/".join(parts[1:-2]), parts[-2], parts[-1]
             if self.refuses(node):
@@ -95,7 +95,7 @@ class Registry:
                 found, kind = self._manifests.get(f"{name}:{reference}", b""), _MANIFEST
             else:
                 found, kind = self._blobs.get(reference, b""), "application/octet-stream"
-                seconds = self.seconds(node)
+                slowly = True
         request.send_response(200 if found else 404)
         request.send_header("Content-Type", kind)
         request.send_header("Content-Length", str(len(found)))
@@ -103,12 +103,14 @@ class Registry:
             request.send_header("Docker-Content-Digest", _digest(found))
         request.end_headers()
         if body:
-            self._send(request, found, seconds)
+            self._send(request, found, slowly=slowly)
 
-    def _send(self, request: BaseHTTPRequestHandler, blob: bytes, seconds: float) -> None:
-        piece = -(-len(blob) // _PIECES) if seconds else max(1, len(blob))
-        for begin in range(0, len(blob), piece):
+    def _send(self, request: BaseHTTPRequestHandler, blob: bytes, *, slowly: bool) -> None:
+        piece = -(-len(blob) // _PIECES) if slowly else len(blob)
+        for begin in range(0, len(blob), max(1, piece)):
             request.wfile.write(blob[begin : begin + piece])
+            # Asked again for each piece: a test that ends does not wait for a slow download.
+            seconds = self.seconds(request.client_address[0]) if slowly else 0.0
             if seconds and self._released.wait(seconds / _PIECES):
                 return
 
