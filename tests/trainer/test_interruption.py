@@ -109,7 +109,7 @@ def test_a_run_resumes_with_another_stage_and_world_size(
 
 def test_a_stop_does_not_wait_for_a_peer_that_never_started(make_job: MakeJob) -> None:
     job = make_job()
-    (pod,) = job.start(gang.make_plan(), only=1)
+    (pod,) = job.start(gang.make_plan(), only=[0])
     deadline = time.monotonic() + 60
     while not gang.listens(pod.address, 29500):
         assert time.monotonic() < deadline, job.log
