@@ -33,6 +33,9 @@ FORBIDDEN = _reason(
 )
 QUOTA_EXCEEDED = _reason("QuotaExceeded", "A ResourceQuota has no room for all pods of the gang.")
 INVALID_TEMPLATE = _reason("InvalidTemplate", "A pod template cannot be used.")
+STORAGE_OVERLAPS_INPUT = _reason(
+    "StorageOverlapsInput", "checkpoints.storage or cache is in a folder of model or data."
+)
 NAME_TAKEN = _reason("NameTaken", "An object of another owner has the name of a pod or Service.")
 WAITING_FOR_OLD_PODS = _reason(
     "WaitingForOldPods", "An object of a deleted job of the same name is still being deleted."

@@ -195,6 +195,22 @@ BAD_CONTAINERS = {
         trainer(restartPolicyRules=[{"action": "Restart"}]),
     ],
 }
+DATA_FILE, HELD_OUT = {"source": "pvc://w/data/train.jsonl"}, "pvc://w/held-out/"
+APART = "must not be the folder of the model or of data, nor be in one"
+AMONG_INPUTS = {
+    f"{name} {APART}": [
+        make("pvc://w/models/base"),
+        make("pvc://w/models/base/run"),
+        make("pvc://w/data/train.jsonl/"),
+        make("pvc://w/held-out/a", {"train": [DATA_FILE], "validation": [{"source": HELD_OUT}]}),
+    ]
+    for name, make in {
+        "checkpoints.storage": lambda uri, data=None: make_job(
+            checkpoints={"storage": uri}, **({"dataset": data} if data else {})
+        ),
+        "cache": lambda uri, data=None: make_job(cache=uri, **({"dataset": data} if data else {})),
+    }.items()
+}
 # The tests of the rules about changes follow below.
 OF_CHANGES = (crd.FROZEN_RULE.message, crd.SUSPENDED_RULE.message)
 AT_THE_ROOT = {key: SCHEMA[key] for key in ("x-kubernetes-validations",)}
@@ -316,7 +332,9 @@ def test_every_constraint_refuses_and_names_the_field(server: Server, name: str)
 @pytest.mark.parametrize("name", PLACES)
 def test_every_rule_refuses_with_its_message_and_names_the_field(server: Server, name: str):
     place = PLACES[name]
-    if place.field.endswith(".template.spec.containers"):
+    if place.message in AMONG_INPUTS:
+        bad = AMONG_INPUTS[place.message]
+    elif place.field.endswith(".template.spec.containers"):
         specs = next(
             specs for key, specs in BAD_CONTAINERS.items() if place.message.startswith(key)
         )

@@ -43,11 +43,33 @@ __all__ = [
 ]
 
 
+def _apart(written: str, present: str) -> Rule:
+    """Return the rule that a folder of the run is not a folder of an input, nor is in one.
+
+    It holds for new jobs only. The operator checks the same after edits, and also knows the forms
+    of an address that differ from each other.
+    """
+    inputs = (
+        "[self.model.source] + self.dataset.train.map(t, t.source) + "
+        "(has(self.dataset.validation) ? self.dataset.validation.map(v, v.source) : [])"
+    )
+    folder = f"(self.{written} + '/')"
+    return Rule(
+        f"oldSelf.hasValue() || {present}({inputs}).all(i, "
+        f"!{folder}.startsWith(i.endsWith('/') ? i : i + '/'))",
+        f"{written} must not be the folder of the model or of data, nor be in one",
+        f".{written}",
+        optional_old_self=True,
+    )
+
+
 class FineTuneJobSpec(Spec):
     """The desired full fine-tuning of one model on one data set."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(
+            _apart("checkpoints.storage", ""),
+            _apart("cache", "!has(self.cache) || "),
             Rule(
                 "!has(self.training.globalBatchSize) || self.training.globalBatchSize % "
                 "(self.workers.replicas * self.workers.devicesPerWorker * (has(self.deepspeed) && "

@@ -19,6 +19,7 @@ from finetune_operator.plan import (
     inputs,
     nodes,
     restart,
+    storage_overlap,
     template_rules,
     usage,
 )
@@ -110,6 +111,7 @@ def _create(world: World, image: str, digest: str) -> Decision:
     if job.status.next_attempt_time and world.now < job.status.next_attempt_time:
         return _wait(world, _backing_off(job.status))
     try:
+        storage_overlap.check(job)
         template_rules.check(job)
         pod = render.prepare_pod(job, image, digest)
         (worker,) = render.worker_pods(_provisional(job, image), 0, [0])
