@@ -41,7 +41,8 @@ class World:
     away: bool = False
     unlabelled: bool = False  # a label was removed, so that no watch reports a pod
     edited: float = -1.0  # when the job was last edited or created
-    last_write: tuple[str, float] = ("", -1.0)  # uid and time of the operator's last status
+    # Uid, time and version of the operator's last status.
+    last_write: tuple[str, float, int] = ("", -1.0, 0)
     late_pods: set[str] = field(default_factory=set)  # created after the client had given up
     over_since: dict[str, datetime] = field(default_factory=dict)  # by pod uid
     ended_at: dict[str, int] = field(default_factory=dict)  # version at which containers had ended

@@ -219,10 +219,12 @@ def _in_order(world: "World", change: Change) -> str | None:
 @invariant("status written", "a message alone is written at most once in five seconds")
 def _no_urgent_message(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
-    before, world.last_write = world.last_write, (uid_of(change), world.clock.seconds)
-    uid, at = before
+    now = (uid_of(change), world.clock.seconds, world.store.version)
+    (uid, at, version), world.last_write = world.last_write, now
     soon = uid == uid_of(change) and world.clock.seconds - at < SETTINGS.progress_write_interval
-    if soon and at >= world.controller.began and _without_messages(old) == _without_messages(new):
+    # An operator that has just started does not know when its predecessor wrote.
+    own = version > world.controller.first_version
+    if soon and own and _without_messages(old) == _without_messages(new):
         return f"{old.get('message')} -> {new.get('message')}"
     return None
 
