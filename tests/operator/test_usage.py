@@ -46,6 +46,12 @@ CASES = {
         4 * 50,
         True,
     ),
+    "evicted, by a node whose clock is ahead": (
+        [worker(0), over(worker(1), proof=at(500))],
+        50,
+        4 * 80,
+        True,
+    ),
     "drained before its container ran": (
         [worker(0), over(worker(1, running=False), proof=at(30))],
         50,

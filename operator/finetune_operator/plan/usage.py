@@ -54,9 +54,12 @@ def seconds_between(since: datetime, until: datetime) -> int:
     return max(0, int((until - since).total_seconds()))
 
 
-def _proven_seconds(pod: Pod) -> int:
-    """Return the seconds for which a pod of unknown end is proved to have held its devices."""
-    return _seconds(pod, pod.proof) if pod.proof else 0
+def _proven_seconds(pod: Pod, now: datetime) -> int:
+    """Return the seconds for which a pod of unknown end is proved to have held its devices.
+
+    The clock of a node may be ahead, so a proof in the future counts as one of now.
+    """
+    return _seconds(pod, min(pod.proof, now)) if pod.proof else 0
 
 
 def account(attempt: Attempt, pods: list[Pod], now: datetime) -> Attempt:
@@ -74,8 +77,8 @@ def account(attempt: Attempt, pods: list[Pod], now: datetime) -> Attempt:
         since = attempt.accounted_until or attempt.start_time
         then = devices * sum(_seconds(pod, since) for pod in known)
         vanished_seconds = max(vanished_seconds, attempt.device_seconds - then)
-        vanished_time = max([since, *(pod.proof for pod in unknown if pod.proof)])
-    proven = devices * sum(_proven_seconds(pod) for pod in unknown)
+        vanished_time = max([since, *(min(pod.proof, now) for pod in unknown if pod.proof)])
+    proven = devices * sum(_proven_seconds(pod, now) for pod in unknown)
     vanished_seconds = max(vanished_seconds, proven)
     return attempt.replace(
         device_seconds=max(attempt.device_seconds, seconds + vanished_seconds),

@@ -83,6 +83,8 @@ def _backs_off(world: "World", _: Any) -> str | None:
 
 def _will_plan_again(world: "World") -> bool:
     """Return whether the status is not up to date, because a request failed or changes wait."""
+    if world.unlabelled:
+        return True  # pods without a label are read again every ten seconds
     return bool(world.controller.failures or world.controller.soon)
 
 
@@ -149,7 +151,7 @@ def _names_the_pod(world: "World", _: Any) -> str | None:
 @invariant("at rest", "an exact end of a worker on a lost node corrects its estimate")
 def _corrects(world: "World", _: Any) -> str | None:
     job, own = world.job, world.controller
-    if not job or own.missed or job.get("status", {}).get("phase") in FINISHED:
+    if not job or own.missed or world.unlabelled or job.get("status", {}).get("phase") in FINISHED:
         return None
     for attempt in attempts_of(world):
         for pod in all_pods(world, job["metadata"]["uid"]):
