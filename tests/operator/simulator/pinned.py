@@ -13,7 +13,7 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
             Event("go"),
             Event("exit", (1, 137, True)),
             Event("ends are reported"),
-            Event("at call", (5, Event("suspend", True))),
+            Event("at call", (7, Event("suspend", True))),
             Event("watch", ("pods", "stall")),
             Event("wait", 70),
         ],
