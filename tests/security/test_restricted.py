@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from finetune_api.base import Object
+from finetune_api.status import AvoidedNode
 from finetune_local.cluster import Cluster, ClusterError
 from finetune_operator.plan import pods
 from tests.chart.helm import Helm, find
@@ -69,6 +70,25 @@ def test_pods_of_every_kind_of_template_are_admitted(api):
         assert pod["spec"]["serviceAccountName"] == "default"
         assert pod["spec"]["automountServiceAccountToken"] is False
         assert not tokens(pod)
+
+
+def test_the_placement_of_workers_is_what_the_api_server_takes(api):
+    zones = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["x"]}]}]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": zones}}
+    own = {"spec": {"affinity": {"nodeAffinity": required}}}
+    nodes = [AvoidedNode(name=f"n{n}", reason="OutOfcpu", faults=n) for n in (1, 2, 3)]
+    items = []
+    for anti_affinity in ("Preferred", "Required"):
+        job = committed(
+            workers={"replicas": 2, "template": own},
+            scheduling={"workerAntiAffinity": anti_affinity},
+        )
+        job = job.with_status(job.status.replace(avoided_nodes=nodes))
+        job = replace(job, name=f"place-{anti_affinity.lower()}", namespace=SPACE)
+        items += pods.worker_pods(job, 0, [0])
+    for sent, stored in zip(items, admit(api, items), strict=True):
+        for field in ("affinity", "topologySpreadConstraints", "enableServiceLinks"):
+            assert stored["spec"].get(field) == sent["spec"].get(field)
 
 
 def tokens(pod: Object) -> list[str]:
