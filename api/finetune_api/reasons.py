@@ -49,6 +49,7 @@ RUN_CONFIG_TOO_LARGE = _reason(
 SCHEDULING_GATED = _reason("SchedulingGated", "A scheduling gate holds the pods.")
 VOLUME_NOT_BOUND = _reason("VolumeNotBound", "A claim is not bound to a volume.")
 UNSCHEDULABLE = _reason("Unschedulable", "No node fits a pod.")
+PULLING = _reason("Pulling", "A node pulls the image of a pod for more than 20 s.")
 BACK_OFF = _reason(
     "BackOff", "The prepare pod failed or was evicted, and is retried after a delay."
 )

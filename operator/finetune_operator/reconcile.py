@@ -26,7 +26,9 @@ from finetune_operator.plan.decision import Decision
 from finetune_operator.plan.observe import Job, Refusal, World
 from finetune_operator.plan.planner import only_prepares, plan
 from finetune_operator.plan.quota import Demand
+from finetune_operator.plan.slow_pods import slow_pods, with_notices
 from finetune_operator.plan.storage_use import StorageUse
+from finetune_operator.pod_events import PodEvents
 from finetune_operator.queue import Key, RetryError
 from finetune_operator.reports import Reports
 from finetune_operator.settings import Settings
@@ -57,8 +59,10 @@ class Reconciler:
     _stale: set[Key] = field(default_factory=set)  # jobs whose cached version is known to be old
     _failures: Failures = field(default_factory=Failures)
     _pauses: Pauses = field(default_factory=Pauses)
+    _pod_events: PodEvents = field(init=False)
 
     def __post_init__(self) -> None:
+        self._pod_events = PodEvents(self.api)
         self._live = LivePods(self.api, self.pods)
         self._admission = Admission(self.api)
 
@@ -107,6 +111,8 @@ class Reconciler:
         if not self.pods.listed(job.namespace):
             return _UNLISTED, False
         await self._live.read_unlabelled(job)
+        observed = self._observe(key, job)
+        await self._pod_events.read(slow_pods(observed), observed.now)
         world, decision, pause = self._plan(key, job)
         if not decision.acts:
             _, delay = await self._write(key, world, decision)
@@ -210,7 +216,7 @@ class Reconciler:
             self.reports.drop(job.uid)
         use = self.jobs.storage.get(job.uid)
         owners = self.jobs.storage.owners(use) if use else ()
-        return World(
+        world = World(
             job=replace(job, unfinished_owners=owners),
             pods=self.pods.made_by(job),
             now=self.clock(),
@@ -219,6 +225,7 @@ class Reconciler:
             occupied=self._occupied(job, use),
             failure=self._failures.shown(key),
         )
+        return with_notices(world, self._pod_events.known)
 
     def _occupied(self, job: Job, use: StorageUse | None) -> Refusal | None:
         if use is None or not only_prepares(job):

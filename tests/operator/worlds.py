@@ -138,6 +138,11 @@ def look(job: Job, *pods: Pod, now: float = 100, **changes: Any) -> Decision:
     return plan(World(job=job, pods=pods, now=at(now), **changes), SETTINGS)
 
 
+def seen(job: Job, *pods: Pod, now: float) -> World:
+    """Return a world."""
+    return World(job=job, pods=pods, now=at(now))
+
+
 def committed(**spec: Any) -> Job:
     """Return a job whose first attempt exists."""
     job = make_job(**spec)

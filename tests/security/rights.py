@@ -11,15 +11,17 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
 
-from finetune_api.base import Object
+from finetune_api.base import Object, format_time
 from finetune_client.errors import ApiError
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from tests.installed import Operator, install
+from tests.operator import podstatus
 from tests.operator.lives import Life, viewed
 from tests.operator.worlds import make_spec
 from tests.security.audit import Asked, Right, read, user
@@ -85,6 +87,15 @@ class CompleteLife(Life):
         await kube.delete(self._pod(f"{self.name}-prepare"), {"gracePeriodSeconds": 0})
         await self._patch_job({"spec": {"suspend": False}})
         await self._until("a prepare pod of its own", self._own_prepare_pod)
+        await self._bound_long_ago(f"{self.name}-prepare")
+
+    async def _bound_long_ago(self, name: str) -> None:
+        """Let a pod have had a node for a minute, so that the operator reads its events."""
+        since = format_time(datetime.now(UTC) - timedelta(seconds=60))
+        status = {"conditions": [podstatus.condition("PodScheduled", "True", since)]}
+        await self.view.kube.patch(f"{self._pod(name)}/status", {"status": status})
+        text = f"{name} is bound to a node"
+        await self._until(text, lambda: text in self.status.get("message", ""))
 
     def _own_prepare_pod(self) -> bool:
         pod = self.pods.get(f"{self.name}-prepare")

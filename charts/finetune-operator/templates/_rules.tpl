@@ -20,7 +20,7 @@
   verbs: [list] # whether a complete gang is admitted now
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create, list, patch] # list: why a pod that has a node does not run
 {{- end }}
 {{- define "finetune-operator.leaseRules" }}
 - apiGroups: [coordination.k8s.io]

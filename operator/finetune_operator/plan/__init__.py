@@ -10,6 +10,7 @@ import contract checks this. Where to read:
 - `outcomes` is the table of all ways in which an attempt can end. `verdict` finds the row that
   applies to a gang, `stops` with `deadlines`, `suspend` and `incomplete_gang` decide when the
   operator stops a gang itself, `ending` writes the end down, `restart` decides what follows.
+- `slow_pods` finds pods that are bound and do not run, and adds what their events say.
 - `interruption` shows a gang that cannot go on, before the verdict on it.
 - `attempts` and `usage` keep the records of attempts, `describe` and `events` present them,
   with the clauses of `nodes` and `gang_text`.

@@ -43,6 +43,11 @@ def why_waiting(pods: list[Pod]) -> tuple[str, str] | None:
             return reason, f"{pod.name}: {pod.unschedulable}"[:1024]
         if pod.waiting:
             return pod.waiting[0][:64], f"{pod.name}: {pod.waiting[1]}"[:1024]
+        if pod.notice and pod.scheduled:
+            reason, why = pod.notice
+            node = f"node {pod.node}" if pod.node else "a node"
+            since = f"is bound to {node} since {nodes.clock(pod.scheduled)}"
+            return reason[:64], f"{pod.name} {since} and does not run yet: {why}"[:1024]
     return None
 
 

@@ -140,7 +140,8 @@ def _waiting(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
         return []
     if _prepare_pods_ended(new) > _prepare_pods_ended(old):
         return []
-    return [Event("Warning", new.reason or "", new.message or "")]
+    kind = "Normal" if new.reason == reasons.PULLING else "Warning"
+    return [Event(kind, new.reason or "", new.message or "")]
 
 
 def _doubts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:

@@ -21,6 +21,7 @@ from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe, refused_condition, why_waiting
 from finetune_operator.plan.observe import Pod, World
+from finetune_operator.plan.slow_pods import seconds_until_slow
 from finetune_operator.plan.stops import StopRequest
 from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.plan.verdict import Verdict, seconds_until_final, verdict
@@ -45,6 +46,7 @@ def decide(world: World, settings: Settings) -> Decision:
     waits = [
         seconds_until_final(gang, world.now),
         stops.seconds_until_next(stop_requests, world.now),
+        seconds_until_slow(gang, world.now),
     ]
     known = [wait for wait in waits if wait is not None]
     return Decision(

@@ -49,9 +49,9 @@ def stop_requests(
         why = f"{unplaced.name} found none: {unplaced.unschedulable}"
     elif refused and not attempt.created:
         why = f"the others could not be created: {refused.message}"
-    elif stuck := next((pod for pod in bound if pod.waiting), None):
+    elif stuck := next((pod for pod in bound if _cannot_start(pod)), None):
         # If every worker waits for its image, none of them waits for another one.
-        bound = [pod for pod in bound if not pod.waiting]
+        bound = [pod for pod in bound if not _cannot_start(pod)]
         why = f"{stuck.name} could not start: {_why_not_running(stuck)}"
     else:
         return []
@@ -64,6 +64,12 @@ def stop_requests(
         return []
     text = f"{held} for runPolicy.gangStartTimeoutSeconds ({limit} s) while {why}"
     return [StopRequest(reasons.GANG_INCOMPLETE, text, since + timedelta(seconds=limit))]
+
+
+def _cannot_start(pod: Pod) -> bool:
+    """Return whether a node reports that it cannot start a pod, not only that it is slow to."""
+    warned = pod.notice is not None and pod.notice[0] not in ("", reasons.PULLING)
+    return pod.waiting is not None or warned
 
 
 def is_complete(attempt: Attempt, gang: list[Pod]) -> bool:

@@ -102,6 +102,8 @@ class Pod:
     unschedulable: str | None = None
     gates: tuple[str, ...] = ()  # names of its scheduling gates
     waiting: tuple[str, str] | None = None  # reason and message of a container that cannot start
+    notice: tuple[str, str] | None = None  # reason and text, if it is slow (slow_pods.py)
+    sandbox: bool | None = None  # whether it is ready to start containers; None: not reported
     running: bool = False
     ended: Ended | None = None
     containers_ended: bool = False  # its containers are over; the final phase follows by itself
@@ -151,6 +153,7 @@ class Pod:
             unschedulable=None if bound or gates else scheduled.get("message"),
             gates=gates,
             waiting=status.waiting,
+            sandbox=status.sandbox,
             running=status.running,
             ended=status.ended,
             containers_ended=status.containers_ended,

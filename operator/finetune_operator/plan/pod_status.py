@@ -103,6 +103,12 @@ class PodStatus:
         return None
 
     @property
+    def sandbox(self) -> bool | None:
+        """Whether volumes and network are set up, so that containers can start, if it is known."""
+        condition = self.conditions.get("PodReadyToStartContainers")
+        return None if condition is None else condition.get("status") == "True"
+
+    @property
     def running(self) -> bool:
         """Whether the trainer container runs."""
         return "running" in _state(self._trainer) and not self.finished

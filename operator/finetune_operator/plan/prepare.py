@@ -29,6 +29,7 @@ from finetune_operator.plan.describe import Situation, describe, refused_conditi
 from finetune_operator.plan.observe import Job, Pod, Refusal, World
 from finetune_operator.plan.outcomes import BackOff, by_a_node
 from finetune_operator.plan.resolve import resolve
+from finetune_operator.plan.slow_pods import seconds_until_slow
 from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.plan.verdict import killed_message, reason_and_message, was_killed
 from finetune_operator.settings import Settings
@@ -61,9 +62,9 @@ def decide(world: World, settings: Settings) -> Decision:
             return finished.fail(world, job.status, reasons.START_DEADLINE_EXCEEDED, late)
         reason, message = why_waiting([pod]) or ("", _PREPARING)
         stage: Stage | None = "PreparingData" if pod.running else None
-        return _wait(
-            world, Situation("Preparing", reason, message, stage), wait=_seconds_left(world, pod)
-        )
+        waits = [_seconds_left(world, pod), seconds_until_slow([pod], world.now)]
+        wait = min((wait for wait in waits if wait is not None), default=None)
+        return _wait(world, Situation("Preparing", reason, message, stage), wait=wait)
     return _conclude(world, pod, image, settings)
 
 

@@ -111,6 +111,11 @@ class Api:
 
     async def get(self, path: str, **query: str) -> Object:
         plural, name, _ = parse(path)
+        if name is None:
+            field, _, value = query["fieldSelector"].partition("=")
+            assert (plural, field) == ("events", "involvedObject.uid")
+            page: Object = self._call(lambda late: {"items": self._store.events_of(value)})
+            return page
         found: Object = self._call(lambda late: self._store.get(plural, str(name)))
         return found
 

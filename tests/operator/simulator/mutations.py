@@ -33,6 +33,7 @@ from finetune_operator.plan import (
 from finetune_operator.plan.decision import Decision, Delete
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.pod_status import TERMINAL, PodStatus
+from finetune_operator.pod_events import PodEvents
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.status import Urgency
 from tests.operator.simulator.api import Api
@@ -353,6 +354,14 @@ def a_pod_that_never_ran_costs_nothing(patch: Patch) -> None:
 @mutation
 def a_gang_of_which_a_worker_has_failed_is_shown_as_running(patch: Patch) -> None:
     patch.setattr(interruption, "situation", lambda attempt, gang: None)
+
+
+@mutation
+def the_events_of_pods_are_not_read(patch: Patch) -> None:
+    async def skip(*_: Any) -> None:
+        return None
+
+    patch.setattr(PodEvents, "read", skip)
 
 
 @mutation

@@ -19,6 +19,7 @@ from tests.operator.simulator.clock import START, Clock
 from tests.operator.simulator.storage import Run
 from tests.operator.simulator.store import PODS, TERMINAL, Store, identity, owner
 
+UNMOUNTED = 'MountVolume.SetUp failed for volume "workspace": exit status 32'
 TOTAL_STEPS = 1_000_000
 STOPPED, FENCED, PEER_LOST, KILLED = 75, 79, 88, 137
 STORAGE_IN_USE, STORAGE_FULL = 69, 73
@@ -107,6 +108,25 @@ class Nodes:
         self.held.add(pod["metadata"]["uid"])
         state = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
         self.store.status(self._live(pod), {"containerStatuses": _containers(pod, state, state)})
+
+    def mount_fails(self, pod: Object) -> None:
+        """Bind the pod to a node that cannot mount its volume, which only an event says."""
+        uid = pod["metadata"]["uid"]
+        if uid in self.processes or pod["status"]["phase"] != "Pending" or uid in self.held:
+            return
+        self.bind(pod)
+        self.held.add(uid)
+        self.store.status(self._live(pod), {"containerStatuses": []})
+        name = f"{pod['metadata']['name']}.{self.store.version}"
+        event = {
+            "metadata": {"name": name, "namespace": "default"},
+            "involvedObject": {"kind": "Pod", "uid": uid},
+            "type": "Warning",
+            "reason": "FailedMount",
+            "message": UNMOUNTED,
+            "lastTimestamp": self.clock.stamp(),
+        }
+        self.store.create("events", event)
 
     def start(self, pod: Object) -> None:
         """Bind the pod if it is not bound, and start its container."""

@@ -242,6 +242,14 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
             Event("exit", (0, 1, True)),
         ],
     ),
+    "a volume of one worker is not mounted: the message had no reason": (
+        Config(),
+        [*([Event("go")] * 2), Event("mount fails", 1), Event("go"), Event("wait", 70)],
+    ),
+    "a volume of the prepare pod is not mounted": (
+        Config(),
+        [Event("mount fails", 0), Event("wait", 70), Event("wait", 400)],
+    ),
     "evicted while it runs: no container of it ever ends": (
         Config(),
         [*([Event("go")] * 3), Event("evict", 1)],

@@ -6,7 +6,7 @@ that they read, and the log of watch events needs no copies.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -84,6 +84,11 @@ class Store:
             return list(items)
         found = [(i, i["metadata"].get("labels", {}).get(label)) for i in items]
         return [i for i, have in found if (have == value if value else have is not None)]
+
+    def events_of(self, uid: str) -> Sequence[Object]:
+        """Return the events about the object of a uid."""
+        events = self.objects["events"].values()
+        return [event for event in events if event["involvedObject"]["uid"] == uid]
 
     def create(
         self, plural: str, body: Object, *, dry: bool = False, operator: bool = False, late=False

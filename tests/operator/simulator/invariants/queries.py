@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tests.operator.simulator.world import World
 
 FINISHED = ("Succeeded", "Failed")  # phases of a job
+_EXPLAINED_AFTER = 60.0  # s from its binding, with the throttle of messages
 
 
 def statuses(change: Change) -> tuple[Object, Object]:
@@ -49,6 +50,22 @@ def is_silent(pod: Object) -> bool:
     ready = [c for c in pod["status"].get("conditions", []) if c["type"] == "Ready"]
     silent = bool(ready) and ready[0]["status"] == "False" and not ready[0].get("reason")
     return silent and runs(pod) and "terminated" not in state_of(pod)
+
+
+def is_unmounted(world: "World", pod: Object) -> bool:
+    """Return whether a pod has waited for its volume for longer than messages take."""
+    uid = pod["metadata"]["uid"]
+    held = uid in world.nodes.held and bool(world.store.events_of(uid))
+    if not held or not runs(pod) or "deletionTimestamp" in pod["metadata"]:
+        return False
+    return is_explained(world, pod)
+
+
+def is_explained(world: "World", pod: Object) -> bool:
+    """Return whether the conditions of a pod are so old that the message must be about them."""
+    changes = [c["lastTransitionTime"] for c in pod["status"]["conditions"]]
+    since = datetime.fromisoformat(max(changes))
+    return (world.clock.now() - since).total_seconds() > _EXPLAINED_AFTER
 
 
 def has_failed(pod: Object) -> bool:

@@ -14,14 +14,17 @@ from tests.operator.simulator.invariants.queries import (
     goes_on,
     has_failed,
     is_ending,
+    is_explained,
     is_silent,
     is_true,
+    is_unmounted,
     newest_gang,
     own_pods,
     run_config_of,
     runs,
 )
 from tests.operator.simulator.invariants.registry import invariant
+from tests.operator.simulator.node import UNMOUNTED
 from tests.operator.simulator.store import identity
 
 if TYPE_CHECKING:
@@ -109,12 +112,28 @@ def _names_the_node(world: "World", _: Any) -> str | None:
     if not world.job or _will_plan_again(world):
         return None
     status = world.job.get("status", {})
-    silent = [p["spec"]["nodeName"] for p in newest_gang(world) if is_silent(p)]
+    gang = newest_gang(world)
+    silent = [p["spec"]["nodeName"] for p in gang if is_silent(p) and is_explained(world, p)]
     if not silent or status["phase"] in FINISHED:
         return None
     if any(node in status["message"] for node in silent):
         return None
     return f"{silent} do not answer, and the message is: {status['message']}"
+
+
+@invariant("at rest", "a pod whose volume is not mounted is named, with the event of its node")
+def _names_the_volume(world: "World", _: Any) -> str | None:
+    if not world.job or _will_plan_again(world):
+        return None
+    status = world.job.get("status", {})
+    waits = status.get("phase") in ("Preparing", "Starting")
+    if not waits or status.get("reason") or status["message"].startswith("creating"):
+        return None
+    pods = own_pods(world, world.job["metadata"]["uid"])
+    stuck = [p["metadata"]["name"] for p in pods if is_unmounted(world, p)]
+    if not stuck or UNMOUNTED in status["message"]:
+        return None
+    return f"{stuck} wait for a volume, and the message is: {status['message']}"
 
 
 @invariant("waiting", "a job that waits has a message, and a reason if nothing can be created")
