@@ -22,6 +22,8 @@ _FIRST, _LONGEST = 30.0, 300.0  # s between two reads of the events of one pod
 _PODS = 3  # of a gang whose events are read; the others usually wait for the same
 _EVENTS = 50  # of a pod that are read
 _KEPT = 1_000  # pods whose notices are kept
+# Reasons of events about the search for a node.
+_BEFORE_BINDING = ("Scheduled", "FailedScheduling", "TriggeredScaleUp", "NotTriggerScaleUp")
 
 
 class Requests(Protocol):
@@ -80,7 +82,7 @@ class PodEvents:
 
 def notice_of(events: Iterable[Object]) -> Notice | None:
     """Return what the newest event of a pod says about why it does not run, or None."""
-    found = [event for event in events if _is_readable(event) and event["reason"] != "Scheduled"]
+    found = [e for e in events if _is_readable(e) and e["reason"] not in _BEFORE_BINDING]
     if not found:
         return None
     newest = max(found, key=_time)

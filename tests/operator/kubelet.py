@@ -2,8 +2,9 @@
 
 import json
 import time
+from datetime import UTC, datetime, timedelta
 
-from finetune_api.base import Object
+from finetune_api.base import Object, format_time
 from finetune_local.cluster import Cluster
 from tests.installed import pods
 from tests.operator import podstatus
@@ -31,6 +32,36 @@ class Kubelet:
         self.write(name, podstatus.terminated(code, message))
         time.sleep(0.5)
         self.write(name, {"phase": podstatus.final_phase(code)})
+
+    def cannot_mount(self, name: str, message: str) -> None:
+        """Report, in an event, that a volume of a pod is not mounted a minute after its binding."""
+        since = format_time(datetime.now(UTC) - timedelta(seconds=60))
+        waits = podstatus.condition("PodReadyToStartContainers", "False", since)
+        bound = podstatus.condition("PodScheduled", "True", since)
+        self.write(name, {"conditions": [bound, waits]})
+        pod = json.loads(self._cluster.kubectl("get", "pod", name, "-o", "json"))["metadata"]
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{name}.mount", "namespace": pod["namespace"]},
+            "involvedObject": {
+                "kind": "Pod",
+                "name": name,
+                "namespace": pod["namespace"],
+                "uid": pod["uid"],
+            },
+            "type": "Warning",
+            "reason": "FailedMount",
+            "message": message,
+            "lastTimestamp": format_time(datetime.now(UTC)),
+        }
+        self._cluster.kubectl("create", "-f", "-", stdin=json.dumps(event))
+
+    def silence(self, name: str) -> None:
+        """Show, as the node lifecycle controller does, that the node of a pod does not answer."""
+        pod = json.loads(self._cluster.kubectl("get", "pod", name, "-o", "json"))
+        since = format_time(datetime.now(UTC))
+        self.write(name, podstatus.on_silent_node(pod["status"], since))
 
     def write(self, name: str, status: Object) -> None:
         """Merge the fields into the status of a pod."""

@@ -99,6 +99,40 @@ def test_a_job_with_one_crash_runs_to_its_end(api, operator):
 
 
 @pytest.mark.slow
+def test_a_volume_that_is_not_mounted_and_a_silent_node_are_named(api, operator):
+    kubelet = Kubelet(api)
+    apply(api, "slow")
+    wait_for("prepare pod", lambda: "slow-prepare" in names(api, "slow"))
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "slow-node"}}
+    api.kubectl("create", "-f", "-", stdin=json.dumps(node))
+    kubelet.bind("slow-prepare", "slow-node")
+    unmounted = 'MountVolume.SetUp failed for volume "workspace": exit status 32'
+    kubelet.cannot_mount("slow-prepare", unmounted)
+    wait_for("FailedMount", lambda: status(api, "slow").get("reason") == "FailedMount")
+    assert unmounted in status(api, "slow")["message"]
+    prepare(api, kubelet, "slow")
+    kubelet.silence("slow-1-1")
+    wait_for("NodeNotReady", lambda: status(api, "slow").get("reason") == "NodeNotReady")
+    assert "does not answer since" in status(api, "slow")["message"]
+    kubelet.end("slow-1-0", 1, "Traceback (most recent call last):\n  File x\nValueError: boom\n")
+    wait_for("the end of the attempt", lambda: "outcome" in status(api, "slow")["attempts"][0])
+    assert "File x\nValueError" in status(api, "slow")["attempts"][0]["message"]
+    wait_for("its event", lambda: "boom" in events_of(api, "slow"))
+    lines = events_of(api, "slow").splitlines()
+    selector = ("--field-selector", "involvedObject.name=slow")
+    found = api.kubectl("get", "events", *selector, "-o", "name").splitlines()
+    assert len(lines) == len(found)
+    (line,) = [line for line in lines if "boom" in line]
+    assert "Traceback (most recent call last): … ValueError: boom" in line
+
+
+def events_of(api: Cluster, name: str) -> str:
+    return api.kubectl(
+        "get", "events", "--no-headers", "--field-selector", f"involvedObject.name={name}"
+    )
+
+
+@pytest.mark.slow
 def test_an_operator_that_was_killed_continues_after_its_start(api, operator):
     kubelet = Kubelet(api)
     apply(api, "again")

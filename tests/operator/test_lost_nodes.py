@@ -147,7 +147,10 @@ def test_peers_that_end_before_the_silence_of_the_node_is_known_name_the_worker_
     decision, job = follow(job, gang[0], silent, now=100)
     attempt = decision.status.attempts[-1]
     assert (attempt.reason, attempt.node) == ("PeerLost", "node1")
-    assert "node node1, which does not answer since 00:01:35 UTC" in attempt.message
+    assert attempt.message == (
+        "worker 1 was lost: its pod a-1-1 is on node node1, which does not answer since 00:01:35 "
+        f"UTC; worker 0: {PEER_LOST}"
+    )
     again = look(job, gang[0], silent, now=105).status.attempts[-1]
     assert again.message == attempt.message
 
@@ -164,6 +167,8 @@ def test_a_restarted_node_is_no_crash(code, reason):
     assert (attempt.reason, attempt.worker, attempt.node) == ("WorkerLost", 1, "node1")
     assert attempt.exit_code == code
     assert "node node1 or its container runtime was restarted" in attempt.message
+    ready = condition(status, "WorkersReady")
+    assert "worker 1 ended when the node or its container runtime was restarted" in ready.message
 
 
 def test_a_crash_elsewhere_is_the_cause_even_if_a_node_was_restarted():

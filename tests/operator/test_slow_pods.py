@@ -43,8 +43,10 @@ def bound(index: int = 0, **changes: object) -> Pod:
 # Which event explains it
 
 SCHEDULED = event("Scheduled", "Successfully assigned a-1-0 to node0", 10, "Normal")
+NO_NODE = event("FailedScheduling", "0/3 nodes are available", 9)
 EVENTS = {
     "nothing but its binding": ([SCHEDULED], None),
+    "no node at first": ([NO_NODE, SCHEDULED], None),
     "a volume is not mounted": (
         [SCHEDULED, event("FailedMount", MOUNT, 20)],
         Notice("FailedMount", MOUNT),

@@ -24,7 +24,9 @@ def how_ended(gang: Sequence[Pod]) -> list[str]:
     """Return clauses on how the workers that did not succeed ended, those of one kind together."""
     kinds: dict[str, list[int]] = defaultdict(list)
     for pod in gang:
-        if pod.ended and pod.ended.exit_code:
+        if pod.ended and pod.ended.unknown:
+            kinds["ended when the node or its container runtime was restarted"].append(pod.index)
+        elif pod.ended and pod.ended.exit_code:
             reason, _ = reason_and_message(pod)
             kinds[f"ended with exit code {pod.ended.exit_code} ({reason})"].append(pod.index)
         elif pod.failure and not pod.ended:

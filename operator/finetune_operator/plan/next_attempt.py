@@ -31,6 +31,7 @@ from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.observe import LOST_AFTER, Pod, World, termination_result
 from finetune_operator.plan.outcomes import RESTARTED
 from finetune_operator.plan.template import UnrenderableError
+from finetune_operator.plan.verdict import not_ended
 from finetune_operator.settings import Settings
 
 
@@ -88,7 +89,7 @@ def _name_silent_node(status: FineTuneJobStatus, alive: list[Pod]) -> FineTuneJo
     text = f"worker {pod.index} was lost: its pod {pod.name} is on {nodes.silence(pod)}"
     if (attempt.message or "").startswith(text):
         return status
-    message = f"{text}; {attempt.message}"[:1024]
+    message = f"{text}; {(attempt.message or '').removeprefix(not_ended(pod))}"[:1024]
     status = attempts.replace_current(status, attempt.replace(node=pod.node, message=message))
     if pod.node is None:
         return status

@@ -22,7 +22,8 @@ def silence(pod: Pod) -> str | None:
     """Return a clause that names the node of a pod if it does not answer, else None."""
     if pod.silent_since is None:
         return None
-    return f"node {pod.node}, which does not answer since {clock(pod.silent_since)}"
+    node = f"node {pod.node}" if pod.node else "a node"
+    return f"{node}, which does not answer since {clock(pod.silent_since)}"
 
 
 def places(pods: Sequence[Pod]) -> str:

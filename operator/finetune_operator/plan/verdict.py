@@ -189,8 +189,13 @@ def _lost(cause: Cause, pod: Pod, why: str, exit_code: int | None = None) -> Ver
 
 def _blame(found: Verdict, pod: Pod) -> Verdict:
     """Name the worker that did not end with its peers, because its node may be cut off."""
-    text = f"worker {pod.index} (pod {nodes.place(pod)}) has not ended; {found.message}"
-    return replace(found, message=text[:1024], node=pod.node)
+    return replace(found, message=f"{not_ended(pod)}{found.message}"[:1024], node=pod.node)
+
+
+def not_ended(pod: Pod) -> str:
+    """Return the clause that precedes the message of a gang whose pod did not end with the rest."""
+    where = nodes.place(replace(pod, silent_since=None))
+    return f"worker {pod.index} (pod {where}) has not ended; "
 
 
 def saved_progress(gang: list[Pod]) -> str:
