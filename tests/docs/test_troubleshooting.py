@@ -39,7 +39,7 @@ NOT_REASONS = {
     *("Job", "Pod", "Service", "StorageUse"),  # classes and kinds
     *("DisruptionTarget", "PodScheduled", "Ready"),  # conditions of pods
     *("ContainerStatusUnknown", "OOMKilled"),  # read from pods and not passed on
-    "PodReadyToStartContainers",  # a condition of pods
+    *("ContainersReady", "PodReadyToStartContainers"),  # conditions of pods
     "DeadlineExceeded",  # of Kubernetes, compared and passed on
     *("ContainerCreating", "PodInitializing"),  # temporary and not passed on
     *("ALL", "FallbackToLogsOnError", "Memory", "OnRootMismatch", "RuntimeDefault"),  # pods
