@@ -267,10 +267,14 @@ class Life:
         path = f"{_JOBS}/namespaces/{self.namespace}/finetunejobs/{self.name}"
         await self.view.kube.patch(path, patch)
 
-    async def _run(self, name: str) -> None:
+    async def _bind(self, name: str) -> None:
         target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
         binding = {"metadata": {"name": name}, "target": target}
         await self.view.kube.create(f"{self._pod(name)}/binding", binding)
+
+    async def _run(self, name: str) -> None:
+        if "nodeName" not in self.pods[name]["spec"]:
+            await self._bind(name)
         await self._write(name, podstatus.running())
 
     async def _end(self, name: str, code: int, message: str = "") -> None:

@@ -91,10 +91,11 @@ class CompleteLife(Life):
 
     async def _bound_long_ago(self, name: str) -> None:
         """Let a pod have had a node for a minute, so that the operator reads its events."""
+        await self._bind(name)
         since = format_time(datetime.now(UTC) - timedelta(seconds=60))
         status = {"conditions": [podstatus.condition("PodScheduled", "True", since)]}
         await self.view.kube.patch(f"{self._pod(name)}/status", {"status": status})
-        text = f"{name} is bound to a node"
+        text = f"{name} is bound to node"
         await self._until(text, lambda: text in self.status.get("message", ""))
 
     def _own_prepare_pod(self) -> bool:
