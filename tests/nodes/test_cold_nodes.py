@@ -33,11 +33,7 @@ def cold(scenario: Scenario):
 def test_slow_pull_on_the_node_of_worker_0(cold: Scenario):
     """The other worker waits in its pod for the address of worker 0, as long as the pull takes."""
 
-    def seconds(address: str) -> float:
-        node = cold.node_of("cold-1-0")
-        return 200.0 if cold.cluster.nodes[node].address == address else 0.0
-
-    cold.cluster.registry.seconds = seconds
+    cold.cluster.registry.seconds = lambda node: 200.0 if _is_on(cold, "cold-1-0", node) else 0.0
     node = cold.node_of("cold-1-0")
     cold.until("the other worker to run", lambda: _runs(cold, "cold-1-1"))
     time.sleep(60)
@@ -51,11 +47,7 @@ def test_slow_pull_on_the_node_of_worker_0(cold: Scenario):
 
 def test_image_missing_on_one_node(cold: Scenario):
     """The job names the image, waits without counting, and goes on once the image can be pulled."""
-
-    def refuses(address: str) -> bool:
-        return cold.cluster.nodes[cold.node_of("cold-1-1")].address == address
-
-    cold.cluster.registry.refuses = refuses
+    cold.cluster.registry.refuses = lambda node: _is_on(cold, "cold-1-1", node)
     cold.until("the first worker to run", lambda: _runs(cold, "cold-1-0"))
     status = cold.until(
         "a message about the image",
@@ -67,6 +59,12 @@ def test_image_missing_on_one_node(cold: Scenario):
     cold.cluster.registry.refuses = lambda _: False
     done = cold.succeeded("cold", 700)
     assert (done.get("restarts", 0), done.get("countedRestarts", 0)) == (0, 0)
+
+
+def _is_on(scenario: Scenario, pod: str, address: str) -> bool:
+    """Return whether a pod is bound to the node with an address."""
+    node = scenario.pods().get(pod, {}).get("spec", {}).get("nodeName")
+    return node is not None and scenario.cluster.nodes[node].address == address
 
 
 def _runs(scenario: Scenario, pod: str) -> bool:
