@@ -37,7 +37,7 @@ NOT_REASONS = {
     *("CheckpointAvailable", "Progressing", "WorkersReady"),  # condition types
     *("True", "False", "Unknown", "Normal", "Warning"),
     *("Job", "Pod", "Service", "StorageUse"),  # classes and kinds
-    *("DisruptionTarget", "PodScheduled", "Ready"),  # conditions of pods
+    *("ContainersReady", "DisruptionTarget", "PodScheduled", "Ready"),  # conditions of pods
     *("ContainerStatusUnknown", "OOMKilled"),  # read from pods and not passed on
     *("ContainersReady", "PodReadyToStartContainers"),  # conditions of pods
     "DeadlineExceeded",  # of Kubernetes, compared and passed on
