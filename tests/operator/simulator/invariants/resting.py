@@ -26,6 +26,7 @@ from tests.operator.simulator.invariants.queries import (
 from tests.operator.simulator.invariants.registry import invariant
 from tests.operator.simulator.node import UNMOUNTED
 from tests.operator.simulator.store import identity
+from tests.operator.worlds import SETTINGS
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
@@ -85,10 +86,12 @@ def _backs_off(world: "World", _: Any) -> str | None:
 
 
 def _will_plan_again(world: "World") -> bool:
-    """Return whether the status is not up to date, because a request failed or changes wait."""
+    """Return whether the status is not up to date: a request failed, or changes wait."""
     if world.unlabelled:
         return True  # pods without a label are read again every ten seconds
-    return bool(world.controller.failures or world.controller.soon)
+    soon = world.clock.seconds + SETTINGS.progress_write_interval
+    throttled = any(at <= soon for at in world.controller.timers.values())
+    return bool(world.controller.failures or world.controller.soon or throttled)
 
 
 @invariant("at rest", "a gang that has ended or cannot go on claims neither progress nor time left")
