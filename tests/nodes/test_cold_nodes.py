@@ -55,7 +55,7 @@ def test_image_missing_on_one_node(cold: Scenario):
         120,
     )
     assert "cold-1-1" in status["message"]
-    assert f"cold-{cold.namespace}" in status["message"]
+    assert "finetune-trainer" in status["message"]
     cold.cluster.registry.refuses = lambda _: False
     done = cold.succeeded("cold", 700)
     assert (done.get("restarts", 0), done.get("countedRestarts", 0)) == (0, 0)
