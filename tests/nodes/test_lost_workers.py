@@ -33,8 +33,9 @@ def test_drained_node(scenario: Scenario):
     scenario.submit("drained", training=LONG)
     scenario.until_step("drained", 25)
     node = scenario.node_of("drained-1-1")
+    flags = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
     try:
-        scenario.cluster.kubectl("drain", node, "--ignore-daemonsets", "--timeout=120s", "--force")
+        scenario.cluster.kubectl("drain", node, *flags)
         done = scenario.succeeded("drained")
     finally:
         scenario.cluster.kubectl("uncordon", node)
