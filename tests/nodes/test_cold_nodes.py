@@ -1,5 +1,6 @@
 """Nodes that do not have the trainer image yet."""
 
+import secrets
 import time
 
 import pytest
@@ -13,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 def cold(scenario: Scenario):
     """A job of two workers whose nodes do not have its image; the prepare pod uses the third."""
     cluster = scenario.cluster
-    tag = f"cold-{scenario.namespace}"
+    tag = f"cold-{secrets.token_hex(4)}"  # an image that no node has from an earlier scenario
     cluster.images.publish(tag)
     image = scenario.trainer_image.rpartition(":")[0] + f":{tag}"
     warm, *others = cluster.nodes
