@@ -12,6 +12,7 @@ from finetune_api.base import Object
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
+_LARGE = 100_000  # bytes: the layer with the packages, not the configuration
 _PIECES = 200  # of a layer that is sent slowly
 
 
@@ -95,7 +96,7 @@ class Registry:
                 found, kind = self._manifests.get(f"{name}:{reference}", b""), _MANIFEST
             else:
                 found, kind = self._blobs.get(reference, b""), "application/octet-stream"
-                slowly = True
+                slowly = len(found) >= _LARGE
         request.send_response(200 if found else 404)
         request.send_header("Content-Type", kind)
         request.send_header("Content-Length", str(len(found)))
