@@ -28,9 +28,13 @@ def main() -> int:
         return _run([sys.executable, "-m", "pytest", *_PARALLEL])
     path = f"{images.parent}:{os.environ['PATH']}"
     session = ["-m", "nox", "--session", f"tests-{images.name.removeprefix('python')}", "--"]
-    return _run(
-        [sys.executable, *session, *_PARALLEL], PATH=path, NOX_ERROR_ON_MISSING_INTERPRETERS="1"
-    ) or _run([sys.executable, "-m", "pytest", *_PARALLEL, "--operator-elsewhere"])
+    codes = [
+        _run(
+            [sys.executable, *session, *_PARALLEL], PATH=path, NOX_ERROR_ON_MISSING_INTERPRETERS="1"
+        ),
+        _run([sys.executable, "-m", "pytest", *_PARALLEL, "--operator-elsewhere"]),
+    ]
+    return next((code for code in codes if code), 0)
 
 
 def _run(command: list[str], **environment: str) -> int:

@@ -6,6 +6,8 @@ holds its devices and may write to the storage, so it is found by its name.
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from finetune_api import names
@@ -17,10 +19,11 @@ from finetune_operator.informer import Pods
 from finetune_operator.plan.decision import RECHECK
 from finetune_operator.plan.observe import Job, Pod
 from finetune_operator.plan.planner import only_prepares
-from finetune_operator.queue import Key
+from finetune_operator.queue import Key, RetryError
 
 _log = logging.getLogger("finetune.live_pods")
 _PARALLEL = 10  # reads by name at a time
+WATCH_LAG = 3.0  # s for which a watch may be behind a read
 
 
 @dataclass
@@ -29,6 +32,9 @@ class LivePods:
 
     api: Requests
     pods: Pods
+    monotonic: Callable[[], float] = time.monotonic
+    # By uid of a pod: when a read first lacked it although the watch has not reported its end.
+    _missed: dict[str, float] = field(default_factory=dict)
     # The uid and the attempt of each job when pods were last created for it.
     _created: dict[Key, tuple[str, int | None]] = field(default_factory=dict)
 
@@ -91,10 +97,25 @@ class LivePods:
             items = await asyncio.gather(*(read(name) for name in pods))
         for name, item in zip(pods, items, strict=True):
             if item is None:
+                self._await_end(job, name)
                 self.pods.absent(job, name)
             else:
                 self.pods.take(item, notify=False)
         return [item for item in items if item]
+
+    def _await_end(self, job: Job, name: str) -> None:
+        """Raise RetryError while the watch may still report how a pod that is gone has ended.
+
+        Otherwise its device time would be estimated, and its end judged, although the event with
+        both is on its way.
+        """
+        now = self.monotonic()
+        for pod in self.pods.made_by(job):
+            if pod.name != name or pod.gone or pod.finished or not pod.labelled:
+                continue
+            if now - self._missed.setdefault(pod.uid, now) < WATCH_LAG:
+                raise RetryError
+            del self._missed[pod.uid]
 
     async def _get(self, job: Job, name: str) -> Object | None:
         try:

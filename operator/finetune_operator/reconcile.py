@@ -63,7 +63,7 @@ class Reconciler:
 
     def __post_init__(self) -> None:
         self._pod_events = PodEvents(self.api)
-        self._live = LivePods(self.api, self.pods)
+        self._live = LivePods(self.api, self.pods, self.monotonic)
         self._admission = Admission(self.api)
 
     async def reconcile(self, key: Key) -> float | None:

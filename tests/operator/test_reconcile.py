@@ -76,3 +76,25 @@ async def test_pods_are_listed_only_once_there_can_be_a_gang(monkeypatch):
     assert world.job["status"]["phase"] == "Succeeded"
     assert listed
     assert 0 not in listed
+
+
+async def test_a_pod_that_is_gone_before_the_watch_reports_its_end_is_charged_exactly():
+    """A read can be ahead of the watch, which will report how the pod ended."""
+    world = World(Config())
+    for _ in range(3):
+        await world.step(Event("go"))
+    world.controller.stalled.add("pods")
+    pod = world.store.objects["pods"]["a-1-1"]
+    world.store.delete("pods", "a-1-1", {})
+    world.nodes.stop(pod)
+    assert "a-1-1" not in world.store.objects["pods"]
+    world.edit({"suspend": True})
+    await world.work()
+    world.clock.seconds += 1
+    world.controller.stalled.discard("pods")
+    await world.work()
+    await world.run_to_the_end()
+    assert world.job
+    (attempt,) = world.job["status"]["attempts"]
+    assert attempt["outcome"] == "Released"
+    assert not attempt.get("estimated")
