@@ -35,6 +35,9 @@ def operator(api: Cluster, proxy: Proxy, tmp_path) -> Iterator[Operator]:
 @pytest.fixture
 def quota(api: Cluster) -> Iterator[None]:
     """A quota of two pods with devices, which leaves prepare pods alone."""
+    # What tests of other files left in the namespace would count.
+    api.kubectl("delete", "ftj", "--all", "--wait=false")
+    api.kubectl("delete", "pods", "--all", "--grace-period=0", "--force")
     hard = {"requests.nvidia.com/gpu": "2"}
     body = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "gpus"}}
     api.kubectl("create", "-f", "-", stdin=json.dumps(body | {"spec": {"hard": hard}}))

@@ -78,7 +78,8 @@ def test_a_stop_while_the_master_has_no_address_is_obeyed(
         time.sleep(0.05)
     pod.process.send_signal(signal.SIGTERM)
     assert pod.wait(20) == 75
-    assert pod.result.message == "stopped while looking up missing.invalid; nothing is lost"
+    expected = "stopped while waiting for the address of missing.invalid; nothing is lost"
+    assert pod.result.message == expected
 
 
 def test_a_supervisor_that_fails_leaves_a_result(tmp_path: Path, killed: list[Pod]) -> None:
