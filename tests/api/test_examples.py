@@ -87,7 +87,7 @@ def test_every_manifest_is_accepted_unchanged(
     control_plane: Cluster, server, restricted: str, place: str
 ):
     kinds = {document["kind"] for document in yaml.safe_load_all(MANIFESTS[place])}
-    assert kinds <= {"FineTuneJob", "Pod"}
+    assert kinds <= {"FineTuneJob", "Pod", "ResourceQuota"}
     options = ("--dry-run=server", "--validate=strict", "--namespace", restricted)
     output = control_plane.kubectl("create", *options, "-f", "-", stdin=MANIFESTS[place])
     assert "created (server dry run)" in output

@@ -28,7 +28,7 @@ from finetune_api.progress import (
 from finetune_api.run import AttemptRecord, PrepareResult, Report, Result
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.logs import OneLine
-from finetune_operator.plan import usage
+from finetune_operator.plan import corrections
 from finetune_operator.plan.observe import Pod
 from tests.operator import podstatus
 from tests.operator.worlds import (
@@ -104,6 +104,7 @@ FACTS: dict[str, Any] = {
 REPORT = {
     **report().to_dict(),
     **FACTS,
+    "waitingFor": "worker 1",
     "earlierAttempts": [{"attempt": 1, "updateTime": "2026-01-01T00:00:40Z", "ledger": LEDGER}],
 }
 RESULT = {
@@ -366,7 +367,7 @@ def test_a_result_of_a_prepare_pod_that_is_refused_fails_the_job_with_a_reason()
 
 MESSAGES = {
     "junk": "\x1b[31m" + "x" * 4096,
-    "half of a result": json.dumps(RESULT)[:-9],
+    "half of a reason": json.dumps(RESULT)[: json.dumps(RESULT).index(RESULT["reason"]) + 3],
     "deep": "[" * 4096,
     "controls": "\r\n".join(TEXTS)[:4096],
     "a number": str(HUGE),
@@ -433,7 +434,8 @@ def test_an_attempt_is_not_charged_for_time_in_the_future():
         ],
     )
     now = at(30) + timedelta(seconds=10)
-    status = usage.correct(status.replace(attempts=[attempt]), newest.earlier_attempts, now)
+    status = status.replace(attempts=[attempt])
+    status = corrections.by_records(status, newest.earlier_attempts, now)
     assert status.attempts[0].device_seconds == 80 + 10 * 2 * 4
 
 

@@ -61,7 +61,8 @@ def _checked(template: Object | None, path: str, variables: tuple[str, ...]) -> 
     if size > MAX_BYTES:
         raise TemplateError(f"{path} has {size} bytes as JSON, at most {MAX_BYTES} are allowed")
     found = merged_into(template, path)
-    for part, entries in found.get("metadata", {}).items():
+    for part in ("labels", "annotations"):  # `merged_into` has checked that these are objects
+        entries = found.get("metadata", {}).get(part, {})
         own = next((key for key in entries if key.startswith(_PREFIX)), None)
         if own:
             raise TemplateError(f"{path}.metadata.{part}: {own} {_SET_BY_US}")
