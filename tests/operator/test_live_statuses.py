@@ -56,8 +56,8 @@ def test_the_logs_of_crashed_workers_and_of_a_job_that_succeeded_are_kept(api, o
 
 
 REFUSALS = {
-    "evicted": podstatus.refused("Evicted", "The node was low on resource", waits=True),
-    "admission": podstatus.refused("UnexpectedAdmissionError", "Allocate failed: no devices"),
+    "evicted-early": podstatus.refused("Evicted", "The node was low on resource", waits=True),
+    "not-admitted": podstatus.refused("UnexpectedAdmissionError", "Allocate failed: no devices"),
 }
 
 
