@@ -33,6 +33,8 @@ Phase = Literal[
     "Succeeded",
     "Failed",
 ]
+FINISHED: tuple[Phase, ...] = ("Succeeded", "Failed")
+"""Phases that never change."""
 Sentence = Annotated[str, Field(max_length=1024)]
 Word = Annotated[str, Field(max_length=64)]
 Cell = Annotated[str, Field(max_length=32)]
@@ -484,4 +486,4 @@ class FineTuneJobStatus(Message):
     @property
     def finished(self) -> bool:
         """Whether the job has ended. The outcome of a finished job never changes."""
-        return self.phase in ("Succeeded", "Failed")
+        return self.phase in FINISHED

@@ -34,6 +34,11 @@ class ClaimPath:
         return f"{SCHEME}{self.claim}/{self.path}"
 
 
+def is_inside(path: str, folder: str) -> bool:
+    """Return whether a normalised path is a folder or in it."""
+    return path == folder or path.startswith(f"{folder}/")
+
+
 @dataclass(frozen=True)
 class HubPath:
     """A repository of the Hugging Face Hub, or a path in it."""

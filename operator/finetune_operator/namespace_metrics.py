@@ -6,7 +6,7 @@ zero when it starts, as counters do, and never decrease.
 
 from prometheus_client import CollectorRegistry, Counter
 
-from finetune_api.status import FineTuneJobStatus, Usage
+from finetune_api.status import FINISHED, FineTuneJobStatus, Usage
 from finetune_operator.job_metrics import cause_of
 
 
@@ -44,7 +44,7 @@ class NamespaceCounters:
 
     def count(self, namespace: str, old: FineTuneJobStatus, new: FineTuneJobStatus) -> None:
         """Count what has happened to a job between two statuses."""
-        for phase in ("Succeeded", "Failed"):  # A rate would miss the first event of a series.
+        for phase in FINISHED:  # A rate would miss the first event of a series.
             self._ended.labels(namespace, phase)
         before, after = old.usage or Usage(), new.usage or Usage()
         for field, series in self._seconds.items():

@@ -111,9 +111,11 @@ class Reconciler:
         if not self.pods.listed(job.namespace):
             return _UNLISTED, False
         await self._live.read_unlabelled(job)
-        observed = self._observe(key, job)
-        await self._pod_events.read(slow_pods(observed), observed.now)
-        world, decision, pause = self._plan(key, job)
+        world = self._observe(key, job)
+        if slow := slow_pods(world):
+            await self._pod_events.read(slow, world.now)
+            world = self._observe(key, job)
+        decision, pause = self._plan(key, world)
         if not decision.acts:
             _, delay = await self._write(key, world, decision)
             again = self._live.read_again_after(job)
@@ -124,7 +126,8 @@ class Reconciler:
             return None, True
         fresh = self._observe(key, live)
         if fresh != world:
-            world, decision, pause = self._plan(key, live)
+            world = fresh
+            decision, pause = self._plan(key, world)
 
         while True:
             world, decision = await self._check(world, decision)
@@ -139,14 +142,13 @@ class Reconciler:
             if decision.check:  # The names were free a moment ago.
                 decision = replace(decision, check=replace(decision.check, names=()))
 
-    def _plan(self, key: Key, job: Job) -> tuple[World, Decision, float | None]:
+    def _plan(self, key: Key, world: World) -> tuple[Decision, float | None]:
         """Plan, but create nothing during a pause; return the seconds that are left of it too."""
-        world = self._observe(key, job)
         decision = plan(world, self.settings)
-        left = self._pauses.left(key, job.generation, self.monotonic())
+        left = self._pauses.left(key, world.job.generation, self.monotonic())
         if not (left and decision.create):
-            return world, decision, None
-        return world, replace(decision, create=[], check=None), left
+            return decision, None
+        return replace(decision, create=[], check=None), left
 
     async def _show_failure(self, key: Key) -> None:
         """Show a request that fails again and again in the status, or else in an event."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pydantic_core import to_json
 
 from finetune_api.base import Message, Object
+from finetune_api.status import FINISHED
 from finetune_client.decode import decode
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.pod_status import parse_time
@@ -21,7 +22,6 @@ LARGE = 32 * 1024
 
 Everything else in a job is bounded by its definition.
 """
-_FINISHED = ("Succeeded", "Failed")
 _READ = ("name", "namespace", "uid", "resourceVersion", "generation", "labels", "deletionTimestamp")
 
 
@@ -85,7 +85,7 @@ def is_large(item: Object) -> bool:
 def ended_at(item: Object) -> float | None:
     """Return the Unix time at which a job ended; None if it goes on."""
     status = item.get("status", {})
-    if status.get("phase") not in _FINISHED:
+    if status.get("phase") not in FINISHED:
         return None
     end = parse_time(status.get("completionTime"))
     return end.timestamp() if end else 0.0

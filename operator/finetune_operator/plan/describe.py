@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from finetune_api import names, reasons
 from finetune_api.progress import Progress, Stage
-from finetune_api.status import Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
+from finetune_api.status import FINISHED, Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
 from finetune_api.text import duration
 from finetune_operator.plan import gang_text, nodes
 from finetune_operator.plan.observe import Pod, Refusal, World
@@ -58,7 +58,7 @@ def describe(
 
     `creating` is whether pods are still missing, in which case an earlier refusal is still shown.
     """
-    if world.failure and situation.accepted and situation.phase not in ("Succeeded", "Failed"):
+    if world.failure and situation.accepted and situation.phase not in FINISHED:
         situation = _failing(status, situation, world.failure, creating=creating)
     elif creating and (old := refused_condition(world)):
         phase = world.job.status.phase or situation.phase

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 
 from finetune_api.spec import DataSource
 from finetune_api.spec.use import declared, value
@@ -15,11 +16,19 @@ def claims(job: Job) -> dict[str, bool]:
     written = {ClaimPath.parse(spec.checkpoints.storage).claim}
     if spec.cache:
         written.add(ClaimPath.parse(spec.cache).claim)
-    sources = [spec.model.source, *(entry.source for entry in _entries(job))]
-    if spec.dataset.chat_template and spec.dataset.chat_template.path:
-        sources.append(spec.dataset.chat_template.path)
-    read = {ClaimPath.parse(source).claim for source in sources if is_claim(source)}
+    read = {source.claim for _, source in on_claims(job)}
     return {claim: claim not in written for claim in sorted(read | written)}
+
+
+def on_claims(job: Job) -> Iterator[tuple[str, ClaimPath]]:
+    """Return the inputs that are on claims, each with the field of the spec that names it."""
+    dataset = job.spec.dataset
+    named = [("model.source", job.spec.model.source)]
+    for part, entries in (("train", dataset.train), ("validation", dataset.validation or [])):
+        named += [(f"dataset.{part}[{n}].source", entry.source) for n, entry in enumerate(entries)]
+    if dataset.chat_template and dataset.chat_template.path:
+        named.append(("dataset.chatTemplate.path", dataset.chat_template.path))
+    return ((field, ClaimPath.parse(uri)) for field, uri in named if is_claim(uri))
 
 
 def credentials(job: Job) -> list[str]:

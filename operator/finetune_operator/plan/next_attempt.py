@@ -99,7 +99,8 @@ def _name_silent_node(status: FineTuneJobStatus, alive: list[Pod]) -> FineTuneJo
 
 def _next_attempt_text(world: World, status: FineTuneJobStatus, settings: Settings) -> str:
     attempt, limit = attempts.current(status), world.job.spec.run_policy.max_restarts
-    text = f"attempt {attempt.number + 1} at {status.next_attempt_time:%H:%M:%S} UTC"
+    assert status.next_attempt_time is not None
+    text = f"attempt {attempt.number + 1} at {nodes.clock(status.next_attempt_time)}"
     if not attempt.counted:
         return text
     wait = restart.backoff_seconds(settings.restart_backoff, status.counted_restarts)

@@ -290,7 +290,7 @@ def _next_try(status: FineTuneJobStatus) -> str:
     if interruptions:
         parts.append(f"tried {_times(interruptions)} so far")
     at = status.next_attempt_time
-    return "; ".join([*parts, f"trying again at {at:%H:%M:%S} UTC" if at else "trying again"])
+    return "; ".join([*parts, f"trying again at {nodes.clock(at)}" if at else "trying again"])
 
 
 def _times(count: int) -> str:

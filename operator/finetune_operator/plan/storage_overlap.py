@@ -5,10 +5,9 @@ would appear among the user's files, and later jobs would read them as data. A f
 an input is fine, except for the one folder of a run that is replaced as a whole.
 """
 
-from collections.abc import Iterator
-
 from finetune_api import reasons
-from finetune_api.uri import ClaimPath, is_claim
+from finetune_api.uri import ClaimPath, is_inside
+from finetune_operator.plan import inputs
 from finetune_operator.plan.observe import Job
 from finetune_operator.plan.template import UnrenderableError
 
@@ -30,26 +29,16 @@ def check(job: Job) -> None:
     written = {"checkpoints.storage": storage}
     if job.spec.cache:
         written["cache"] = ClaimPath.parse(job.spec.cache)
-    for field, source in _inputs(job):
+    for field, source in inputs.on_claims(job):
         for name, folder in written.items():
             if folder.claim == source.claim and (relation := _relation(folder, source, field)):
                 raise StorageOverlapsInputError(f"{name} {folder} {relation}: {_HARM}")
         final = ClaimPath(storage.claim, f"{storage.path}/{_FINAL}")
-        if source.claim == final.claim and _is_in(source.path, final.path):
+        if source.claim == final.claim and is_inside(source.path, final.path):
             raise StorageOverlapsInputError(
                 f"{field} {source} is in {final}, which the run replaces; choose another folder "
                 "for checkpoints.storage"
             )
-
-
-def _inputs(job: Job) -> Iterator[tuple[str, ClaimPath]]:
-    dataset = job.spec.dataset
-    named = [("model.source", job.spec.model.source)]
-    for part, entries in (("train", dataset.train), ("validation", dataset.validation or [])):
-        named += [(f"dataset.{part}[{n}].source", entry.source) for n, entry in enumerate(entries)]
-    if dataset.chat_template and dataset.chat_template.path:
-        named.append(("dataset.chatTemplate.path", dataset.chat_template.path))
-    return ((field, ClaimPath.parse(uri)) for field, uri in named if is_claim(uri))
 
 
 def _relation(folder: ClaimPath, source: ClaimPath, field: str) -> str | None:
@@ -59,14 +48,10 @@ def _relation(folder: ClaimPath, source: ClaimPath, field: str) -> str | None:
     if first is None and not parts[-1].endswith(_FILES):
         if folder.path == source.path:
             return f"is {field}"
-        return f"is in {field} ({source})" if _is_in(folder.path, source.path) else None
+        return f"is in {field} ({source})" if is_inside(folder.path, source.path) else None
     # A file, or a pattern that finds files below the folder without one.
     above = "/".join(parts[:-1] if first is None else parts[:first])
     if folder.path == above:
         return f"is the folder of {field} ({source})"
     deep = first is not None and (first < len(parts) - 1 or "**" in source.path)
-    return f"is in {field} ({source})" if deep and _is_in(folder.path, above) else None
-
-
-def _is_in(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(f"{folder}/")
+    return f"is in {field} ({source})" if deep and is_inside(folder.path, above) else None

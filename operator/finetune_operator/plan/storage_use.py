@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from finetune_api import reasons
 from finetune_api.base import Object
-from finetune_api.uri import ClaimPath
+from finetune_api.status import FINISHED
+from finetune_api.uri import ClaimPath, is_inside
 from finetune_operator.plan.observe import Job, Refusal
 
 
@@ -33,7 +34,7 @@ class StorageUse:
             storage = ClaimPath.parse(item["spec"]["checkpoints"]["storage"])
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
-        if status.get("phase") in ("Succeeded", "Failed"):
+        if status.get("phase") in FINISHED:
             return None
         return cls(
             uid=metadata["uid"],
@@ -52,9 +53,8 @@ class StorageUse:
 
     def overlaps(self, other: "StorageUse") -> bool:
         """Return whether one folder is the other, or is inside it."""
-        one, two = self.path.split("/"), other.path.split("/")
-        shared = min(len(one), len(two))
-        return self.claim == other.claim and one[:shared] == two[:shared]
+        nested = is_inside(self.path, other.path) or is_inside(other.path, self.path)
+        return self.claim == other.claim and nested
 
 
 def refusal(job: Job, mine: StorageUse, others: Iterable[StorageUse]) -> Refusal | None:
