@@ -19,9 +19,7 @@ setup: ## python environment and control plane, cached outside the tree
 	@$(BIN)/python -m finetune_local build
 
 tools: setup ## what only tests need (an S3 server, Helm, Prometheus, the images' Python), cached outside the tree
-	@$(BIN)/python -m tests.tools.go_tool
-	@$(BIN)/python -m tests.tools.debian_tool
-	@$(BIN)/python -m tests.tools.interpreter
+	@$(BIN)/python -m tests.tools
 
 images: ## both images, with docker, podman or buildah (REGISTRY=..., TAG=..., TOOL=..., BUILD_FLAGS=...)
 	@$(PYTHON) hack/images.py

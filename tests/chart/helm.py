@@ -14,7 +14,8 @@ from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from finetune_local.ports import free_port
 from tests.installed import Operator, wait_for
-from tests.tools import go_tool
+from tests.tools.go_tool import HELM
+from tests.tools.program import program
 
 CHART = TREE / "charts" / "finetune-operator"
 VERSION: str = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
@@ -31,7 +32,7 @@ class Helm:
     """Runs Helm for one cluster or without one, with its files in `home`."""
 
     def __init__(self, home: Path, kubeconfig: Path | None = None) -> None:
-        self._program = go_tool.program(go_tool.HELM)
+        self._program = program(HELM)
         self._env = os.environ | {
             "HELM_CACHE_HOME": str(home),
             "HELM_CONFIG_HOME": str(home),

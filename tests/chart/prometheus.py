@@ -15,7 +15,8 @@ from finetune_api.base import Object
 from finetune_local.cluster import die_with_parent
 from finetune_local.ports import free_port
 from tests.installed import wait_for
-from tests.tools import debian_tool
+from tests.tools.debian_tool import PROMETHEUS
+from tests.tools.program import program
 
 
 class Prometheus:
@@ -79,7 +80,7 @@ def scraping(
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     port = free_port()
     command = [
-        str(debian_tool.program(debian_tool.PROMETHEUS)),
+        str(program(PROMETHEUS)),
         f"--config.file={folder / 'prometheus.yaml'}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",

@@ -11,7 +11,8 @@ import yaml
 from finetune_api.base import Object
 from finetune_local.cache import TREE
 from tests.chart.helm import Helm, find
-from tests.tools import debian_tool
+from tests.tools.debian_tool import PROMTOOL
+from tests.tools.program import program
 
 CASES = Path(__file__).parent / "alerts" / "cases.yaml"
 PAGE = (TREE / "docs" / "operate" / "monitoring.md").read_text()
@@ -29,7 +30,7 @@ def alerts(spec: Object) -> dict[str, Object]:
 
 
 def promtool(*arguments: object) -> str:
-    command = [str(debian_tool.program(debian_tool.PROMTOOL)), *map(str, arguments)]
+    command = [str(program(PROMTOOL)), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

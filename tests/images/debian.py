@@ -1,11 +1,10 @@
 """Creates the Debian base image with debootstrap, without Docker, and keeps it in the cache."""
 
-import fcntl
 import shutil
 import subprocess
 from pathlib import Path
 
-from finetune_local.cache import cache_folder
+from finetune_local.cache import cache_folder, made_once
 from tests.tools.interpreter import RELEASE, mirror
 
 # The settings of Debian's own slim images, which also apply to packages that are installed later.
@@ -22,16 +21,11 @@ _DROPPED = ("usr/share/doc", "usr/share/info", "usr/share/man", "usr/share/local
 
 def root_archive() -> Path:
     """Return a tar file of the root file system, which is created once within a minute."""
-    archive = cache_folder() / f"debian-{RELEASE}-slim.tar"
-    with (cache_folder() / "debian.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not archive.exists():
-            _make(archive)
-    return archive
+    return made_once(cache_folder() / f"debian-{RELEASE}-slim.tar", _make)
 
 
 def _make(archive: Path) -> None:
-    folder, partial = archive.with_suffix(".root"), archive.with_suffix(".partial")
+    folder = archive.with_suffix(".root")
     shutil.rmtree(folder, ignore_errors=True)
     _run("debootstrap", "--variant=minbase", RELEASE, str(folder), mirror())
     for name in _DROPPED:
@@ -41,8 +35,7 @@ def _make(archive: Path) -> None:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     (folder / "etc/dpkg/dpkg.cfg.d/slim").write_text(_SLIM)
     _install_authorities(folder)
-    _run("tar", "--directory", str(folder), "--numeric-owner", "-cf", str(partial), ".")
-    partial.rename(archive)
+    _run("tar", "--directory", str(folder), "--numeric-owner", "-cf", str(archive), ".")
     shutil.rmtree(folder)
 
 

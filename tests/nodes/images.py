@@ -7,7 +7,6 @@ no node downloads it: the registry serves an empty layer in its place, and each 
 of the files.
 """
 
-import fcntl
 import hashlib
 import io
 import json
@@ -23,7 +22,7 @@ from hack.images import BASE, IMAGES
 
 from finetune_api.base import Object
 from finetune_local.build import BuildError
-from finetune_local.cache import TREE, cache_folder
+from finetune_local.cache import TREE, cache_folder, made_once
 from finetune_local.machine import GB, Need, no_room
 from tests.images import debian
 from tests.nodes.configuration import REGISTRY
@@ -82,11 +81,7 @@ def unpacked(part: str) -> Path:
     requirements = subprocess.run(listed, check=True, capture_output=True).stdout
     recipe = (TREE / IMAGES[part].dockerfile).read_bytes() + requirements + BASE.encode()
     folder = cache_folder() / f"image-{part}-{hashlib.sha256(recipe).hexdigest()[:16]}"
-    with (cache_folder() / "image.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            _build(part, folder)
-    return folder
+    return made_once(folder, lambda partial: _build(part, partial))
 
 
 def own_layer(image: Path) -> bytes:
@@ -109,15 +104,13 @@ def program_layer(program: Path) -> bytes:
 
 
 def _build(part: str, folder: Path) -> None:
-    store = cache_folder() / "image-store.partial"
-    partial = folder.with_name(folder.name + ".partial")
-    for leftover in (store, partial):
-        shutil.rmtree(leftover, ignore_errors=True)
+    store = folder.with_name(f"{folder.name}-store")
+    shutil.rmtree(store, ignore_errors=True)
     if refused := no_room([Need("images", (30 if part == "trainer" else 3) * GB, cache_folder())]):
         raise BuildError(refused)
     archive = debian.root_archive()
     store.mkdir()
-    partial.mkdir()
+    folder.mkdir()
     (store / "storage.conf").write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{store}/graph"\nrunroot = "{store}/run"\n'
     )
@@ -141,11 +134,10 @@ def _build(part: str, folder: Path) -> None:
     try:
         _run(env, *unshare, "sh", "-ec", base)
         _run(env, *unshare, sys.executable, str(TREE / "hack" / "images.py"), "--only", part)
-        _run(env, *unshare, "sh", "-ec", _EXTRACT, "sh", image, str(partial))
+        _run(env, *unshare, "sh", "-ec", _EXTRACT, "sh", image, str(folder))
     finally:
         shutil.rmtree(store, ignore_errors=True)
-    _remove_own(partial)
-    partial.rename(folder)
+    _remove_own(folder)
 
 
 def _remove_own(image: Path) -> None:

@@ -1,13 +1,12 @@
 """The programs of a real node: built from Go modules into the cache, or installed by Debian."""
 
-import fcntl
 import hashlib
 import os
 import shutil
 from pathlib import Path
 
 from finetune_local import build
-from finetune_local.cache import cache_folder
+from finetune_local.cache import cache_folder, made_once
 from tests.tools import go_tool
 from tests.tools.go_tool import GoTool
 
@@ -44,7 +43,7 @@ def search_path() -> str:
 
     Takes 8 minutes on 2 cores the first time. Raises BuildError.
     """
-    folders = [build.binaries(), _node(), *(go_tool.program(tool).parent for tool in _TOOLS)]
+    folders = [build.binaries(), _node(), *(tool.build().parent for tool in _TOOLS)]
     return os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])
 
 
@@ -53,18 +52,10 @@ def _node() -> Path:
     sources = [build.SOURCE / name for name in ("go.mod", "go.sum", "node/main.go")]
     sources.append(build.SOURCE / "pause/main.go")
     key = hashlib.sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
-    folder = cache_folder() / f"node-{key}"
-    with (cache_folder() / "node.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            _build(folder)
-    return folder
+    return made_once(cache_folder() / f"node-{key}", _build)
 
 
 def _build(folder: Path) -> None:
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    folder.mkdir()
     print("kubelet and kube-proxy: building from Go modules (2 minutes, once)", flush=True)
-    build.build_packages(partial, "./node", "./pause")
-    partial.rename(folder)
+    build.build_packages(folder, "./node", "./pause")

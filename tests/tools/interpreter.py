@@ -5,16 +5,16 @@ that they need, are unpacked into the cache; nothing is installed. The program i
 the unpacked libraries, so that it also runs on a machine with an older C library.
 """
 
-import fcntl
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from hack.images import BASE
 
 from finetune_local.build import BuildError
-from finetune_local.cache import cache_folder
+from finetune_local.cache import cache_folder, made_once
 from finetune_local.machine import GB, Need, no_room
 
 RELEASE = BASE.removeprefix("debian:").removesuffix("-slim")
@@ -26,14 +26,10 @@ _KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 def interpreter() -> Path:
     """Return the path of the interpreter, which is unpacked once.
 
-    Raises BuildError if it cannot be obtained. Concurrent callers unpack it only once.
+    Raises BuildError if it cannot be obtained.
     """
     folder = cache_folder() / f"python-{RELEASE}"
-    with (cache_folder() / "interpreter.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            _unpack(folder)
-        return _program(folder)
+    return _program(made_once(folder, lambda partial: _unpack(partial, folder)))
 
 
 def _program(root: Path) -> Path:
@@ -60,39 +56,35 @@ def mirror() -> str:
     )
 
 
-def _unpack(folder: Path) -> None:
+def _unpack(partial: Path, final: Path) -> None:
+    """Unpack the packages into `partial`, which is moved to `final`."""
     if refused := no_room([Need("the images' Python", GB // 4, cache_folder())]):
         raise BuildError(refused)
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for name in ("state/lists/partial", "cache/archives/partial", "root"):
-        (partial / name).mkdir(parents=True)
-    (partial / "state/status").touch()  # No package is installed in this system.
-    (partial / "sources.list").write_text(f"deb [signed-by={_KEYS}] {mirror()} {RELEASE} main\n")
-    print(f"python: downloading the packages of Debian {RELEASE} (25 MB, once)", flush=True)
-    _apt(partial, "update")
-    _apt(partial, "install", "--download-only", "--yes", "python3")
-    for archive in sorted((partial / "cache/archives").glob("*.deb")):
-        subprocess.run(["dpkg-deb", "-x", archive, partial / "root"], check=True)
-    shutil.rmtree(folder.with_suffix(".root"), ignore_errors=True)
-    (partial / "root").rename(folder.with_suffix(".root"))
-    shutil.rmtree(partial)
-    _use_own_libraries(folder)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as name:
+        system = Path(name)
+        for part in ("state/lists/partial", "cache/archives/partial"):
+            (system / part).mkdir(parents=True)
+        (system / "state/status").touch()  # No package is installed in this system.
+        (system / "sources.list").write_text(f"deb [signed-by={_KEYS}] {mirror()} {RELEASE} main\n")
+        print(f"python: downloading the packages of Debian {RELEASE} (25 MB, once)", flush=True)
+        _apt(system, "update")
+        _apt(system, "install", "--download-only", "--yes", "python3")
+        partial.mkdir()
+        for archive in sorted((system / "cache/archives").glob("*.deb")):
+            subprocess.run(["dpkg-deb", "-x", archive, partial], check=True)
+    _use_own_libraries(partial, final)
 
 
-def _use_own_libraries(folder: Path) -> None:
+def _use_own_libraries(partial: Path, final: Path) -> None:
     """Let the program load the unpacked C library and the others, at their final place."""
-    made = folder.with_suffix(".root")
-    program = _program(made)
-    (libraries,) = (made / "usr/lib").glob("*-linux-gnu")
-    (loader,) = (made / "usr").glob("lib*/ld-linux*.so.*")
-    final = {path: str(folder / path.relative_to(made)) for path in (libraries, loader)}
+    (libraries,) = (partial / "usr/lib").glob("*-linux-gnu")
+    (loader,) = (partial / "usr").glob("lib*/ld-linux*.so.*")
+    places = {path: str(final / path.relative_to(partial)) for path in (libraries, loader)}
     # Not RUNPATH, which does not apply to the libraries that extension modules need.
-    own = ["--force-rpath", "--set-rpath", final[libraries]]
-    command = [_PATCHELF, "--set-interpreter", final[loader], *own, program]
+    own = ["--force-rpath", "--set-rpath", places[libraries]]
+    command = [_PATCHELF, "--set-interpreter", places[loader], *own, _program(partial)]
     if subprocess.run(command, check=False).returncode:
         raise BuildError(f"{_PATCHELF} failed; its output is above")
-    made.rename(folder)
 
 
 def _apt(folder: Path, *arguments: str) -> None:
@@ -110,10 +102,3 @@ def _apt(folder: Path, *arguments: str) -> None:
     done = subprocess.run(["apt-get", "-qq", *options, *arguments], check=False)
     if done.returncode:
         raise BuildError(f"apt-get {arguments[0]} failed; its output is above")
-
-
-if __name__ == "__main__":
-    try:
-        interpreter()
-    except BuildError as error:
-        print(f"python: {error}", file=sys.stderr)  # hack/test.py decides whether it is needed

@@ -3,17 +3,15 @@
 torch, numpy and the rest come from the tests' environment.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from finetune_local.cache import cache_folder
+from finetune_local.cache import cache_folder, made_once
 
 PACKAGES = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2")
 _SCRIPT = Path(__file__).with_name("load_and_generate.py")
@@ -22,16 +20,12 @@ _SCRIPT = Path(__file__).with_name("load_and_generate.py")
 def overlay() -> Path:
     """Return the folder with the packages. It is installed once on each machine."""
     key = hashlib.sha256("\n".join([sys.version, *PACKAGES]).encode()).hexdigest()[:16]
-    folder = cache_folder() / f"transformers4-{key}"
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile"]
-            subprocess.run([*command, "--target", str(partial), *PACKAGES], check=True)
-            partial.rename(folder)
-    return folder
+    return made_once(cache_folder() / f"transformers4-{key}", _install)
+
+
+def _install(folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-compile"]
+    subprocess.run([*command, "--target", str(folder), *PACKAGES], check=True)
 
 
 def load(folder: Path, out: Path, packages: Path | None = None) -> dict[str, Any]:

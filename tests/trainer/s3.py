@@ -21,6 +21,7 @@ from obstore.store import S3Store
 from finetune_local.cluster import die_with_parent
 from finetune_local.ports import free_port
 from tests.tools import go_tool
+from tests.tools.program import program
 
 KEY, SECRET = "test-access-key", "the-secret-access-key"
 
@@ -104,7 +105,7 @@ def signed(url: str, body: bytes) -> urllib.request.Request:
 @contextmanager
 def serve(folder: Path) -> Iterator[S3]:
     """Run a server with its files below `folder`; it ends with this process."""
-    program, address = go_tool.program(go_tool.VERSITYGW), f"127.0.0.1:{free_port()}"
+    server, address = program(go_tool.VERSITYGW), f"127.0.0.1:{free_port()}"
     environment = {"PATH": os.environ["PATH"], "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
     # Metadata in a folder beside the buckets: not every file system has extended attributes.
     buckets, beside = folder / "buckets", folder / "sidecar"
@@ -113,7 +114,7 @@ def serve(folder: Path) -> Iterator[S3]:
     backend = ["posix", "--sidecar", str(beside), str(buckets)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [str(program), "--port", address, "--health", "/health", "--quiet", *backend],
+            [str(server), "--port", address, "--health", "/health", "--quiet", *backend],
             env=environment,
             stdout=log,
             stderr=log,
