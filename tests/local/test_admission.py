@@ -24,6 +24,9 @@ REFUSED = {
     "livenessProbe": pod("a", container("true", livenessProbe={"exec": {"command": ["true"]}})),
     "readinessProbe": pod("a", container("true", readinessProbe={"tcpSocket": {"port": 1}})),
     "lifecycle": pod("a", container("true", lifecycle={"preStop": {"sleep": {"seconds": 1}}})),
+    "of lifecycle only preStop.exec": pod(
+        "a", container("true", lifecycle={"postStart": {"exec": {"command": ["true"]}}})
+    ),
     "hostPort": pod("a", container("true", ports=[{"containerPort": 1, "hostPort": 1}])),
     "privileged": pod("a", container("true", securityContext={"privileged": True})),
     "mountPath /": pod("a", container("true", volumeMounts=[{"name": "v", "mountPath": "//"}])),

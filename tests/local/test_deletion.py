@@ -57,6 +57,21 @@ def test_a_pod_deleted_while_it_starts_ends_within_its_grace_period(cluster):
         assert time.monotonic() - started < 15
 
 
+def test_a_hook_runs_in_the_container_before_it_is_stopped(cluster):
+    script = "trap 'cat /tmp/hook; exit 7' TERM; echo up; while true; do sleep 0.1; done"
+    hook = "sleep 0.5; id -u > /tmp/hook; hostname >> /tmp/hook; head -c 2 /proc/1/cmdline >> $FILE"
+    env = [{"name": "FILE", "value": "/tmp/hook"}]
+    lifecycle = {"preStop": {"exec": {"command": ["sh", "-c", hook]}}}
+    stopped = container(script, env=env, lifecycle=lifecycle)
+    create(cluster, with_finalizer(pod("hooked", stopped, securityContext={"runAsUser": 1234})))
+    wait_for("the container to run", lambda: "up" in logs(cluster, "hooked"))
+    with followed(cluster, "hooked", "up") as rest:
+        cluster.kubectl("delete", "pod", "hooked", "--wait=false")
+        assert exits(ended(cluster, "hooked"))["main"]["exitCode"] == 7
+        assert rest().split() == ["1234", "hooked", "sh"]
+    remove_finalizer(cluster, "hooked")
+
+
 def test_a_deletion_between_two_containers_waits_for_the_first(cluster):
     """The second container never starts: its Secret is missing."""
     env = [{"name": "MARKER", "value": "first-of-two"}]

@@ -61,7 +61,7 @@ class Scenario:
     def remove(self) -> None:
         """Delete the namespace, and wait until no pod and no container of it is left."""
         self.kubectl("delete", "ftj", "--all", "--wait=false")
-        # SIGTERM is lost on a container that has just started, and a pod of a job has minutes.
+        # Pods of a job have minutes for a checkpoint, which no test reads after this.
         self.kubectl("delete", "pods", "--all", "--grace-period=5", "--timeout=120s")
         self.cluster.kubectl("delete", "namespace", self.namespace, "--timeout=120s")
         self.cluster.kubectl("delete", "pv", self.namespace, "--timeout=60s")

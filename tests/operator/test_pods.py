@@ -31,6 +31,21 @@ def test_a_worker_gets_its_rank_in_the_variables_of_torchrun():
     assert found["FINETUNE_POD_IP"] == {"fieldRef": {"fieldPath": "status.podIP"}}
 
 
+def test_the_stop_of_every_pod_waits_until_the_trainer_handles_it():
+    """`tests/trainer/test_process_1.py` runs the hook."""
+    prepare = pods.prepare_pod(make_job(), "trainer:1", "digest")
+    hooks = [container(pod)["lifecycle"]["preStop"] for pod in (prepare, worker_pod())]
+    assert hooks[0] == hooks[1]
+    assert "/proc/1/status" in hooks[0]["exec"]["command"][-1]
+
+
+def test_the_hooks_of_the_template_remain():
+    own = {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"sleep": {"seconds": 5}}}
+    containers = [{"name": "trainer", "lifecycle": own}]
+    pod = worker_pod(workers={"template": {"spec": {"containers": containers}}})
+    assert container(pod)["lifecycle"] == own
+
+
 def test_the_run_configuration_survives_the_kubelets_expansion():
     source = "pvc://w/$(HOME)/$x"
     pod = worker_pod(model={"source": source})

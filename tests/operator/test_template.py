@@ -291,7 +291,7 @@ def test_the_prepare_pod_does_not_need_the_nodes_of_the_workers():
         assert field not in spec, field
     assert [c["name"] for c in spec["containers"]] == ["trainer"]
     assert own["resources"] == {"requests": {"cpu": "1", "memory": "2Gi"}}
-    assert "lifecycle" not in own
+    assert "sleep" not in own["lifecycle"]["preStop"]
     assert not {"team", "scheduling.x-k8s.io/pod-group"} & set(pod["metadata"]["labels"])
     assert "scheduling.volcano.sh/queue" not in pod["metadata"]["annotations"]
 

@@ -28,10 +28,10 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-def start(tmp_path: Path, address: str, env: dict[str, str], **config: object) -> Pod:
-    """Start a supervisor with additional environment variables."""
+def environment(tmp_path: Path, address: str, **config: object) -> dict[str, str]:
+    """Return the variables of worker 0 of two, or of a prepare pod."""
     wanted = make_job(tmp_path).config | {"mounts": {"w": str(tmp_path)}} | config
-    place = {
+    return {
         "FINETUNE_RUN": json.dumps(wanted),
         "FINETUNE_POD_IP": address,
         "FINETUNE_TERMINATION_LOG": str(tmp_path / "result.json"),
@@ -41,6 +41,11 @@ def start(tmp_path: Path, address: str, env: dict[str, str], **config: object) -
         "PET_MASTER_ADDR": "missing.invalid",
         "PET_MASTER_PORT": "29500",
     }
+
+
+def start(tmp_path: Path, address: str, env: dict[str, str], **config: object) -> Pod:
+    """Start a supervisor with additional environment variables."""
+    place = environment(tmp_path, address, **config)
     log = tmp_path / "log"
     with log.open("wb") as output:
         command = [sys.executable, "-m", "finetune_trainer"]

@@ -7,9 +7,9 @@ _UNSUPPORTED_FIELDS = (
     "livenessProbe",
     "readinessProbe",
     "startupProbe",
-    "lifecycle",
     "volumeDevices",
 )
+_HOOKS: tuple[dict[str, set[str]], ...] = ({}, {"preStop": {"exec"}})
 
 
 class RefusedError(Exception):
@@ -93,6 +93,10 @@ def _check_container(container: Object) -> None:
     for field in _UNSUPPORTED_FIELDS:
         if container.get(field):
             raise _unsupported(f"container {name}: {field} is not offered by this process node")
+    if {hook: set(action) for hook, action in container.get("lifecycle", {}).items()} not in _HOOKS:
+        raise _unsupported(
+            f"container {name}: of lifecycle only preStop.exec is offered by this process node"
+        )
     if any(port.get("hostPort") for port in container.get("ports", [])):
         raise _unsupported(f"container {name}: hostPort is not offered by this process node")
     if any(not entry["mountPath"].strip("/") for entry in container.get("volumeMounts", [])):

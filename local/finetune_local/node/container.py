@@ -29,6 +29,7 @@ class Launch:
     """What a container is started with; most of it is configuration of the sandbox."""
 
     command: list[str]
+    pre_stop: list[str]  # the command that runs in the container before SIGTERM, if there is one
     env: dict[str, str]
     cwd: str
     user: int
@@ -79,7 +80,7 @@ class Container:
         return container_record.termination(self._folder, self.started, fall_back_to_logs=fall_back)
 
     def terminate(self) -> None:
-        """Send SIGTERM to process 1 of the container only."""
+        """Send SIGTERM to process 1 of the container only, after the hook preStop has ended."""
         self._send(b"T")
 
     def kill(self) -> None:

@@ -23,9 +23,11 @@ async def make_launch(
     metadata, security = pod["metadata"], spec.get("securityContext", {})
     user, group = images.identity(pod, spec, image)
     env = await environment(pod, spec, lookup)
+    hook = spec.get("lifecycle", {}).get("preStop", {}).get("exec", {})
     arguments = [*spec["command"], *spec.get("args", [])]
     return Launch(
         command=[expand(argument, env) for argument in arguments],
+        pre_stop=hook.get("command", []),
         env={"HOSTNAME": metadata["name"]} | image.env | env,
         cwd=spec.get("workingDir", "/"),
         user=user,

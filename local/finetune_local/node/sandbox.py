@@ -41,6 +41,21 @@ def execute(config: dict[str, Any]) -> None:
     os.execvpe(config["command"][0], config["command"], config["env"])
 
 
+def execute_in(config: dict[str, Any], process: int, command: list[str]) -> None:
+    """Replace this process with a command in the container of `process`; raise if that fails.
+
+    The PID namespace must be that of the container already.
+    """
+    die_with_parent()
+    spaces = [os.open(f"/proc/{process}/ns/{kind}", os.O_RDONLY) for kind in ("mnt", "uts", "user")]
+    for space in spaces:
+        _check(_libc.setns(space, 0), "setns")
+    os.chdir(config["cwd"])
+    _libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    die_with_parent()
+    os.execvpe(command[0], command, config["env"])
+
+
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent ends."""
     _libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)

@@ -2,7 +2,8 @@
 
 The shim creates the container's PID namespace and process 1, writes the container's output to the
 log with the time of each line, and records in the container's folder how it ended. The agent sends
-commands through stdin: T sends SIGTERM to the container and K sends SIGKILL. The end of the pipe
+commands through stdin: T runs the hook preStop and then sends SIGTERM to the container, and K sends
+SIGKILL. The end of the pipe
 means that the agent has ended and also kills the container. Commands that come before the process
 exists wait in the pipe.
 """
@@ -50,6 +51,8 @@ class Shim:
         self._poll = select.poll()
         self._command_runs = False  # until then process 1 cannot handle signals
         self._terminated = False
+        self._hook = 0  # the process that runs the hook preStop
+        self._hook_end = -1  # the descriptor that becomes ready when it ends
         self._start_error = b""
 
     def run(self) -> tuple[int, str]:
@@ -102,10 +105,32 @@ class Shim:
                 self._process_commands()
             if output in ready and not log.copy(output):
                 self._poll.unregister(output)  # the container closed its output but still runs
+            if self._hook_end in ready:
+                self._process_end_of_hook()
             if child in ready:
                 while log.copy(output):
                     pass
                 return os.waitpid(self._child, 0)[1]
+
+    def _start_hook(self) -> None:
+        """Run the hook in the container, whose PID namespace its process is in."""
+        self._hook = os.fork()
+        if self._hook:
+            self._hook_end = os.pidfd_open(self._hook)
+            self._poll.register(self._hook_end, select.POLLIN)
+            return
+        try:
+            nothing = os.open("/dev/null", os.O_RDWR)
+            for target in (0, 1, 2):
+                os.dup2(nothing, target)
+            self._sandbox.execute_in(self._config, self._child, self._config["pre_stop"])
+        finally:
+            os._exit(START_ERROR)
+
+    def _process_end_of_hook(self) -> None:
+        self._poll.unregister(self._hook_end)
+        os.waitpid(self._hook, 0)  # process 1 cannot end before
+        os.kill(self._child, signal.SIGTERM)
 
     def _read_start_error(self, start_error: int) -> None:
         text = os.read(start_error, _CHUNK)
@@ -120,6 +145,9 @@ class Shim:
             self._poll.unregister(0)
         if not commands or b"K" in commands:
             os.kill(self._child, signal.SIGKILL)
+        elif self._command_runs and self._config["pre_stop"]:
+            if not self._hook:
+                self._start_hook()
         elif self._command_runs:
             os.kill(self._child, signal.SIGTERM)
         else:

@@ -148,6 +148,7 @@ def _pod(job: Job, name: str, image: str, template: Object, config: str) -> Obje
     containers.harden(spec)
     container["image"] = image
     container["command"] = _COMMAND
+    containers.delay_stop(container)
     containers.mount_scratch(spec, container)
     container["terminationMessagePolicy"] = "FallbackToLogsOnError"
     pod_ip = {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}

@@ -18,6 +18,7 @@ _CONTAINER: Object = {
     "volumeMounts": [{}],
     "ports": [{}],
     "resources": {"limits": {}, "requests": {}},
+    "lifecycle": {},
 }
 _AFFINITY: Object = {
     "requiredDuringSchedulingIgnoredDuringExecution": [{}],
