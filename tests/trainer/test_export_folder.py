@@ -377,3 +377,44 @@ def test_the_card_states_how_the_model_was_trained_and_how_to_load_it(config: Ru
         f"| `model.safetensors` | sha256 `{digest}` |",
     ):
         assert part in text, part
+
+
+# What the base's owner wrote for other programs, or for a version of transformers of his own.
+UNUSUAL: dict[str, dict[str, object]] = {
+    "stop strings": {"stop_strings": ["</answer>"]},
+    "several sequences": {"do_sample": True, "num_return_sequences": 2},
+    "groups of beams": {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    "a limit below the prompt": {"max_length": 1, "max_new_tokens": 1},
+    "an assistant": {"prompt_lookup_num_tokens": 3},
+    "its own code": {"custom_generate": "own/code"},
+}
+
+
+@pytest.mark.parametrize("settings", UNUSUAL.values(), ids=UNUSUAL.keys())
+def test_the_check_generates_with_settings_of_its_own(
+    config: RunConfig, base: Path, settings: dict[str, object]
+) -> None:
+    edit(base / "generation_config.json", **settings)
+    before = read(base / "generation_config.json")
+    assert read(final(config) / "generation_config.json") == before
+
+
+def test_a_tokenizer_without_a_token_for_the_prompt_of_the_check_is_exported(
+    config: RunConfig, base: Path
+) -> None:
+    vocabulary = read(base / "tokenizer.json")
+    letters = {token for token in vocabulary["model"]["vocab"] if set(token) & set("Hello")}
+    kept = {t: i for t, i in vocabulary["model"]["vocab"].items() if t not in letters}
+    vocabulary["model"] |= {"vocab": kept, "merges": []}
+    (base / "tokenizer.json").write_text(json.dumps(vocabulary))
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(base)("Hello")["input_ids"] == []
+    assert (final(config) / "tokenizer.json").is_file()
+
+
+def test_training_does_not_read_the_settings_of_generation(base: Path) -> None:
+    edit(base / "generation_config.json", num_return_sequences=2)  # transformers refuses it
+    from finetune_trainer.model import language_model
+
+    assert language_model.load(base, torch.bfloat16)

@@ -13,6 +13,7 @@ from finetune_trainer.model.folder import check_token_ids
 from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE, weight_map
 
 _PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+_PROMPT, _NEW_TOKENS = "Hello", 8
 
 
 def check(
@@ -23,12 +24,14 @@ def check(
     Raises TrainerError 78, which names what differs. The model needs no memory of its own, because
     transformers maps the files, whose pages the kernel can reclaim.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     wrong = list(_uncovered(folder, model))
     check_token_ids(folder, str(folder), {e.name: list(e.shape) for e in model.entries})
+    # Not the settings of the folder: they are the base's, and may be for other programs.
+    greedy = GenerationConfig(max_new_tokens=_NEW_TOKENS, do_sample=False, pad_token_id=0)
     loaded, info = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, output_loading_info=True
+        folder, local_files_only=True, output_loading_info=True, generation_config=greedy
     )
     wrong += [f"{kind}: {sorted(map(str, info[kind]))[:5]}" for kind in _PROBLEMS if info[kind]]
     if loaded.dtype != model.dtype:
@@ -49,9 +52,8 @@ def check(
             f"the exported model does not load back as it was trained: {wrong[:5]}",
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    tokens = torch.tensor([tokenizer("Hello")["input_ids"]])
-    with torch.no_grad():
-        loaded.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    tokens = torch.tensor([tokenizer(_PROMPT)["input_ids"] or [0]])  # it may not know the prompt
+    loaded.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=greedy)
 
 
 def _uncovered(folder: Path, model: Contents) -> list[str]:

@@ -131,7 +131,7 @@ class LanguageModel(torch.nn.Module):
 
 def load(folder: Path, dtype: torch.dtype) -> LanguageModel:
     """Load a model folder. Raises TrainerError (64) if weights are missing or do not fit."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     attention.register()
     check(AutoConfig.from_pretrained(folder, local_files_only=True), str(folder))
@@ -139,6 +139,7 @@ def load(folder: Path, dtype: torch.dtype) -> LanguageModel:
         folder,
         dtype=dtype,
         attn_implementation=attention.NAME,
+        generation_config=GenerationConfig(),  # training needs none, and the base's may be refused
         local_files_only=True,
         output_loading_info=True,
     )
