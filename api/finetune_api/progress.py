@@ -1,8 +1,8 @@
 """Facts that the trainer measures and the status shows, as models that both sides share."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from finetune_api.base import Count, Message, Rows, Seconds, Step, Time, clean
 
@@ -13,6 +13,8 @@ Stage = Literal[
 
 # checkpoints.storage (256) plus what the trainer appends: checkpoints/step-00000400-e0002.
 LOCATION_MAX = 300
+MAX_IGNORED = 360  # characters of all names in ignoredColumns
+ColumnName = Annotated[str, AfterValidator(clean), Field(max_length=63)]
 
 
 class SourceSummary(Message):
@@ -73,6 +75,11 @@ class DataSummary(Message):
         description="invalid is the number of examples that were left out because the chat "
         "template cannot render them.",
     )
+    with_special_tokens: Step = Field(
+        default=0,
+        description="withSpecialTokens is the number of examples whose text contains a special "
+        "token of the tokenizer, such as </s>. They are trained on with its plain characters.",
+    )
     duplicates: Step = Field(
         default=0,
         description="duplicates is the number of examples that repeat an earlier one. They are "
@@ -95,6 +102,12 @@ class DataSummary(Message):
         default_factory=list,
         max_length=16,
         description="sources describes each training source, in the order of dataset.train.",
+    )
+    ignored_columns: list[ColumnName] = Field(
+        default_factory=list,
+        max_length=20,
+        description="ignoredColumns lists keys of the training rows, up to 20, that have no effect "
+        "on what is trained.",
     )
 
 

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
+from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 
 from finetune_api import spec
@@ -137,7 +138,7 @@ class PrepareResult(Message):
         default=None,
         description="The verified model, if storage already holds the one of exactly this run.",
     )
-    data: DataSummary  # last, because its list of sources can be left out
+    data: DataSummary  # last, because its lists can be left out
 
     _clean = field_validator("prepared_digest", "run_digest", "model_revision")(clean)
 
@@ -174,7 +175,7 @@ class Result(Message):
         """Read a termination message, whose end may have been cut off. Raise ValueError if invalid.
 
         An incomplete field is left out, except for what is complete in itself: the beginning of the
-        message, the first checkpoints, and a preparation without the list of its sources.
+        message, the first checkpoints, and a preparation without the lists at its end.
         """
         try:
             found = from_json(text)
@@ -185,8 +186,9 @@ class Result(Message):
     def to_termination_message(self, max_bytes: int | None = None) -> str:
         """Return JSON of at most `max_bytes`, by default what the kubelet reads of one container.
 
-        What does not fit is left out, the least important first: old checkpoints, the sources, the
-        end of the message, and then fields whose values are known elsewhere.
+        What does not fit is left out, the least important first: old checkpoints, the ignored
+        columns and the sources, the end of the message, and then fields whose values are known
+        elsewhere.
         """
         limit = min(RESULT_MAX_BYTES, max_bytes or RESULT_MAX_BYTES)
         result = self
@@ -199,8 +201,9 @@ class Result(Message):
         prepared = self.prepared
         if len(self.checkpoints) > 1:
             return self.replace(checkpoints=self.checkpoints[:-1])
-        if prepared and prepared.data.sources:
-            data = prepared.data.replace(sources=[])
+        full = [name for name in _LISTS if prepared and getattr(prepared.data, name)]
+        if prepared and full:
+            data = prepared.data.replace(**{full[0]: []})
             return self.replace(prepared=prepared.replace(data=data))
         if len(self.message) > _SHORT_MESSAGE:
             return self.replace(message=self.message[: len(self.message) // 2])
@@ -215,6 +218,9 @@ class Result(Message):
         return Result(outcome=self.outcome, reason=self.reason)
 
 
+_LISTS = ("ignored_columns", "sources")
+"""The lists at the end of DataSummary, the last one first."""
+_LIST_KEYS = tuple(map(to_camel, _LISTS))
 _SHORT_MESSAGE = 160  # characters; other fields are left out before it becomes shorter
 
 
@@ -230,6 +236,6 @@ def _without_cut_field(found: Any) -> dict[str, Any]:
         result[name] = value[:-1]
     elif name == "prepared" and isinstance(value, dict):
         data = value.get("data")
-        if isinstance(data, dict) and next(reversed(data), None) == "sources":
-            result[name] = value | {"data": {k: v for k, v in data.items() if k != "sources"}}
+        if isinstance(data, dict) and (last := next(reversed(data), "")) in _LIST_KEYS:
+            result[name] = value | {"data": {k: v for k, v in data.items() if k != last}}
     return result

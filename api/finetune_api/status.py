@@ -5,6 +5,7 @@ to its bound. Texts that are also available elsewhere are therefore cut instead 
 conditions repeat `message`, earlier attempts have events, and sources are in the spec.
 """
 
+from itertools import accumulate
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
@@ -12,6 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from finetune_api.base import Message, Time
 from finetune_api.names import MAX_ATTEMPTS, MAX_AVOIDED_NODES, MAX_CHECKPOINTS
 from finetune_api.progress import (
+    MAX_IGNORED,
     CheckpointRecord,
     DataSummary,
     Evaluation,
@@ -42,7 +44,7 @@ OwnWord = Annotated[str, Field(max_length=32)]
 """A CamelCase word of this project, in contrast to one that a node or a pod reports."""
 MAX_LOST_WORKERS = 4
 _CORRECTABLE = 1  # earlier attempts whose lost workers are kept
-_SHORT, _EARLIER_MAX, _SOURCE_MAX, _NODE_MAX = 200, 100, 80, 63
+_SHORT, _EARLIER_MAX, _SOURCE_MAX, _NODE_MAX = 200, 80, 64, 63
 
 
 def _head(text: str, most: int = _SHORT) -> str:
@@ -51,6 +53,12 @@ def _head(text: str, most: int = _SHORT) -> str:
 
 def _tail(text: str) -> str:
     return text if len(text) <= _SOURCE_MAX else "…" + text[1 - _SOURCE_MAX :]
+
+
+def _first_names(names: list[str]) -> list[str]:
+    """Return the names that fit; trainers do not send more."""
+    sizes = accumulate(len(name) for name in names)
+    return [name for name, size in zip(names, sizes, strict=True) if size <= MAX_IGNORED]
 
 
 Short = Annotated[
@@ -477,11 +485,11 @@ class FineTuneJobStatus(Message):
 
     @field_validator("data")
     @classmethod
-    def _shorten_sources(cls, data: DataSummary | None) -> DataSummary | None:
-        if data is None or all(len(source.source) <= _SOURCE_MAX for source in data.sources):
-            return data
+    def _shorten_data(cls, data: DataSummary | None) -> DataSummary | None:
+        if data is None:
+            return None
         short = [source.replace(source=_tail(source.source)) for source in data.sources]
-        return data.replace(sources=short)
+        return data.replace(sources=short, ignored_columns=_first_names(data.ignored_columns))
 
     @property
     def finished(self) -> bool:

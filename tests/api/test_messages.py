@@ -82,7 +82,8 @@ def test_a_result_fits_into_a_pod_with_several_containers(containers):
     text = ready.to_termination_message(share)
     assert len(text.encode()) <= share
     read = Result.from_termination_message(text).prepared
-    assert read.data.replace(sources=[]) == ready.prepared.data.replace(sources=[])
+    without = ready.prepared.data.replace(sources=[], ignored_columns=[])
+    assert read.data.replace(sources=[], ignored_columns=[]) == without
     assert read.run_digest == ready.prepared.run_digest
 
 
@@ -110,12 +111,14 @@ def test_a_result_that_the_kubelet_cut_off_is_read_as_far_as_it_is_complete():
             Result.from_termination_message(text)
 
 
-def test_a_preparation_is_read_without_the_sources_that_were_cut_off():
+def test_a_preparation_is_read_without_the_lists_that_were_cut_off():
     result = Result(outcome="Succeeded", reason="Completed", prepared=prepared(16))
-    whole = result.to_json()
-    for length in range(whole.index('"sources"') + 12, whole.index('"message"')):
+    whole, data = result.to_json(), result.prepared.data.replace(ignored_columns=[])
+    for length in range(whole.index('"ignoredColumns"') + 18, whole.index('"message"')):
+        assert Result.from_termination_message(whole[:length]).prepared.data == data
+    for length in range(whole.index('"sources"') + 12, whole.index('"ignoredColumns"') - 1):
         read = Result.from_termination_message(whole[:length]).prepared
-        assert read.data == result.prepared.data.replace(sources=[])
+        assert read.data == data.replace(sources=[])
     for length in range(whole.index('"prepared"') + 15, whole.index('"sources"')):
         assert Result.from_termination_message(whole[:length]).prepared is None
 
@@ -214,7 +217,7 @@ def test_texts_that_are_available_elsewhere_are_cut_instead_of_refused(length):
     )
     assert status.message == status.attempts[-1].message == sentence
     assert status.folded_attempts.message is None
-    for most, found in ((100, status.attempts[:-1]), (200, status.conditions)):
+    for most, found in ((80, status.attempts[:-1]), (200, status.conditions)):
         short = sentence if length <= most else "x" * (most - 1) + "…"
         assert [one.message for one in found] == [short] * len(found)
     assert FineTuneJobStatus.model_validate_json(status.to_json()) == status
@@ -226,7 +229,7 @@ def test_a_long_source_is_shown_by_its_end():
         examples=1, rows=1, tokens=1, trained_tokens=1, packing_efficiency=1, sources=[source]
     )
     shown = FineTuneJobStatus(data=data).data.sources[0].source
-    assert len(shown) == 80
+    assert len(shown) == 64
     assert shown.startswith("…d")
     assert shown.endswith("/train.jsonl")
 

@@ -128,12 +128,14 @@ DATA = {
     "droppedEmpty": 5,
     "droppedUntrained": 6,
     "invalid": 7,
+    "withSpecialTokens": 13,
     "duplicates": 8,
     "validationExamples": 9,
     "validationRows": 10,
     "validationTrainedTokens": 11,
     "stepsPerEpoch": 12,
     "sources": [{"source": "pvc://w/train.jsonl", "rows": 50, "examples": 100, "passes": 3.0}],
+    "ignoredColumns": ["id"],
 }
 PREPARED = {
     "apiVersion": "finetune.dev/v1alpha1",

@@ -416,3 +416,12 @@ def test_progress_is_logged(
     assert shares == sorted(shares)
     assert shares[-1] == 100
     assert "tokens/s" in logged[-1]
+
+
+def test_columns_without_effect_are_listed(configured: Configure, claim: Path) -> None:
+    rows = tiny.make_messages(20, 1)
+    rows[3]["id"] = 7
+    rows[5]["messages"][0]["time"] = "noon"
+    tiny.write_jsonl(claim / "data/more.jsonl", rows)
+    train = {"train": [{"source": "pvc://w/data/more.jsonl"}]}
+    assert run(configured(dataset=train)).data.ignored_columns == ["id", "messages[].time"]

@@ -170,11 +170,11 @@ REFUSED = {
     ),
     "train that is not a boolean": (
         lines({"messages": [{**CHAT["messages"][0], "train": "no"}]}),
-        f"{NAME} line 1, message 1: 'train' is 'no'; allowed are true or false",
+        f"{NAME} line 1, message 1: 'train' is 'no'; allowed are true, false, 1 and 0",
     ),
     "a weight between 0 and 1": (
         lines({"messages": [{**CHAT["messages"][0], "weight": 0.5}]}),
-        f"{NAME} line 1, message 1: 'weight' is 0.5; allowed are 0 or 1",
+        f"{NAME} line 1, message 1: 'weight' is 0.5; allowed are true, false, 1 and 0",
     ),
     "tools that are not objects": (
         lines({**CHAT, "tools": ["search"]}),
@@ -182,7 +182,8 @@ REFUSED = {
     ),
     "functions": (
         lines({**CHAT, "functions": [{"name": "f"}]}),
-        f"{NAME} line 1: 'functions' is not supported; remove the field, or the row",
+        f"{NAME} line 1: 'functions' is not supported; use 'tools' and 'tool_calls', or remove the "
+        "field, or the row",
     ),
     "a function call": (
         lines({"messages": [{**CHAT["messages"][0], "function_call": {"name": "f"}}]}),

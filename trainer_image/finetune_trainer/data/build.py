@@ -23,6 +23,7 @@ from finetune_trainer.data import prepared, read
 from finetune_trainer.data.build_parts import SourceParts, TokenizedExample
 from finetune_trainer.data.dropped_examples import ExampleCounts
 from finetune_trainer.data.packing import SplitWriter, Written, total
+from finetune_trainer.data.row_keys import listed
 from finetune_trainer.data.shapes import shape_of
 from finetune_trainer.data.source_file import SourceFile
 from finetune_trainer.data.tokenize_block import Recipe
@@ -132,6 +133,8 @@ class Builder:
         counts = self._checked_counts("dataset.train", trained)
         if validation:
             self._checked_counts("dataset.validation", held_out)
+        if counts.ignored:
+            _log.info("columns without effect: %s", ", ".join(listed(counts.ignored)))
         self._write_samples(trained)
         rows, others, duplicates = self._write_splits(trained, held_out)
         written, other = total(rows), total(others)
@@ -151,6 +154,7 @@ class Builder:
             validation_examples=other.examples,
             validation_rows=other.rows,
             validation_trained_tokens=other.trained,
+            ignored_columns=listed(counts.ignored),
             sources=[
                 SourceSummary(source=source.source, rows=own.rows, examples=own.examples)
                 for (source, _), own in zip(train, rows, strict=True)

@@ -1,5 +1,6 @@
 """Which examples are dropped, truncated or split, and the limits above which the job fails."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +11,7 @@ from finetune_trainer.data.render import Document
 OverlongPolicy = Literal["Drop", "Truncate", "Split", "Fail"]
 _ROUND = 16  # tokens; bounds the number of different lengths that are counted
 MAX_DROPPED = 0.05
+_MAX_KEYS = 1000
 
 
 def overlong_policy(wanted: str, is_text: bool, where: str) -> OverlongPolicy:
@@ -73,7 +75,7 @@ class ExampleCounts:
     """What became of the examples of one block, source or split.
 
     `kept` examples are trained on or held out. `overlong` maps a length in tokens to the number of
-    examples that were dropped for it.
+    examples that were dropped for it. `ignored` are the keys of rows that have no effect.
     """
 
     kept: int = 0
@@ -85,6 +87,7 @@ class ExampleCounts:
     overlong: dict[int, int] = field(default_factory=dict)
     first_invalid: str = ""
     first_overlong: str = ""
+    ignored: list[str] = field(default_factory=list)
 
     @property
     def seen(self) -> int:
@@ -104,6 +107,13 @@ class ExampleCounts:
             self.overlong[length] = self.overlong.get(length, 0) + number
         self.first_invalid = self.first_invalid or other.first_invalid
         self.first_overlong = self.first_overlong or other.first_overlong
+        self.ignore(other.ignored)
+
+    def ignore(self, keys: Iterable[str]) -> None:
+        """Note keys that have no effect, each once; rows may have any number of different ones."""
+        for key in keys:
+            if key not in self.ignored and len(self.ignored) < _MAX_KEYS:
+                self.ignored.append(key)
 
     def check(self, where: str, length: int, overlong: str) -> None:
         """Raise TrainerError (65) if there is no example, or if too many were dropped.

@@ -20,7 +20,7 @@ class Example:
     """One row of a source. `where` is its file and line, for messages to the user.
 
     `messages` have the form that chat templates take; `untrained` are the indices of those that
-    carry no loss.
+    carry no loss. `unused` are the keys of the row that have no effect.
     """
 
     where: str
@@ -30,6 +30,7 @@ class Example:
     text: str | None = None
     tools: list[Any] | None = None
     untrained: frozenset[int] = field(default_factory=frozenset)
+    unused: tuple[str, ...] = ()
 
     @property
     def format(self) -> Format:
@@ -44,6 +45,12 @@ class Example:
         if self.messages is not None:
             return not any(m["content"].strip() or "tool_calls" in m for m in self.messages)
         return not (self.completion if self.text is None else self.text.strip())
+
+    def texts(self) -> list[str]:
+        """Return the texts that are rendered."""
+        if self.messages is not None:
+            return [message["content"] for message in self.messages]
+        return [self.prompt, self.completion] if self.text is None else [self.text]
 
     def digest(self) -> int:
         """Return the xxh3-64 of the contents: equal for copies, whatever file they are in."""

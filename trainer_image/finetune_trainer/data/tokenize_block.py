@@ -93,6 +93,8 @@ class _Collector:
 
     def add(self, example: Example, number: int, found: Rendered, recipe: Recipe) -> None:
         count = self.count
+        if example.unused:
+            count.ignore(example.unused)
         if isinstance(found, UnfitRowError):
             count.invalid += 1
             count.first_invalid = count.first_invalid or found.message

@@ -22,7 +22,7 @@ from finetune_trainer.run_dir.paths import claim_path
 from finetune_trainer.sources.download import Downloads
 from finetune_trainer.sources.local_files import source_files
 
-PREPARATION_VERSION = 3
+PREPARATION_VERSION = 4
 """Increased by every change that makes other rows from the same input."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
