@@ -191,10 +191,10 @@ def condition(status: FineTuneJobStatus, kind: str) -> Condition:
     return next(c for c in status.conditions if c.type == kind)
 
 
-def follow(job: Job, *pods: Pod, now: float, most: int = 5) -> tuple[Decision, Job]:
+def follow(job: Job, *pods: Pod, now: float, most: int = 5, **changes: Any) -> tuple[Decision, Job]:
     """Plan until nothing more is committed; return the last decision and the job after it."""
     for _ in range(most):
-        decision = look(job, *pods, now=now)
+        decision = look(job, *pods, now=now, **changes)
         job = job.with_status(decision.status)
         if not decision.commits:
             break

@@ -10,6 +10,7 @@ from finetune_operator.plan import (
     deadlines,
     ending,
     export,
+    first_step,
     images,
     incomplete_gang,
     interruption,
@@ -61,7 +62,8 @@ def _verdict(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Verdic
     if attempt.running_time is None:
         return incomplete_gang.verdict(attempt, gang, world.now)
     overlooked = export.overlooked(world, status, gang)
-    return verdict(gang, attempt.workers, attempt.created, world.now, overlooked=overlooked)
+    found = verdict(gang, attempt.workers, attempt.created, world.now, overlooked=overlooked)
+    return found or first_step.verdict(world, attempt, gang)
 
 
 def _late_pod_deletions(world: World, attempt: Attempt) -> list[Delete]:

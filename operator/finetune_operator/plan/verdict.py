@@ -83,7 +83,7 @@ def verdict(
         return _from_vanished_pod(missing[0], pods)
     first = next((pod for pod in pods if failures and pod.index == failures[0][1]), None)
     if lost := lost or [pod for pod in pods if pod.silent_since and not pod.ended]:
-        return _from_lost_worker(lost[0], first)
+        return from_lost_worker(lost[0], first)
     index = failures[0][1]
     found = from_exit(index, ends[index], pods)
     left = [pod for pod in pods if pod.ended is None]
@@ -173,7 +173,7 @@ def _from_vanished_pod(index: int, pods: list[Pod]) -> Verdict:
     return _lost(Cause.POD_VANISHED, pod, f"its pod {nodes.place(pod)} vanished")
 
 
-def _from_lost_worker(pod: Pod, first: Pod | None) -> Verdict:
+def from_lost_worker(pod: Pod, first: Pod | None) -> Verdict:
     """Return the verdict on a worker whose node does not answer; `first` is how a peer ended."""
     silence = nodes.silence(pod) or f"node {pod.node}, which does not answer"
     why = f"its pod {pod.name} is on {silence}"

@@ -16,6 +16,7 @@ from finetune_operator.plan import (
     corrections,
     deadlines,
     ending,
+    first_step,
     gang,
     gang_text,
     incomplete_gang,
@@ -454,6 +455,16 @@ def a_gang_waits_for_a_pod_on_a_dead_node(patch: Patch) -> None:
         "_is_interrupted",
         lambda original, pod, attempt: bool(pod.ended) and original(pod, attempt),
     )
+
+
+@mutation
+def a_gang_that_has_nothing_to_save_waits_for_a_lost_worker(patch: Patch) -> None:
+    patch.setattr(first_step, "verdict", lambda *_: None)
+
+
+@mutation
+def a_gang_whose_reports_do_not_arrive_has_nothing_to_save(patch: Patch) -> None:
+    patch.setattr(first_step, "_is_proved", lambda *_: True)
 
 
 @mutation

@@ -308,6 +308,28 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
             Event("wait", 12),
         ],
     ),
+    "a worker is lost with its node while the model is loaded: the others held their devices": (
+        Config(replicas=3, devices=1),
+        [
+            *([Event("go")] * 3),
+            Event("report", "fresh"),
+            Event("lose node", 1),
+            Event("go"),
+            Event("wait", 12),
+            *([Event("go"), Event("wait", 70)] * 3),
+        ],
+    ),
+    "no report arrives of a gang that trains, and a worker is drained": (
+        Config(),
+        [
+            *([Event("go")] * 3),
+            Event("report", "fresh"),
+            Event("report", "unreachable"),
+            Event("train", 200),
+            Event("preempt", 1),
+            Event("wait", 12),
+        ],
+    ),
     "the volume is full at the end of the run": (
         Config(policy=(("maxRestarts", 1),)),
         [*([Event("go")] * 3), Event("train", 20), Event("fill often", 4)],

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_api.base import Object
 from tests.operator.simulator.invariants.queries import (
+    alive,
     attempt_of,
     attempts_of,
     disrupted,
+    is_ending,
+    newest_gang,
     own_pods,
     runs,
     short,
@@ -16,7 +19,7 @@ from tests.operator.simulator.invariants.queries import (
     uid_of,
 )
 from tests.operator.simulator.invariants.registry import invariant
-from tests.operator.simulator.store import Change
+from tests.operator.simulator.store import Change, identity
 
 if TYPE_CHECKING:
     from tests.operator.simulator.world import World
@@ -148,5 +151,41 @@ def _cannot_start(world: "World", _: Any) -> str | None:
     attempt, pods = _starting(world)
     if attempt is None or not attempt.get("created"):
         return None
-    ending = [p for p in pods if "deletionTimestamp" in p["metadata"] or disrupted(p)]
+    ending = [p for p in pods if _is_asked(p)]
     return f"{ending[0]['metadata']['name']} ends: {short(attempt)}" if ending else None
+
+
+def _is_asked(pod: Object) -> bool:
+    return "deletionTimestamp" in pod["metadata"] or disrupted(pod)
+
+
+@invariant("at rest", "a gang without a step does not wait for a worker that is asked to stop")
+def _nothing_to_save(world: "World", _: Any) -> str | None:
+    attempts, own = attempts_of(world), world.controller
+    if not world.job or not attempts or is_ending(attempts[-1]) or own.failures or own.soon:
+        return None
+    last, uid = attempts[-1], world.job["metadata"]["uid"]
+    report = own.reports.newest(uid, last["number"])
+    known = report and not report.progress and not own.reports.silent(uid, last["number"])
+    if not known or "lastStep" in last or "runningTime" not in last or world.unlabelled:
+        return None
+    asked = [p["metadata"]["name"] for p in newest_gang(world) if _is_asked(p) and alive(world, p)]
+    return f"it waits for {asked[0]}: {short(last)}" if asked else None
+
+
+@invariant("status written", "a gang that has made steps may save them while a worker has time to")
+def _may_save(world: "World", change: Change) -> str | None:
+    uid = uid_of(change)
+    for attempt in _closed(change):
+        if attempt.get("stopReason") or "exitCode" in attempt or "worker" not in attempt:
+            continue
+        for process in world.nodes.processes.values():
+            own = (uid, attempt["number"]) == (process.job_uid, process.attempt)
+            report = world.controller.reports.newest(uid, process.attempt)
+            trained = process.step > process.first_step
+            if not own or process.index or not trained or (report and report.progress):
+                continue
+            lost = [p for p in newest_gang(world) if identity(p)[1] == attempt["worker"]]
+            if lost and _is_asked(lost[0]) and alive(world, lost[0]):
+                return f"step {process.step}: {short(attempt)}"
+    return None
