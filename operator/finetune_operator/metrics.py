@@ -126,7 +126,12 @@ class Metrics:
         return generate_latest(self._registry) + generate_latest(current)
 
 
-_WRITTEN = {Urgency.NOW: "facts", Urgency.PROGRESS: "progress", Urgency.USAGE: "usage"}
+_WRITTEN = {
+    Urgency.NOW: "facts",
+    Urgency.PROGRESS: "progress",
+    Urgency.HELD: "usage",
+    Urgency.USAGE: "usage",
+}
 
 
 class _Current(Collector):

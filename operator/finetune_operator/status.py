@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_api.base import Message
 from finetune_api.status import Attempt, Condition, FineTuneJobStatus
-from finetune_operator.plan.usage import PROOF_INTERVAL
+from finetune_operator.plan.usage import HELD_INTERVAL, PROOF_INTERVAL, holds_only
 from finetune_operator.queue import Key
 
 _PER_SECOND = 20.0  # writes of progress for all jobs together
@@ -39,8 +39,9 @@ class Urgency(IntEnum):
 
     NONE = 0
     USAGE = 1
-    PROGRESS = 2
-    NOW = 3
+    HELD = 2  # usage of a gang that does not train
+    PROGRESS = 3
+    NOW = 4
 
 
 def urgency(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Urgency:
@@ -53,7 +54,9 @@ def urgency(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Urgency:
         return Urgency.PROGRESS
     if not _all_same(old.attempts, new.attempts, _TEXTS):
         return Urgency.PROGRESS
-    return Urgency.USAGE if old.usage != new.usage else Urgency.NONE
+    if old.usage == new.usage:
+        return Urgency.NONE
+    return Urgency.HELD if holds_only(new) else Urgency.USAGE
 
 
 def _same_facts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> bool:
@@ -108,8 +111,8 @@ class Throttle:
     def wait(self, key: Key, kind: Urgency, now: float) -> float:
         """Return the seconds until this write is allowed; 0 means that the caller writes now."""
         if kind is not Urgency.NOW:
-            interval = self.interval if kind is Urgency.PROGRESS else PROOF_INTERVAL
-            due = self._last.get(key, float("-inf")) + interval
+            interval = {Urgency.HELD: HELD_INTERVAL, Urgency.USAGE: PROOF_INTERVAL}.get(kind)
+            due = self._last.get(key, float("-inf")) + (interval or self.interval)
             if due <= now:
                 due = self._slot(key, now)
             if due > now:

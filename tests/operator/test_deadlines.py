@@ -159,7 +159,7 @@ def test_workers_that_all_run_and_do_not_find_each_other_are_stopped():
     waits = report(stage="LoadingModel", waiting_for="worker 1 of 2 to join (numbered from 0)")
     early = look(job, *pods, now=60, report=waits)
     assert early.status.message == "worker 0 waits for worker 1 of 2 to join (numbered from 0)"
-    assert early.requeue_after == 121
+    assert look(job, *pods, now=150, report=waits).requeue_after == 31
     late = look(job, *pods, now=181, report=waits).status
     assert late.attempts[-1].stop_reason == "Hang"
     assert "worker 0 still waits for worker 1 of 2 to join" in late.message

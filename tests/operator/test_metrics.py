@@ -328,7 +328,8 @@ async def test_requests_writes_and_reconciles_are_counted():
     metrics.request("patch", 200)
     metrics.request("patch", 200)
     metrics.request("watch", None)
-    metrics.write(Urgency.NOW, running(), running().status)
+    for urgency in (Urgency.NOW, Urgency.PROGRESS, Urgency.HELD, Urgency.USAGE):
+        metrics.write(urgency, running(), running().status)
 
     async def reconcile(key):
         if key == KEY:
@@ -346,7 +347,7 @@ async def test_requests_writes_and_reconciles_are_counted():
     }
     assert requests == {("200", "patch"): 2, ("none", "watch"): 1}
     writes = values(found, "finetune_operator_status_writes_total", "what")
-    assert writes == {"facts": 1, "progress": 0, "usage": 0}
+    assert writes == {"facts": 1, "progress": 1, "usage": 2}
     reconciles = values(found, "finetune_operator_reconcile_duration_seconds_count", "result")
     assert reconciles == {"done": 1, "retry": 1}
 

@@ -203,3 +203,18 @@ async def test_a_failure_that_passes_with_one_retry_is_not_shown(monkeypatch):
     assert failing.sent == 1
     assert not [reason for reason, _ in _events(world) if reason == "RequestFailed"]
     assert world.condition("Accepted") == "True"
+
+
+async def test_the_cost_of_a_long_start_is_written_once_a_minute():
+    """One worker holds its devices while the image of the other one cannot be pulled."""
+    world = World(Config(pulls=(0, None), policy=(("gangStartTimeoutSeconds", 86_400),)))
+    await world.work()
+    for _ in range(3):
+        await world.step(Event("go"))
+    await world.wait(30)
+    for _ in range(10):
+        writes = world.wire.writes
+        await world.wait(60)
+        assert world.wire.writes - writes <= 1
+        held = 2 * 2 * world.clock.seconds
+        assert world.job["status"]["usage"]["deviceSeconds"] > held - 2 * 2 * 70

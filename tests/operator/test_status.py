@@ -86,6 +86,34 @@ def test_a_changed_message_of_an_attempt_is_not_urgent():
     assert urgency(old, OLD.replace(attempts=[attempt.replace(reason="Hang")])) is Urgency.NOW
 
 
+HELD = {"usage": Usage(device_seconds=2)}
+
+
+@pytest.mark.parametrize(
+    ("phase", "stage", "expected"),
+    [
+        ("Starting", None, Urgency.HELD),
+        ("Running", "LoadingModel", Urgency.HELD),
+        ("Restarting", None, Urgency.HELD),
+        ("Running", "Training", Urgency.USAGE),
+        ("Running", "Exporting", Urgency.USAGE),
+    ],
+)
+def test_the_cost_of_a_gang_that_does_not_train_is_shown_sooner(phase, stage, expected):
+    """Nothing else of its status changes, and it may hold its devices for a long time."""
+    old = OLD.replace(phase=phase, stage=stage)
+    assert urgency(old, old.replace(**HELD)) is expected
+    assert urgency(old.replace(phase="Queued"), old.replace(**HELD)) is Urgency.NOW
+
+
+def test_the_cost_of_a_gang_that_does_not_train_is_written_once_a_minute():
+    throttle, key = Throttle(5.0), ("default", "a")
+    assert throttle.wait(key, Urgency.NOW, 100.0) == 0
+    assert throttle.wait(key, Urgency.HELD, 110.0) == pytest.approx(50.0)
+    assert throttle.wait(key, Urgency.HELD, 160.0) == 0
+    assert throttle.wait(key, Urgency.HELD, 161.0) == pytest.approx(59.0)
+
+
 def test_progress_is_written_once_per_interval_and_facts_at_once():
     throttle = Throttle(5.0)
     key = ("default", "a")

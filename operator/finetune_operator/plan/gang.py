@@ -49,11 +49,12 @@ def decide(world: World, settings: Settings) -> Decision:
         stops.seconds_until_next(stop_requests, world.now),
         seconds_until_slow(gang, world.now),
     ]
-    known = [wait for wait in waits if wait is not None]
+    described = describe(world, status, _situation(world, status, gang))
+    waits += [usage.HELD_INTERVAL if usage.holds_only(described) else usage.PROOF_INTERVAL]
     return Decision(
-        describe(world, status, _situation(world, status, gang)),
+        described,
         delete=_late_pod_deletions(world, attempt),
-        requeue_after=min([*known, usage.PROOF_INTERVAL]),
+        requeue_after=min(wait for wait in waits if wait is not None),
     )
 
 

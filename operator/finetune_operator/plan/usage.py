@@ -19,8 +19,15 @@ PROOF_INTERVAL = 600.0
 
 A gang that vanishes while no operator runs is charged up to the last of them.
 """
+HELD_INTERVAL = 60.0
+"""The same for a gang that does not train yet or any more, so that nothing else shows its cost."""
 KEPT = MAX_ATTEMPTS
 """Number of attempts that the status lists; older ones are folded into one sum."""
+
+
+def holds_only(status: FineTuneJobStatus) -> bool:
+    """Return whether the pods of a job, if there are any, hold their devices and do not train."""
+    return status.phase != "Running" or status.stage == "LoadingModel"
 
 
 def new_attempt(spec: FineTuneJobSpec, number: int, now: datetime) -> Attempt:
