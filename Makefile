@@ -22,7 +22,7 @@ tools: setup ## what only tests need (an S3 server, Helm, Prometheus, the images
 	@$(BIN)/python -m tests.tools
 
 images: ## both images, with docker, podman or buildah (REGISTRY=..., TAG=..., TOOL=..., BUILD_FLAGS=...)
-	@$(PYTHON) hack/images.py
+	@$(PYTHON) hack/python_version.py && $(PYTHON) hack/images.py
 
 demo: SETUP_FOR := --demo
 demo: setup ## fine-tune a real 135M model through a real API server (KEEP=1 leaves the cluster up)
@@ -68,5 +68,5 @@ docs: ## build the documentation site into build/site (SERVE=1 serves it and reb
 golden: tools ## write what the chart renders to tests/chart/golden, to be read as a diff
 	@$(BIN)/python -m tests.chart.renderings
 
-clean: ## remove what this tree built; caches outside it stay
-	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## stop the clusters of this checkout and remove what it built, except models; caches stay
+	@$(PYTHON) hack/python_version.py && $(PYTHON) hack/clean.py

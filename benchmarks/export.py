@@ -53,7 +53,7 @@ MIB = 2**20
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--sizes", type=int, nargs="+", default=[135, 540], choices=SHAPES)
     parser.add_argument("--folder", type=Path, help="folder with space for 14 bytes per parameter")
     parser.add_argument("--part", choices=("weights", "export"), help=argparse.SUPPRESS)

@@ -39,7 +39,7 @@ def measure(make: MakeOptimizer, count: int) -> tuple[float, torch.Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parameters", type=int, default=50_000_000)
     options = parser.parse_args()

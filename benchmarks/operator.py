@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python benchmarks/operator.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--jobs", type=int, default=1000, help="number of jobs in the burst (default: 1000)")

@@ -73,7 +73,7 @@ def measure(model: LanguageModel, batches: list[Batch], warm_up: int) -> tuple[f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=512, help="tokens per row (default: 512)")
     parser.add_argument("--layers", type=int, default=30, help="layers of the model (default: 30)")

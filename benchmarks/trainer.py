@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python benchmarks/trainer.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add, switch = parser.add_argument, argparse.BooleanOptionalAction
     add("--shape", choices=workload.SHAPES, help="random Llama of this size instead of SmolLM2")

@@ -61,7 +61,9 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="make images", description="Build the images of operator and trainer."
+        prog="make images",
+        description="Build the images of operator and trainer.",
+        allow_abbrev=False,
     )
     environment = os.environ.get
     parser.add_argument("--only", choices=sorted(IMAGES), help="build only this image")

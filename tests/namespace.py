@@ -19,5 +19,5 @@ def run_where(before: str, *command: str, **env: str) -> "subprocess.CompletedPr
         env=os.environ | env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )

@@ -195,7 +195,7 @@ def _container(name: str, state: Object) -> Object:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("kubeconfig", type=Path)
     parser.add_argument("log", type=Path, help="when prepare pods ended")
     arguments = parser.parse_args()

@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from finetune_api.arguments import Parser, whole_number
 from finetune_cli.errors import CliError
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def main() -> int:
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="kubectl finetune",
         description="Watch FineTuneJobs and read their logs.",
         epilog=_EXAMPLES,
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("finetune-operator"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, run: object) -> argparse.ArgumentParser:
+    def command(name: str, text: str, run: object) -> Parser:
         added = commands.add_parser(
             name,
             help=text,
@@ -82,33 +83,19 @@ def _parser() -> argparse.ArgumentParser:
         help="follow the log, also of later attempts, until the job has finished",
     )
     log.add_argument(
-        "--worker", type=_non_negative, default=0, help="index of the worker (default: 0)"
+        "--worker", type=whole_number(0), default=0, help="index of the worker (default: 0)"
     )
     log.add_argument(
-        "--attempt", type=_positive, help="number of the attempt (default: the newest)"
+        "--attempt", type=whole_number(1), help="number of the attempt (default: the newest)"
     )
     log.add_argument(
         "--prepare",
         action="store_true",
         help="print the log of the prepare pod instead of a worker",
     )
-    log.add_argument("--tail", type=_non_negative, help="print only so many lines from the end")
+    log.add_argument("--tail", type=whole_number(0), help="print only so many lines from the end")
     log.add_argument("--timestamps", action="store_true", help="print the time of each line")
     return parser
-
-
-def _non_negative(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
 
 
 def _watch(cluster: "Cluster", arguments: argparse.Namespace) -> int:

@@ -3,9 +3,16 @@
 import argparse
 import os
 import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from finetune_local.build import BuildError, binaries
-from finetune_local.cluster import Cluster, ClusterError
+from finetune_api.arguments import Parser, whole_number
+from finetune_local.build import SOURCE, BuildError, binaries
+from finetune_local.cache import TREE
+from finetune_local.machine import ClusterError
+
+if TYPE_CHECKING:
+    from finetune_local.cluster import Cluster
 
 _EXAMPLES = """examples:
   finetune-local up --devices 4           a cluster named default with one node of 4 devices
@@ -16,20 +23,32 @@ _EXAMPLES = """examples:
 
 def main() -> int:
     """Run one command; return 0 on success, 1 after printing an error, 130 if interrupted."""
-    arguments = _parser().parse_args()
     try:
+        arguments = _parser().parse_args()
+        if not SOURCE.is_dir():
+            raise ClusterError(
+                f"{SOURCE} does not exist: this program builds the control plane from a checkout "
+                "of the repository; run `make setup` there, and then .venv/bin/finetune-local"
+            )
         code: int = arguments.run(arguments)
         return code
     except (ClusterError, BuildError) as error:
         print(f"finetune-local: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(
+            f"finetune-local: the package {error.name} is not installed; run `make setup` in "
+            f"{TREE}, or pip install --editable '{TREE}[local]'",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="finetune-local",
         description="A real Kubernetes control plane with nodes that run pods as local processes. "
         "It isolates nothing and is meant for trying things out and for tests, by one user on one "
@@ -37,9 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=version("finetune-operator"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, run: object) -> argparse.ArgumentParser:
+    def command(name: str, text: str, run: object) -> Parser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         if name not in ("build", "demo"):
@@ -49,8 +69,12 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     up = command("up", "start a cluster and wait until it is ready", _up)
-    up.add_argument("--devices", type=int, default=2, help="devices per node (default: 2)")
-    up.add_argument("--nodes", type=int, default=1, help="number of nodes (default: 1)")
+    up.add_argument(
+        "--devices", type=whole_number(1, 1000), default=2, help="devices per node (default: 2)"
+    )
+    up.add_argument(
+        "--nodes", type=whole_number(0, 100), default=1, help="number of nodes (default: 1)"
+    )
     command("down", "end a cluster and remove its files", _down)
     command("status", "show whether a cluster runs, its files and its nodes", _status)
     command("kubeconfig", "print the path of the administrator's kubeconfig", _kubeconfig)
@@ -60,8 +84,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _cluster(arguments: argparse.Namespace) -> "Cluster":
+    # Imported late, because `--version` and `--help` need none of the packages of a cluster.
+    from finetune_local.cluster import Cluster
+
+    return Cluster(arguments.name)
+
+
 def _up(arguments: argparse.Namespace) -> int:
-    cluster = Cluster.up(arguments.name, devices=arguments.devices, nodes=arguments.nodes)
+    cluster = _cluster(arguments).up(
+        arguments.name, devices=arguments.devices, nodes=arguments.nodes
+    )
     print(f"cluster {cluster.name} is up: {cluster.settings.server}")
     print(f"  export KUBECONFIG={cluster.kubeconfig}")
     print(f"  export PATH={binaries()}:$PATH    # kubectl")
@@ -69,18 +102,25 @@ def _up(arguments: argparse.Namespace) -> int:
 
 
 def _down(arguments: argparse.Namespace) -> int:
-    Cluster(arguments.name).down()
+    cluster = _cluster(arguments)
+    if (owner := cluster.other_checkout()) is not None:
+        raise ClusterError(
+            f"cluster {cluster.name!r} was started from the checkout {owner}, and this is {TREE}; "
+            f"take it down there: {owner}/.venv/bin/finetune-local down --name {cluster.name}"
+        )
+    cluster.down()
     print(f"cluster {arguments.name} is down")
     return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    cluster = Cluster(arguments.name)
+    cluster = _cluster(arguments)
     pid = cluster.supervisor()
     if pid is None:
         print(f"cluster {arguments.name} is down")
         return 1
     print(f"cluster {arguments.name} is up: {cluster.settings.server}, process {pid}")
+    print(f"started from {cluster.settings.tree}")
     print(f"files: {cluster.directory}")
     print(cluster.kubectl("version").strip())
     print(cluster.kubectl("get", "nodes", "-o", "wide").strip())
@@ -88,7 +128,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _kubeconfig(arguments: argparse.Namespace) -> int:
-    cluster = Cluster(arguments.name)
+    cluster = _cluster(arguments)
     if cluster.supervisor() is None:
         raise ClusterError(f"cluster {cluster.name!r} is down; bring it up: finetune-local up")
     print(cluster.kubeconfig)

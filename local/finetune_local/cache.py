@@ -1,6 +1,7 @@
 """Folders outside the tree: the cache of builds, and the state of running clusters."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
+
+
+def name_of_this_checkout() -> str:
+    """Return a short name that no other checkout on this machine has."""
+    return hashlib.sha256(str(TREE).encode()).hexdigest()[:6]
 
 
 def cache_folder() -> Path:

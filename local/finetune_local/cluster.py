@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_local.build import binaries
-from finetune_local.cache import clusters_folder
+from finetune_local.cache import TREE, clusters_folder
 from finetune_local.cluster_files import IMAGE, write_files, write_kubeconfig
 from finetune_local.layout import SOCKETS, Settings
 from finetune_local.machine import ClusterError, check_machine, die_with_parent
@@ -84,7 +84,7 @@ class Cluster:
             # network the cluster uses.
             with lock_clusters() as running:
                 network = _free_network(running)
-                settings = Settings(name, free_port(), network, devices, nodes)
+                settings = Settings(name, free_port(), network, devices, nodes, str(TREE))
                 cluster._begin(binary, settings, api_server_flags, tied=tied)
             cluster._wait_until_ready()
         except ClusterError:
@@ -124,6 +124,14 @@ class Cluster:
             return None
         return pid if str(self.directory) in command_of(pid) else None
 
+    def other_checkout(self) -> Path | None:
+        """Return the checkout that the cluster was started from if it is another one and exists."""
+        try:
+            tree = Path(self.settings.tree)
+        except ClusterError:
+            return None
+        return tree if tree.is_absolute() and tree != TREE and tree.is_dir() else None
+
     def kubectl(
         self, *arguments: str, stdin: str | None = None, kubeconfig: Path | None = None
     ) -> str:
@@ -156,6 +164,11 @@ class Cluster:
         self, binary: Path, settings: Settings, api_server_flags: Sequence[str], *, tied: bool
     ) -> None:
         if self.supervisor() is not None:
+            if (owner := self.other_checkout()) is not None:
+                raise ClusterError(
+                    f"cluster {self.name!r} already runs, started from the checkout {owner}; "
+                    "choose another name with --name"
+                )
             raise ClusterError(
                 f"cluster {self.name!r} already runs; "
                 f"take it down: finetune-local down --name {self.name}"
@@ -233,6 +246,15 @@ def lock_clusters() -> Iterator[list[Cluster]]:
         names = [file.parent.name for file in clusters_folder().glob("*/cluster.json")]
         clusters = [Cluster(name) for name in names if _NAME.fullmatch(name)]
         yield [cluster for cluster in clusters if cluster.supervisor() is not None]
+
+
+def down_all() -> list[str]:
+    """Take down the clusters that were started from this checkout and return their names."""
+    with lock_clusters() as running:
+        own = [cluster for cluster in running if cluster.settings.tree == str(TREE)]
+        for cluster in own:
+            cluster.down()
+    return [cluster.name for cluster in own]
 
 
 def _free_network(running: list[Cluster]) -> str:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from finetune_local import layout
 from finetune_local.cache import TREE
-from finetune_local.layout import Identities, Settings
-from finetune_local.pki import Authority, Identity
+from finetune_local.layout import Identities, Identity, Settings
 
 IMAGE = "finetune-trainer:local"
 _IMAGE_USER = 65532  # "nonroot", as in the real image
@@ -56,6 +55,9 @@ def write_kubeconfig(folder: Path, file: str, settings: Settings, user: dict[str
 
 
 def _identities(folder: Path, settings: Settings) -> Identities:
+    # Imported late, so that a cluster can be taken down without the packages of `make setup`.
+    from finetune_local.pki import Authority
+
     authority = Authority(folder / "pki")
 
     def client(file: str, identity: Identity) -> None:

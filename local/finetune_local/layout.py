@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from finetune_local.pki import Identity
-
 SOCKETS = ("etcd.sock:0", "etcd-peer.sock:0")
 
 
@@ -20,6 +18,7 @@ class Settings:
     pod_network: str
     devices: int
     nodes: int
+    tree: str = ""  # the checkout that it was started from
 
     @property
     def server(self) -> str:
@@ -49,6 +48,14 @@ class Component:
 
     name: str
     command: list[str]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The files of a certificate and of its key."""
+
+    certificate: Path
+    key: Path
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,9 @@ def control_plane(
         ],
         "kube-apiserver": [
             "--bind-address=127.0.0.1",
+            # Without it the API server looks for the machine's own address, and does not start on
+            # a machine without a default route.
+            "--advertise-address=127.0.0.1",
             f"--secure-port={settings.api_port}",
             f"--etcd-servers={etcd}",
             f"--tls-cert-file={api_server.certificate}",

@@ -17,6 +17,11 @@ from finetune_local.cache import clusters_folder
 
 GB = 1000**3
 _PR_SET_PDEATHSIG = 1
+# Without them Docker's seccomp filter forbids namespaces, and its masks of /proc a new /proc.
+_CONTAINER_FLAGS = (
+    "docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined "
+    "--security-opt systempaths=unconfined"
+)
 
 
 class ClusterError(Exception):
@@ -43,9 +48,10 @@ def no_namespaces() -> str | None:
     if done.returncode == 0:
         return None
     return (
-        f"the kernel refuses user namespaces ({done.stderr.strip()}); allow them: "
+        f"the kernel refuses user namespaces ({done.stderr.strip()}). Allow them: "
         "sysctl -w user.max_user_namespaces=15000, and on Ubuntu also "
-        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0. "
+        f"In a container, start it with: {_CONTAINER_FLAGS} (or --privileged)"
     )
 
 

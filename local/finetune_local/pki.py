@@ -3,7 +3,6 @@
 import datetime
 import ipaddress
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -11,15 +10,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from finetune_local.layout import Identity
+
 _VALIDITY = datetime.timedelta(days=365)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The files of a certificate and of its key."""
-
-    certificate: Path
-    key: Path
 
 
 class Authority:

@@ -1,6 +1,5 @@
 """The operator process, `python -m finetune_operator`: starts its parts and ends with the first."""
 
-import argparse
 import asyncio
 import contextlib
 import functools
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
+from finetune_api.arguments import Parser
 from finetune_client.api import Api
 from finetune_client.configuration import ConfigurationError, load_configuration
 from finetune_operator import informer, watch
@@ -38,7 +38,7 @@ _LEVELS = 10_000
 
 def main() -> int:
     """Run the command line and return the exit code: 1 after a failure, 78 for bad settings."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m finetune_operator",
         description="Runs FineTuneJobs. Settings come from FINETUNE_* variables.",
     )

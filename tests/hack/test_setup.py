@@ -3,28 +3,32 @@
 import ast
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from finetune_local.cache import TREE
+from finetune_local.processes import command_of, is_alive
+from tests.installed import wait_for
 from tests.namespace import NO_NAMESPACES, run_where, small_disk
+from tests.tools.components import children_of
 
 SCRIPT = TREE / "hack" / "setup.py"
 
 
 def older_pythons() -> list[str]:
     """Return the interpreters of this machine that are too old for the project."""
-    names = [f"python3.{minor}" for minor in range(6, 11)]
+    names = ["python2.7", *(f"python3.{minor}" for minor in range(4, 11))]
     roots = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
     roots += Path.home().glob(".pyenv/versions/*/bin")
     found = {str(root / name) for root in roots for name in names if (root / name).exists()}
-    # Python 3.6 does not have postponed annotations.
-    probe = "import sys; sys.exit(sys.version_info < (3, 7))"
     return sorted(
-        p for p in found if subprocess.run([p, "-c", probe], capture_output=True).returncode == 0
+        p for p in found if subprocess.run([p, "-c", ""], capture_output=True).returncode == 0
     )
 
 
@@ -37,17 +41,27 @@ def setup(*arguments: str, before: str = "true", **env: str) -> str:
     return done.stderr
 
 
-def test_an_older_python_can_parse_the_script():
-    tree = ast.parse(SCRIPT.read_text(), feature_version=(3, 7))
-    postponed = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
-    assert postponed[0] == "__future__", "annotations of today fail when an older Python reads them"
+@pytest.mark.parametrize("name", ["setup.py", "python_version.py"])
+def test_every_python_can_parse_the_first_files(name):
+    """Syntax that is newer than Python 2.7 would hide the message about the version."""
+    tree = ast.parse((TREE / "hack" / name).read_text())
+    newer = (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.FunctionDef, ast.With, ast.Starred)
+    assert not [node for node in ast.walk(tree) if isinstance(node, newer)]
+    assert all(
+        node.module != "__future__" for node in tree.body if isinstance(node, ast.ImportFrom)
+    )
 
 
+@pytest.mark.parametrize("target", ["setup", "images", "docs"])
 @pytest.mark.parametrize("python", older_pythons() or [pytest.param("", marks=pytest.mark.skip)])
-def test_an_older_python_reports_that_it_is_too_old(python):
-    done = subprocess.run([python, str(SCRIPT)], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("setup: Python 3.11 or newer is needed, this is 3.")
+def test_an_older_python_reports_that_it_is_too_old(python, target):
+    command = ["make", target, f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=TREE, capture_output=True, text=True)
+    assert done.returncode == 2
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith(f"Python 3.11 or newer is needed; {python} is ")
+    assert first.endswith(". Choose another one: make PYTHON=python3.12 ...")
+    assert [line[:9] for line in rest] == ["make: ***"]
 
 
 def test_too_little_disk_space_is_reported_with_every_need_before_any_download(tmp_path):
@@ -71,6 +85,7 @@ def test_refused_namespaces_are_reported_with_the_remedy():
     errors = setup(before=NO_NAMESPACES)
     assert "the kernel refuses user namespaces" in errors
     assert "sysctl -w user.max_user_namespaces" in errors
+    assert "In a container, start it with: docker run --security-opt seccomp=unconfined" in errors
 
 
 def test_a_cache_folder_that_cannot_be_created_is_reported(tmp_path):
@@ -83,6 +98,45 @@ def test_a_python_without_venv_is_reported(tmp_path):
     (tmp_path / "ensurepip.py").write_text("raise ImportError\n")
     errors = setup(PYTHONPATH=str(tmp_path))
     assert "venv module is missing" in errors
+
+
+@pytest.fixture
+def silent_index() -> Iterator[str]:
+    """A package index that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+
+
+@pytest.mark.parametrize("phase", ["venv", "pip"])
+def test_an_interrupted_setup_says_so_and_leaves_no_process_or_temporary_file(
+    tmp_path, silent_index, phase
+):
+    env = os.environ | {"FINETUNE_CACHE": str(tmp_path), "PIP_INDEX_URL": silent_index}
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    shown = {"venv": ["-m", "venv"], "pip": ["-m", "pip", "install"]}[phase]
+
+    def child() -> int | None:
+        for pid in children_of(process.pid):
+            command = command_of(pid)
+            if command[1 : 1 + len(shown)] == shown:
+                return pid
+        return None
+
+    running = wait_for(f"{phase} to run", child, 60)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    output, errors = process.communicate(timeout=20)
+    assert errors == "setup: interrupted; run the target again to continue\n"
+    assert process.returncode == 130
+    assert "Traceback" not in output
+    assert not is_alive(running)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp")]
 
 
 def test_the_script_finds_unshare_only_on_the_path(tmp_path):

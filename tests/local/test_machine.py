@@ -1,7 +1,10 @@
 """The checks of the machine: disk space per file system, and namespaces."""
 
 import os
+import shutil
 import sys
+
+import pytest
 
 from finetune_local.machine import GB, Need, no_namespaces, no_room
 from tests.namespace import run_where, small_disk
@@ -21,6 +24,20 @@ def test_needs_on_one_file_system_add_up(tmp_path):
     assert message is not None
     assert "GB of disk are free" in message
     assert f"one {half / GB:.1f} GB in {tmp_path}; two" in message
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(not shutil.which("ip"), reason="iproute2 is not installed")
+def test_a_machine_without_a_default_route_runs_a_cluster(tmp_path):
+    program = f"{sys.executable} -m finetune_local"
+    script = (
+        "ip link set lo up && test $(wc -l < /proc/net/route) -le 1 && "
+        f"{program} up --nodes 0; code=$?; {program} down; exit $code"
+    )
+    alone = ["unshare", "--net", "sh", "-c", script]
+    done = run_where("true", *alone, XDG_STATE_HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "cluster default is up" in done.stdout
 
 
 def test_a_cluster_is_refused_if_its_disk_is_too_small(tmp_path):

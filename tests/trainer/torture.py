@@ -128,7 +128,9 @@ def make_job(claim: Path) -> gang.Job:
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.trainer.torture", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.trainer.torture", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--kills", type=int, default=200, help="ranks to kill (200)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the random choices (1)")
     arguments = parser.parse_args()

@@ -1,5 +1,7 @@
 """`make demo`: fine-tunes a real model with one FineTuneJob on a real API server."""
 
+import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -8,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_local.build import BuildError, binaries
-from finetune_local.cache import TREE, cache_folder
+from finetune_local.cache import TREE, cache_folder, name_of_this_checkout
 from finetune_local.cluster import Cluster, ClusterError, check_machine
 from finetune_local.demo import background, inputs, result
 from finetune_local.demo.inputs import OUT, WORKSPACE
 from finetune_local.demo.output import DemoError, Output
 from finetune_local.machine import cluster_needs, no_room
 
-NAME = "demo"
+NAME = f"demo-{name_of_this_checkout()}"  # other checkouts have demos of their own
 JOB = "smollm2-chat"
 MANIFEST = TREE / "examples" / "smollm2-chat.yaml"
 
@@ -47,8 +49,11 @@ def run(*, keep: bool) -> int:
     output = Output()
     try:
         _check_machine(output)
-        _remove_earlier_run(output)
-        with _workspace(output, keep=keep) as base, _cluster(output, keep=keep) as cluster:
+        with (
+            _own_folder(output),
+            _workspace(output, keep=keep) as base,
+            _cluster(output, keep=keep) as cluster,
+        ):
             _install(cluster, output)
             with background.operator(cluster, OUT / "operator.log", keep=keep) as operator:
                 log = result.short("operator.log")
@@ -75,15 +80,47 @@ def _check_machine(output: Output) -> None:
     output.line(f"{os.cpu_count()} cores, control plane {binaries()}")
 
 
+@contextmanager
+def _own_folder(output: Output) -> Iterator[None]:
+    """Empty the folder of the demo, which no other demo uses meanwhile."""
+    OUT.parent.mkdir(exist_ok=True)
+    with (OUT.parent / "demo.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DemoError(
+                f"another demo runs in {TREE}; wait for its end, or use another clone"
+            ) from None
+        _remove_earlier_run(output)
+        yield
+
+
 def _remove_earlier_run(output: Output) -> None:
     """Take down an earlier run's cluster, then delete its files, which its pods have mounted."""
     earlier = Cluster(NAME)
     if earlier.supervisor() is not None:
+        if training := _unfinished(earlier):
+            raise DemoError(
+                f"the cluster of an earlier demo still runs {', '.join(training)}; wait for its "
+                f"end, or take the cluster down: .venv/bin/finetune-local down --name {NAME}"
+            )
         output.line("the cluster of an earlier demo is still up; taking it down")
         earlier.down()
     shutil.rmtree(OUT, ignore_errors=True)
     if OUT.exists():
         raise DemoError(f"{OUT} of an earlier run could not be removed; remove it by hand")
+
+
+def _unfinished(cluster: Cluster) -> list[str]:
+    """Return the names of the jobs that have not ended."""
+    try:
+        jobs = json.loads(cluster.kubectl("get", "ftj", "--all-namespaces", "-o", "json"))["items"]
+    except ClusterError:
+        return []  # the cluster was interrupted before it had the definition of the resource
+    ended = ("Succeeded", "Failed")
+    return [
+        job["metadata"]["name"] for job in jobs if job.get("status", {}).get("phase") not in ended
+    ]
 
 
 @contextmanager

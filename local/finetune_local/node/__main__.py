@@ -17,7 +17,9 @@ from finetune_local.node.service_discovery import ServiceDiscovery
 
 def main() -> None:
     """Parse the arguments and run until the supervisor ends this process."""
-    parser = argparse.ArgumentParser(prog="finetune_local.node", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="finetune_local.node", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--name", required=True, help="name of the node")
     parser.add_argument("--address", required=True, help="address on which logs are served")
     parser.add_argument("--kubeconfig", type=Path, required=True, help="kubeconfig of the node")

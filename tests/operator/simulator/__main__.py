@@ -10,7 +10,7 @@ from tests.operator.simulator.shards import simulate
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="make simulate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make simulate", description=__doc__, allow_abbrev=False)
     parser.add_argument("histories", type=int, nargs="?", default=100_000)
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
