@@ -88,8 +88,9 @@ def _numbers(status: FineTuneJobStatus) -> list[tuple[str, str]]:
         rate = "" if progress.learning_rate is None else f"  lr {progress.learning_rate:.2e}"
         rows.append(("step", f"{progress.step} of {progress.total_steps}{loss}{rate}"))
         if progress.tokens_per_second is not None:
-            eta = progress.eta_seconds
-            left = f"  about {duration(eta)} left" if eta and not status.finished else ""
+            # As in the columns of kubectl: the progress can be that of an earlier attempt.
+            eta = status.display and status.display.eta
+            left = f"  about {eta} left" if eta else ""
             mfu = "" if progress.mfu is None else f"  MFU {100 * progress.mfu:.0f} %"
             rows.append(("speed", f"{progress.tokens_per_second:,.0f} tokens/s{mfu}{left}"))
     if evaluation and evaluation.baseline is not None:

@@ -26,6 +26,7 @@ RUNNING = {
         "mfu": 0.47,
         "etaSeconds": 4020,
     },
+    "display": {"eta": "1h7m"},
     "evaluation": {"baseline": 2.413, "last": 1.802, "lastStep": 120},
     "usage": {
         "deviceSeconds": 7200,
@@ -73,6 +74,14 @@ def test_the_panel_shows_progress_loss_usage_and_events():
     ):
         assert expected in text
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("stage", ["LoadingModel", "Exporting", None])
+def test_the_time_left_is_the_one_in_the_columns(stage):
+    """The newest progress can be that of an earlier attempt, so the operator decides."""
+    text = rendered(snapshot(3600, **RUNNING | {"stage": stage, "display": {"loss": "1.731"}}))
+    assert "15,800 tokens/s" in text
+    assert "left" not in text.replace(RUNNING["message"], "")
 
 
 def test_without_a_status_the_panel_waits_for_the_operator():
