@@ -7,13 +7,14 @@ from finetune_api.spec import DataSource
 from finetune_trainer.data import read
 from finetune_trainer.data.example import Example, UnfitRowError
 from finetune_trainer.data.render import Document, Dropped, Renderer
-from finetune_trainer.data.shapes import shape_of
+from finetune_trainer.data.shapes import known_columns, shape_of
 
 
 def examples(path: Path, name: str, *, chat: bool = True, **source: Any) -> list[Example]:
     """Return every example of a file; `source` are fields of the source besides its address."""
     wanted = DataSource.model_validate({"source": "pvc://w/x", **source})
-    found = [row for block in read.blocks(path, name) for row in read.rows(block)]
+    blocks = read.blocks(path, name, known_columns(wanted))
+    found = [row for block in blocks for row in read.rows(block)]
     shape = shape_of(found[0], wanted, chat=chat) if found else None
     return [shape.example(row) for row in found] if shape else []
 

@@ -65,7 +65,7 @@ def write_texts(claim: Path, count: int) -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make blocks so small that small files have many of them."""
-    monkeypatch.setattr("finetune_trainer.data.read.BLOCK_BYTES", 2000)
+    monkeypatch.setattr("finetune_trainer.data.block.BLOCK_BYTES", 2000)
 
 
 @pytest.fixture
@@ -117,9 +117,9 @@ PREPARE = """
 import os, sys
 from finetune_api.run import RunConfig
 from finetune_trainer.prepare import preparation
-from finetune_trainer.data import build, build_parts, read
+from finetune_trainer.data import block, build, build_parts
 from finetune_trainer.common.reporter import ChannelReporter
-read.BLOCK_BYTES, build_parts._BLOCKS = 2000, 3
+block.BLOCK_BYTES, build_parts._BLOCKS = 2000, 3
 if __name__ == "__main__":
     build.processes = lambda size: int(sys.argv[2])
     report = ChannelReporter(os.open(os.devnull, os.O_WRONLY))

@@ -1,5 +1,8 @@
 """From a source of the dataset to files on a claim."""
 
+import contextlib
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 from finetune_api.run import RunConfig
 from finetune_api.spec import DataSource
 from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.prepare import preparation
 from finetune_trainer.run_dir.paths import Cache
 from finetune_trainer.sources.download import Downloads
 from finetune_trainer.sources.local_files import source_files
@@ -130,3 +134,72 @@ def test_links_on_the_claim_are_followed_once(configured: Configure, tree: Path)
         "set/deep/up/a.jsonl.gz",
         "set/deep/up/b.jsonl",
     ]
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+        server.bind(path.name)
+
+
+def make_dangling_link(path: Path) -> None:
+    path.symlink_to("gone.jsonl")
+
+
+def make_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+SPECIAL = {
+    "a named pipe": (make_pipe, 64, "a named pipe (FIFO), not a file; copy the data into a file"),
+    "a socket": (make_socket, 64, "a socket, not a file; copy the data into a file"),
+    "a dangling link": (
+        make_dangling_link,
+        66,
+        "a link to gone.jsonl, which does not exist; copy the file there, or remove the link",
+    ),
+    "a link to itself": (
+        make_loop,
+        66,
+        "a link that leads back to itself; copy the file there, or remove the link",
+    ),
+}
+
+
+@pytest.mark.parametrize("uri", ["pvc://w/set", "pvc://w/set/*.jsonl", "pvc://w/set/odd.jsonl"])
+@pytest.mark.parametrize("special", SPECIAL)
+def test_what_is_no_file_is_refused_and_not_opened(
+    configured: Configure, tree: Path, special: str, uri: str
+) -> None:
+    make, code, message = SPECIAL[special]
+    make(tree / "set/odd.jsonl")
+    with pytest.raises(TrainerError) as caught:
+        find(configured, uri)
+    assert (caught.value.code, caught.value.message) == (
+        code,
+        f"pvc://w/set/odd.jsonl: {message}",
+    )
+
+
+@pytest.mark.parametrize("name", ["model/config.json", "model/model.safetensors", "chat.jinja"])
+def test_a_pipe_in_the_place_of_a_file_of_the_model_is_refused(
+    configured: Configure, claim: Path, name: str
+) -> None:
+    (claim / name).unlink(missing_ok=True)
+    os.mkfifo(claim / name)
+    train = [{"source": "pvc://w/data/train.jsonl"}]
+    template = {"chatTemplate": {"path": "pvc://w/chat.jinja"}} if name == "chat.jinja" else {}
+    with pytest.raises(TrainerError) as caught:
+        preparation.run(configured(dataset={"train": train, **template}), SilentReporter())
+    assert caught.value.message.startswith(f"pvc://w/{name}: a named pipe (FIFO), not a file")
+
+
+def test_links_of_a_model_folder_that_are_not_read_do_not_matter(
+    configured: Configure, claim: Path
+) -> None:
+    (claim / "model/events.log").symlink_to("gone")
+    os.mkfifo(claim / "model/pipe")
+    preparation.run(configured(), SilentReporter())

@@ -24,7 +24,7 @@ from finetune_trainer.data.build_parts import SourceParts, TokenizedExample
 from finetune_trainer.data.dropped_examples import ExampleCounts
 from finetune_trainer.data.packing import SplitWriter, Written, total
 from finetune_trainer.data.row_keys import listed
-from finetune_trainer.data.shapes import shape_of
+from finetune_trainer.data.shapes import known_columns, shape_of
 from finetune_trainer.data.source_file import SourceFile
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.data.worker_pool import Task, WorkerPool
@@ -188,9 +188,9 @@ class Builder:
         self, source: DataSource, files: list[SourceFile], progress: BuildProgress
     ) -> Iterator[Task]:
         """Yield the blocks of a source; the first row of the source decides the shape of all."""
-        shape = None
+        shape, columns = None, known_columns(source)
         for place, file in enumerate(files):
-            for block in read.blocks(file.path, file.name):
+            for block in read.blocks(file.path, file.name, columns):
                 if shape is None:
                     row = next(read.rows(block), None)
                     if row is None:

@@ -6,6 +6,7 @@ from finetune_trainer.data.example import (
     Example,
     Message,
     bad_data,
+    check_json,
     json_type,
     parsed,
     valid_text,
@@ -117,6 +118,7 @@ def _tool_calls(at: str, calls: Any) -> list[Any]:
         arguments = inner.get("arguments", {})
         if isinstance(arguments, str):
             arguments = parsed(at, "arguments", arguments or "{}")
+        check_json(at, "tool_calls", arguments)
         inner = inner | {"arguments": arguments}
         read.append(call | {"function": inner} if "function" in call else inner)
     return read
@@ -129,6 +131,7 @@ def tools_of(where: str, name: str, value: Any) -> list[Any] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise bad_data(where, f"{name!r} is not a list of objects", "give a list of JSON schemas")
+    check_json(where, name, tools)
     return tools
 
 

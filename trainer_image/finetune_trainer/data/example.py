@@ -8,11 +8,13 @@ import xxhash
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.data.json_text import Unreadable, decode
 
 Format = Literal["Messages", "PromptCompletion", "Text"]
 Message = dict[str, Any]
 # Keys of a message that hold the model's reasoning; chat templates differ in the one they use.
 REASONING = ("reasoning_content", "reasoning", "thinking")
+_ESCAPED_BYTES = range(0xDC80, 0xDD00)  # what Python's "surrogateescape" makes of bytes
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,39 @@ class Example:
 def valid_text(where: str, name: str, text: Any) -> str:
     """Return the text of a field; TrainerError (65) if it is not text that can be tokenized.
 
-    JSON can escape one half of a surrogate pair, which no tokenizer accepts.
+    No tokenizer accepts lone surrogates: JSON can escape one half of a pair, and readers put them
+    in the place of bytes that are not UTF-8.
     """
     if not isinstance(text, str):
         raise bad_data(where, f"{name!r} is a {json_type(text)}", "it must be text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        if code in _ESCAPED_BYTES:
+            problem = f"byte 0x{code & 0xFF:02x} of {name!r} is not UTF-8"
+            raise bad_data(where, problem, "save the file as UTF-8") from error
         raise bad_data(
             where,
-            f"the escape \\u{ord(text[error.start]):04x} is half of a surrogate pair",
+            f"the escape \\u{code:04x} is half of a surrogate pair",
             "write the complete pair, or remove it",
         ) from error
     return text
+
+
+def check_json(where: str, name: str, value: Any) -> None:
+    """Raise TrainerError (65) if a list or object holds what cannot be written as JSON."""
+    if isinstance(value, Unreadable):
+        raise bad_data(where, f"{name!r} holds a {value.what}", "remove it")
+    if isinstance(value, str):
+        valid_text(where, name, value)
+    elif isinstance(value, list):
+        for item in value:
+            check_json(where, name, item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            valid_text(where, name, key)
+            check_json(where, name, item)
 
 
 def parsed(where: str, name: str, value: Any) -> Any:
@@ -93,7 +115,7 @@ def parsed(where: str, name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else []
+        return decode(value) if value.strip() else []
     except (ValueError, RecursionError) as error:
         problem = f"{name!r} is text that is not valid JSON ({error})"
         raise bad_data(where, problem, "fix or remove it") from error
@@ -117,6 +139,8 @@ def unfit(where: str, problem: str, remedy: str) -> UnfitRowError:
 
 
 def json_type(value: Any) -> str:
-    """Return the name of a value's JSON type."""
+    """Return the name of a value's JSON type, or what an unreadable value is."""
+    if isinstance(value, Unreadable):
+        return value.what
     names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")

@@ -9,9 +9,9 @@ import json
 import re
 from collections.abc import Iterator
 
+from finetune_trainer.data.block import MAX_ROW
 from finetune_trainer.data.example import bad_data
 
-MAX_ROW = 1 << 28  # bytes; a longer value means that a quote or a line end is missing
 _BLOCK = 1 << 20
 # The longest literal or escape sequence that the end of the window can cut.
 _LONGEST_TOKEN = 16
@@ -52,8 +52,9 @@ class _Window:
 
     def __init__(self, chunks: Iterator[bytes], name: str) -> None:
         self._chunks, self._name = chunks, name
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._scan = json.JSONDecoder().raw_decode
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        # Only the end of a value is looked for. Numbers stay text: int() refuses 4,300 digits.
+        self._scan = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
         self._text = ""
         self._lines = 0  # line ends before the window
         self._ended = False
@@ -82,8 +83,6 @@ class _Window:
                     raise self.error(error.msg, error.pos) from error
             except RecursionError:
                 raise self.error("nested too deeply", self.at) from None
-            except ValueError as error:  # Python refuses integers of more than 4,300 digits
-                raise self.error(str(error).split(";")[0], self.at) from error
             else:
                 if not (self._may_be_cut(end) and self._extend()):
                     found = self._text[self.at : end]
@@ -120,18 +119,7 @@ class _Window:
         while size <= max(_BLOCK, len(kept)) and not self._ended:
             chunk = next(self._chunks, b"")
             self._ended = not chunk
-            more.append(self._decode(chunk, kept, more))
+            more.append(self._decoder.decode(chunk, final=not chunk))
             size += len(more[-1])
         self._text = "".join([kept, *more])
         return True
-
-    def _decode(self, chunk: bytes, kept: str, more: list[str]) -> str:
-        try:
-            return self._decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            before = sum(text.count("\n") for text in [kept, *more])
-            line = self._lines + before + error.object[: error.start].count(b"\n") + 1
-            byte = error.object[error.start]
-            raise bad_data(
-                f"{self._name} line {line}", f"byte 0x{byte:02x} is not UTF-8", "save it as UTF-8"
-            ) from error

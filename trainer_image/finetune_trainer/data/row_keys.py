@@ -164,6 +164,10 @@ _USED_BY_SHAPE: dict[ShapeName, tuple[str, ...]] = {
 }
 # Keys of a message that are passed to the chat template unchanged.
 PASSED = ("tool_call_id", "name", *REASONING)
+KNOWN = frozenset(name for names in _USED_BY_SHAPE.values() for name in names) | frozenset(
+    name for rule in ROWS for name in rule.names
+)
+"""The keys of a row that have a meaning; columns of other names are not read."""
 _ROW_RULES: dict[ShapeName, dict[str, Refused]] = {
     shape: {name: rule for rule in ROWS if shape in rule.shapes for name in rule.names}
     for shape in _EVERY

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from finetune_api.spec import DataSource
+from finetune_trainer.data.block import Row
 from finetune_trainer.data.conversation import conversation, system_prompt, tools_of
 from finetune_trainer.data.example import (
     Example,
@@ -21,8 +22,8 @@ from finetune_trainer.data.example import (
     parsed,
     valid_text,
 )
-from finetune_trainer.data.read import Row
 from finetune_trainer.data.row_keys import (
+    KNOWN,
     ShapeName,
     check_placeholders,
     has_content,
@@ -116,6 +117,12 @@ def shape_of(row: Row, source: DataSource, *, chat: bool) -> Shape:
         problem = f"an object with the keys {sorted(fields)} is {is_format}"
         raise bad_data(where, problem, f"format is {source.format}; allowed: {_ALLOWED}")
     return Shape(found, keys)
+
+
+def known_columns(source: DataSource) -> frozenset[str]:
+    """Return the names of all columns that can change what is learned from a source."""
+    given = source.columns.model_dump(exclude_none=True) if source.columns else {}
+    return frozenset({*KNOWN, "conversations", *given.values()})
 
 
 def _fields(where: str, value: Any) -> Message:

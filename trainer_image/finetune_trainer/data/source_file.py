@@ -5,6 +5,7 @@ from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.data.example import bad_data
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 _COMPRESSIBLE = (".jsonl", ".json", ".csv")
@@ -39,3 +40,11 @@ def unknown_kind(path: Path, name: str) -> TrainerError:
     """Return the error for a file whose name does not show a supported type."""
     found = "".join(path.suffixes[-2:]) or "(none)"
     return TrainerError(ExitCode.BAD_DATA, f"{name}: file type {found}; {ALLOWED_KINDS}")
+
+
+def check_columns(names: list[str], file: str) -> None:
+    """Raise TrainerError (65) if two columns of a file have the same name."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        problem = f"two columns have the name {twice[0]!r}"
+        raise bad_data(file, problem, "rename or remove one")

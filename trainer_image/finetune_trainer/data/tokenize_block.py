@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data import read
+from finetune_trainer.data.block import Block
 from finetune_trainer.data.dropped_examples import (
     ExampleCounts,
     count_overlong,
@@ -17,7 +18,6 @@ from finetune_trainer.data.dropped_examples import (
     overlong_policy,
 )
 from finetune_trainer.data.example import Example, UnfitRowError
-from finetune_trainer.data.read import Block
 from finetune_trainer.data.render import Document, Dropped, Rendered, Renderer
 from finetune_trainer.data.shapes import Shape
 

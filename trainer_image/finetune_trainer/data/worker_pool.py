@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data.read import Block
+from finetune_trainer.data.block import Block
 from finetune_trainer.data.render import Renderer
 from finetune_trainer.data.shapes import Shape
 from finetune_trainer.data.tokenize_block import Recipe, TokenizedBlock, tokenize

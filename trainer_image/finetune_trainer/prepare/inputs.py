@@ -18,8 +18,9 @@ from finetune_trainer.data.build import SourceFiles
 from finetune_trainer.data.source_file import kind_of
 from finetune_trainer.model import folder
 from finetune_trainer.run_dir.files import file_digest, value_digest
-from finetune_trainer.run_dir.paths import claim_path
+from finetune_trainer.run_dir.paths import claim_file, claim_path
 from finetune_trainer.sources.download import Downloads
+from finetune_trainer.sources.listing import RemoteFile, model_text_files, safetensors_files
 from finetune_trainer.sources.local_files import source_files
 
 PREPARATION_VERSION = 4
@@ -33,9 +34,17 @@ def inspect_model(
     """Return what is known of the model in a folder; TrainerError if it cannot be used."""
     with reading(model.source):
         if is_claim(model.source) and path.is_dir():
-            for file in path.iterdir():  # no file may be a link that leads out of the claim
-                claim_path(f"{model.source.rstrip('/')}/{file.name}", mounts)
+            _check_files(path, model.source.rstrip("/"), mounts)
         return folder.inspect(path, model.source, downloads.report.advance)
+
+
+def _check_files(path: Path, uri: str, mounts: dict[str, str]) -> None:
+    """Check that no file leads out of the claim, and that the files of a model can be read."""
+    every = [RemoteFile(file.name, size=0, tag="") for file in path.iterdir()]
+    read = {file.name for file in [*model_text_files(every), *safetensors_files(every)]}
+    for file in every:
+        check = claim_file if file.name in read else claim_path
+        check(f"{uri}/{file.name}", mounts)
 
 
 def check_sequence_length(wanted: int, model: folder.ModelFolder) -> None:
@@ -81,7 +90,7 @@ def _template(template: ChatTemplate | None, mounts: dict[str, str]) -> str | No
         return template.inline
     with reading(template.path):
         try:
-            return claim_path(template.path, mounts).read_text(encoding="utf-8")
+            return claim_file(template.path, mounts).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             text = f"dataset.chatTemplate: {template.path} is not UTF-8 text ({error.reason})"
             raise TrainerError(

@@ -1,7 +1,9 @@
 """The layout of a run's storage and of the cache: the only module that knows it."""
 
+import errno
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,6 +153,46 @@ def claim_path(uri: str, mounts: dict[str, str]) -> Path:
             f"{uri}: a link leads out of the claim; copy the file onto the claim",
         )
     return path
+
+
+_NO_FILES = {
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def claim_file(uri: str, mounts: dict[str, str]) -> Path:
+    """Return the path in this pod of a file's pvc:// address, without opening it.
+
+    Raises the errors of `claim_path`, and TrainerError 64 for a named pipe, a socket or a device,
+    from which a read may never return, and 66 for a link to nothing.
+    """
+    path = claim_path(uri, mounts)
+    if path.is_symlink() and not path.exists():
+        problem = f"a link to {os.readlink(path)}, which does not exist"
+        if _is_loop(path):
+            problem = "a link that leads back to itself"
+        raise TrainerError(
+            ExitCode.INPUT_MISSING,
+            f"{uri}: {problem}; copy the file there, or remove the link",
+        )
+    kind = _NO_FILES.get(stat.S_IFMT(path.stat().st_mode))
+    if kind:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{uri}: {kind}, not a file; copy the data into a file",
+        )
+    return path
+
+
+def _is_loop(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _model_folder(source: str, revision: str | None, cache: Cache, mounts: dict[str, str]) -> Path:

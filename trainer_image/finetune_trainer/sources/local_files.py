@@ -23,7 +23,7 @@ from finetune_trainer.data.source_file import (
     unknown_kind,
 )
 from finetune_trainer.run_dir.files import value_digest
-from finetune_trainer.run_dir.paths import claim_path
+from finetune_trainer.run_dir.paths import claim_file, claim_path
 from finetune_trainer.sources.download import Downloads, download
 from finetune_trainer.sources.listing import (
     Remote,
@@ -68,7 +68,8 @@ def _files_on_claim(mounts: dict[str, str], uri: str) -> list[SourceFile]:
     """Return the file, every data file below the folder, or what the glob matches; sorted by name.
 
     `mounts` maps the name of a claim to its path in this pod. Hidden files are skipped below a
-    folder. TrainerError: 66 no file, 64 a link leads out of the claim, 65 unknown type of file.
+    folder. TrainerError: 66 no file, 64 a link that leads out of the claim, or a named
+    pipe, 65 unknown type of file.
     """
     path = claim_path(uri, mounts)
     if path.is_dir():
@@ -77,7 +78,7 @@ def _files_on_claim(mounts: dict[str, str], uri: str) -> list[SourceFile]:
             text = f"{uri}: no data file in this folder; {ALLOWED_KINDS}"
             raise TrainerError(ExitCode.INPUT_MISSING, text)
         return [_file(mounts, f"{uri}/{name}") for name in sorted(relative)]
-    if path.exists():
+    if os.path.lexists(path):
         return [_file(mounts, uri)]
     if glob.has_magic(uri):
         return _matches(mounts, uri)
@@ -95,7 +96,7 @@ def _matches(mounts: dict[str, str], uri: str) -> list[SourceFile]:
     root = Path(mounts[parts[0]]) if first == 1 else claim_path(folder, mounts)
     pattern = "/".join(parts[first:])
     found = glob.glob(pattern, root_dir=root, recursive=True)
-    names = sorted(name for name in found if (root / name).is_file())
+    names = sorted(name for name in found if not (root / name).is_dir())
     if not names:
         text = f"{uri}: the glob matches no file; check it, or copy the files there"
         raise TrainerError(ExitCode.INPUT_MISSING, text)
@@ -116,7 +117,7 @@ def _data_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _file(mounts: dict[str, str], name: str) -> SourceFile:
-    path = claim_path(name, mounts)
+    path = claim_file(name, mounts)
     if not kind_of(path):
         raise unknown_kind(path, name)
     return SourceFile(path, name)
