@@ -24,6 +24,11 @@ class TrainerError(Exception):
         return type(self), (self.code, self.message, self.reason)
 
 
+def one_line(error: Exception) -> str:
+    """Return the text of another program's error on one line, at most 300 characters of it."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 @contextmanager
 def reading(name: str) -> Iterator[None]:
     """Translate an OSError into a TrainerError: 77 if rights are missing, 66 otherwise.

@@ -50,9 +50,8 @@ def write(base: Path, out: Path, model: Contents, template: str | None = None) -
     `template` is the chat template of the training data if it is not the base model's.
     """
     settings = _read(base / _CONFIG)
-    wanted = [*_COPIED, "*.py"] if settings.get("auto_map") else _COPIED
-    for file in base.iterdir():
-        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in wanted):
+    for file in copied(base):
+        if file.parent == base:
             shutil.copyfile(file, out / file.name)
     _write(out / _CONFIG, config(settings, model.dtype_name, untied=model.untied))
     _write_templates(out, {"default": template} if template else templates(base))
@@ -60,6 +59,17 @@ def write(base: Path, out: Path, model: Contents, template: str | None = None) -
     adapted = with_stop_tokens(generation, settings, _stop_tokens(out))
     if adapted != generation:
         _write(out / _GENERATION, adapted)
+
+
+def copied(base: Path) -> list[Path]:
+    """Return the files of a base model that the export copies or reads, besides config.json."""
+    wanted = [*_COPIED, "*.py"] if _read(base / _CONFIG).get("auto_map") else _COPIED
+    beside = [
+        file
+        for file in sorted(base.iterdir())
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in wanted)
+    ]
+    return beside + sorted((base / _MORE_TEMPLATES).glob("*.jinja"))
 
 
 def config(base: Object, dtype: str, *, untied: bool) -> Object:

@@ -38,6 +38,16 @@ _log = logging.getLogger(__name__)
 def run(
     config: RunConfig, paths: RunPaths, report: Reporter, epoch: int, final_step: int
 ) -> Output:
+    """Report the stage, export the model and log its place. See `export`."""
+    report.stage("Exporting")
+    output = export(config, paths, report.advance, epoch, final_step)
+    _log.info("exported %s (%d bytes)", output.location, output.size_bytes)
+    return output
+
+
+def export(
+    config: RunConfig, paths: RunPaths, advance: Callable[[], None], epoch: int, final_step: int
+) -> Output:
     """Export the model of a run that ended at `final_step`, for the gang that holds `epoch`.
 
     1. If an earlier attempt has exported this run, return that model.
@@ -49,7 +59,6 @@ def run(
     Raises TrainerError 79 if a newer gang owns the storage, 78 if the last checkpoint is damaged
     or the model does not load back as it was trained, 73 if storage cannot be written.
     """
-    report.stage("Exporting")
     storage = RunStorage(
         paths, config.job_uid, config.run_digest or "", config.attempt, fence_epoch=epoch
     )
@@ -57,22 +66,20 @@ def run(
     if exported is not None:
         return exported
     wanted = config.output.weights if config.output else None
-    folder, manifest = choose_checkpoint(
-        paths, storage.run_digest, final_step, wanted, report.advance
-    )
+    folder, manifest = choose_checkpoint(paths, storage.run_digest, final_step, wanted, advance)
     partial = publish.partial_folder(storage)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         reader = CheckpointReader(folder, manifest)
         model = contents_of(paths.model, reader, _DTYPES[config.training.precision])
-        digests = weights.write(model, reader, partial, report.advance)
+        digests = weights.write(model, reader, partial, advance)
         template = prepared.chat_template(paths.prepared(config.prepared_digest or ""))
         metadata_files.write(paths.model, partial, model, template)
         text = _card(config, paths, manifest, model, digests).render()
         (partial / "README.md").write_text(text, encoding="utf-8")
         publish.make_readable(partial)
-        load_back.check(partial, model, reader, report.advance)
+        load_back.check(partial, model, reader, advance)
         return publish.publish(storage, partial, manifest.step)
     except OSError as error:
         text = f"{paths.storage_uri}: the model could not be written ({error})"

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import logging
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.run_dir.files import sync_folder, write_atomic
 from finetune_trainer.run_dir.records import EXPORT_FILE, ExportCard, export_is_complete
 
-_log = logging.getLogger(__name__)
 _PARTIAL, _ASIDE = "final.tmp-", "final.old-"
 
 
@@ -51,7 +49,6 @@ def publish(storage: RunStorage, partial: Path, step: int) -> Output:
     _replace(storage, partial)
     _remove_older(storage)
     final = storage.paths.final
-    _log.info("exported step %d to %s (%d bytes)", step, final, size)
     return Output(location=storage.paths.uri(final), size_bytes=size, verified=True)
 
 

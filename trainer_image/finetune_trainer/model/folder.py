@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.errors import TrainerError, one_line
 from finetune_trainer.model.fast_imports import model_classes
 from finetune_trainer.run_dir.files import file_digest, value_digest
 from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE, indexed_files, read_header
@@ -138,7 +138,8 @@ def parameters(folder: Path, name: str) -> dict[str, list[int]]:
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
             f"{name}: transformers cannot build this model as a causal language model "
-            f"({str(error).splitlines()[0]})",
+            f"({one_line(error)}); correct config.json, or copy "
+            "the model again",
         ) from error
     return {key: list(parameter.shape) for key, parameter in model.named_parameters()}
 
@@ -173,7 +174,7 @@ def check_token_ids(folder: Path, name: str, shapes: dict[str, list[int]]) -> No
     check runs before devices are assigned, and again before a model is published.
     """
     rows = shapes[_EMBEDDING][0]
-    for file, what, token in _token_ids(folder):
+    for file, what, token in _token_ids(folder, name):
         if token >= rows:
             raise TrainerError(
                 ExitCode.BAD_CONFIGURATION,
@@ -183,13 +184,22 @@ def check_token_ids(folder: Path, name: str, shapes: dict[str, list[int]]) -> No
             )
 
 
-def _token_ids(folder: Path) -> Iterator[tuple[str, str, int]]:
+def _token_ids(folder: Path, name: str) -> Iterator[tuple[str, str, int]]:
     for file in ("config.json", "generation_config.json"):
         values = _json_object(folder / file)
         for key in _SPECIAL:
             for token in token_id_list(values.get(key)):
+                if type(token) is not int:
+                    raise TrainerError(
+                        ExitCode.BAD_CONFIGURATION,
+                        f"{name}: {file} has {key} {token!r}, which is not a token id; allowed are "
+                        "a whole number, a list of them, or null; correct it, or copy it again",
+                    )
                 yield file, key, token
-    tokenizer = _json_object(folder / "tokenizer.json")
+    yield from _ids_of_tokenizer(_json_object(folder / "tokenizer.json"))
+
+
+def _ids_of_tokenizer(tokenizer: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
     for entry in tokenizer.get("added_tokens") or []:
         yield "tokenizer.json", repr(entry["content"]), entry["id"]
     tokens = (tokenizer.get("model") or {}).get("vocab")

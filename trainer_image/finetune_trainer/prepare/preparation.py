@@ -20,7 +20,7 @@ from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import prepared
 from finetune_trainer.data.build import Builder
 from finetune_trainer.data.tokenize_block import Recipe
-from finetune_trainer.prepare import inputs, separation, storage_checks
+from finetune_trainer.prepare import inputs, rehearsal, separation, side_files, storage_checks
 from finetune_trainer.prepare.inputs import (
     digest_of_prepared_data,
     digest_of_run,
@@ -46,8 +46,9 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
     2. Download the model, unless it is on a claim, and check it.
     3. Check that storage has room for checkpoints and the final model.
     4. Find the files of the data, downloading those that are not on a claim.
-    5. Build the packed rows, unless the cache has rows with the same digest.
-    6. Claim the storage for this job.
+    5. Rehearse the export.
+    6. Build the packed rows, unless the cache has rows with the same digest.
+    7. Claim the storage for this job.
     """
     report.stage("PreparingData")
     model, dataset, training = config.model, config.dataset, config.training
@@ -74,11 +75,13 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
     )
 
     files = inputs.find_data(dataset, config.mounts, downloads)
+    side_files.check(paths.model, model.source)
+    recipe = _recipe(paths.model, model.source, dataset, training, files.template)
+    rehearsal.run(config, paths, recipe, report.advance)
 
     tokenizer = digest_of_tokenizer(paths.model, model.source)
     prepared_digest = digest_of_prepared_data(files, tokenizer, dataset, training, report.advance)
     target = paths.prepared(prepared_digest)
-    recipe = _recipe(paths.model, model.source, dataset, training, files.template)
 
     def build(rows: Path, parts: Path) -> DataSummary:
         return Builder(
