@@ -4,6 +4,7 @@ import pytest
 
 from tests.operator.worlds import (
     OUTPUT,
+    at,
     committed,
     ended,
     follow,
@@ -16,6 +17,7 @@ from tests.operator.worlds import (
 )
 
 EXPORTS = report(stage="Exporting", **progressed(100, saved=100))
+EXPORTS = EXPORTS.replace(progress=EXPORTS.progress.replace(eta_seconds=240))
 TRAINS = report(stage="Training", **progressed(50))
 
 
@@ -72,3 +74,57 @@ def test_a_worker_that_failed_is_not_forgiven_by_the_export():
     gang = [worker(0), ended(worker(1), 1, 100)]
     attempt = look(job, *gang, now=130, report=EXPORTS).status.attempts[-1]
     assert (attempt.reason, attempt.worker) == ("Crashed", 1)
+
+
+UNKNOWN_ENDS = {
+    "its node does not answer": worker(1, silent_since=at(90), node="n1"),
+    "its pod is deleted from a node that does not answer": worker(
+        1, silent_since=at(90), node="n1", deletion=at(120), disrupted=True
+    ),
+    "its deletion is overdue": worker(1, deletion=at(30), node="n1"),
+    "it was evicted": worker(1, running=False, phase="Failed", failure=("Evicted", "no space")),
+    "its node was restarted": ended(worker(1), 255, 95, reason="Unknown"),
+    "it is gone": worker(1).vanished(at(95)),
+}
+
+
+@pytest.mark.parametrize("other", UNKNOWN_ENDS.values(), ids=UNKNOWN_ENDS)
+def test_an_export_does_not_depend_on_how_the_other_workers_ended(other):
+    """They have trained to the end. The node of one was lost before it reported that."""
+    job, pods = three(), (worker(0), other, ended(worker(2), 0, 90))
+    decision = look(job, *pods, now=100, report=EXPORTS)
+    assert not decision.commits
+    assert not decision.delete
+    assert (decision.status.phase, decision.status.stage) == ("Running", "Exporting")
+    assert decision.status.message.startswith("exporting the model of step 100")
+    assert decision.status.display.eta is None
+    message = result(output=OUTPUT, **progressed(100, saved=100))
+    _, job = follow(
+        job.with_status(decision.status), ended(worker(0), 0, 300, message), *pods[1:], now=301
+    )
+    assert (job.status.attempts[-1].outcome, job.status.output) == ("Succeeded", OUTPUT)
+
+
+def test_a_worker_that_is_asked_to_stop_while_it_exports_is_waited_for():
+    asked = worker(0, deletion=at(400), node="n0")
+    pods = (asked, *(ended(worker(i), 0, 90) for i in (1, 2)))
+    decision = look(three(), *pods, now=100, report=EXPORTS)
+    assert not decision.commits
+    assert decision.status.reason == "Preempted"
+
+
+def test_an_operator_that_was_away_for_the_whole_run_knows_that_the_gang_was_complete():
+    """It finds worker 0 alone, which exports."""
+    job = committed()
+    status = look(job, worker(0), worker(1, running=False, phase="Pending"), now=20).status
+    decision = look(job.with_status(status), worker(0), now=200, report=EXPORTS)
+    assert not decision.delete
+    assert decision.status.attempts[-1].outcome is None
+    assert (decision.status.phase, decision.status.stage) == ("Running", "Exporting")
+
+
+def test_a_worker_that_has_trained_to_the_end_shows_the_export_before_the_next_report():
+    pods = (worker(0), worker(1), ended(worker(2), 0, 90))
+    facts = report(**progressed(100))
+    status = look(three(), *pods, now=91, report=facts).status
+    assert (status.stage, status.message) == ("Exporting", "exporting the model of step 100")

@@ -182,7 +182,8 @@ def _display(status: FineTuneJobStatus) -> Display:
         show |= {"progress": f"{percent}%", "step": f"{progress.step}/{progress.total_steps}"}
         if progress.train_loss is not None:
             show["loss"] = _loss(progress.train_loss)
-        if progress.eta_seconds is not None and status.phase == "Running" and not status.reason:
+        trains = status.phase == "Running" and status.stage != "Exporting"
+        if progress.eta_seconds is not None and trains and not status.reason:
             show["eta"] = duration(progress.eta_seconds)
     if usage:
         show["gpu_hours"] = usage.gpu_hours

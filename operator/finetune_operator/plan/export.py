@@ -13,6 +13,22 @@ def is_known(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> bool:
     return stage == "Exporting" or any(pod.ended and pod.ended.exit_code == 0 for pod in gang)
 
 
+def relevant(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> list[Pod]:
+    """Return the workers whose state matters.
+
+    The others have trained to the end, even if their nodes cannot report any more how they ended.
+    """
+    if not is_known(world, status, gang):
+        return gang
+    return [pod for pod in gang if pod.index == 0 or not _is_uncertain(pod)]
+
+
+def _is_uncertain(pod: Pod) -> bool:
+    if pod.ended:
+        return pod.ended.unknown
+    return pod.finished or pod.asked_to_stop or pod.silent_since is not None
+
+
 def overlooked(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> set[int]:
     """Return the workers whose pods may be missing because they ended before the export."""
     others = set(range(1, status.attempts[-1].workers))

@@ -63,6 +63,7 @@ def _verdict(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Verdic
     if attempt.running_time is None:
         return incomplete_gang.verdict(attempt, gang, world.now)
     overlooked = export.overlooked(world, status, gang)
+    gang = export.relevant(world, status, gang)
     found = verdict(gang, attempt.workers, attempt.created, world.now, overlooked=overlooked)
     return found or first_step.verdict(world, attempt, gang)
 
@@ -152,10 +153,12 @@ def _refused(world: World, status: FineTuneJobStatus, reason: str, message: str)
 
 def _situation(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Situation:
     attempt = attempts.current(status)
-    if found := interruption.situation(attempt, gang):
+    if found := interruption.situation(attempt, export.relevant(world, status, gang)):
         return found
     if attempt.running_time:  # workers that have ended by now are described above
         stage = world.report.stage if world.report else (status.stage or "LoadingModel")
+        if export.is_known(world, status, gang):  # the newest report may be older
+            stage = "Exporting"
         waiting_for = world.report and not world.silent and world.report.waiting_for
         text = f"worker 0 waits for {waiting_for}" if waiting_for else ""
         return Situation("Running", message=text, stage=stage)

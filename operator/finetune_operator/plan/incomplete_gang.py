@@ -77,10 +77,11 @@ def is_complete(attempt: Attempt, gang: list[Pod]) -> bool:
 
     A worker may have failed before the others ran, so failures are no proof, but a step is one.
     """
+    if attempt.last_step is not None:
+        return True
     if sum(1 for pod in gang if pod.running or pod.ended) != attempt.workers:
         return False
-    failed = any(pod.ended and pod.ended.exit_code != 0 for pod in gang)
-    return not failed or attempt.last_step is not None
+    return not any(pod.ended and pod.ended.exit_code != 0 for pod in gang)
 
 
 def verdict(attempt: Attempt, gang: list[Pod], now: datetime) -> Verdict | None:
