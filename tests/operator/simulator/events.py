@@ -260,6 +260,8 @@ ACTIONS: dict[str, Action] = {
     "wait": _wait,
     "train": _train,
     "finish": lambda world, _: world.nodes.finish(),
+    "export ends": lambda world, _: world.nodes.end_exports(),
+    "ended pods are collected": lambda world, _: world.nodes.collect_ended(),
     "exit": _exit,
     "ends are reported": lambda world, _: [
         world.nodes.report(uid) for uid in list(world.nodes.unreported)
@@ -341,6 +343,8 @@ _WORLD = [
     *(Event("unlabel", (place, everything)) for place in _PLACES for everything in (True, False)),
     *(Event("mount fails", place) for place in _PLACES),
     Event("nodes recover"),
+    *(Event("export ends") for _ in range(3)),
+    *(Event("ended pods are collected") for _ in range(2)),
     Event("free"),
     Event("free"),
     *(Event("bind to a dead node", place) for place in _PLACES),

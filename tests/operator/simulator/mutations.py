@@ -16,6 +16,7 @@ from finetune_operator.plan import (
     corrections,
     deadlines,
     ending,
+    export,
     first_step,
     gang,
     gang_text,
@@ -465,6 +466,27 @@ def a_gang_that_has_nothing_to_save_waits_for_a_lost_worker(patch: Patch) -> Non
 @mutation
 def a_gang_whose_reports_do_not_arrive_has_nothing_to_save(patch: Patch) -> None:
     patch.setattr(first_step, "_is_proved", lambda *_: True)
+
+
+@mutation
+def workers_that_ended_before_an_export_and_were_collected_are_lost(patch: Patch) -> None:
+    patch.setattr(export, "overlooked", lambda *_: set())
+
+
+@mutation
+def an_export_is_not_possible_before_its_first_report(patch: Patch) -> None:
+    patch.setattr(export, "_is_possible", lambda *_: False)
+
+
+@mutation
+def workers_of_unknown_end_matter_during_an_export(patch: Patch) -> None:
+    patch.setattr(export, "relevant", lambda world, status, gang: gang)
+
+
+@mutation
+def the_result_of_an_export_is_not_read(patch: Patch) -> None:
+    patch.setattr(ending, "termination_result", lambda gang: None)
+    patch.setattr(next_attempt, "termination_result", lambda gang: None)
 
 
 @mutation

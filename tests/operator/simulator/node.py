@@ -23,6 +23,7 @@ UNMOUNTED = 'MountVolume.SetUp failed for volume "workspace": exit status 32'
 TOTAL_STEPS = 1_000_000
 STOPPED, FENCED, PEER_LOST, KILLED = 75, 79, 88, 137
 STORAGE_IN_USE, STORAGE_FULL = 69, 73
+_EXPORT_SECONDS = 20.0
 _RECORD_INTERVAL = 60.0
 REFUSALS = ("UnexpectedAdmissionError", "OutOfcpu", "NodeAffinity")
 
@@ -43,6 +44,8 @@ class Process:
     redone: float = 0.0
     busy_since: float = 0.0
     recorded: float = 0.0  # when its record on storage was written
+    exports_since: float | None = None  # worker 0 exports the model, and its peers have ended
+    exports_at_version: int = 0  # of the store, when that began
 
     @property
     def uid(self) -> str:
@@ -210,7 +213,7 @@ class Nodes:
     def train(self, *, save: bool) -> None:
         """Let every complete gang finish one step for each second since its last call."""
         for process in list(self.processes.values()):
-            if process.epoch is None or not self._is_complete(process):
+            if process.epoch is None or not self._trains(process):
                 continue
             run, seconds = self.runs[process.job_uid], int(self.clock.seconds - process.busy_since)
             process.busy_since += seconds
@@ -240,6 +243,9 @@ class Nodes:
             for p in self.processes.values()
             if (p.job_uid, p.attempt) == (one.job_uid, one.attempt)
         ]
+
+    def _trains(self, process: Process) -> bool:
+        return process.exports_since is None and self._is_complete(process)
 
     def _is_complete(self, process: Process) -> bool:
         return len(self._gang(process)) == self._replicas(process)
@@ -546,6 +552,10 @@ class Nodes:
         if not process.attempt:
             self.exit(process, 0)
             return
+        if process.exports_since is not None:
+            if self.clock.seconds - process.exports_since >= _EXPORT_SECONDS:
+                self.exit(process, 0)
+            return
         ends = self.ends[process.job_uid, process.attempt].values()
         if any(code not in (0, STOPPED) for code in ends):
             self.exit(process, PEER_LOST)
@@ -553,11 +563,26 @@ class Nodes:
             self.exit(process, STOPPED)
 
     def finish(self) -> None:
-        """Let every complete gang finish its training."""
+        """Let every complete gang finish its training, so that its worker 0 exports the model."""
         self.train(save=True)
-        complete = [p for p in self.processes.values() if p.attempt and self._is_complete(p)]
+        complete = [p for p in self.processes.values() if p.attempt and self._trains(p)]
         for process in sorted(complete, key=lambda p: (-p.attempt, p.index)):
+            if process.index or self.storage == "full":
+                self.exit(process, 0)
+            else:
+                process.exports_since = self.clock.seconds
+                process.exports_at_version = self.store.version
+
+    def end_exports(self) -> None:
+        """Let every worker 0 that exports a model finish that."""
+        for process in [p for p in self.processes.values() if p.exports_since is not None]:
             self.exit(process, 0)
+
+    def collect_ended(self) -> None:
+        """Delete the workers that have ended, as the garbage collector does if there are many."""
+        for pod in self.pods():
+            if identity(pod)[0] and pod["status"]["phase"] in TERMINAL:
+                self._remove(pod)
 
 
 def _is_ready(pod: Object) -> bool:

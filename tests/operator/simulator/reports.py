@@ -61,7 +61,7 @@ class SimulatedReports:
             "attempt": process.attempt,
             "workerIndex": 0,
             "sequence": process.step,
-            "stage": "Training",
+            "stage": "Training" if process.exports_since is None else "Exporting",
             "stageSince": self._nodes.clock.now(),
             "activity": process.step,
             "activityAgeSeconds": age,

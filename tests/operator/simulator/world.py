@@ -46,6 +46,8 @@ class World:
     late_pods: set[str] = field(default_factory=set)  # created after the client had given up
     over_since: dict[str, datetime] = field(default_factory=dict)  # by pod uid
     ended_at: dict[str, int] = field(default_factory=dict)  # version at which containers had ended
+    # Version at which an attempt was ended or asked to stop, by the job's uid and its number.
+    closed_at: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.store = Store(self.clock, self._changed)
@@ -262,6 +264,10 @@ class World:
             return
         old = (change.before or {}).get("status", {})
         new = item.get("status", {})
+        for attempt in new.get("attempts", []):
+            if queries.is_ending(attempt):
+                gang = item["metadata"]["uid"], attempt["number"]
+                self.closed_at.setdefault(gang, self.store.version)
         if new.get("attempt", 0) > old.get("attempt", 0) > 0:
             ended = {a["number"]: a.get("outcome") for a in old["attempts"]}
             facts.restarts += ended[old["attempt"]] in ("Failed", "Preempted")

@@ -4,7 +4,7 @@ A check returns a description of the problem, or None. Checks of a write get the
 after it, and the store is in the state after it.
 """
 
-from tests.operator.simulator.invariants import endings, pods, resting, starts, statuses
+from tests.operator.simulator.invariants import endings, exports, pods, resting, starts, statuses
 from tests.operator.simulator.invariants.registry import BY_MOMENT, BrokenError, Invariant
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "BrokenError",
     "Invariant",
     "endings",
+    "exports",
     "pods",
     "resting",
     "starts",

@@ -74,7 +74,12 @@ def has_failed(pod: Object) -> bool:
 
 
 def goes_on(pod: Object) -> bool:
-    """Return whether nothing that the API server shows keeps a worker from going on."""
+    """Return whether nothing that the API server shows keeps a worker from going on.
+
+    One that has trained to the end has done its part.
+    """
+    if state_of(pod).get("terminated", {}).get("exitCode") == 0:
+        return True
     return not (has_failed(pod) or is_silent(pod) or "deletionTimestamp" in pod["metadata"])
 
 
