@@ -5,12 +5,14 @@ watch, because it cannot be started a hundred times in one process.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_api.base import Object
 from finetune_client.api import Api
+from finetune_client.errors import ApiError
 from finetune_operator import informer
 from finetune_operator.events import Recorder
 from finetune_operator.health import Health
@@ -22,6 +24,8 @@ from finetune_operator.reports import Reports
 from finetune_operator.settings import Settings
 from finetune_operator.status import Throttle
 
+_TIME_OUT = 0.5  # s; the real one of 10 s would make the tests long
+_LATE = 1.0  # s after that; the operator has repeated the call by then
 SETTINGS = Settings(trainer_image="trainer:1", restart_backoff=0.0)
 
 
@@ -36,8 +40,11 @@ class StoppingKube:
     kube: Api
     stop_at: int = 0  # 0: never
     after: bool = False  # whether the call takes effect before the stop
+    hangs: bool = False  # the call is not answered until the client gives up; nothing stops
+    late: bool = False  # a call that hangs takes effect after the client gave up
     calls: list[str] = field(default_factory=list)
     stopped: bool = False
+    _late: asyncio.Task[None] | None = None
 
     async def get(self, path: str, **query: str) -> Object:
         return await self._call("get", path, self.kube.get(path, **query))
@@ -61,13 +68,24 @@ class StoppingKube:
         self.calls.append(f"{verb} {path}")
         now = len(self.calls) == self.stop_at
         self.stopped |= now
-        if now and not self.after:
+        if now and self.late:
+            self._late = asyncio.create_task(_take_effect_late(call))
+        elif now and not self.after:
             call.close()
-            raise StoppedError
-        result = await call
-        if now:
-            raise StoppedError
-        return result
+        else:
+            result = await call
+        if not now:
+            return result
+        if self.hangs:
+            await asyncio.sleep(_TIME_OUT)
+            raise TimeoutError
+        raise StoppedError
+
+
+async def _take_effect_late(call: Coroutine[Any, Any, Any]) -> None:
+    await asyncio.sleep(_TIME_OUT + _LATE)
+    with contextlib.suppress(ApiError):  # its answer reaches no one
+        await call
 
 
 async def operate(kube: Api, life: StoppingKube, namespace: str) -> None:

@@ -1,10 +1,13 @@
 """The operator dies before and after each of its API calls, and every job ends as if it had not.
 
+It also survives calls that are not answered, whether they take effect, do not, or do so late.
+
 The API server is real and the pods are scripted. `tests/operator/simulator` checks the same in
 thousands of histories, against a model of the server.
 """
 
 import asyncio
+import functools
 import random
 
 import pytest
@@ -17,6 +20,7 @@ from tests.operator.stopping import StoppingKube, operate
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 _AT_ONCE = 24  # lives
+_SAMPLE = 7  # one of so many calls hangs; all of them together take four minutes
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +29,18 @@ def api(control_plane: Cluster) -> Cluster:
     return control_plane
 
 
-async def _live(view: View, namespace: str, stop_at: int = 0, *, after: bool = False):
+_ENDS = {"before": {"after": False}, "after": {"after": True}}
+_HANGS = {
+    "without effect": {"hangs": True},
+    "after its effect": {"hangs": True, "after": True},
+    "before its effect": {"hangs": True, "late": True},
+}
+"""What happens at a call -> fields of StoppingKube."""
+
+
+async def _live(view: View, namespace: str, stop_at: int = 0, **what: bool):
     """Run one life with its own operator; return the end state and the operator's client."""
-    kube = StoppingKube(view.kube, stop_at, after)
+    kube = StoppingKube(view.kube, stop_at, **what)
     life = Life(view, namespace)
     operator = asyncio.create_task(operate(view.kube, kube, namespace))
     living = asyncio.create_task(life.live())
@@ -52,33 +65,34 @@ async def _at_rest(kube: StoppingKube) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _all_points(view: View) -> None:
-    expected, undisturbed = await _live(view, "undisturbed")
+async def _at_points(view: View, ends: dict[str, dict[str, bool]], every: int) -> None:
+    """Run a life for every kind of end at every call, or for each `every`th of these only."""
+    name = "-".join(ends).replace(" ", "-")
+    expected, undisturbed = await _live(view, f"{name}-never")
     _check_complete(expected)
     slots = asyncio.Semaphore(_AT_ONCE)
     wrong: list[str] = []
     stopped = 0
 
-    async def one(call: int, after: bool) -> None:
+    async def one(call: int, how: str) -> None:
         nonlocal stopped
-        when = "after" if after else "before"
         async with slots:
+            namespace = f"{how.replace(' ', '-')}-{call}"
             try:
-                found, kube = await _live(view, f"{when}-{call}", call, after=after)
+                found, kube = await _live(view, namespace, call, **ends[how])
             except AssertionError as error:
-                wrong.append(f"stopped {when} call {call}: {error}")
+                wrong.append(f"{how}, call {call}: {error}")
                 return
         stopped += kube.stopped
         if found != expected:
-            wrong.append(
-                f"stopped {when} call {call}, {kube.calls[call - 1]}: {_diff(expected, found)}"
-            )
+            wrong.append(f"{how}, call {call}, {kube.calls[call - 1]}: {_diff(expected, found)}")
 
     # The number of calls varies, because events may be batched or not.
     calls = range(1, len(undisturbed.calls) + 1)
-    await asyncio.gather(*(one(call, after) for call in calls for after in (False, True)))
-    assert not wrong, f"{len(wrong)} of {2 * len(calls)} lives:\n" + "\n".join(sorted(wrong))
-    assert stopped > 1.8 * len(calls)
+    points = [(call, how) for call in calls for how in ends][::every]
+    await asyncio.gather(*(one(*point) for point in points))
+    assert not wrong, f"{len(wrong)} of {len(points)} lives:\n" + "\n".join(sorted(wrong))
+    assert stopped > 0.9 * len(points)
 
 
 def _check_complete(end: Object) -> None:
@@ -94,7 +108,13 @@ def _diff(expected: Object, found: Object) -> str:
 
 @pytest.mark.timeout(600)
 def test_an_operator_that_dies_at_any_call_leaves_no_trace(api):
-    asyncio.run(viewed(api, _all_points))
+    asyncio.run(viewed(api, functools.partial(_at_points, ends=_ENDS, every=1)))
+
+
+@pytest.mark.timeout(600)
+def test_a_call_that_the_api_server_does_not_answer_leaves_no_trace(api):
+    """The server hangs at a call until the client gives up."""
+    asyncio.run(viewed(api, functools.partial(_at_points, ends=_HANGS, every=_SAMPLE)))
 
 
 @pytest.mark.timeout(600)
