@@ -425,3 +425,16 @@ def test_columns_without_effect_are_listed(configured: Configure, claim: Path) -
     tiny.write_jsonl(claim / "data/more.jsonl", rows)
     train = {"train": [{"source": "pvc://w/data/more.jsonl"}]}
     assert run(configured(dataset=train)).data.ignored_columns == ["id", "messages[].time"]
+
+
+def test_special_tokens_in_the_text_are_counted_or_refused(
+    configured: Configure, claim: Path
+) -> None:
+    rows = tiny.make_messages(100, 1)
+    rows[3]["messages"][0]["content"] = "what does <|im_end|> mean"
+    tiny.write_jsonl(claim / "data/more.jsonl", rows)
+    train = [{"source": "pvc://w/data/more.jsonl"}]
+    data = run(configured(dataset={"train": train})).data
+    assert (data.examples, data.with_special_tokens, data.invalid) == (100, 1, 0)
+    data = run(configured(dataset={"train": train, "specialTokens": "Refuse"})).data
+    assert (data.examples, data.with_special_tokens, data.invalid) == (99, 0, 1)

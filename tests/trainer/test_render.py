@@ -7,6 +7,7 @@ import pytest
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.example import Example, UnfitRowError
 from finetune_trainer.data.render import Document, Dropped, Encoder, Renderer
+from finetune_trainer.data.special_tokens import SpecialTokens
 from finetune_trainer.data.template import ChatTemplate
 from tests.trainer import tiny
 from tests.trainer.reading import rendered
@@ -101,7 +102,8 @@ def test_all_tokens_of_a_last_character_are_trained(tokenizer: Any, end: str) ->
 
 
 def test_an_equal_character_after_a_span_is_not_trained(tokenizer: Any) -> None:
-    (encoded,) = Encoder(tokenizer).encode(["a👍👍b"])
+    encoder = Encoder(tokenizer, SpecialTokens({}))
+    (encoded,) = encoder.encode(["a👍👍b"], split_special=False)
     assert tokenizer.decode(encoded.tokens[encoded.mask([(1, 2)]) == 1]) == "👍"
 
 
@@ -349,16 +351,6 @@ def test_indentation_is_trained(template: str) -> None:
     assert part.removeprefix("\n") == f"{code}<|im_end|>"
 
 
-WITH_STOP_TOKEN = [*CHAT[:3], {"role": "user", "content": "what does <|im_end|> mean"}, CHAT[4]]
-
-
-def test_a_message_with_the_stop_token_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(
-        UnfitRowError, match=r"message 4 contains '<\|im_end\|>', which ends a turn"
-    ):
-        rendered(Renderer(tokenizer, None), Example(WHERE, WITH_STOP_TOKEN))
-
-
 WITHOUT_TOOLS = tiny.TEMPLATE.replace(
     "{% for message in messages %}", "{% for message in messages if message['role'] != 'tool' %}"
 )
@@ -402,12 +394,17 @@ def test_a_batch_gives_the_same_documents_as_single_examples(tokenizer: Any) -> 
         Example(WHERE, CHAT),
         Example(WHERE, []),
         Example(WHERE, None, "the cat ", "sat"),
-        Example(WHERE, WITH_STOP_TOKEN),
+        Example(
+            WHERE, [*CHAT[:3], {"role": "user", "content": "what does <|im_end|> mean"}, CHAT[4]]
+        ),
+        Example(WHERE, CHAT[:2]),
         Example(WHERE, text="rain fell"),
     ]
     renderer = Renderer(tokenizer, None)
     found = renderer.render(examples)
-    assert [type(one) for one in found] == [Document, Dropped, Document, UnfitRowError, Document]
+    assert [type(one) for one in found] == [
+        *(Document, Dropped, Document, Document, UnfitRowError, Document),
+    ]
     for example, one in zip(examples, found, strict=True):
         if isinstance(one, Document):
             alone = rendered(renderer, example)

@@ -27,6 +27,7 @@ Column = Annotated[str, Field(min_length=1, max_length=128)]
 Format = Literal["Auto", "Messages", "PromptCompletion", "Text"]
 LossOn = Literal["Assistant", "LastAssistant", "Completion", "All"]
 Overlong = Literal["Auto", "Drop", "Truncate", "Split", "Fail"]
+SpecialTokensRule = Literal["Plain", "Refuse"]
 
 
 class Model(Spec):
@@ -263,4 +264,11 @@ class Dataset(Spec):
         "of the examples are dropped. Truncate cuts off its end. Split divides it into several "
         "documents (Text only). Fail fails the job. Auto splits Text and drops the other formats. "
         "Default: Auto.",
+    )
+    special_tokens: Annotated[SpecialTokensRule | None, Rows.RESOLVED] = Field(
+        default=None,
+        description="specialTokens selects what happens to special tokens of the tokenizer, such "
+        "as </s> or <|im_end|>, in the text of an example. Plain trains on their plain characters, "
+        "so that no text can end an answer or begin a message. Refuse leaves the example out and "
+        "counts it as invalid. Default: Plain.",
     )

@@ -135,6 +135,12 @@ class Builder:
             self._checked_counts("dataset.validation", held_out)
         if counts.ignored:
             _log.info("columns without effect: %s", ", ".join(listed(counts.ignored)))
+        if counts.special:
+            _log.warning(
+                "%d examples contain special tokens of the tokenizer, which are trained on as "
+                "plain characters",
+                counts.special,
+            )
         self._write_samples(trained)
         rows, others, duplicates = self._write_splits(trained, held_out)
         written, other = total(rows), total(others)
@@ -150,6 +156,7 @@ class Builder:
             dropped_empty=counts.empty,
             dropped_untrained=counts.untrained,
             invalid=counts.invalid,
+            with_special_tokens=counts.special,
             duplicates=duplicates,
             validation_examples=other.examples,
             validation_rows=other.rows,

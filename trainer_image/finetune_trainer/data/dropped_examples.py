@@ -75,7 +75,8 @@ class ExampleCounts:
     """What became of the examples of one block, source or split.
 
     `kept` examples are trained on or held out. `overlong` maps a length in tokens to the number of
-    examples that were dropped for it. `ignored` are the keys of rows that have no effect.
+    examples that were dropped for it. `special` examples contain special tokens of the tokenizer as
+    plain characters. `ignored` are the keys of rows that have no effect.
     """
 
     kept: int = 0
@@ -84,6 +85,7 @@ class ExampleCounts:
     invalid: int = 0
     truncated: int = 0
     split: int = 0
+    special: int = 0
     overlong: dict[int, int] = field(default_factory=dict)
     first_invalid: str = ""
     first_overlong: str = ""
@@ -101,7 +103,7 @@ class ExampleCounts:
 
     def add(self, other: "ExampleCounts") -> None:
         """Add the counts of a later part of the input."""
-        for name in ("kept", "empty", "untrained", "invalid", "truncated", "split"):
+        for name in ("kept", "empty", "untrained", "invalid", "truncated", "split", "special"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for length, number in other.overlong.items():
             self.overlong[length] = self.overlong.get(length, 0) + number

@@ -41,13 +41,6 @@ class Example:
             return "Messages"
         return "PromptCompletion" if self.text is None else "Text"
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether the example has no content to learn from."""
-        if self.messages is not None:
-            return not any(m["content"].strip() or "tool_calls" in m for m in self.messages)
-        return not (self.completion if self.text is None else self.text.strip())
-
     def texts(self) -> list[str]:
         """Return the texts that are rendered."""
         if self.messages is not None:
@@ -70,6 +63,13 @@ class Example:
             state.update(len(encoded).to_bytes(8, "little"))
             state.update(encoded)
         return state.intdigest()
+
+
+def is_blank(message: Message) -> bool:
+    """Return whether a message says nothing: no text, no reasoning and no tool call."""
+    return not message["content"].strip() and not any(
+        message.get(name) for name in ("tool_calls", *REASONING)
+    )
 
 
 def valid_text(where: str, name: str, text: Any) -> str:

@@ -19,8 +19,9 @@ from finetune_trainer.data.example import REASONING, Example, Message, unfit
 Span = tuple[int, int]
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _ANSWER = "the answer of a probe"
+_QUESTION = "the question of a probe"
 _PROBE: list[Message] = [
-    {"role": "user", "content": "a question"},
+    {"role": "user", "content": _QUESTION},
     {"role": "assistant", "content": _ANSWER},
 ]
 _OTHER_TEMPLATE = "choose another dataset.chatTemplate, or fix the row"
@@ -39,7 +40,7 @@ class ChatTemplate:
         """
         self.text, self._special = text, special
         self._is_marked = bool(_MARK.search(text))
-        self.stop, self._prompt = self._probe(tokens)
+        self.stop, self._prompt, self.delimiters = self._probe(tokens)
 
     def require_stop(self) -> str:
         """Return the token that ends an assistant turn; TrainerError (64) if none does."""
@@ -61,9 +62,9 @@ class ChatTemplate:
     def turns(self, example: Example, wanted: list[int]) -> tuple[str, list[Span]]:
         """Return the rendered conversation and the character spans of some assistant turns.
 
-        `wanted` are indices of messages. Raises UnfitRowError if a span cannot be determined.
+        `wanted` are indices of messages, none of which may contain the token that ends a turn.
+        Raises UnfitRowError if a span cannot be determined.
         """
-        self._check_contents(example)
         if self._is_marked:
             text, spans = self._marked(example)
             if spans is not None:
@@ -92,14 +93,6 @@ class ChatTemplate:
     def _refuse_ignored(self, example: Example, name: str) -> None:
         problem = f"it has {name!r}, which this chat template does not use"
         raise unfit(example.where, problem, _OTHER_TEMPLATE)
-
-    def _check_contents(self, example: Example) -> None:
-        """Check that no message contains the token that ends a turn."""
-        stop = self.require_stop()
-        for number, message in enumerate(example.messages or [], 1):
-            if stop in message["content"] or stop in json.dumps(message.get("tool_calls")):
-                problem = f"message {number} contains {stop!r}, which ends a turn"
-                raise unfit(example.where, problem, "remove it from the text")
 
     def _check_complete(self, example: Example, text: str) -> None:
         """Check that the text has every message: templates omit unknown roles without an error."""
@@ -218,18 +211,26 @@ class ChatTemplate:
             )
         return text[: at + len(prompt)]
 
-    def _probe(self, tokens: list[str]) -> tuple[str | None, str]:
-        """Return the token that ends a turn and the generation prompt, found on an example."""
+    def _probe(self, tokens: list[str]) -> tuple[str | None, str, frozenset[str]]:
+        """Return the token that ends a turn, the generation prompt and all tokens around a turn.
+
+        They are found on an example. The tokens around the user's turn count, because templates
+        may begin an answer with tokens that belong to its text, such as <think>.
+        """
         probe = Example("probe", _PROBE)
         try:
             (text,) = self._render(probe, [_PROBE])
             (prompted,) = self._render(probe, [_PROBE], prompt=True)
         except TrainerError:  # the template accepts only conversations of another kind
             eos = self._special.get("eos_token")
-            return (eos if eos in tokens else None), ""
+            return (eos if eos in tokens else None), "", frozenset()
         after = text[text.rfind(_ANSWER) + len(_ANSWER) :] if _ANSWER in text else ""
         prompt = prompted.removeprefix(text) if prompted.startswith(text) else ""
-        return first_special(after, tokens), prompt
+        stop = first_special(after, tokens)
+        before, _, rest = text.partition(_QUESTION)
+        found = {token for token in tokens if token in before}
+        found |= {token for token in (stop, first_special(rest, tokens)) if token}
+        return stop, prompt, frozenset(found)
 
     def _render(
         self, example: Example, conversations: list[list[Message]], *, prompt: bool = False

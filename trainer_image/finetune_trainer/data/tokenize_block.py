@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.spec.data import SpecialTokensRule
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data import read
 from finetune_trainer.data.block import Block
@@ -34,6 +35,7 @@ class Recipe:
     template: str | None
     overlong: str
     length: int
+    special_tokens: SpecialTokensRule = "Plain"
 
     def renderer(self) -> Renderer:
         """Load the tokenizer; TrainerError (64) if that is not possible."""
@@ -47,7 +49,7 @@ class Recipe:
                 f"{self.model_name}: transformers cannot read this tokenizer "
                 f"({str(error).splitlines()[0]}); copy it again",
             ) from error
-        return Renderer(tokenizer, self.loss_on, self.template)
+        return Renderer(tokenizer, self.loss_on, self.template, self.special_tokens)
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class _Collector:
             self.documents += kept
             self.examples.append((example.digest(), number, len(kept)))
             count.kept += 1
+            count.special += found.special
 
     def _fitting(self, example: Example, document: Document, recipe: Recipe) -> list[Document]:
         """Return the parts of a document that fit into a row, and count what was done to it."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import DataSummary
 from finetune_api.spec import ChatTemplate, Dataset, DataSource, Model, Training, TrainSource
+from finetune_api.spec.data import SpecialTokensRule
 from finetune_api.spec.use import row_values
 from finetune_api.uri import is_claim
 from finetune_trainer.common.errors import TrainerError, reading
@@ -139,6 +140,7 @@ def digest_of_prepared_data(
             "sources": contents,
             "train": len(dataset.train),
             "lossOn": loss_on(dataset, training),
+            "specialTokens": special_tokens(dataset),
             "chatTemplate": inputs.template,
             **row_values(dataset),
             **row_values(training),
@@ -173,3 +175,8 @@ def loss_on(dataset: Dataset, training: Training) -> str | None:
     """Return the tokens that carry loss; None means that the format of each example decides."""
     everything = training.objective == "ContinuedPretraining"
     return dataset.loss_on or ("All" if everything else None)
+
+
+def special_tokens(dataset: Dataset) -> SpecialTokensRule:
+    """Return what is done with special tokens in the text of an example."""
+    return dataset.special_tokens or "Plain"

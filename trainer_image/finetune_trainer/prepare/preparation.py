@@ -127,6 +127,7 @@ def _recipe(
         template=template,
         overlong=dataset.overlong,
         length=training.sequence_length,
+        special_tokens=inputs.special_tokens(dataset),
     )
 
 
