@@ -140,6 +140,11 @@ def _storage(world: "World", what: str) -> None:
     world.nodes.storage = what
 
 
+def _cut_messages(world: "World", most: int) -> None:
+    """Let kubelets keep less of termination messages, as they do for pods of many containers."""
+    world.nodes.message_bytes = most
+
+
 def _delete_pod(world: "World", value: tuple[int, int | None]) -> None:
     place, grace = value
     if pod := _pod(world, place):
@@ -272,6 +277,7 @@ ACTIONS: dict[str, Action] = {
     "free": lambda world, _: world.nodes.free(),
     "bind to a dead node": _bind_to_dead_node,
     "storage": _storage,
+    "messages are cut": _cut_messages,
     "mount fails": _to_pod("mount_fails"),
     "preempt": _to_pod("preempt"),
     "evict": _to_pod("evict"),
@@ -343,6 +349,7 @@ _WORLD = [
     *(Event("unlabel", (place, everything)) for place in _PLACES for everything in (True, False)),
     *(Event("mount fails", place) for place in _PLACES),
     Event("nodes recover"),
+    *(Event("messages are cut", most) for most in (560, 4096)),
     *(Event("export ends") for _ in range(3)),
     *(Event("ended pods are collected") for _ in range(2)),
     Event("free"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api import run
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import admission, execute, failures, reconcile
 from finetune_operator.informer import Pods
@@ -15,6 +16,7 @@ from finetune_operator.plan import (
     configuration,
     corrections,
     deadlines,
+    describe,
     ending,
     export,
     first_step,
@@ -487,6 +489,32 @@ def workers_of_unknown_end_matter_during_an_export(patch: Patch) -> None:
 def the_result_of_an_export_is_not_read(patch: Patch) -> None:
     patch.setattr(ending, "termination_result", lambda gang: None)
     patch.setattr(next_attempt, "termination_result", lambda gang: None)
+
+
+@mutation
+def the_cause_of_a_back_off_is_forgotten(patch: Patch) -> None:
+    def forgotten(original: Any, status: Any) -> Any:
+        return original(status.replace(prepare_problem=None))
+
+    _wrap(patch, prepare, "_backing_off", forgotten)
+
+
+@mutation
+def a_save_that_failed_is_not_shown(patch: Patch) -> None:
+    patch.setattr(describe, "_save_problem", lambda status: None)
+
+
+@mutation
+def a_message_that_was_cut_is_not_read(patch: Patch) -> None:
+    def strict(text: str) -> Any:
+        return run.Result.model_validate_json(text)
+
+    patch.setattr(run.Result, "from_termination_message", strict)
+
+
+@mutation
+def a_sidecar_that_outlives_the_trainer_costs_nothing(patch: Patch) -> None:
+    patch.setattr(PodStatus, "_started", property(lambda status: [status._trainer]))
 
 
 @mutation

@@ -13,6 +13,7 @@ from typing import Any
 
 from finetune_api import names
 from finetune_api.base import Object
+from finetune_api.run import Result
 from tests.operator import worlds
 from tests.operator.simulator import ready
 from tests.operator.simulator.clock import START, Clock
@@ -20,6 +21,7 @@ from tests.operator.simulator.storage import Run
 from tests.operator.simulator.store import PODS, TERMINAL, Store, identity, owner
 
 UNMOUNTED = 'MountVolume.SetUp failed for volume "workspace": exit status 32'
+NO_SPACE = "No space left on device"
 TOTAL_STEPS = 1_000_000
 STOPPED, FENCED, PEER_LOST, KILLED = 75, 79, 88, 137
 STORAGE_IN_USE, STORAGE_FULL = 69, 73
@@ -46,6 +48,7 @@ class Process:
     recorded: float = 0.0  # when its record on storage was written
     exports_since: float | None = None  # worker 0 exports the model, and its peers have ended
     exports_at_version: int = 0  # of the store, when that began
+    save_problem: str | None = None  # why the newest save failed
 
     @property
     def uid(self) -> str:
@@ -69,6 +72,7 @@ class Nodes:
     pulls: tuple[int | None, ...] = ()
     pulled: dict[str, float] = field(default_factory=dict)  # when an image is there, by pod uid
     storage: str = ""  # "full", "in use" or usable
+    message_bytes: int = 4096  # what a kubelet keeps of a termination message
     completed: set[tuple[str, int]] = field(default_factory=set)  # gangs of which all pods ran
     failed: set[str] = field(default_factory=set)  # jobs of which a process failed by itself
     # How the processes of a gang ended, reported or not, by pod uid; None: killed with its node.
@@ -224,8 +228,12 @@ class Nodes:
             run.highest_step = max(run.highest_step, process.step)
             if self.clock.seconds - process.recorded >= _RECORD_INTERVAL:
                 self._record(process)
-            if save and not run.publish(process.step, process.epoch, process.attempt):
-                self.exit(process, FENCED)
+            if save and self.storage == "full":
+                process.save_problem = f"step {process.step} could not be saved: {NO_SPACE}"
+            elif save:
+                process.save_problem = None
+                if not run.publish(process.step, process.epoch, process.attempt):
+                    self.exit(process, FENCED)
 
     def _record(self, process: Process) -> None:
         """Write the attempt's record on storage, which is mostly older than the last report."""
@@ -271,7 +279,7 @@ class Nodes:
                 code = FENCED
         if process.epoch is not None and code != KILLED:
             self._record(process)
-        message = self._termination_message(process, code)
+        message = self._termination_message(process, code)[: self.message_bytes]
         self._forget(process, code)
         end = {
             "exitCode": code,
@@ -328,7 +336,12 @@ class Nodes:
             "firstStep": process.first_step,
             "highestStep": process.step,
         }
-        progress = {"step": process.step, "totalSteps": TOTAL_STEPS, "etaSeconds": 600}
+        progress = {
+            "step": process.step,
+            "totalSteps": TOTAL_STEPS,
+            "etaSeconds": 600,
+            "checkpointProblem": process.save_problem,
+        }
         return {"progress": progress, "ledger": ledger, **found}
 
     def report(self, uid: str) -> None:
@@ -611,8 +624,8 @@ def _checkpoint(step: int) -> Object:
 
 
 def _message(outcome: str, reason: str, **fields: Any) -> str:
-    fields = {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in fields.items()}
-    return json.dumps({"outcome": outcome, "reason": reason, **fields})
+    values = {"outcome": outcome, "reason": reason, **fields}
+    return Result.model_validate(values).to_termination_message()
 
 
 _UNKNOWN: Object = {

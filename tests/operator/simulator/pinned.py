@@ -377,6 +377,43 @@ PINNED: dict[str, tuple[Config, list[Event]]] = {
             Event("go"),
         ],
     ),
+    "the volume is full in the middle of the run, and the save is shown to fail": (
+        Config(),
+        [
+            *([Event("go")] * 3),
+            Event("train", 20),
+            Event("storage", "full"),
+            Event("train", 20),
+            Event("wait", 12),
+            Event("storage", ""),
+            Event("train", 20),
+        ],
+    ),
+    "a kubelet keeps only the beginning of the message of a gang that has trained": (
+        Config(),
+        [
+            *([Event("go")] * 3),
+            Event("messages are cut", 300),
+            Event("train", 20),
+            Event("finish"),
+            Event("export ends"),
+            Event("go"),
+        ],
+    ),
+    "preparation fails and backs off: the message had no cause": (
+        Config(),
+        [Event("exit", (0, 137, True)), Event("wait", 3)],
+    ),
+    "a sidecar outlives the trainer, and its end is seen": (
+        Config(sidecar=True),
+        [
+            *([Event("go")] * 3),
+            Event("train", 20),
+            Event("exit", (1, 1, True)),
+            Event("wait", 30),
+            *([Event("go"), Event("wait", 12)] * 3),
+        ],
+    ),
     "the volume is full at the end of the run": (
         Config(policy=(("maxRestarts", 1),)),
         [*([Event("go")] * 3), Event("train", 20), Event("fill often", 4)],

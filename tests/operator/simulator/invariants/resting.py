@@ -124,6 +124,29 @@ def _names_the_node(world: "World", _: Any) -> str | None:
     return f"{silent} do not answer, and the message is: {status['message']}"
 
 
+@invariant("at rest", "a save that failed is in the message of a job that trains on")
+def _names_the_save(world: "World", _: Any) -> str | None:
+    if not world.job or _will_plan_again(world):
+        return None
+    status = world.job.get("status", {})
+    if status.get("phase") != "Running" or not all(goes_on(p) for p in newest_gang(world)):
+        return None
+    uid, number = world.job["metadata"]["uid"], status["attempt"]
+    report = world.controller.reports.newest(uid, number)
+    problem = report.progress.checkpoint_problem if report and report.progress else None
+    if not problem or problem in status["message"]:
+        return None
+    return f"{problem}, and the message is: {status['message']}"
+
+
+@invariant("at rest", "while preparation backs off, the message says why")
+def _names_the_cause(world: "World", _: Any) -> str | None:
+    status = world.job.get("status", {}) if world.job else {}
+    text = status.get("message", "")
+    unexplained = text.startswith(("preparing failed", "tried ", "trying again"))
+    return text if status.get("reason") == "BackOff" and unexplained else None
+
+
 @invariant("at rest", "a pod whose volume is not mounted is named, with the event of its node")
 def _names_the_volume(world: "World", _: Any) -> str | None:
     if not world.job or _will_plan_again(world):
