@@ -113,12 +113,16 @@ def test_a_worker_that_is_asked_to_stop_while_it_exports_is_waited_for():
     assert decision.status.reason == "Preempted"
 
 
-def test_an_operator_that_was_away_for_the_whole_run_knows_that_the_gang_was_complete():
-    """It finds worker 0 alone, which exports."""
+@pytest.mark.parametrize("seen", [True, False])
+def test_an_operator_that_was_away_for_the_whole_run_knows_that_the_gang_was_complete(seen):
+    """It finds worker 0 alone, which exports. It may not have seen that all pods existed."""
     job = committed()
-    status = look(job, worker(0), worker(1, running=False, phase="Pending"), now=20).status
-    decision = look(job.with_status(status), worker(0), now=200, report=EXPORTS)
+    if seen:
+        pods = (worker(0), worker(1, running=False, phase="Pending"))
+        job = job.with_status(look(job, *pods, now=20).status)
+    decision = look(job, worker(0), now=200, report=EXPORTS)
     assert not decision.delete
+    assert not decision.create
     assert decision.status.attempts[-1].outcome is None
     assert (decision.status.phase, decision.status.stage) == ("Running", "Exporting")
 
@@ -128,3 +132,13 @@ def test_a_worker_that_has_trained_to_the_end_shows_the_export_before_the_next_r
     facts = report(**progressed(100))
     status = look(three(), *pods, now=91, report=facts).status
     assert (status.stage, status.message) == ("Exporting", "exporting the model of step 100")
+
+
+def test_a_gang_that_has_trained_and_of_which_no_pod_is_left_is_lost():
+    """The operator saw its report, and was away before it saw that all workers ran."""
+    job = committed()
+    waits = worker(1, running=False, phase="Pending")
+    attempt = look(job, worker(0), waits, now=20).status.attempts[-1].replace(last_step=5)
+    job = job.with_status(job.status.replace(attempts=[attempt]))
+    attempt = look(job, now=200).status.attempts[-1]
+    assert (attempt.outcome, attempt.reason) == ("Failed", "WorkerLost")

@@ -88,12 +88,14 @@ def _record_milestones(
         attempt = attempt.replace(running_time=now)
         status = status.replace(start_time=status.start_time or now)
         status = status.replace(resolved=_with_digest(status.resolved, gang))
+        created = True  # a step proves that all pods existed
     return attempts.replace_current(status, attempt.replace(created=created))
 
 
 def _with_digest(resolved: Resolved | None, gang: list[Pod]) -> Resolved | None:
     """Return what was resolved, with the digest of the image that the gang runs."""
-    return resolved and resolved.replace(image=images.frozen(resolved.image, gang[0].image_id))
+    image_id = next((pod.image_id for pod in gang if pod.image_id), "")
+    return resolved and resolved.replace(image=images.frozen(resolved.image, image_id))
 
 
 def _stop_requests(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> list[StopRequest]:
