@@ -81,6 +81,8 @@ COLUMNS = [
     ("GPU-Hours", "string", ".status.usage.gpuHours", 0),
     ("Restarts", "integer", ".status.restarts", 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
+    ("Val", "string", ".status.display.validation", 1),
+    ("Restarted", "string", ".status.display.restarted", 1),
     ("Tokens/s", "integer", ".status.progress.tokensPerSecond", 1),
     ("MFU", "number", ".status.progress.mfu", 1),
     ("Checkpoint", "string", ".status.display.checkpoint", 1),

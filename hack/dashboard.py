@@ -49,6 +49,10 @@ def rate(metric: str, *labels: str) -> str:
 
 _DEVICES = of_jobs("finetune_job_device_seconds", "kind")
 _LOST = of_jobs("finetune_job_device_seconds", more=', kind="lost"')
+_NEWEST, _BASELINE = (
+    of_jobs("finetune_job_validation_loss", more=f', which="{which}"')
+    for which in ("last", "baseline")
+)
 # As in the alert FineTuneJobCheckpointTooOld. Only a running job has the second series.
 _SAVED = selected("finetune_job_checkpoint_timestamp_seconds")
 _RUNNING = selected("finetune_job_running_timestamp_seconds")
@@ -73,6 +77,30 @@ JOBS = [
         "percentunit",
         "Finished optimizer steps divided by all steps of the run.",
         {_NAME: of_jobs("finetune_job_progress_ratio")},
+    ),
+    Panel(
+        "Training loss",
+        "none",
+        "Loss of the newest step in nats per trained token.",
+        {_NAME: of_jobs("finetune_job_train_loss")},
+    ),
+    Panel(
+        "Validation loss",
+        "none",
+        "Newest validation loss in nats per trained token. It is measured before training, too.",
+        {_NAME: f"{_NEWEST} or {_BASELINE}"},
+    ),
+    Panel(
+        "Learning rate",
+        "sci",
+        "Learning rate of the newest step.",
+        {_NAME: of_jobs("finetune_job_learning_rate")},
+    ),
+    Panel(
+        "Gradient norm",
+        "none",
+        "L2 norm of the gradients of the newest step, before clipping.",
+        {_NAME: of_jobs("finetune_job_gradient_norm")},
     ),
     Panel(
         "Tokens per second",

@@ -39,7 +39,9 @@ FINISHED: tuple[Phase, ...] = ("Succeeded", "Failed")
 """Phases that never change."""
 Sentence = Annotated[str, Field(max_length=1024)]
 Word = Annotated[str, Field(max_length=64)]
-Cell = Annotated[str, Field(max_length=32)]
+CELL_MAX = 32
+Cell = Annotated[str, Field(max_length=CELL_MAX)]
+_Narrow = Annotated[str, Field(max_length=16)]
 OwnWord = Annotated[str, Field(max_length=32)]
 """A CamelCase word of this project, in contrast to one that a node or a pod reports."""
 MAX_LOST_WORKERS = 4
@@ -305,19 +307,26 @@ def _shortened(attempt: Attempt) -> Attempt:
 class Display(Message):
     """Formatted text for printer columns, which cannot format values themselves."""
 
-    progress: Cell | None = Field(
+    progress: _Narrow | None = Field(
         default=None, description="progress is the finished part of the run in percent."
     )
     step: Cell | None = Field(default=None, description="step is the finished and the total steps.")
     loss: Cell | None = Field(default=None, description="loss is the training loss.")
-    eta: Cell | None = Field(default=None, description="eta is the estimated time left.")
+    validation: Cell | None = Field(
+        default=None, description="validation is the newest and the best validation loss."
+    )
+    eta: _Narrow | None = Field(default=None, description="eta is the estimated time left.")
+    restarted: Cell | None = Field(
+        default=None,
+        description="restarted is why the gang was restarted last, and the step it had reached.",
+    )
     gpu_hours: Cell | None = Field(
         default=None, description="gpuHours is the device time in hours."
     )
     checkpoint: Cell | None = Field(
         default=None, description="checkpoint is the step of the newest verified checkpoint."
     )
-    workers: Cell | None = Field(
+    workers: _Narrow | None = Field(
         default=None, description="workers is the running and the desired number of workers."
     )
 

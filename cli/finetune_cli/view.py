@@ -99,10 +99,13 @@ def _numbers(status: FineTuneJobStatus) -> list[tuple[str, str]]:
     if usage:
         rows.append(("devices", usage_text(status)))
     if status.workers and not status.finished:
-        restarts = f"  attempt {status.attempt}" if status.attempt else ""
-        restarts += f"  restarts {status.restarts}" if status.restarts else ""
+        attempt = f"  attempt {status.attempt}" if status.attempt else ""
         counts = status.workers
-        rows.append(("workers", f"{counts.running} of {counts.desired} running{restarts}"))
+        rows.append(("workers", f"{counts.running} of {counts.desired} running{attempt}"))
+    if status.restarts:
+        cause = status.display and status.display.restarted
+        last = f", the last one after {cause}" if cause else ""
+        rows.append(("restarts", f"{status.restarts}{last}"))
     if status.latest_checkpoint:
         size = status.latest_checkpoint.size_bytes / 1e9
         text = f"step {status.latest_checkpoint.step}, {size:.2f} GB, verified"
@@ -200,8 +203,6 @@ def result(snapshot: Snapshot) -> list[str]:
     if status.message:
         lines.append(f"  {status.message}")
     lines += [f"  {label:<11} {value}" for label, value in _numbers(status)]
-    if status.restarts:
-        lines.append(f"  {'restarts':<11} {status.restarts}")
     if status.output:
         size = status.output.size_bytes / 1e6
         lines.append(f"  {'model':<11} {status.output.location} ({size:.0f} MB, verified)")

@@ -83,15 +83,21 @@ def _running(job: Job) -> Iterator[Sample]:
         yield (), _timestamp(job.status.attempts[-1].running_time)
 
 
-def _tokens(job: Job) -> Iterator[Sample]:
-    """Yield the speed while the job runs; the last measurement would remain for ever."""
-    if job.status.phase == "Running" and job.status.progress:
-        yield (), job.status.progress.tokens_per_second
+def _measured(field: str) -> Callable[[Job], Iterator[Sample]]:
+    """Yield a measurement of the newest steps while the job runs; the last would stay for ever."""
+
+    def samples(job: Job) -> Iterator[Sample]:
+        if job.status.phase == "Running" and job.status.progress:
+            yield (), getattr(job.status.progress, field)
+
+    return samples
 
 
-def _mfu(job: Job) -> Iterator[Sample]:
-    if job.status.phase == "Running" and job.status.progress:
-        yield (), job.status.progress.mfu
+def _validation(job: Job) -> Iterator[Sample]:
+    if found := job.status.evaluation:
+        yield ("baseline",), found.baseline
+        yield ("last",), found.last
+        yield ("best",), found.best
 
 
 def _device_seconds(job: Job) -> Iterator[Sample]:
@@ -166,12 +172,33 @@ METRICS = (
     JobMetric(
         "finetune_job_tokens_per_second",
         "Packed tokens of all devices, mean over the last minute of steps, while the job runs.",
-        _tokens,
+        _measured("tokens_per_second"),
     ),
     JobMetric(
         "finetune_job_mfu_ratio",
         "FLOPs that the steps of the last minute need / the devices' peak, while the job runs.",
-        _mfu,
+        _measured("mfu"),
+    ),
+    JobMetric(
+        "finetune_job_train_loss",
+        "Training loss of the newest step in nats per trained token, while the job runs.",
+        _measured("train_loss"),
+    ),
+    JobMetric(
+        "finetune_job_validation_loss",
+        "Validation loss in nats per trained token: before training, the newest and the lowest.",
+        _validation,
+        ("which",),
+    ),
+    JobMetric(
+        "finetune_job_learning_rate",
+        "Learning rate of the newest step, while the job runs.",
+        _measured("learning_rate"),
+    ),
+    JobMetric(
+        "finetune_job_gradient_norm",
+        "L2 norm of the gradients of the newest step before clipping, while the job runs.",
+        _measured("grad_norm"),
     ),
     JobMetric(
         "finetune_job_device_seconds",

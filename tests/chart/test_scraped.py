@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from finetune_api.names import REPORT_PORT
-from finetune_api.progress import Progress, StepLedger
+from finetune_api.progress import Evaluation, Progress, StepLedger
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from finetune_local.ports import free_port
@@ -73,6 +73,9 @@ class Worker:
             total_steps=1000,
             tokens_per_second=15800.5,
             mfu=0.47,
+            train_loss=1.7,
+            learning_rate=9e-6,
+            grad_norm=0.8,
             last_update_time=datetime.now(UTC),
         )
         ledger = StepLedger(productive_seconds=0.5, redone_seconds=0.5, highest_step=self._step)
@@ -82,6 +85,7 @@ class Worker:
             sequence=self._step,
             progress=progress,
             ledger=ledger,
+            evaluation=Evaluation(baseline=2.5, best=2.5, best_step=0),
             checkpoints=[checkpoint(20)],
         ).to_json()
 

@@ -26,7 +26,7 @@ RUNNING = {
         "mfu": 0.47,
         "etaSeconds": 4020,
     },
-    "display": {"eta": "1h7m"},
+    "display": {"eta": "1h7m", "restarted": "PeerLost at step 130"},
     "evaluation": {"baseline": 2.413, "last": 1.802, "lastStep": 120},
     "usage": {
         "deviceSeconds": 7200,
@@ -69,7 +69,8 @@ def test_the_panel_shows_progress_loss_usage_and_events():
         "15,800 tokens/s  MFU 47 %  about 1h7m left",
         "2.4130 before training, 1.8020 at step 120",
         "2.000 device hours (75% productive, 5% lost, 20% overhead)",
-        "2 of 2 running  attempt 2  restarts 1",
+        "2 of 2 running  attempt 2",
+        "1, the last one after PeerLost at step 130",
         "00:00:30 CheckpointVerified: text",
     ):
         assert expected in text

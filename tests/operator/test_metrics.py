@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from finetune_api import reasons
 from finetune_api.base import format_time
 from finetune_api.exit_codes import MEANINGS
-from finetune_api.progress import Progress
+from finetune_api.progress import Evaluation, Progress
 from finetune_api.status import Attempt, Usage
 from finetune_local.cache import TREE
 from finetune_local.ports import free_port
@@ -69,8 +69,13 @@ def values(found: Series, name: str, label: str = "") -> dict[str, float]:
 def training(**changes) -> Job:
     """A running job with a report."""
     facts = {"step": 25, "total_steps": 100, "last_update_time": at(90), "mfu": 0.47}
-    facts |= {"tokens_per_second": 15800}
-    newest = report(progress=Progress(**(facts | changes)), checkpoints=[checkpoint(20)])
+    facts |= {"tokens_per_second": 15800, "train_loss": 1.7, "learning_rate": 9e-6}
+    facts |= {"grad_norm": 0.8}
+    newest = report(
+        progress=Progress(**(facts | changes)),
+        checkpoints=[checkpoint(20)],
+        evaluation=Evaluation(baseline=2.5, last=1.9, last_step=20, best=1.8, best_step=10),
+    )
     job = running()
     return job.with_status(look(job, worker(0), worker(1), now=100, report=newest).status)
 
@@ -81,6 +86,11 @@ async def test_a_running_job_has_all_metrics():
     assert values(found, "finetune_job_progress_ratio") == {"": 0.25}
     assert values(found, "finetune_job_tokens_per_second") == {"": 15800}
     assert values(found, "finetune_job_mfu_ratio") == {"": 0.47}
+    assert values(found, "finetune_job_train_loss") == {"": 1.7}
+    assert values(found, "finetune_job_learning_rate") == {"": 9e-6}
+    assert values(found, "finetune_job_gradient_norm") == {"": 0.8}
+    losses = values(found, "finetune_job_validation_loss", "which")
+    assert losses == {"baseline": 2.5, "last": 1.9, "best": 1.8}
     assert values(found, "finetune_job_step_timestamp_seconds") == {"": at(90).timestamp()}
     assert values(found, "finetune_job_running_timestamp_seconds") == {"": at(20).timestamp()}
     assert values(found, "finetune_job_checkpoint_timestamp_seconds") == {"": START.timestamp()}
@@ -95,7 +105,9 @@ async def test_measurements_end_when_the_job_does_not_run():
     job = training()
     status = job.status.replace(phase="Restarting")
     found = await of(job.with_status(status))
-    assert values(found, "finetune_job_tokens_per_second") == {}
+    for name in ("tokens_per_second", "train_loss", "learning_rate", "gradient_norm"):
+        assert values(found, f"finetune_job_{name}") == {}
+    assert len(values(found, "finetune_job_validation_loss", "which")) == 3
     assert values(found, "finetune_job_running_timestamp_seconds") == {}
     assert values(found, "finetune_job_progress_ratio") == {"": 0.25}
 
@@ -204,7 +216,7 @@ async def test_the_number_of_series_of_a_job_is_bounded():
         training().status.replace(attempts=job.status.attempts, restarts=job.status.restarts)
     )
     found = await of(job)
-    assert len([name for name, _ in found if name.startswith("finetune_job_")]) <= 25
+    assert len([name for name, _ in found if name.startswith("finetune_job_")]) <= 31
 
 
 async def test_series_end_with_the_job():

@@ -8,11 +8,21 @@ world twice gives the same status.
 from dataclasses import dataclass, replace
 
 from finetune_api import names, reasons
-from finetune_api.progress import Progress, Stage
-from finetune_api.status import FINISHED, Condition, Display, FineTuneJobStatus, Phase, WorkerCounts
+from finetune_api.progress import Evaluation, Progress, Stage
+from finetune_api.status import (
+    CELL_MAX,
+    FINISHED,
+    Attempt,
+    Condition,
+    Display,
+    FineTuneJobStatus,
+    Phase,
+    WorkerCounts,
+)
 from finetune_api.text import duration
 from finetune_operator.plan import gang_text, nodes
 from finetune_operator.plan.observe import Pod, Refusal, World
+from finetune_operator.plan.outcomes import RESTARTED
 
 _UNBOUND = "unbound immediate PersistentVolumeClaims"  # part of the scheduler's message
 
@@ -148,7 +158,7 @@ def _progress_sentence(status: FineTuneJobStatus, situation: Situation) -> str:
     if situation.stage == "Exporting":
         return f"exporting the model of step {progress.step}"
     parts = [_step(progress)]
-    if situation.stage == "Training" and progress.eta_seconds is not None and not situation.reason:
+    if situation.stage == "Training" and progress.eta_seconds and not situation.reason:
         parts.append(f"about {duration(progress.eta_seconds)} left")
     return ", ".join(parts)
 
@@ -174,6 +184,31 @@ def _loss(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
+def _validation(found: Evaluation | None) -> str | None:
+    """Return the newest and the best validation loss, once one was measured."""
+    if found is None:
+        return None
+    last = found.baseline if found.last is None else found.last
+    if last is None:
+        return None
+    return _loss(last) if found.best is None else f"{_loss(last)}, best {_loss(found.best)}"
+
+
+def _last_restart(status: FineTuneJobStatus) -> Attempt | None:
+    """Return the newest attempt that was followed by a restart, or will be, if it is listed."""
+    ended = status.attempts if status.next_attempt_time else status.attempts[:-1]
+    return next((a for a in reversed(ended) if a.outcome in RESTARTED), None)
+
+
+def _cause(attempt: Attempt) -> str:
+    """Return why an attempt ended and where, as a cell of a column."""
+    reason, step = attempt.reason or "", attempt.last_step
+    text = reason if step is None else f"{reason} at step {step}"
+    if len(text) <= CELL_MAX:
+        return text
+    return reason if len(reason) <= CELL_MAX else reason[: CELL_MAX - 1] + "…"
+
+
 def _display(status: FineTuneJobStatus) -> Display:
     progress, usage, counts = status.progress, status.usage, status.workers
     show: dict[str, str] = {}
@@ -183,8 +218,12 @@ def _display(status: FineTuneJobStatus) -> Display:
         if progress.train_loss is not None:
             show["loss"] = _loss(progress.train_loss)
         trains = status.phase == "Running" and status.stage != "Exporting"
-        if progress.eta_seconds is not None and trains and not status.reason:
+        if progress.eta_seconds and trains and not status.reason:
             show["eta"] = duration(progress.eta_seconds)
+    if loss := _validation(status.evaluation):
+        show["validation"] = loss
+    if ended := _last_restart(status):
+        show["restarted"] = _cause(ended)
     if usage:
         show["gpu_hours"] = usage.gpu_hours
     saves = [f"step {status.latest_checkpoint.step}"] if status.latest_checkpoint else []

@@ -66,14 +66,23 @@ def _preparation(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
         data = new.data
         text = (
             f"{data.examples} examples in {data.rows} rows, {data.trained_tokens} of {data.tokens} "
-            f"tokens are trained on; left out: {data.dropped_overlong} too long, "
-            f"{data.dropped_empty + data.dropped_untrained} without trained tokens, "
-            f"{data.invalid} invalid"
+            f"tokens are trained on{_left_out(data)}"
         )
         return [Event("Normal", reasons.PREPARED, text), *_repeated(data)]
     if old.phase is None and new.phase == "Preparing":
         return [Event("Normal", "Preparing", "starting the prepare pod")]
     return []
+
+
+def _left_out(data: DataSummary) -> str:
+    """Return a clause on the examples that are not trained on, if there are any."""
+    counts = {
+        "too long": data.dropped_overlong,
+        "without trained tokens": data.dropped_empty + data.dropped_untrained,
+        "invalid": data.invalid,
+    }
+    found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f"; left out: {found}" if found else ""
 
 
 def _prepare_pods_ended(status: FineTuneJobStatus) -> int:
