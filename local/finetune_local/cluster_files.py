@@ -11,6 +11,8 @@ from finetune_local.cache import TREE
 from finetune_local.layout import Identities, Identity, Settings
 
 IMAGE = "finetune-trainer:local"
+# The second one is that of examples/helper.yaml. Its programs are those of this machine.
+IMAGES = (IMAGE, "busybox:1.37")
 _IMAGE_USER = 65532  # "nonroot", as in the real image
 
 
@@ -30,11 +32,11 @@ def write_files(
     components += [layout.node(folder, settings, name) for name in settings.node_names]
     entries = json.dumps([asdict(component) for component in components])
     (folder / "components.json").write_text(entries)
-    (folder / "images.json").write_text(json.dumps({IMAGE: _image(settings)}))
+    (folder / "images.json").write_text(json.dumps(dict.fromkeys(IMAGES, _image(settings))))
 
 
 def _image(settings: Settings) -> dict[str, object]:
-    """Return the environment and the user of the local image, as `node.images.Image` has them."""
+    """Return the environment and the user of an image, as `node.images.Image` has them."""
     path = os.pathsep.join([str(TREE / ".venv" / "bin"), os.environ.get("PATH", os.defpath)])
     devices = settings.devices * settings.nodes or 1
     # Each rank gets its device's share of the cores. Ranks that all use every core spend their time
@@ -75,7 +77,7 @@ def _identities(folder: Path, settings: Settings) -> Identities:
             names=("127.0.0.1", "localhost", "kubernetes.default.svc", "10.96.0.1"),
         ),
         kubelet_client=authority.issue(
-            "kubelet-client", "kube-apiserver-kubelet-client", ("system:masters",)
+            "kubelet-client", layout.KUBELET_CLIENT, ("system:masters",)
         ),
         service_accounts=authority.signing_key("service-accounts"),
     )

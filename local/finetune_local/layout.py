@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+KUBELET_CLIENT = "kube-apiserver-kubelet-client"  # the user that the API server is to a node
 SOCKETS = ("etcd.sock:0", "etcd-peer.sock:0")
 
 

@@ -17,6 +17,15 @@ def command_of(pid: int) -> list[str]:
     return [os.fsdecode(argument) for argument in arguments[:-1]]
 
 
+def children_of(process: int) -> list[int]:
+    """Return the children of a process that has one thread, in the order of their start."""
+    try:
+        text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [int(child) for child in text.split()]
+
+
 def is_alive(pid: int) -> bool:
     """Return whether the process still runs. A zombie does not, even if it was not waited for."""
     try:

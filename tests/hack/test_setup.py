@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from finetune_local.cache import TREE
-from finetune_local.processes import command_of, is_alive
+from finetune_local.processes import children_of, command_of, is_alive
 from tests.installed import wait_for
 from tests.namespace import NO_NAMESPACES, run_where, small_disk
-from tests.tools.components import children_of
 
 SCRIPT = TREE / "hack" / "setup.py"
 

@@ -33,7 +33,6 @@ REFUSED = {
     "supplementalGroups": pod(
         "a", container("true"), securityContext={"supplementalGroups": [7], "fsGroup": 8}
     ),
-    "restartPolicy": pod("a", container("true"), restartPolicy="Always"),
     "needs a command": pod("a", {"name": "main", "image": "x"}),
 }
 

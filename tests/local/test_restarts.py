@@ -7,7 +7,7 @@ import time
 import pytest
 
 from finetune_local.cluster import ClusterError
-from finetune_local.processes import command_of
+from finetune_local.processes import children_of, command_of
 from tests.installed import wait_for
 from tests.local.pods import container, create, ended, exits, get, logs, pod, processes_with, run
 from tests.tools import components
@@ -66,9 +66,7 @@ def test_the_next_agent_ends_the_container_of_a_stuck_shim(cluster):
     create(cluster, pod("stuck", container("echo up; sleep 1000", env=env), nodeSelector=node))
     wait_for("the pod to run", lambda: "up" in logs(cluster, "stuck"))
     agent = agent_of(cluster, "node-1")
-    (shim,) = (
-        pid for pid in components.children_of(agent) if "shim.py" in " ".join(command_of(pid))
-    )
+    (shim,) = (pid for pid in children_of(agent) if "shim.py" in " ".join(command_of(pid)))
     os.kill(shim, signal.SIGSTOP)
     components.kill(cluster, f"{cluster.name}-node-1")
     assert processes_with("MARKER=shim-victim")

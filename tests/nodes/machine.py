@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune_local.machine import die_with_parent
-from tests.tools.components import children_of
+from finetune_local.processes import children_of
 
 BRIDGE = "lan0"
 HOST = "10.97.0.1"

@@ -11,11 +11,10 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from finetune_local.cluster import Cluster
 from finetune_local.machine import ClusterError
-from finetune_local.processes import command_of, is_alive
+from finetune_local.processes import children_of, command_of, is_alive
 from finetune_local.supervisor import HELD, PERIOD
 
 _TIMEOUT = 15.0  # s
@@ -57,15 +56,6 @@ def start(cluster: Cluster, name: str) -> None:
     _command(cluster, name)  # raises ClusterError for an unknown name
     (cluster.directory / HELD / name).unlink(missing_ok=True)
     _wait_until(lambda: pid(cluster, name) is not None, f"{name} was not started")
-
-
-def children_of(process: int) -> list[int]:
-    """Return the children of a process that has one thread, in the order of their start."""
-    try:
-        text = Path(f"/proc/{process}/task/{process}/children").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return [int(child) for child in text.split()]
 
 
 def _command(cluster: Cluster, name: str) -> list[str]:

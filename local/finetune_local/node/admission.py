@@ -51,11 +51,6 @@ def check_supported(pod: Object) -> None:
     for name in ("hostNetwork", "hostPID", "hostIPC", "activeDeadlineSeconds"):
         if spec.get(name):
             raise _unsupported(f"spec.{name} is not offered by this process node")
-    if spec.get("restartPolicy") != "Never":
-        raise _unsupported(
-            f"spec.restartPolicy {spec.get('restartPolicy')} is not offered by this process node; "
-            "use Never"
-        )
     _check_groups(pod)
     for container in all_containers(pod):
         _check_container(container)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+from asyncio.subprocess import Process
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,8 +13,11 @@ from finetune_local.cache import TREE
 from finetune_local.node import container_record
 from finetune_local.node.container_record import Termination
 from finetune_local.node.volumes import Mount
+from finetune_local.processes import children_of
 
 SHIM = Path(__file__).with_name("shim.py")
+ENTER = Path(__file__).with_name("enter.py")
+_CONFIGURATION = "sandbox.json"
 
 
 def _image_folders() -> list[str]:
@@ -49,13 +53,13 @@ class Container:
         self._launch, self._folder = launch, folder
         self.started = datetime.now(UTC)
         self._commands = b""  # for the shim, given before it was started
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
 
     async def start(self) -> None:
         """Start the process in its own namespaces; OSError if the machine cannot."""
         container_record.begin(self._folder, self.started)
         (self._folder / "root").mkdir(exist_ok=True)
-        file = self._folder / "sandbox.json"
+        file = self._folder / _CONFIGURATION
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as output:
             json.dump(
@@ -75,7 +79,7 @@ class Container:
         """Wait until process 1 has ended, and its PID namespace with it; return how."""
         assert self._process is not None
         await self._process.wait()
-        (self._folder / "sandbox.json").unlink(missing_ok=True)
+        (self._folder / _CONFIGURATION).unlink(missing_ok=True)
         fall_back = self._launch.fall_back_to_logs
         return container_record.termination(self._folder, self.started, fall_back_to_logs=fall_back)
 
@@ -86,6 +90,20 @@ class Container:
     def kill(self) -> None:
         """Send SIGKILL to process 1; the kernel ends the other processes of its namespace."""
         self._send(b"K")
+
+    async def execute(self, command: list[str], *, stdin: bool) -> Process:
+        """Start another command in the container; LookupError if the container does not run."""
+        first = children_of(self._process.pid) if self._process is not None else []
+        if not first:
+            raise LookupError("the container does not run")
+        entry = (sys.executable, "-I", "-S", str(ENTER), str(self._folder / _CONFIGURATION))
+        return await asyncio.create_subprocess_exec(
+            *(*entry, str(first[0]), *command),
+            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
 
     @property
     def is_started(self) -> bool:

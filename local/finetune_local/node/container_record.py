@@ -35,15 +35,22 @@ def log_file(folder: Path) -> Path:
     return folder / "log"
 
 
+def previous_log_file(folder: Path) -> Path:
+    """Return the output of the container before it was started again."""
+    return folder / "log.previous"
+
+
 def termination_file(folder: Path) -> Path:
     """Return the file that is mounted as the container's termination message."""
     return folder / "termination-log"
 
 
 def begin(folder: Path, now: datetime) -> None:
-    """Record that a container is started, and discard the record of an earlier start."""
+    """Record that a container is started, and keep only the log of an earlier start."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ended.json").unlink(missing_ok=True)
+    if log_file(folder).exists():
+        log_file(folder).rename(previous_log_file(folder))
     termination_file(folder).write_bytes(b"")
     (folder / "started").write_text(now.isoformat())
 

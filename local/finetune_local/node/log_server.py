@@ -1,4 +1,4 @@
-"""The node's log endpoint, which `kubectl logs` reads."""
+"""The endpoints of a node that the API server uses for `kubectl logs`, `exec` and `cp`."""
 
 import asyncio
 import ssl
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from finetune_local.node import container_record
+from finetune_local.layout import KUBELET_CLIENT
+from finetune_local.node import container_record, exec_server
 from finetune_local.node.log_reader import Reader, tail_offset
 from finetune_local.node.pod import Pod
 
@@ -28,6 +29,7 @@ class LogServer:
         """Listen on a free port and return it."""
         app = web.Application()
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._logs)
+        app.router.add_get("/exec/{namespace}/{pod}/{container}", self._exec)
         app.router.add_get("/healthz", _healthz)
         # Connections that follow a log last as long as the pod, so do not wait for them at the end.
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -37,28 +39,39 @@ class LogServer:
         port: int = runner.addresses[0][1]
         return port
 
-    async def _logs(self, request: web.Request) -> web.StreamResponse:
+    def _find(self, request: web.Request) -> Pod | None:
         namespace, name = request.match_info["namespace"], request.match_info["pod"]
-        pod = next((p for p in reversed(self._pods()) if _is(p, namespace, name)), None)
+        return next((p for p in reversed(self._pods()) if _is(p, namespace, name)), None)
+
+    async def _logs(self, request: web.Request) -> web.StreamResponse:
+        pod, name = self._find(request), request.match_info["pod"]
         if pod is None:
-            return _refuse(404, f"pod {namespace}/{name} is not on this node")
+            return _refuse(404, f"pod {name} is not on this node")
         container = request.match_info["container"]
         if container not in {**pod.state.main, **pod.state.init}:
             return _refuse(404, f"pod {name} has no container {container}")
-        if request.query.get("previous") == "true":
-            return _refuse(
-                400, f"container {container} has no previous run: containers never restart here"
-            )
-        path = container_record.log_file(pod.folder / "containers" / container)
+        previous = request.query.get("previous") == "true"
+        file = container_record.previous_log_file if previous else container_record.log_file
+        path = file(pod.folder / "containers" / container)
         if not path.exists():
-            return _refuse(400, f"container {container} in pod {name} has not started")
+            lacking = "has not been restarted" if previous else "has not started"
+            return _refuse(400, f"container {container} in pod {name} {lacking}")
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await response.prepare(request)
         try:
-            await _stream(response, path, lambda: pod.has_ended(container), request)
+            await _stream(response, path, pod.end_of(container), request)
         except (ConnectionError, FileNotFoundError):
             return response  # the client disconnected, or the pod was removed
         return response
+
+    async def _exec(self, request: web.Request) -> web.StreamResponse:
+        if _user(request) != KUBELET_CLIENT:
+            return _refuse(403, "only the API server may run commands")
+        pod = self._find(request)
+        container = pod.containers.get(request.match_info["container"]) if pod else None
+        if container is None:
+            return _refuse(404, f"container {request.match_info['container']} does not run here")
+        return await exec_server.serve(request, container)
 
 
 async def _stream(
@@ -100,6 +113,13 @@ def _refuse(code: int, message: str) -> web.Response:
 def _is(pod: Pod, namespace: str, name: str) -> bool:
     metadata = pod.object["metadata"]
     return bool(metadata["namespace"] == namespace and metadata["name"] == name)
+
+
+def _user(request: web.Request) -> str:
+    """Return the user of the client's certificate."""
+    certificate = request.get_extra_info("peercert") or {}
+    names = dict(entry for part in certificate.get("subject", ()) for entry in part)
+    return str(names.get("commonName", ""))
 
 
 async def _healthz(_: web.Request) -> web.Response:

@@ -10,7 +10,7 @@ from pathlib import Path
 from finetune_api.base import Object
 from finetune_client.api import Api
 from finetune_client.errors import TRANSIENT, ApiError
-from finetune_local.node import admission, images, restore, volumes
+from finetune_local.node import admission, images, restart_policy, restore, volumes
 from finetune_local.node.admission import RefusedError, all_containers
 from finetune_local.node.container import Container
 from finetune_local.node.environment import Lookup, UnresolvedError
@@ -70,11 +70,13 @@ class Pod:
     def is_restored(self) -> bool:
         """Whether an earlier agent ran it."""
         states = (*self.state.init.values(), *self.state.main.values())
-        return self.finished or any(state.started for state in states)
+        return self.finished or any(state.started or state.previous for state in states)
 
-    def has_ended(self, container: str) -> bool:
-        """Return whether a container has ended or will never run."""
-        return self._state(container).ended is not None or self.ended
+    def end_of(self, container: str) -> Callable[[], bool]:
+        """Return a function that says whether this run of a container has ended."""
+        state = self._state(container)
+        restarts = state.restarts
+        return lambda: state.ended is not None or state.restarts != restarts or self.ended
 
     def update(self, pod: Object) -> None:
         """Process a new version of the object."""
@@ -176,12 +178,10 @@ class Pod:
     async def _init_containers(self) -> None:
         for spec in self.object["spec"].get("initContainers", []):
             state = self.state.init[spec["name"]]
-            if state.ended is None:
-                if not await self._start(spec):
-                    return
-                await self._writer.write()
-                state.ended = await self.containers[spec["name"]].wait()
-            if state.ended.exit_code:
+            if state.ended is None and not await self._start(spec):
+                return
+            await self._wait_for_end(spec, init=True)
+            if state.ended is None or state.ended.exit_code:
                 return
 
     async def _main_containers(self) -> None:
@@ -189,11 +189,9 @@ class Pod:
         waits = []
         try:
             for spec in specs:
-                if self.state.main[spec["name"]].ended is not None:
-                    continue
-                if not await self._start(spec):
+                if self.state.main[spec["name"]].ended is None and not await self._start(spec):
                     break
-                waits.append(asyncio.create_task(self._wait_for_end(spec["name"])))
+                waits.append(asyncio.create_task(self._wait_for_end(spec)))
             await self._writer.write()
             # If the pod is deleted before all are started, wait for those that were.
             await asyncio.gather(*waits)
@@ -201,9 +199,37 @@ class Pod:
             for wait in waits:
                 wait.cancel()
 
-    async def _wait_for_end(self, name: str) -> None:
-        self.state.main[name].ended = await self.containers[name].wait()
+    async def _wait_for_end(self, spec: Object, *, init: bool = False) -> None:
+        """Wait until a container has ended that the restartPolicy does not start again."""
+        name = spec["name"]
+        state = self._state(name)
+        while True:
+            if state.ended is None:
+                await self._writer.write()
+                state.ended = await self.containers[name].wait()
+            if not restart_policy.starts_again(self.object, state, init=init):
+                break
+            if not await self._wait_for_restart(name, state) or not await self._start(spec):
+                state.ended = state.ended or state.previous
+                break
         await self._writer.write()
+
+    async def _wait_for_restart(self, name: str, state: State) -> bool:
+        """Wait for the delay before the next start; return False if the pod is deleted first."""
+        if self._deleted.is_set():
+            return False
+        seconds = restart_policy.delay(state)
+        state.previous, state.started, state.ended = state.ended, None, None
+        state.restarts += 1
+        if not seconds:
+            return True
+        state.waiting = "CrashLoopBackOff"
+        state.message = f"back-off {seconds:.0f}s restarting failed container={name}"
+        await self._recorder.warning(self.object, "BackOff", state.message)
+        await self._writer.write()
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._deleted.wait(), seconds)
+        return not self._deleted.is_set()
 
     async def _start(self, spec: Object) -> bool:
         """Start one container when its environment is complete; return False if deleted first."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from finetune_api.base import Object
 from finetune_client.api import Api
 from finetune_client.errors import TRANSIENT, ApiError
+from finetune_local.node.exec_server import FEATURE
 from finetune_local.node.status import stamp
 
 DEVICE = "finetune.dev/cpu-device"
@@ -91,6 +92,7 @@ class Registration:
             "capacity": resources,
             "allocatable": resources,
             "conditions": [ready],
+            "declaredFeatures": [FEATURE],
             "addresses": [
                 {"type": "InternalIP", "address": self._address},
                 {"type": "Hostname", "address": self._name},

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from finetune_api.base import Object
-from finetune_local.node import container_record
+from finetune_local.node import container_record, restart_policy
 from finetune_local.node.container_record import KILLED, Termination
 from finetune_local.node.status import State
 
@@ -17,16 +17,20 @@ def states(pod: Object, folder: Path, kind: str) -> Iterator[tuple[str, State]]:
     because the agent may have been killed before it wrote the status.
     """
     key = {"containers": "containerStatuses", "initContainers": "initContainerStatuses"}[kind]
-    statuses = {s["name"]: s.get("state", {}) for s in pod.get("status", {}).get(key, [])}
+    statuses = {s["name"]: s for s in pod.get("status", {}).get(key, [])}
     for spec in pod["spec"].get(kind, []):
         record = folder / "containers" / spec["name"]
         started = container_record.start_time(record)
         if started is None:
-            yield spec["name"], _from_status(statuses.get(spec["name"], {}))
+            yield spec["name"], _from_status(statuses.get(spec["name"], {}).get("state", {}))
             continue
         policy = spec.get("terminationMessagePolicy") == "FallbackToLogsOnError"
+        restarts = statuses.get(spec["name"], {}).get("restartCount", 0)
         end = container_record.termination(record, started, fall_back_to_logs=policy)
-        yield spec["name"], State(started=started, ended=end)
+        state = State(started=started, ended=end, restarts=restarts)
+        if restart_policy.starts_again(pod, state, init=kind == "initContainers"):
+            state = State(restarts=restarts + 1, previous=end)
+        yield spec["name"], state
 
 
 def _from_status(state: Object) -> State:

@@ -56,6 +56,12 @@ def execute_in(config: dict[str, Any], process: int, command: list[str]) -> None
     os.execvpe(command[0], command, config["env"])
 
 
+def enter_pids(process: int) -> None:
+    """Let the children of this process be in the PID namespace of another one's children."""
+    space = os.open(f"/proc/{process}/ns/pid", os.O_RDONLY)
+    _check(_libc.setns(space, 0), "setns")
+
+
 def die_with_parent() -> None:
     """Have the kernel kill this process when its parent ends."""
     _libc.prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)

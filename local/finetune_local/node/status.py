@@ -17,24 +17,33 @@ class State:
     message: str = ""
     started: datetime | None = None
     ended: Termination | None = None
+    restarts: int = 0
+    previous: Termination | None = None  # how it ended before it was started again
 
     def to_dict(self) -> Object:
         """Return the state as `containerStatuses[].state`."""
         if self.ended:
-            end = self.ended
-            entry = {
-                "exitCode": end.exit_code,
-                "reason": end.reason,
-                "startedAt": stamp(end.started),
-                "finishedAt": stamp(end.finished),
-            }
-            return {"terminated": entry | ({"message": end.message} if end.message else {})}
+            return _terminated(self.ended)
         if self.started:
             return {"running": {"startedAt": stamp(self.started)}}
         return {
             "waiting": {"reason": self.waiting}
             | ({"message": self.message} if self.message else {})
         }
+
+    def last(self) -> Object:
+        """Return the end of the previous start as `containerStatuses[].lastState`."""
+        return _terminated(self.previous) if self.previous else {}
+
+
+def _terminated(end: Termination) -> Object:
+    entry = {
+        "exitCode": end.exit_code,
+        "reason": end.reason,
+        "startedAt": stamp(end.started),
+        "finishedAt": stamp(end.finished),
+    }
+    return {"terminated": entry | ({"message": end.message} if end.message else {})}
 
 
 @dataclass
@@ -50,7 +59,7 @@ class PodState:
 
 
 def phase(state: PodState) -> str:
-    """Return the phase of a pod with restartPolicy Never."""
+    """Return the phase of a pod. A container that will be started again has not ended."""
     if state.failed:
         return "Failed"
     if any(s.ended and s.ended.exit_code for s in state.init.values()):
@@ -58,7 +67,7 @@ def phase(state: PodState) -> str:
     ends = [s.ended for s in state.main.values()]
     if all(ends):
         return "Failed" if any(end and end.exit_code for end in ends) else "Succeeded"
-    return "Running" if any(s.started for s in state.main.values()) else "Pending"
+    return "Running" if any(s.started or s.previous for s in state.main.values()) else "Pending"
 
 
 def status(pod: Object, state: PodState, now: datetime) -> Object:
@@ -103,10 +112,11 @@ def _containers(specs: list[Object], states: dict[str, State]) -> list[Object]:
             "name": spec["name"],
             "image": spec["image"],
             "imageID": f"local/{spec['image']}",
-            "restartCount": 0,
+            "restartCount": states[spec["name"]].restarts,
             "ready": bool(states[spec["name"]].started and not states[spec["name"]].ended),
             "started": bool(states[spec["name"]].started and not states[spec["name"]].ended),
             "state": states[spec["name"]].to_dict(),
+            "lastState": states[spec["name"]].last(),
         }
         for spec in specs
     ]
