@@ -2,21 +2,27 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from finetune_api.progress import DataSummary, SourceSummary
 from finetune_api.run import RunConfig
+from finetune_trainer.data.prepared import Row, RowWriter, digest_of_rows
 from finetune_trainer.prepare import inputs
 from finetune_trainer.prepare.inputs import (
     digest_of_prepared_data,
     digest_of_run,
     digest_of_tokenizer,
+    earlier_digest_of_run,
 )
 from finetune_trainer.run_dir.paths import Cache
 from finetune_trainer.sources.download import Downloads
 from tests.trainer.silent import SilentReporter
 
 PREPARED = "2820bfbceea93c93910bec9e83154a7a2026528a25f10a778ace493023656fb5"
-RUN = "ff236f9119c6019bf1cc5633f34574f600ab3ed5eadb1766a2a15c386459237e"
+RUN = "f6ed9494a4d07fcb09747aef01bcc6dab13b93b66e8adab47aeeb21388f70be5"
+ROWS = "43eb136d4551ed7a19d9cab0310f06807d5faf891d03cb43ef3326edc52a6d3b"
+EARLIER_RUN = "ff236f9119c6019bf1cc5633f34574f600ab3ed5eadb1766a2a15c386459237e"
 
 
 @pytest.fixture
@@ -65,4 +71,19 @@ def test_digests_of_fixed_inputs_do_not_change(config: RunConfig) -> None:
         data, tokenizer, config.dataset, config.training, report.advance
     )
     assert prepared == PREPARED
-    assert digest_of_run("model-digest", prepared, config.dataset, config.training) == RUN
+    run = ("model-digest", prepared, config.dataset, config.training)
+    assert digest_of_run(*run) == RUN
+    assert earlier_digest_of_run(*run) == EARLIER_RUN
+
+
+def test_the_digest_of_fixed_rows_does_not_change(tmp_path: Path) -> None:
+    row = Row(*(np.array(values) for values in ([5, 6, 7], [0, 1, 1], [1, 2])))
+    for split in ("train", "validation"):
+        with RowWriter(tmp_path, split) as writer:
+            writer.add(row)
+    source = SourceSummary(source="pvc://w/a", rows=1, examples=2)
+    card = DataSummary(
+        examples=2, rows=1, tokens=3, trained_tokens=2, packing_efficiency=1, sources=[source]
+    )
+    (tmp_path / "card.json").write_text(card.to_json())
+    assert digest_of_rows(tmp_path, lambda: None) == ROWS

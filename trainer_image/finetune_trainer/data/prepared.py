@@ -8,10 +8,10 @@ per split (`train`, `validation`):
     <split>.segments.u32   lengths of the documents, row by row
     <split>.index.i64      rows + 1 entries of (first token, first segment), int64 pairs
 
-Beside them are a summary, samples, the chat template and the stop token.
+Beside them are a summary, the digest of the rows, samples, the chat template and the stop token.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sources
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,14 @@ from finetune_api import mixture
 from finetune_api.progress import DataSummary
 from finetune_api.spec import TrainSource
 from finetune_trainer.data.order import Sequence
+from finetune_trainer.run_dir.files import file_digest, value_digest
 
 CARD = "card.json"
 SAMPLE = "sample.txt"
 TEMPLATE = "chat_template.jinja"
 STOP = "stop_token.json"
+DIGEST = "rows.digest"
+_ROW_FILES = ("tokens.u32", "trained.u8", "segments.u32", "index.i64")
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,18 @@ class RowWriter:
 
     def _write_end(self) -> None:
         self._index.write(np.asarray(self._end, dtype="<i8").tobytes())
+
+
+def digest_of_rows(folder: Path, advance: Callable[[], None]) -> str:
+    """Return the digest of all rows, and of which rows are whose: what training depends on.
+
+    Other files of the folder are left out, and so is how the rows were made: other versions of the
+    libraries, or other files of the tokenizer, may make the same rows.
+    """
+    data = DataSummary.model_validate_json((folder / CARD).read_text())
+    names = [f"{split}.{name}" for split in ("train", "validation") for name in _ROW_FILES]
+    files = {name: file_digest(folder / name, advance) for name in names}
+    return value_digest({"files": files, "sources": [source.rows for source in data.sources]})
 
 
 def summary(folder: Path, sources: Sources[TrainSource]) -> DataSummary:

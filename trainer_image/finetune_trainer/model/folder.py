@@ -13,8 +13,9 @@ from finetune_trainer.model.fast_imports import model_classes
 from finetune_trainer.run_dir.files import file_digest, value_digest
 from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE, indexed_files, read_header
 
+_CONFIG = "config.json"
 _TEXT_FILES = (
-    "config.json",
+    _CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -27,9 +28,14 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The properties of a checked folder. `revision` is a digest of its contents."""
+    """The properties of a checked folder.
+
+    `revision` is a digest of its contents, `digest` one of what training depends on: the weights
+    and config.json. The tokenizer shows in the rows, and nothing else of the folder is trained.
+    """
 
     revision: str
+    digest: str
     parameter_count: int
     max_length: int | None
     weights: list[Path]
@@ -50,8 +56,10 @@ def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder
     check_token_ids(folder, name, shapes)
     present = [folder / file for file in _TEXT_FILES if (folder / file).is_file()]
     digests = {file.name: file_digest(file, advance) for file in [*present, *weights]}
+    trained = [_CONFIG, *(file.name for file in weights)]
     return ModelFolder(
         revision=value_digest(digests),
+        digest=value_digest({name: digests[name] for name in trained}),
         parameter_count=sum(math.prod(shape) for shape in shapes.values()),
         max_length=config.get("max_position_embeddings"),
         weights=weights,

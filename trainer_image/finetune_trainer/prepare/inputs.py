@@ -155,15 +155,30 @@ def digest_of_tokenizer(model: Path, address: str) -> dict[str, str]:
         return {name: file_digest(model / name) for name in present}
 
 
-def digest_of_run(model: str, prepared: str, dataset: Dataset, training: Training) -> str:
-    """Return the digest of a run: `model` and `prepared` are the digests of its inputs.
+def digest_of_run(model: str, rows: str, dataset: Dataset, training: Training) -> str:
+    """Return the digest of a run: `model` and `rows` are the digests of what is trained.
 
-    It covers the contents of the model, not its address: a model that was copied to a claim is the
-    same model.
+    It covers contents, not addresses: a model that was copied to a claim is the same model. It does
+    not cover files that training does not depend on, so that they can be corrected after training.
     """
     return value_digest(
         {
+            "version": 2,
             "model": model,
+            "rows": rows,
+            "weights": [source.weight for source in dataset.train],
+            "training": training.to_dict(),
+        }
+    )
+
+
+def earlier_digest_of_run(
+    revision: str, prepared: str, dataset: Dataset, training: Training
+) -> str:
+    """Return the digest that earlier versions gave a run. It covers all files of the model."""
+    return value_digest(
+        {
+            "model": revision,
             "data": prepared,
             "weights": [source.weight for source in dataset.train],
             "training": training.to_dict(),

@@ -3,6 +3,7 @@
 Writes only below `cache/` (a new folder, then a rename) and `run.json`, so it needs no fence.
 """
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -25,10 +26,11 @@ from finetune_trainer.prepare.inputs import (
     digest_of_prepared_data,
     digest_of_run,
     digest_of_tokenizer,
+    earlier_digest_of_run,
 )
 from finetune_trainer.prepare.storage_checks import not_writable
 from finetune_trainer.run_dir import ownership
-from finetune_trainer.run_dir.files import sync_tree, take_place, unfinished
+from finetune_trainer.run_dir.files import sync_tree, take_place, unfinished, write_atomic
 from finetune_trainer.run_dir.paths import Cache, RunPaths, claim_path
 from finetune_trainer.run_dir.records import read_export
 from finetune_trainer.sources.download import Downloads
@@ -93,20 +95,26 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
             validation_fraction=dataset.validation_fraction,
         ).build(files.train, files.validation)
 
-    provide_prepared_folder(target, config.job_uid, cache.uri, build)
+    provide_prepared_folder(target, config.job_uid, cache.uri, build, report.advance)
     data = prepared.summary(target, dataset.train)
     inputs.check_weights(dataset.train, data)
 
-    run_digest = digest_of_run(found.revision, prepared_digest, dataset, training)
+    rows_digest = _digest_of_rows(target, report.advance)
     revision = config.model_revision or found.revision
     mine = RunFile(
         job_uid=config.job_uid,
         job_name=config.job_name,
         job_namespace=config.job_namespace,
         model_revision=revision,
-        run_digest=run_digest,
+        run_digest=digest_of_run(found.digest, rows_digest, dataset, training),
     )
-    ownership.claim(paths, mine, config.checkpoints.on_existing, config.unfinished_owners)
+    run_digest = ownership.claim(
+        paths,
+        mine,
+        config.checkpoints.on_existing,
+        config.unfinished_owners,
+        earlier_digest_of_run(found.revision, prepared_digest, dataset, training),
+    )
     return PrepareResult(
         prepared_digest=prepared_digest,
         run_digest=run_digest,
@@ -131,7 +139,23 @@ def _recipe(
     )
 
 
-def provide_prepared_folder(target: Path, job_uid: str, cache_uri: str, build: Build) -> None:
+def _digest_of_rows(folder: Path, advance: Callable[[], None]) -> str:
+    """Return the digest of prepared rows, which is beside them unless an earlier version made them.
+
+    It is then written there, if that is possible.
+    """
+    file = folder / prepared.DIGEST
+    if file.is_file():
+        return file.read_text()
+    digest = prepared.digest_of_rows(folder, advance)
+    with contextlib.suppress(OSError):
+        write_atomic(file, digest)
+    return digest
+
+
+def provide_prepared_folder(
+    target: Path, job_uid: str, cache_uri: str, build: Build, advance: Callable[[], None]
+) -> None:
     """Make sure that the prepared folder `target` exists; its name is the digest of its contents.
 
     It is built under another name and renamed. The name of the unfinished folder contains the job
@@ -148,6 +172,7 @@ def provide_prepared_folder(target: Path, job_uid: str, cache_uri: str, build: B
         rows.mkdir(parents=True)
         summary = build(rows, building / "parts")
         (rows / prepared.CARD).write_text(summary.to_json())
+        (rows / prepared.DIGEST).write_text(prepared.digest_of_rows(rows, advance))
         sync_tree(rows)
         # If another job has built the same data meanwhile, its rows are equal: same digest.
         take_place(rows, target)

@@ -24,17 +24,24 @@ Unfinished = Collection[str] | None
 """Uids of other jobs on this storage that have not ended. None: the operator does not say."""
 
 
-def claim(paths: RunPaths, mine: RunFile, on_existing: str, unfinished: Unfinished) -> None:
+def claim(
+    paths: RunPaths, mine: RunFile, on_existing: str, unfinished: Unfinished, earlier_digest: str
+) -> str:
     """Create run.json as `mine`, or verify that the existing one belongs to the same job.
 
     The storage of another job's run is taken over if `on_existing` (checkpoints.onExisting) is
     Resume, both runs have the same digest and that job has ended. Raises TrainerError 69 if it has
     not, 73 if this job may not continue that run at all, and 64 if this job's run began with
     another digest.
+
+    Returns the digest of the run, which is `earlier_digest` if the run began under an earlier
+    version: its checkpoints have that digest.
     """
     if write_new(paths.run_file, mine.to_json()):
-        return
+        return mine.run_digest
     found = _read(paths)
+    if found.run_digest == earlier_digest:
+        mine = mine.replace(run_digest=earlier_digest)
     if found.job_uid != mine.job_uid:
         _check_continues(paths, found, mine, on_existing)
         _take_over(paths, found, mine, unfinished)
@@ -47,7 +54,9 @@ def claim(paths: RunPaths, mine: RunFile, on_existing: str, unfinished: Unfinish
             )
         # The spec was corrected before the first attempt, so nothing was trained yet.
         paths.run_file.unlink(missing_ok=True)
-        claim(paths, mine, on_existing, unfinished)  # another job may create it first: check again
+        # Another job may create it first: check again.
+        return claim(paths, mine, on_existing, unfinished, earlier_digest)
+    return mine.run_digest
 
 
 def check(paths: RunPaths, mine: RunFile, unfinished: Unfinished) -> None:

@@ -1,0 +1,216 @@
+"""What a resumed run must match, and that a trained run can always be exported later."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetune_api.run import PrepareResult, RunConfig
+from finetune_api.storage import RunFile
+from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.export import model_export
+from finetune_trainer.prepare import inputs, preparation
+from finetune_trainer.run_dir import fence
+from finetune_trainer.run_dir.paths import RunPaths
+from tests.trainer import exports, tiny
+from tests.trainer.checkpoints import write_checkpoint
+from tests.trainer.exports import Configure, edit
+from tests.trainer.gang import make_plan
+from tests.trainer.silent import SilentReporter
+
+Change = Callable[[Path], object]
+
+
+@pytest.fixture
+def config(configured: Configure) -> RunConfig:
+    """Return a job that brings its own chat template."""
+    made = configured()
+    return made.replace(dataset=made.dataset.replace(chat_template={"inline": tiny.TEMPLATE}))
+
+
+def run(config: RunConfig) -> PrepareResult:
+    return preparation.run(config, SilentReporter())
+
+
+def another(config: RunConfig) -> RunConfig:
+    """Return a new job that continues the run of an ended one."""
+    checkpoints = config.checkpoints.replace(on_existing="Resume")
+    return config.replace(job_uid="uid-2", checkpoints=checkpoints, unfinished_owners=[])
+
+
+def worker(config: RunConfig, prepared: PrepareResult, attempt: int) -> RunConfig:
+    return config.replace(
+        role="worker",
+        attempt=attempt,
+        plan=make_plan(),
+        prepared_digest=prepared.prepared_digest,
+        run_digest=prepared.run_digest,
+    )
+
+
+def begin(config: RunConfig) -> None:
+    """Claim the fence as a gang that died long ago."""
+    fence.claim(RunPaths.of(config), config.job_uid, 1)
+    _let_time_pass(config)
+
+
+def _let_time_pass(config: RunConfig) -> None:
+    for file in RunPaths.of(config).storage.glob("fence.*"):
+        os.utime(file, (0, 0))
+
+
+def train(config: RunConfig, prepared: PrepareResult) -> None:
+    """Write the last checkpoint of the run, as a gang would."""
+    begin(config)
+    masters = exports.trained(config)
+    slices = [{f"{name}@0|master": master.flatten() for name, master in masters.items()}]
+    paths = RunPaths.of(config)
+    write_checkpoint(paths, exports.STEPS, slices=slices, run_digest=prepared.run_digest)
+
+
+def export(config: RunConfig, attempt: int) -> Path:
+    paths = RunPaths.of(config)
+    epoch = fence.claim(paths, config.job_uid, attempt)
+    model_export.run(config, paths, SilentReporter(), epoch, exports.STEPS)
+    return paths.final
+
+
+def set_generation(model: Path) -> None:
+    edit(model / "generation_config.json", temperature=0.5, do_sample=True)
+
+
+def rewrite_tokenizer_settings(model: Path) -> None:
+    edit(model / "tokenizer_config.json", clean_up_tokenization_spaces=False)
+
+
+# Files that the data of this job does not depend on.
+SIDE_FILES: dict[str, Change] = {
+    "generation settings": set_generation,
+    "the template of the model": lambda model: (model / "chat_template.jinja").write_text("other"),
+    "settings of the tokenizer": rewrite_tokenizer_settings,
+    "special tokens": lambda model: (model / "special_tokens_map.json").write_text("{}"),
+    "licence": lambda model: (model / "LICENSE").write_text("free"),
+}
+
+
+@pytest.mark.parametrize("change", SIDE_FILES.values(), ids=SIDE_FILES.keys())
+def test_a_file_that_does_not_affect_training_may_change(
+    config: RunConfig, claim: Path, change: Change
+) -> None:
+    first = run(config)
+    begin(config)
+    change(claim / "model")
+    assert run(another(config)).run_digest == first.run_digest
+
+
+TRAINED: dict[str, Change] = {
+    "weights": lambda model: _change_a_weight(model / "model.safetensors"),
+    "configuration": lambda model: edit(model / "config.json", rms_norm_eps=1e-4),
+    "tokens": lambda model: edit(model / "tokenizer.json", normalizer={"type": "Lowercase"}),
+    "data": lambda model: tiny.write_jsonl(
+        model.parent / "data/train.jsonl", tiny.make_messages(60, 3)
+    ),
+    "validation data": lambda model: tiny.write_jsonl(
+        model.parent / "data/validation.jsonl", tiny.make_messages(10, 3)
+    ),
+}
+
+
+def _change_a_weight(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("change", TRAINED.values(), ids=TRAINED.keys())
+def test_what_affects_training_must_not_change(
+    config: RunConfig, claim: Path, change: Change
+) -> None:
+    if change is TRAINED["tokens"]:  # lower case makes a difference to these rows
+        file = claim / "data/train.jsonl"
+        file.write_text(file.read_text().replace("cat", "Cat"))
+    run(config)
+    begin(config)
+    change(claim / "model")
+    with pytest.raises(TrainerError) as caught:
+        run(another(config))
+    assert caught.value.reason == "StorageOccupied"
+
+
+def test_the_digest_of_rows_is_found_again_without_reading_them(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(config)
+    folder = RunPaths.of(config).prepared(first.prepared_digest)
+    (folder / "train.tokens.u32").write_bytes(b"")
+    monkeypatch.setattr(inputs, "check_weights", lambda *_: None)
+    assert run(config).run_digest == first.run_digest
+
+
+def test_data_that_an_earlier_version_prepared_gets_its_digest(config: RunConfig) -> None:
+    first = run(config)
+    folder = RunPaths.of(config).prepared(first.prepared_digest)
+    (folder / "rows.digest").unlink()
+    assert run(config).run_digest == first.run_digest
+    assert (folder / "rows.digest").is_file()
+
+
+def digest_of_an_earlier_version(config: RunConfig) -> str:
+    """Return the digest that the run of a job had before side files were left out of it."""
+    result = run(config.replace(checkpoints=config.checkpoints.replace(storage="pvc://w/other")))
+    return inputs.earlier_digest_of_run(
+        result.model_revision, result.prepared_digest, config.dataset, config.training
+    )
+
+
+@pytest.mark.parametrize("new_job", [True, False])
+def test_a_run_of_an_earlier_version_is_continued(config: RunConfig, new_job: bool) -> None:
+    digest = digest_of_an_earlier_version(config)
+    paths = RunPaths.of(config)
+    owner = RunFile(
+        job_uid=config.job_uid,
+        job_name="job",
+        job_namespace="default",
+        model_revision="",
+        run_digest=digest,
+    )
+    paths.storage.mkdir(parents=True)
+    paths.run_file.write_text(owner.to_json())
+    begin(config)
+    found = run(another(config) if new_job else config)
+    assert found.run_digest == digest
+    assert json.loads(paths.run_file.read_text())["runDigest"] == digest
+    assert run(another(config) if new_job else config).run_digest == digest
+
+
+# How the folder of the model may be damaged while the run trains.
+DAMAGE: dict[str, Change] = {
+    "generation settings": lambda m: (m / "generation_config.json").write_text("{"),
+    "settings of the tokenizer": lambda m: (m / "tokenizer_config.json").write_text("{"),
+    "no folder": lambda m: shutil.rmtree(m),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_trained_run_is_exported_after_its_files_were_corrected(
+    config: RunConfig, claim: Path, tiny_model: Path, damage: Change
+) -> None:
+    prepared = run(config)
+    train(config, prepared)
+    damage(claim / "model")
+    for attempt in range(2, 6):
+        with pytest.raises(Exception):  # noqa: B017 - each in its own way
+            export(worker(config, prepared, attempt), attempt)
+    shutil.copytree(tiny_model, claim / "model", dirs_exist_ok=True)
+    set_generation(claim / "model")  # corrected, not restored
+    rewrite_tokenizer_settings(claim / "model")
+
+    _let_time_pass(config)
+    job = another(config)
+    again = run(job)
+    assert again.run_digest == prepared.run_digest
+    final = export(worker(job, again, 1), 1)
+    assert json.loads((final / "generation_config.json").read_text())["temperature"] == 0.5
