@@ -476,7 +476,7 @@ SUSPENDED_ONLY = {
 FREE = {
     "checkpoints": {"keepLast": 5},
     "runPolicy": {"maxRestarts": 9, "activeDeadlineSeconds": 60},
-    "output": {"weights": "Last"},
+    "output": {"weights": "Last", "dtype": "BF16"},
     "tracking": [{"type": "MLflow"}],
     "suspend": True,
 }

@@ -42,6 +42,7 @@ def test_a_run_needs_the_space_that_the_page_names(tmp_path: Path) -> None:
             config.training,
             config.checkpoints,
             has_validation=True,
+            dtype="BF16",
         )
     found = re.search(
         r"needs (\S+) GB: up to (\d) checkpoints of (\S+) GB .* model of (\S+) GB",

@@ -17,12 +17,11 @@ def transformers_4() -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["BF16", "FP32"])
+@pytest.mark.parametrize("dtype", ["BF16", "FP16", "FP32"])
 def test_transformers_4_computes_what_transformers_5_computes(
-    configured: Configure, transformers_4: Path, tmp_path: Path, precision: str
+    configured: Configure, transformers_4: Path, tmp_path: Path, dtype: str
 ) -> None:
-    training = {"sequenceLength": 128, "precision": precision}
-    config = exports.make_run(configured, training=training)
+    config = exports.make_run(configured, output={"dtype": dtype})
     base = exports.as_published_before_transformers_5(RunPaths.of(config).model)
     exports.edit(base / "generation_config.json", eos_token_id=7)
     exports.save(config, exports.trained(config))
@@ -34,7 +33,8 @@ def test_transformers_4_computes_what_transformers_5_computes(
     assert old.pop("transformers").startswith("4.57.")
     assert old == new
     assert new["problems"] == {}
-    assert new["dtype"] == {"BF16": "torch.bfloat16", "FP32": "torch.float32"}[precision]
+    names = {"BF16": "torch.bfloat16", "FP16": "torch.float16", "FP32": "torch.float32"}
+    assert new["dtype"] == names[dtype]
     assert new["stops"] == [7, 1]
     logits = [load_file(out.with_suffix(".safetensors"))["logits"] for out in (ours, theirs)]
     assert (logits[0] - logits[1]).abs().max() < 1e-5

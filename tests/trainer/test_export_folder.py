@@ -7,7 +7,10 @@ LlamaFactory#10310, safetensors#782, vllm#4180, transformers#20082.
 import hashlib
 import json
 import os
+import re
 import shutil
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,13 +18,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from finetune_api.progress import StepLedger
 from finetune_api.run import RunConfig
+from finetune_api.storage import AttemptFile
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.export import metadata_files, model_export
+from finetune_trainer.export import card, metadata_files, model_export
 from finetune_trainer.export.weights import contents_of
 from finetune_trainer.model import folder
+from finetune_trainer.run_dir import records
 from finetune_trainer.run_dir.evaluations import History
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import exports, weights
@@ -91,17 +97,48 @@ def test_config_keeps_the_new_keys_of_a_newer_base(configured: Configure) -> Non
     assert "rope_theta" not in after
 
 
-@pytest.mark.parametrize(("precision", "name"), [("BF16", "bfloat16"), ("FP32", "float32")])
-def test_config_names_the_type_of_the_weights_for_old_and_new_readers(
-    configured: Configure, precision: str, name: str
+# Type of the base's weights, output.dtype, and the type of the finished model.
+TYPES = [
+    ("bfloat16", None, "bfloat16"),
+    ("float16", None, "float16"),
+    ("float32", None, "float32"),
+    ("bfloat16", "FP32", "float32"),
+    ("float32", "BF16", "bfloat16"),
+    ("float32", "FP16", "float16"),
+]
+
+
+@pytest.mark.parametrize(("stored", "wanted", "name"), TYPES)
+def test_the_model_has_the_type_of_the_base_or_the_one_that_the_job_names(
+    configured: Configure, stored: str, wanted: str | None, name: str
 ) -> None:
-    training = {"sequenceLength": 128, "precision": precision}
-    folder = final(exports.make_run(configured, training=training))
+    training = {"sequenceLength": 128, "precision": "BF16" if name == "float32" else "FP32"}
+    config = exports.make_run(configured, training=training, output={"dtype": wanted})
+    store_as(RunPaths.of(config).model, stored)
+    folder = final(config)
     settings = read(folder / "config.json")
     assert (settings["dtype"], settings["torch_dtype"]) == (name, name)
     assert {str(t.dtype) for t in load_file(folder / "model.safetensors").values()} == {
         f"torch.{name}"
     }
+    assert f"| stored as | {name} |" in (folder / "README.md").read_text()
+
+
+def store_as(base: Path, name: str) -> None:
+    """Rewrite the weights of a model in another type, but one norm as some bases have it."""
+    tensors = load_file(base / "model.safetensors")
+    changed = {key: tensor.to(getattr(torch, name)) for key, tensor in tensors.items()}
+    changed["model.norm.weight"] = tensors["model.norm.weight"].float()
+    save_file(changed, base / "model.safetensors", {"format": "pt"})
+
+
+def test_a_weight_beyond_the_range_of_float16_is_refused(configured: Configure) -> None:
+    config = exports.make_run(configured, output={"dtype": "FP16"})
+    masters = exports.trained(config)
+    masters["model.norm.weight"][3] = 70_000.0
+    assert "model.norm.weight has a value that FP16 cannot hold; set output.dtype to BF16" in (
+        refused(config, masters)
+    )
 
 
 def test_tokenizer_files_are_copied_byte_for_byte(config: RunConfig, base: Path) -> None:
@@ -418,3 +455,52 @@ def test_training_does_not_read_the_settings_of_generation(base: Path) -> None:
     from finetune_trainer.model import language_model
 
     assert language_model.load(base, torch.bfloat16)
+
+
+def test_the_card_states_where_the_model_comes_from(configured: Configure) -> None:
+    config = exports.make_run(configured, modelRevision="0123abcd")
+    exports.as_published_before_transformers_5(RunPaths.of(config).model)
+    paths = RunPaths.of(config)
+    (paths.prepared("data") / "rows.digest").write_text("digest-of-rows")
+    for epoch, hour in ((1, 9), (2, 11)):
+        moment = datetime(2026, 11, 30, hour, 30, tzinfo=UTC)
+        record = AttemptFile(
+            epoch=epoch,
+            attempt=epoch,
+            job_uid=config.job_uid,
+            start_time=moment,
+            update_time=moment,
+            ledger=StepLedger(),
+        )
+        records.write(paths, record)
+    text = (final(config) / "README.md").read_text()
+    for part in (
+        "| base model | `pvc://w/model`, revision `0123abcd` |",
+        f"| trained | 2026-11-30 09:30 to {datetime.now(UTC):%Y-%m-%d} ",
+        "| hardware | 2 processes on CPUs |",
+        f"torch {version('torch')}",
+        "| prepared data | `data` |",
+        "| rows | `digest-of-rows` |",
+    ):
+        assert part in text, part
+    assert "base_model" not in text  # a claim is not on the Hub
+
+
+def test_the_card_of_a_model_of_the_hub_names_it_for_the_hub(config: RunConfig) -> None:
+    found = card.front_matter("hf://org/name/part")
+    assert found == "library_name: transformers\nbase_model: org/name\ntags: [full-fine-tuning]"
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_example_of_the_card_runs(
+    config: RunConfig, base: Path, chat: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not chat:
+        edit(base / "tokenizer_config.json", ("chat_template",))
+    folder = final(config)
+    text = (folder / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert ("apply_chat_template" in code) == chat
+    assert "path/to/this/folder" in code
+    exec(code.replace("path/to/this/folder", str(folder)), {})
+    assert capsys.readouterr().out

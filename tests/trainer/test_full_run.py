@@ -195,7 +195,7 @@ def test_two_processes_learn_the_same_weights_as_one(make_job: MakeJob) -> None:
         for name, base in moved.named_parameters()
     )
     exported = weights.final(jobs[0])
-    assert {tensor.dtype for tensor in exported.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}  # as the base
 
 
 def job_rows(job: gang.Job) -> int:

@@ -135,7 +135,8 @@ class FineTuneJobSpec(Spec):
         "the first attempt was committed. Default: the folder cache in checkpoints.storage.",
     )
     output: Annotated[Output | None, TRAINER_SETTING] = Field(
-        default=None, description="output defines which weights become the finished model."
+        default=None,
+        description="output defines which weights become the finished model, and their type.",
     )
     evaluation: Annotated[Evaluation | None, TRAINER_SETTING] = Field(
         default=None,

@@ -63,13 +63,19 @@ class Checkpoints(Spec):
 
 
 class Output(Spec):
-    """Which weights become the finished model."""
+    """Which weights become the finished model, and as which type."""
 
     weights: Literal["Best", "Last"] | None = Field(
         default=None,
         description="weights selects the checkpoint that becomes the model. Best selects the one "
         "with the lowest validation loss, Last the one of the last step. Default: Best if there is "
         "validation data, otherwise Last.",
+    )
+    dtype: Literal["BF16", "FP16", "FP32"] | None = Field(
+        default=None,
+        description="dtype is the type in which the weights of the model are stored. They are "
+        "rounded from the fp32 master weights. Default: the type of most weights of the base "
+        "model.",
     )
 
 

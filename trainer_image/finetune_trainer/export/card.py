@@ -1,10 +1,51 @@
 """The model card: README.md of the exported model."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 
 from finetune_api.progress import DataSummary, Evaluation, Plan
 from finetune_api.spec import Training
+from finetune_api.uri import HubPath, parse
 from finetune_trainer.export.weights import Contents
+
+_SOFTWARE = ("finetune-operator", "torch", "transformers", "tokenizers", "deepspeed")
+_CHAT = """
+chat = [{"role": "user", "content": "Hello"}]
+inputs = tokenizer.apply_chat_template(
+    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+output = model.generate(**inputs, max_new_tokens=100)"""
+_TEXT = """
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=100)"""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where, when and from what a model was made."""
+
+    base: str  # the address of the base model
+    revision: str | None  # of the base model
+    begin: datetime | None  # of the first attempt, if its record can be read
+    end: datetime  # when the checkpoint was written
+    processes: int
+    device: str
+    prepared_digest: str
+    rows_digest: str | None  # None: an earlier version prepared the data
+
+    def facts(self) -> dict[str, str]:
+        """Return the rows of the card's table."""
+        begin = f"{_minute(self.begin)} to " if self.begin else ""
+        revision = f", revision `{self.revision}`" if self.revision else ""
+        found = {
+            "base model": f"`{self.base}`{revision}",
+            "trained": f"{begin}{_minute(self.end)} UTC",
+            "hardware": f"{self.processes} process{'es' * (self.processes > 1)} on {self.device}",
+            "software": ", ".join(f"{name} {_version(name)}" for name in _SOFTWARE),
+            "prepared data": f"`{self.prepared_digest}`",
+        }
+        return found | ({"rows": f"`{self.rows_digest}`"} if self.rows_digest else {})
 
 
 @dataclass(frozen=True)
@@ -12,9 +53,10 @@ class ModelCard:
     """What the card states about a model: its base, how it was trained and how to load it."""
 
     name: str  # of the job
-    base: str  # the address of the base model
+    origin: Origin
     step: int
     run_digest: str
+    has_chat_template: bool
     model: Contents
     losses: dict[str, float | None]  # description -> nats per trained token, None: not measured
     data: DataSummary
@@ -31,14 +73,14 @@ class ModelCard:
             "stored as": dtype,
             "step": str(self.step),
             "run digest": f"`{self.run_digest}`",
+            **self.origin.facts(),
         }
         return f"""---
-library_name: transformers
-tags: [full-fine-tuning]
+{front_matter(self.origin.base)}
 ---
 # {self.name}
 
-A full fine-tune (every weight) of `{self.base}`.
+A full fine-tune (every weight) of `{self.origin.base}`.
 
 {_table(facts)}
 ## Use
@@ -48,6 +90,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+{_CHAT if self.has_chat_template else _TEXT}
+print(tokenizer.decode(output[0]))
 ```
 
 If a server chooses a type by itself, start it with `--dtype {dtype}`.
@@ -73,6 +117,13 @@ In nats per trained token.
 {_table({f"`{name}`": f"sha256 `{digest}`" for name, digest in self.digests.items()})}
 The licence of the base model applies.
 """
+
+
+def front_matter(base: str) -> str:
+    """Return the card's metadata, which name the base model if it is in a repository of the Hub."""
+    address = parse(base)
+    named = f"base_model: {address.repository}\n" if isinstance(address, HubPath) else ""
+    return f"library_name: transformers\n{named}tags: [full-fine-tuning]"
 
 
 def losses(
@@ -120,6 +171,17 @@ def _sources(data: DataSummary) -> str:
         f"* `{source.source}`: {source.examples} examples in {source.rows} rows"
         for source in data.sources
     )
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(unknown version)"
 
 
 def _table(rows: dict[str, str]) -> str:

@@ -1,8 +1,8 @@
 """The export of a run: from checkpoint files to a Hugging Face model folder.
 
 No process group, no device and no DeepSpeed are needed: the fp32 master weights are read slice by
-slice, rounded to the compute type and written in the order of the base model's files. All other
-files are those of the base model, changed only where training made a change necessary. See
+slice, rounded to the type of the output and written in the order of the base model's files. All
+other files are those of the base model, changed only where training made a change necessary. See
 docs/use/result.md.
 """
 
@@ -21,17 +21,19 @@ from finetune_api.storage import Manifest
 from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.checkpoint.store import RunStorage
+from finetune_trainer.common import machine
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import prepared
 from finetune_trainer.export import card, load_back, metadata_files, publish, weights
 from finetune_trainer.export.weights import Contents, contents_of
-from finetune_trainer.run_dir import evaluations
+from finetune_trainer.model import folder
+from finetune_trainer.run_dir import evaluations, records
 from finetune_trainer.run_dir.paths import RunPaths
 from finetune_trainer.run_dir.records import read_export
 from finetune_trainer.tracking import run_log
 
-_DTYPES = {"BF16": torch.bfloat16, "FP32": torch.float32}
+DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
 _log = logging.getLogger(__name__)
 
 
@@ -66,17 +68,18 @@ def export(
     if exported is not None:
         return exported
     wanted = config.output.weights if config.output else None
-    folder, manifest = choose_checkpoint(paths, storage.run_digest, final_step, wanted, advance)
+    chosen, manifest = choose_checkpoint(paths, storage.run_digest, final_step, wanted, advance)
     partial = publish.partial_folder(storage)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        reader = CheckpointReader(folder, manifest)
-        model = contents_of(paths.model, reader, _DTYPES[config.training.precision])
+        reader = CheckpointReader(chosen, manifest)
+        model = contents_of(paths.model, reader, _dtype(config, paths.model))
         digests = weights.write(model, reader, partial, advance)
         template = prepared.chat_template(paths.prepared(config.prepared_digest or ""))
         metadata_files.write(paths.model, partial, model, template)
-        text = _card(config, paths, manifest, model, digests).render()
+        has_template = bool(metadata_files.templates(partial))
+        text = _card(config, paths, manifest, model, digests, has_template=has_template).render()
         (partial / "README.md").write_text(text, encoding="utf-8")
         publish.make_readable(partial)
         load_back.check(partial, model, reader, advance)
@@ -88,20 +91,28 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _dtype(config: RunConfig, base: Path) -> torch.dtype:
+    wanted = config.output.dtype if config.output else None
+    return DTYPES[wanted or folder.stored_dtype(base, config.model.source)]
+
+
 def _card(
     config: RunConfig,
     paths: RunPaths,
     manifest: Manifest,
     model: Contents,
     digests: dict[str, str],
+    *,
+    has_template: bool,
 ) -> card.ModelCard:
     training_loss = run_log.train_loss(paths, manifest.step)
     measured = evaluations.read(paths).summary()
     return card.ModelCard(
         name=config.job_name,
-        base=config.model.source,
+        origin=_origin(config, paths, manifest),
         step=manifest.step,
         run_digest=manifest.run_digest,
+        has_chat_template=has_template,
         model=model,
         losses=card.losses(training_loss, manifest.validation_loss, measured),
         data=prepared.summary(paths.prepared(config.prepared_digest or ""), config.dataset.train),
@@ -109,6 +120,31 @@ def _card(
         plan=config.plan,
         digests=digests,
     )
+
+
+def _origin(config: RunConfig, paths: RunPaths, manifest: Manifest) -> card.Origin:
+    rows = paths.prepared(config.prepared_digest or "") / prepared.DIGEST
+    return card.Origin(
+        base=config.model.source,
+        revision=config.model_revision,
+        begin=records.first_start(paths),
+        end=manifest.creation_time,
+        processes=manifest.world_size,
+        device=_device(),
+        prepared_digest=config.prepared_digest or "",
+        rows_digest=rows.read_text() if rows.is_file() else None,
+    )
+
+
+def _device() -> str:
+    """Return the name of this pod's devices. A card without it is better than no model."""
+    if not machine.has_gpus():
+        return "CPUs"
+    try:
+        return torch.cuda.get_device_name()
+    except (RuntimeError, AssertionError) as error:
+        _log.warning("the name of the GPU could not be found out: %s", error)
+        return "GPUs"
 
 
 def choose_checkpoint(
@@ -145,14 +181,14 @@ def _best_checkpoint(
     """Return the checkpoint with the lowest validation loss, or the last one without any loss."""
     measured = evaluations.read(paths).losses()
     losses = {}
-    for folder, manifest in store.candidates(paths, run_digest):
+    for one, manifest in store.candidates(paths, run_digest):
         # If a run was stopped at its last step, that step was measured after it was saved.
         loss = manifest.validation_loss or measured.get(manifest.step)
         if loss is not None:
-            losses[folder] = (loss, manifest.step, manifest)
-    for folder, (loss, step, manifest) in sorted(losses.items(), key=lambda item: item[1][:2]):
-        if folder == last[0] or store.damaged_file(folder, manifest, advance) is None:
+            losses[one] = (loss, manifest.step, manifest)
+    for one, (loss, step, manifest) in sorted(losses.items(), key=lambda item: item[1][:2]):
+        if one == last[0] or store.damaged_file(one, manifest, advance) is None:
             _log.info("the best checkpoint is that of step %d, validation loss %.4f", step, loss)
-            return folder, manifest
-        _log.error("%s, the best checkpoint, is damaged; taking the next best", folder.name)
+            return one, manifest
+        _log.error("%s, the best checkpoint, is damaged; taking the next best", one.name)
     return last

@@ -157,4 +157,10 @@ def _rounded(
 ) -> Iterator[torch.Tensor]:
     for entry in entries:
         for begin, numel in slices(entry.numel):
-            yield reader.read(entry.name, "master", begin, numel).to(dtype)
+            rounded = reader.read(entry.name, "master", begin, numel).to(dtype)
+            if dtype == torch.float16 and not bool(torch.isfinite(rounded).all()):
+                raise TrainerError(
+                    ExitCode.ENVIRONMENT_UNUSABLE,
+                    f"{entry.name} has a value that FP16 cannot hold; set output.dtype to BF16",
+                )
+            yield rounded

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ _TEXT_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_DTYPES = {"BF16": "BF16", "F16": "FP16", "F32": "FP32", "F64": "FP32"}
 _EMBEDDING = "model.embed_tokens.weight"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -37,6 +39,7 @@ class ModelFolder:
     revision: str
     digest: str
     parameter_count: int
+    dtype: str  # as output.dtype names it
     max_length: int | None
     weights: list[Path]
 
@@ -61,9 +64,24 @@ def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder
         revision=value_digest(digests),
         digest=value_digest({name: digests[name] for name in trained}),
         parameter_count=sum(math.prod(shape) for shape in shapes.values()),
+        dtype=_most_common_dtype(tensors),
         max_length=config.get("max_position_embeddings"),
         weights=weights,
     )
+
+
+def stored_dtype(folder: Path, name: str) -> str:
+    """Return the type of most weights in a folder, as output.dtype names it."""
+    files = weight_files(folder, name)
+    return _most_common_dtype({k: v for file in files for k, v in tensors_in(file, name).items()})
+
+
+def _most_common_dtype(tensors: dict[str, Any]) -> str:
+    """Return BF16, FP16 or FP32. Types that are neither of them are replaced by BF16."""
+    elements: Counter[str] = Counter()
+    for tensor in tensors.values():
+        elements[tensor["dtype"]] += math.prod(tensor["shape"])
+    return _DTYPES.get(elements.most_common(1)[0][0], "BF16") if elements else "BF16"
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:

@@ -74,6 +74,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         training,
         config.checkpoints,
         has_validation=bool(dataset.validation or dataset.validation_fraction),
+        dtype=(config.output.dtype if config.output else None) or found.dtype,
     )
 
     files = inputs.find_data(dataset, config.mounts, downloads)

@@ -26,6 +26,7 @@ from finetune_trainer.common.errors import TrainerError, one_line, reading
 from finetune_trainer.data import prepared
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.export import metadata_files, model_export
+from finetune_trainer.model import folder as model_folder
 from finetune_trainer.prepare.storage_checks import not_writable
 from finetune_trainer.run_dir import fence, tensor_file
 from finetune_trainer.run_dir.files import unfinished, write_atomic
@@ -99,7 +100,9 @@ def _make_run(
     settings = shrunk(json.loads((base / "config.json").read_text()))
     (tiny.model / "config.json").write_text(json.dumps(settings))
     weights = _random_weights(tiny.model)
-    tensor_file.write(tiny.model / SINGLE, weights, {"format": "pt"}, advance)
+    dtype = model_export.DTYPES[model_folder.stored_dtype(base, recipe.model_name)]
+    stored = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    tensor_file.write(tiny.model / SINGLE, stored, {"format": "pt"}, advance)
     _write_checkpoint(config, tiny, weights, advance)
     rows = tiny.prepared(_DIGEST)
     rows.mkdir(parents=True)
@@ -114,7 +117,7 @@ def _random_weights(model: Path) -> dict[str, Any]:
 
     torch.manual_seed(0)
     made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
-    return {name: p.detach().to(torch.bfloat16) for name, p in made.named_parameters()}
+    return {name: p.detach().float() for name, p in made.named_parameters()}
 
 
 def _write_checkpoint(
@@ -123,7 +126,7 @@ def _write_checkpoint(
     folder = tiny.checkpoint(_STEP, fence.claim(tiny, config.job_uid, config.attempt))
     folder.mkdir(parents=True)
     file = folder / "rank-00000-of-00001.safetensors"
-    masters = {f"{name}@0|master": tensor.float().flatten() for name, tensor in weights.items()}
+    masters = {f"{name}@0|master": tensor.flatten() for name, tensor in weights.items()}
     digest = tensor_file.write(file, masters, {"adamStep": "1"}, advance)
     manifest = Manifest(
         step=_STEP,

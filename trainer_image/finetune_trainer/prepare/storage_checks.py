@@ -13,7 +13,7 @@ from finetune_trainer.run_dir.files import write_new
 from finetune_trainer.run_dir.paths import RunPaths
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-_MODEL_BYTES = {"BF16": 2, "FP32": 4}  # per parameter
+_MODEL_BYTES = {"BF16": 2, "FP16": 2, "FP32": 4}  # per parameter
 _REST = 1 << 20  # bytes of records, logs and headers
 
 
@@ -60,15 +60,17 @@ def check_room(
     checkpoints: Checkpoints,
     *,
     has_validation: bool,
+    dtype: str,
 ) -> None:
     """Raise TrainerError (73) if what the run keeps at one time does not fit on its storage.
 
-    `parameters` is the number of parameters of the model. Checkpoints that the run already has
+    `parameters` is the number of parameters of the model, `dtype` the type of the finished one (as
+    output.dtype). Checkpoints that the run already has
     count as room. A file system that does not report its size is assumed to have room.
     """
     count = _checkpoints_at_once(training.max_steps, checkpoints, has_validation=has_validation)
     size = training.optimizer.state_bytes * parameters
-    model = _MODEL_BYTES[training.precision] * parameters
+    model = _MODEL_BYTES[dtype] * parameters
     wanted = count * size + model + _REST
     total, _, free = shutil.disk_usage(paths.storage)
     own = sum(file.stat().st_size for file in paths.checkpoints.rglob("*") if file.is_file())

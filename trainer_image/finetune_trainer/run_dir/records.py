@@ -4,7 +4,9 @@ Attempts leave records so that an operator outage loses nothing. The folder `fin
 if it holds export.json.
 """
 
+import contextlib
 import logging
+from datetime import datetime
 from pathlib import Path
 
 from finetune_api.base import Message
@@ -61,6 +63,15 @@ def earlier(paths: RunPaths, job_uid: str, attempt: int) -> list[AttemptRecord]:
         )
         for number in newest
     ]
+
+
+def first_start(paths: RunPaths) -> datetime | None:
+    """Return when the first attempt of a run began. Skips records that cannot be read."""
+    found = []
+    for file in paths.attempts.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(AttemptFile.model_validate_json(file.read_bytes()).start_time)
+    return min(found, default=None)
 
 
 class ExportCard(Message):

@@ -23,7 +23,7 @@ from finetune_trainer.run_dir.safetensors_header import read_header
 
 _CHUNK = 1 << 24  # bytes that are written at once
 _SYNC_EVERY = 1 << 26  # bytes; bounds the duration of each fsync
-_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _TORCH = {text: dtype for dtype, text in _DTYPES.items()}
 
 
@@ -62,7 +62,7 @@ def write(
     metadata: dict[str, str],
     advance: Callable[[], None],
 ) -> str:
-    """Write and sync a file of fp32 or bf16 tensors. Return the xxh3-128 of the file in hex.
+    """Write and sync a file of fp32, bf16 or fp16 tensors. Return the xxh3-128 of the file in hex.
 
     Calls `advance` after every 16 MiB. Raises the OSErrors of the file system, and leaves what was
     written until then.
