@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from finetune_trainer.export import model_export
 from finetune_trainer.prepare import inputs, preparation
 from finetune_trainer.run_dir import fence
 from finetune_trainer.run_dir.paths import RunPaths
+from finetune_trainer.tracking import run_log
 from tests.trainer import exports, tiny
 from tests.trainer.checkpoints import write_checkpoint
 from tests.trainer.exports import Configure, edit
@@ -202,7 +205,7 @@ def test_a_trained_run_is_exported_after_its_files_were_corrected(
     train(config, prepared)
     damage(claim / "model")
     for attempt in range(2, 6):
-        with pytest.raises(Exception):  # noqa: B017 - each in its own way
+        with pytest.raises(TrainerError):
             export(worker(config, prepared, attempt), attempt)
     shutil.copytree(tiny_model, claim / "model", dirs_exist_ok=True)
     set_generation(claim / "model")  # corrected, not restored
@@ -214,3 +217,81 @@ def test_a_trained_run_is_exported_after_its_files_were_corrected(
     assert again.run_digest == prepared.run_digest
     final = export(worker(job, again, 1), 1)
     assert json.loads((final / "generation_config.json").read_text())["temperature"] == 0.5
+
+
+LOST: dict[str, tuple[Change, int, str]] = {
+    "the model": (
+        lambda claim: shutil.rmtree(claim / "model"),
+        66,
+        "pvc://w/model: this folder does not exist on the claim; check the path",
+    ),
+    "a weight file": (
+        lambda claim: (claim / "model/model.safetensors").unlink(),
+        66,
+        "pvc://w/model: no weights, neither model.safetensors nor",
+    ),
+    "the prepared data": (
+        lambda claim: shutil.rmtree(claim / "runs/a/cache/prepared"),
+        66,
+        "the prepared data: cannot be read (",
+    ),
+}
+FINISH = (
+    "; training is complete, and its checkpoint is kept: once the cause is removed, a new job with "
+    "the same model, data and training and checkpoints.onExisting: Resume finishes the export"
+)
+
+
+@pytest.mark.parametrize(("lose", "code", "message"), LOST.values(), ids=LOST.keys())
+def test_an_input_that_is_lost_before_the_export_is_named(
+    config: RunConfig, claim: Path, lose: Change, code: int, message: str
+) -> None:
+    prepared = run(config)
+    train(config, prepared)
+    lose(claim)
+    with pytest.raises(TrainerError) as caught:
+        export(worker(config, prepared, 2), 2)
+    assert caught.value.code == code, caught.value.message
+    assert caught.value.message.startswith(message)
+    assert caught.value.message.endswith(FINISH)
+
+
+# A file that was damaged since preparation, and what the process of the export reports.
+DAMAGED: dict[str, tuple[str, str, int, str]] = {
+    "known": (
+        "generation_config.json",
+        "{",
+        64,
+        "generation_config.json of the base model is not JSON (Expecting property name",
+    ),
+    "unknown": ("tokenizer.json", "[]", 78, "the export failed ("),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "code", "found"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_the_process_of_the_export_says_why_it_failed_and_what_to_do(
+    config: RunConfig, claim: Path, name: str, text: str, code: int, found: str
+) -> None:
+    prepared = run(config)
+    train(config, prepared)
+    (claim / "model" / name).write_text(text)
+    reader, writer = os.pipe()
+    env = {"FINETUNE_RUN": worker(config, prepared, 1).to_json(), "FINETUNE_CHANNEL": str(writer)}
+    command = [sys.executable, "-m", "finetune_trainer.child", "export", "1", str(exports.STEPS)]
+    done = subprocess.run(
+        command, check=False, env=os.environ | env, pass_fds=[writer], capture_output=True
+    )
+    os.close(writer)
+    with os.fdopen(reader) as messages:
+        reported = [json.loads(line).get("error") for line in messages]
+    (error,) = [one for one in reported if one]
+    assert (done.returncode, error["code"]) == (code, code)
+    assert error["message"].startswith(found)
+    assert error["message"].endswith(FINISH)
+
+
+def test_a_line_of_the_log_that_is_no_object_is_skipped(config: RunConfig) -> None:
+    paths = RunPaths.of(config)
+    paths.logs.mkdir(parents=True)
+    paths.log(1).write_text('7\n[]\n{"part": "train", "step": 8, "loss": 2.5}\n{"part": "tr')
+    assert run_log.train_loss(paths, 8) == 2.5

@@ -15,7 +15,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.run import RunConfig
 from finetune_trainer.common import garbage_collection, host_memory
 from finetune_trainer.common.environment import run_config
-from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.errors import TrainerError, one_line
 from finetune_trainer.common.reporter import ChannelReporter
 from finetune_trainer.run_dir.paths import RunPaths
 
@@ -46,11 +46,22 @@ def main() -> int:
             return _TERMINATED
         traceback.print_exc()
         if not host_memory.is_exhausted(error):
-            return 1
+            return _unexpected(error, report)
         text = host_memory.message(host_memory.cause(error))
         report.error(TrainerError(ExitCode.OUT_OF_MEMORY, text))
         return int(ExitCode.OUT_OF_MEMORY)
     return 0
+
+
+def _unexpected(error: Exception, report: ChannelReporter) -> int:
+    """Report that an export failed for a reason that no check knows. Return the exit code."""
+    if sys.argv[1] == "prepare":
+        return 1
+    from finetune_trainer.export.model_export import FINISH_LATER
+
+    text = f"the export failed ({type(error).__name__}: {one_line(error)}); see the log of worker 0"
+    report.error(TrainerError(ExitCode.ENVIRONMENT_UNUSABLE, text + FINISH_LATER))
+    return int(ExitCode.ENVIRONMENT_UNUSABLE)
 
 
 class _Termination:

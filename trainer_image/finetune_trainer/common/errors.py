@@ -29,25 +29,30 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-@contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Translate an OSError into a TrainerError: 77 if rights are missing, 66 otherwise.
+def unreadable(name: str, error: OSError) -> TrainerError:
+    """Return the TrainerError of an input that cannot be read: 77 if rights are missing, else 66.
 
     `name` is the name of the input in messages, for example its pvc:// address.
     """
-    try:
-        yield
-    except PermissionError as error:
-        raise TrainerError(
+    if isinstance(error, PermissionError):
+        return TrainerError(
             ExitCode.NOT_PERMITTED,
             f"{name}: no permission to read {error.filename or 'it'}; make it readable for "
             "all users (chmod -R a+rX), or let the pod's group own the volume "
             "(template.spec.securityContext.fsGroup)",
-        ) from error
+        )
+    where = f" ({error.filename})" if error.filename else ""
+    return TrainerError(
+        ExitCode.INPUT_MISSING,
+        f"{name}: cannot be read{where}: {error.strerror or error}; check the volume, or copy "
+        "the files again",
+    )
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Translate an OSError of the input `name` into a TrainerError. See `unreadable`."""
+    try:
+        yield
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise TrainerError(
-            ExitCode.INPUT_MISSING,
-            f"{name}: cannot be read{where}: {error.strerror or error}; check the volume, or copy "
-            "the files again",
-        ) from error
+        raise unreadable(name, error) from error

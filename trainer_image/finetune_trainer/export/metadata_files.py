@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.base import Object
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.template import Conversation, end_of_turn
 from finetune_trainer.export.weights import Contents
 from finetune_trainer.model.folder import token_id_list
@@ -147,8 +149,19 @@ def _stop_tokens(folder: Path) -> list[int]:
 
 
 def _read(file: Path) -> Object:
-    """Return the contents of a JSON file, or an empty object if the file does not exist."""
-    values: Object = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    """Return the contents of a JSON file, or an empty object if the file does not exist.
+
+    Raises TrainerError 64 for a file that was damaged since preparation checked it.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        values: Object = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{file.name} of the base model is not JSON ({error}); correct it, or copy it again",
+        ) from error
     return values
 
 

@@ -22,7 +22,7 @@ from finetune_trainer.checkpoint import store
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.common import machine
-from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.common.errors import TrainerError, unreadable
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import prepared
 from finetune_trainer.export import card, load_back, metadata_files, publish, weights
@@ -34,15 +34,27 @@ from finetune_trainer.run_dir.records import read_export
 from finetune_trainer.tracking import run_log
 
 DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": torch.float32}
+FINISH_LATER = (
+    "; training is complete, and its checkpoint is kept: once the cause is removed, a new job with "
+    "the same model, data and training and checkpoints.onExisting: Resume finishes the export"
+)
 _log = logging.getLogger(__name__)
 
 
 def run(
     config: RunConfig, paths: RunPaths, report: Reporter, epoch: int, final_step: int
 ) -> Output:
-    """Report the stage, export the model and log its place. See `export`."""
+    """Report the stage, export the model and log its place. See `export`.
+
+    An error says that the run can be finished later, unless the next attempt repeats a part of it.
+    """
     report.stage("Exporting")
-    output = export(config, paths, report.advance, epoch, final_step)
+    try:
+        output = export(config, paths, report.advance, epoch, final_step)
+    except TrainerError as error:
+        if error.code == ExitCode.FENCED or error.reason == reasons.CHECKPOINT_DAMAGED:
+            raise
+        raise TrainerError(error.code, error.message + FINISH_LATER, error.reason) from error
     _log.info("exported %s (%d bytes)", output.location, output.size_bytes)
     return output
 
@@ -59,7 +71,8 @@ def export(
     5. Rename the folder to `final`.
 
     Raises TrainerError 79 if a newer gang owns the storage, 78 if the last checkpoint is damaged
-    or the model does not load back as it was trained, 73 if storage cannot be written.
+    or the model does not load back as it was trained, 73 if storage cannot be written, 64, 66 or 77
+    if an input was lost or damaged since preparation checked it.
     """
     storage = RunStorage(
         paths, config.job_uid, config.run_digest or "", config.attempt, fence_epoch=epoch
@@ -85,6 +98,11 @@ def export(
         load_back.check(partial, model, reader, advance)
         return publish.publish(storage, partial, manifest.step)
     except OSError as error:
+        file = Path(error.filename or "")
+        if file.is_relative_to(paths.model):
+            raise unreadable(config.model.source, error) from error
+        if file.is_relative_to(paths.cache / "prepared"):
+            raise unreadable("the prepared data", error) from error
         text = f"{paths.storage_uri}: the model could not be written ({error})"
         raise TrainerError(ExitCode.STORAGE_NOT_WRITABLE, text) from error
     finally:

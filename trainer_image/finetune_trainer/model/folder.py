@@ -86,6 +86,7 @@ def _most_common_dtype(tensors: dict[str, Any]) -> str:
 
 def weight_files(folder: Path, name: str) -> list[Path]:
     """Return the safetensors files. Raises TrainerError (66) if one is absent."""
+    _check_exists(folder, name)
     index = folder / INDEX
     if index.is_file():
         try:
@@ -106,6 +107,11 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     return [folder / file for file in files]
 
 
+def _check_exists(folder: Path, name: str) -> None:
+    if not folder.is_dir():
+        raise _missing(f"{name}: this folder does not exist on the claim", "check the path")
+
+
 def tensors_in(file: Path, name: str) -> dict[str, Any]:
     """Return the entries of a safetensors file: tensor name -> dtype, shape and data_offsets.
 
@@ -122,8 +128,7 @@ def tensors_in(file: Path, name: str) -> dict[str, Any]:
 
 
 def _config(folder: Path, name: str) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise _missing(f"{name}: this folder does not exist on the claim", "check the path")
+    _check_exists(folder, name)
     file = folder / "config.json"
     if not file.is_file():
         raise _missing(f"{name}: no config.json", "name a Hugging Face model folder")

@@ -115,9 +115,11 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     try:
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except ValueError:
                 continue
+            if isinstance(line, dict):
+                lines.append(line)
     except OSError:
         return []
     return lines
