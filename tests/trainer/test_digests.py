@@ -19,8 +19,9 @@ from finetune_trainer.run_dir.paths import Cache
 from finetune_trainer.sources.download import Downloads
 from tests.trainer.silent import SilentReporter
 
-PREPARED = "2820bfbceea93c93910bec9e83154a7a2026528a25f10a778ace493023656fb5"
-RUN = "f6ed9494a4d07fcb09747aef01bcc6dab13b93b66e8adab47aeeb21388f70be5"
+PREPARED = "d854bcefd8e187eeea2726fb0d6bc2a6ba1b6c62a84b778417e5365dacfba791"
+EARLIER_PREPARED = "2820bfbceea93c93910bec9e83154a7a2026528a25f10a778ace493023656fb5"
+RUN = "ff36c16d027f1895f93a3527c1776ac26c3a0fd6fff06de46bba77a92eac3e35"
 ROWS = "43eb136d4551ed7a19d9cab0310f06807d5faf891d03cb43ef3326edc52a6d3b"
 EARLIER_RUN = "ff236f9119c6019bf1cc5633f34574f600ab3ed5eadb1766a2a15c386459237e"
 
@@ -67,13 +68,13 @@ def test_digests_of_fixed_inputs_do_not_change(config: RunConfig) -> None:
     downloads = Downloads(Cache.of(config), config.job_uid, report)
     data = inputs.find_data(config.dataset, config.mounts, downloads)
     tokenizer = digest_of_tokenizer(Path(config.mounts["w"]) / "model", config.model.source)
-    prepared = digest_of_prepared_data(
+    found = digest_of_prepared_data(
         data, tokenizer, config.dataset, config.training, report.advance
     )
-    assert prepared == PREPARED
-    run = ("model-digest", prepared, config.dataset, config.training)
-    assert digest_of_run(*run) == RUN
-    assert earlier_digest_of_run(*run) == EARLIER_RUN
+    assert (found.current, found.earlier) == (PREPARED, EARLIER_PREPARED)
+    spec = (config.dataset, config.training)
+    assert digest_of_run("model-digest", "rows-digest", *spec) == RUN
+    assert earlier_digest_of_run("model-digest", found.earlier, *spec) == EARLIER_RUN
 
 
 def test_the_digest_of_fixed_rows_does_not_change(tmp_path: Path) -> None:

@@ -7,14 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune_api.run import PrepareResult, RunConfig
-from finetune_api.storage import RunFile
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.export import model_export
 from finetune_trainer.prepare import inputs, preparation
+from finetune_trainer.prepare.inputs import PreparedDigests
 from finetune_trainer.run_dir import fence
 from finetune_trainer.run_dir.paths import RunPaths
 from finetune_trainer.tracking import run_log
@@ -161,32 +162,44 @@ def test_data_that_an_earlier_version_prepared_gets_its_digest(config: RunConfig
     assert (folder / "rows.digest").is_file()
 
 
-def digest_of_an_earlier_version(config: RunConfig) -> str:
-    """Return the digest that the run of a job had before side files were left out of it."""
-    result = run(config.replace(checkpoints=config.checkpoints.replace(storage="pvc://w/other")))
-    return inputs.earlier_digest_of_run(
-        result.model_revision, result.prepared_digest, config.dataset, config.training
+def begin_under_an_earlier_version(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str]:
+    """Begin a run as an earlier version did. Return the digests of its rows and of the run."""
+    found: list[PreparedDigests] = []
+
+    def remember(*given: Any) -> PreparedDigests:
+        found.append(inputs.digest_of_prepared_data(*given))
+        return found[0]
+
+    monkeypatch.setattr(preparation, "digest_of_prepared_data", remember)
+    result = run(config)
+    paths, rows = RunPaths.of(config), found[0].earlier
+    paths.prepared(result.prepared_digest).rename(paths.prepared(rows))
+    (paths.prepared(rows) / "rows.digest").unlink()
+    digest = inputs.earlier_digest_of_run(
+        result.model_revision, rows, config.dataset, config.training
     )
+    owner = json.loads(paths.run_file.read_text())
+    paths.run_file.write_text(json.dumps(owner | {"runDigest": digest}))
+    begin(config)
+    return rows, digest
 
 
 @pytest.mark.parametrize("new_job", [True, False])
-def test_a_run_of_an_earlier_version_is_continued(config: RunConfig, new_job: bool) -> None:
-    digest = digest_of_an_earlier_version(config)
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_of_an_earlier_version_is_continued_with_its_rows(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, new_job: bool, kept: bool
+) -> None:
+    rows, digest = begin_under_an_earlier_version(config, monkeypatch)
     paths = RunPaths.of(config)
-    owner = RunFile(
-        job_uid=config.job_uid,
-        job_name="job",
-        job_namespace="default",
-        model_revision="",
-        run_digest=digest,
-    )
-    paths.storage.mkdir(parents=True)
-    paths.run_file.write_text(owner.to_json())
-    begin(config)
-    found = run(another(config) if new_job else config)
-    assert found.run_digest == digest
-    assert json.loads(paths.run_file.read_text())["runDigest"] == digest
-    assert run(another(config) if new_job else config).run_digest == digest
+    if not kept:
+        shutil.rmtree(paths.prepared(rows))
+    for _ in range(2):  # the first prepare pod may have been killed at its end
+        result = run(another(config) if new_job else config)
+        assert result.run_digest == digest
+        assert (result.prepared_digest == rows) == kept
+        assert json.loads(paths.run_file.read_text())["runDigest"] == digest
 
 
 # How the folder of the model may be damaged while the run trains.

@@ -110,16 +110,24 @@ def check_weights(train: Sequence[TrainSource], data: DataSummary) -> None:
             )
 
 
+@dataclass(frozen=True)
+class PreparedDigests:
+    """The digest of everything that the packed rows depend on, and that of earlier versions."""
+
+    current: str
+    earlier: str  # of PREPARATION_VERSION 3, with which runs were identified
+
+
 def digest_of_prepared_data(
     inputs: DataInputs,
     tokenizer: dict[str, str],
     dataset: Dataset,
     training: Training,
     advance: Callable[[], None],
-) -> str:
-    """Return the digest of everything that the packed rows depend on.
+) -> PreparedDigests:
+    """Return the digests of everything that the packed rows depend on.
 
-    It covers contents, not times or places: the same input gives the same digest on any volume.
+    They cover contents, not times or places: the same input gives the same digest on any volume.
     Weights, epochs and the seed are not part of it, because they change the order of rows only.
     `tokenizer` is the result of `digest_of_tokenizer`; `advance` is called while files are read.
     """
@@ -132,20 +140,19 @@ def digest_of_prepared_data(
     import tokenizers
     import transformers
 
-    return value_digest(
-        {
-            "version": PREPARATION_VERSION,
-            "libraries": [tokenizers.__version__, transformers.__version__.rsplit(".", 1)[0]],
-            "tokenizer": tokenizer,
-            "sources": contents,
-            "train": len(dataset.train),
-            "lossOn": loss_on(dataset, training),
-            "specialTokens": special_tokens(dataset),
-            "chatTemplate": inputs.template,
-            **row_values(dataset),
-            **row_values(training),
-        }
-    )
+    earlier = {
+        "version": 3,
+        "libraries": [tokenizers.__version__, transformers.__version__.rsplit(".", 1)[0]],
+        "tokenizer": tokenizer,
+        "sources": contents,
+        "train": len(dataset.train),
+        "lossOn": loss_on(dataset, training),
+        "chatTemplate": inputs.template,
+        **row_values(dataset),
+        **row_values(training),
+    }
+    current = {"version": PREPARATION_VERSION, "specialTokens": special_tokens(dataset)}
+    return PreparedDigests(value_digest(earlier | current), value_digest(earlier))
 
 
 def digest_of_tokenizer(model: Path, address: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from finetune_trainer.data.build import Builder
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.prepare import inputs, rehearsal, separation, side_files, storage_checks
 from finetune_trainer.prepare.inputs import (
+    PreparedDigests,
     digest_of_prepared_data,
     digest_of_run,
     digest_of_tokenizer,
@@ -83,7 +84,9 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
     rehearsal.run(config, paths, recipe, report.advance)
 
     tokenizer = digest_of_tokenizer(paths.model, model.source)
-    prepared_digest = digest_of_prepared_data(files, tokenizer, dataset, training, report.advance)
+    digests = digest_of_prepared_data(files, tokenizer, dataset, training, report.advance)
+    earlier_run = earlier_digest_of_run(found.revision, digests.earlier, dataset, training)
+    prepared_digest = _rows_to_use(paths, digests, earlier_run)
     target = paths.prepared(prepared_digest)
 
     def build(rows: Path, parts: Path) -> DataSummary:
@@ -114,7 +117,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         mine,
         config.checkpoints.on_existing,
         config.unfinished_owners,
-        earlier_digest_of_run(found.revision, prepared_digest, dataset, training),
+        earlier_run,
     )
     return PrepareResult(
         prepared_digest=prepared_digest,
@@ -138,6 +141,17 @@ def _recipe(
         length=training.sequence_length,
         special_tokens=inputs.special_tokens(dataset),
     )
+
+
+def _rows_to_use(paths: RunPaths, digests: PreparedDigests, earlier_run: str) -> str:
+    """Return the digest of the rows that this job trains on.
+
+    A run that began under an earlier version continues with its own rows if the cache still has
+    them, because this version may make others from the same data.
+    """
+    is_earlier = ownership.digest_on_storage(paths) == earlier_run
+    are_kept = (paths.prepared(digests.earlier) / prepared.CARD).is_file()
+    return digests.earlier if is_earlier and are_kept else digests.current
 
 
 def _digest_of_rows(folder: Path, advance: Callable[[], None]) -> str:

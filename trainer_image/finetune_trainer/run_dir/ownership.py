@@ -59,6 +59,14 @@ def claim(
     return mine.run_digest
 
 
+def digest_on_storage(paths: RunPaths) -> str | None:
+    """Return the digest of the run that the storage holds, or None if it holds none."""
+    try:
+        return _read(paths).run_digest
+    except FileNotFoundError:
+        return None
+
+
 def check(paths: RunPaths, mine: RunFile, unfinished: Unfinished) -> None:
     """Verify, before an attempt claims the fence, that the storage belongs to this job.
 
