@@ -60,14 +60,18 @@ def trainer(**fields):
 
 
 # Addresses that the API server refuses although a pod would accept them.
-CONTROLS = ("\n", "\r", "\t", "\x00", "\x1b", "\x7f", "\x85")
+CONTROLS = (
+    *("\n", "\r", "\t", "\x00", "\x1b", "\x7f", "\x85", "\u2028", "\u2029"),
+    *("\u061c", "\u200e", "\u200f", "\u202a", "\u202e", "\u2066", "\u2069"),
+)
+LONG_CLAIM = f"pvc://{'a' * 254}/x"  # storage is shorter than that
 STRICTER = (
     *("pvc://W/x", "pvc://w/x?y", "pvc://w/x#y", "pvc://w\n/x", "\npvc://w/x"),
     *(f"pvc://w/a{control}b" for control in CONTROLS),
     *(f"pvc://w/a{control}" for control in CONTROLS),
 )
 STRICTER_SOURCES = (
-    *(*STRICTER, "hf://org/a?b", "hf://org/model@main", "s3://Bucket/x", "s3://b/x"),
+    *(*STRICTER, LONG_CLAIM, "hf://org/a?b", "hf://org/model@main", "s3://Bucket/x", "s3://b/x"),
     *(
         f"{scheme}{control}b"
         for scheme in ("hf://org/model/a", "s3://bucket/a", "gs://bucket/a")
@@ -92,6 +96,8 @@ URIS = {
 }
 # Manifests that violate the rules of each field.
 BAD = {name: [make(uri) for uri in BAD_URIS + STRICTER] for name, make in URIS.items()}
+BAD["spec.cache"].append(make_job(cache=LONG_CLAIM))
+BAD["spec.dataset.chatTemplate.path"].append(dataset(chatTemplate={"path": LONG_CLAIM}))
 BAD |= {
     f"{place}.source": [make(source=uri) for uri in BAD_SOURCES + STRICTER_SOURCES]
     for place, make in ENTRIES.items()

@@ -7,8 +7,12 @@ from pydantic import ConfigDict, Field
 from finetune_api.base import Message
 from finetune_api.schema import Rule, rules
 
-_CHARACTER = r"[^?#\p{Cc}]"  # Cc: control characters, such as line breaks and NUL
-_CLAIM = f"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/{_CHARACTER}+"
+# Characters that names must not contain: control characters (Cc), such as line breaks and NUL, the
+# separators that end a line (U+2028 and U+2029), and marks that change the direction of the text
+# around them, so that one name looks like another one.
+CONTROLS = r"\p{Cc}\x{61c}\x{200e}\x{200f}\x{2028}-\x{202e}\x{2066}-\x{2069}"
+_CHARACTER = f"[^?#{CONTROLS}]"
+_CLAIM = f"pvc://[a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/{_CHARACTER}+"
 _HUB = f"hf://[A-Za-z0-9][-A-Za-z0-9_.]*/[A-Za-z0-9][-A-Za-z0-9_.]*(/{_CHARACTER}*)?"
 _OBJECT = f"(s3|gs)://[a-z0-9][-a-z0-9_.]+[a-z0-9]/{_CHARACTER}+"
 _NO_PARENT = "!self.matches('(^|/)[.][.](/|$)')"
@@ -16,15 +20,17 @@ _NO_ROOT = "!self.matches('^(pvc|s3|gs)://[^/]+(/[.]?)*$')"
 
 URI_RULE = Rule(
     f"self.matches(r'^{_CLAIM}$') && {_NO_PARENT} && {_NO_ROOT}",
-    "must be pvc://CLAIM/PATH (a path on a PersistentVolumeClaim of this namespace) without '..' "
-    "and without control characters; "
+    "must be pvc://CLAIM/PATH (a path on a PersistentVolumeClaim of this namespace, whose name "
+    "has at most 253 characters) without '..', '?', '#' and characters that control the text, such "
+    "as line breaks and marks of direction; "
     "hf://, s3:// and gs:// are allowed only for models and data",
 )
 SOURCE_RULE = Rule(
     f"self.matches(r'^({_CLAIM}|{_HUB}|{_OBJECT})$') && {_NO_PARENT} && {_NO_ROOT} && "
     "!self.startsWith('hf://datasets/')",
-    "must be pvc://CLAIM/PATH, hf://ORG/NAME[/PATH], s3://BUCKET/KEY or gs://BUCKET/KEY without "
-    "'..' and without control characters (write hf://ORG/NAME without 'datasets/', "
+    "must be pvc://CLAIM/PATH (CLAIM of at most 253 characters), hf://ORG/NAME[/PATH], "
+    "s3://BUCKET/KEY or gs://BUCKET/KEY without '..', '?', '#' and characters that control the "
+    "text, such as line breaks and marks of direction (write hf://ORG/NAME without 'datasets/', "
     "and the revision into the field revision)",
 )
 Uri = Annotated[str, Field(min_length=1, max_length=512, json_schema_extra=rules(URI_RULE))]

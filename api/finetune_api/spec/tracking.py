@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from finetune_api.schema import Rule, rules
-from finetune_api.spec.common import SecretRef, Spec
+from finetune_api.spec.common import CONTROLS, SecretRef, Spec
 
 EACH_ONCE = Rule(
     "self.all(one, self.exists_one(other, other.type == one.type))",
@@ -40,7 +40,10 @@ class Tracker(Spec):
         description="project is the project of WandB or the experiment of MLflow, at most 128 "
         "characters. Default: the namespace of the job.",
         json_schema_extra=rules(
-            Rule(r"self.matches(r'^\P{Cc}+$')", "must not contain control characters")
+            Rule(
+                f"self.matches(r'^[^{CONTROLS}]+$')",
+                "must not contain line breaks, marks of direction and other control characters",
+            )
         ),
     )
     secret_ref: SecretRef | None = Field(

@@ -124,8 +124,8 @@ class Workers(Spec):
         "status.resolved.image.",
         json_schema_extra=rules(
             Rule(
-                r"self.matches(r'^[^\s\p{Cc}]+$')",
-                "must be the reference of an image, without white space and control characters",
+                "self.matches('^[!-~]+$')",
+                "must be the reference of an image: ASCII characters without white space",
             )
         ),
     )
