@@ -16,11 +16,11 @@ from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.export import model_export
 from finetune_trainer.prepare import inputs, preparation
 from finetune_trainer.prepare.inputs import PreparedDigests
-from finetune_trainer.run_dir import fence
+from finetune_trainer.run_dir import fence, records
 from finetune_trainer.run_dir.paths import RunPaths
 from finetune_trainer.tracking import run_log
 from tests.trainer import exports, tiny
-from tests.trainer.checkpoints import write_checkpoint
+from tests.trainer.checkpoints import flip_a_byte, write_checkpoint
 from tests.trainer.exports import Configure, edit
 from tests.trainer.gang import make_plan
 from tests.trainer.silent import SilentReporter
@@ -308,3 +308,41 @@ def test_a_line_of_the_log_that_is_no_object_is_skipped(config: RunConfig) -> No
     paths.logs.mkdir(parents=True)
     paths.log(1).write_text('7\n[]\n{"part": "train", "step": 8, "loss": 2.5}\n{"part": "tr')
     assert run_log.train_loss(paths, 8) == 2.5
+
+
+def test_a_run_that_is_trained_needs_room_for_its_model_only(
+    config: RunConfig, claim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = run(config)
+    train(config, prepared)
+    model = 2 * prepared.parameter_count  # bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: (10**9, 10**9, model + 2 * 2**20))
+        with pytest.raises(TrainerError, match="but this run needs"):
+            run(another(config))  # nothing says that it is trained
+    (claim / "model/generation_config.json").write_text("{")
+    with pytest.raises(TrainerError):
+        export(worker(config, prepared, 2), 2)
+    set_up_again = {"eos_token_id": 1}
+    (claim / "model/generation_config.json").write_text(json.dumps(set_up_again))
+    _let_time_pass(config)
+    for free, fits in ((model // 2, False), (model + 2 * 2**20, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: (10**9, 10**9, free))
+        if fits:
+            assert run(another(config)).run_digest == prepared.run_digest
+        else:
+            with pytest.raises(TrainerError, match=r"needs .* for its model"):
+                run(another(config))
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_counts_as_not_trained(config: RunConfig) -> None:
+    prepared = run(config)
+    train(config, prepared)
+    paths = RunPaths.of(config)
+    export(worker(config, prepared, 2), 2)
+    assert records.trained_step(paths) == exports.STEPS
+    shutil.rmtree(paths.final)
+    flip_a_byte(paths.checkpoint(exports.STEPS, 1) / "rank-00000-of-00001.safetensors")
+    with pytest.raises(TrainerError):
+        export(worker(config, prepared, 3), 3)
+    assert records.trained_step(paths) is None

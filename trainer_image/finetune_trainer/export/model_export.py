@@ -180,6 +180,7 @@ def choose_checkpoint(
     """
     last = store.newest_valid(paths, run_digest, advance)
     if last is None or last[1].step != final_step:
+        records.unmark_trained(paths)
         found = f"the newest valid one is of step {last[1].step}" if last else "no other is valid"
         raise TrainerError(
             ExitCode.ENVIRONMENT_UNUSABLE,
@@ -187,6 +188,7 @@ def choose_checkpoint(
             f"missing, {found}; the next attempt trains the rest again",
             reason=reasons.CHECKPOINT_DAMAGED,
         )
+    records.mark_trained(paths, run_digest, final_step)
     return last if wanted == "Last" else _best_checkpoint(paths, run_digest, last, advance)
 
 

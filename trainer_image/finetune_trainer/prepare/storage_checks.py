@@ -11,6 +11,7 @@ from finetune_api.spec import Checkpoints, Training
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.run_dir.files import write_new
 from finetune_trainer.run_dir.paths import RunPaths
+from finetune_trainer.run_dir.records import trained_step
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _MODEL_BYTES = {"BF16": 2, "FP16": 2, "FP32": 4}  # per parameter
@@ -65,12 +66,16 @@ def check_room(
     """Raise TrainerError (73) if what the run keeps at one time does not fit on its storage.
 
     `parameters` is the number of parameters of the model, `dtype` the type of the finished one (as
-    output.dtype). Checkpoints that the run already has
-    count as room. A file system that does not report its size is assumed to have room.
+    output.dtype). Checkpoints that the run already has count as room, and a run that is trained
+    needs room for its model only. A file system that does not report its size is assumed to have
+    room.
     """
+    model = _MODEL_BYTES[dtype] * parameters
+    if trained_step(paths) is not None:
+        _check_room_for_model(paths, model, checkpoints.storage)
+        return
     count = _checkpoints_at_once(training.max_steps, checkpoints, has_validation=has_validation)
     size = training.optimizer.state_bytes * parameters
-    model = _MODEL_BYTES[dtype] * parameters
     wanted = count * size + model + _REST
     total, _, free = shutil.disk_usage(paths.storage)
     own = sum(file.stat().st_size for file in paths.checkpoints.rglob("*") if file.is_file())
@@ -82,6 +87,18 @@ def check_room(
         f"{_gigabytes(wanted)}: up to {count} checkpoints of {_gigabytes(size)} at a time and the "
         f"model of {_gigabytes(model)}; make room, use a larger volume or lower "
         "checkpoints.keepLast",
+    )
+
+
+def _check_room_for_model(paths: RunPaths, model: int, storage: str) -> None:
+    """Raise TrainerError (73) if the model of a run that is trained does not fit."""
+    total, _, free = shutil.disk_usage(paths.storage)
+    if total == 0 or model + _REST <= free:
+        return
+    raise TrainerError(
+        ExitCode.STORAGE_NOT_WRITABLE,
+        f"{storage}: {_gigabytes(free)} free, but this run, whose training is complete, needs "
+        f"{_gigabytes(model + _REST)} for its model; make room or use a larger volume",
     )
 
 

@@ -57,6 +57,11 @@ class RunPaths:
         """The history of evaluations."""
         return self.storage / "evaluations.json"
 
+    @property
+    def trained(self) -> Path:
+        """The record that training is complete."""
+        return self.storage / "trained.json"
+
     def fence(self, epoch: int) -> Path:
         """Return the fence file of an epoch."""
         return self.storage / f"fence.{epoch}"

@@ -13,7 +13,7 @@ from finetune_api.base import Message
 from finetune_api.names import MAX_ATTEMPTS
 from finetune_api.progress import Output
 from finetune_api.run import AttemptRecord
-from finetune_api.storage import AttemptFile
+from finetune_api.storage import AttemptFile, RunFile
 from finetune_trainer.run_dir.files import write_atomic
 from finetune_trainer.run_dir.paths import RunPaths
 
@@ -72,6 +72,37 @@ def first_start(paths: RunPaths) -> datetime | None:
         with contextlib.suppress(OSError, ValueError):
             found.append(AttemptFile.model_validate_json(file.read_bytes()).start_time)
     return min(found, default=None)
+
+
+class Trained(Message):
+    """The contents of `trained.json`: the run has a valid checkpoint of its last step."""
+
+    run_digest: str
+    step: int
+
+
+def mark_trained(paths: RunPaths, run_digest: str, step: int) -> None:
+    """Record that training is complete. An error is only logged, because the export can go on."""
+    try:
+        write_atomic(paths.trained, Trained(run_digest=run_digest, step=step).to_json())
+    except OSError as error:
+        _log.warning("%s could not be written: %s", paths.trained.name, error)
+
+
+def unmark_trained(paths: RunPaths) -> None:
+    """Record that the last steps have to be trained again."""
+    with contextlib.suppress(OSError):
+        paths.trained.unlink(missing_ok=True)
+
+
+def trained_step(paths: RunPaths) -> int | None:
+    """Return the last step of the run on this storage if its training is complete, else None."""
+    try:
+        found = Trained.model_validate_json(paths.trained.read_text())
+        owner = RunFile.model_validate_json(paths.run_file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found.step if found.run_digest == owner.run_digest else None
 
 
 class ExportCard(Message):
