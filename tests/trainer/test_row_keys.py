@@ -79,7 +79,8 @@ def test_alpacas_history_becomes_earlier_messages(tmp_path: Path) -> None:
         example = read(tmp_path, row)
         assert example.messages == [BE_KIND, *earlier, Q, A]
         assert not example.untrained
-    assert read(tmp_path, {"history": [], **ALPACA}).messages == [Q, A]
+    for nothing in ([], [["", " "]], '[["", " "]]', "[]", None):
+        assert read(tmp_path, {"history": nothing, **ALPACA}).messages == [Q, A]
     assert refusal(tmp_path, {"history": [["1"]], **ALPACA}) == (
         'x line 1: \'history\' is not a list of pairs of texts; give [["question", "answer"], ...]'
     )

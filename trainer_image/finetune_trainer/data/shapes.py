@@ -178,9 +178,9 @@ def _alpaca_chat(where: str, row: Message, keys: dict[str, str]) -> Example:
 
 def _history(where: str, value: Any) -> list[tuple[str, str]]:
     """Return the earlier turns of an Alpaca row: (question, answer)."""
-    if not has_content(value):
+    pairs = parsed(where, "history", value) if has_content(value) else None
+    if not has_content(pairs):
         return []
-    pairs = parsed(where, "history", value)
     if not isinstance(pairs, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
         for pair in pairs
