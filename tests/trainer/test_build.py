@@ -438,3 +438,27 @@ def test_special_tokens_in_the_text_are_counted_or_refused(
     assert (data.examples, data.with_special_tokens, data.invalid) == (100, 1, 0)
     data = run(configured(dataset={"train": train, "specialTokens": "Refuse"})).data
     assert (data.examples, data.with_special_tokens, data.invalid) == (99, 0, 1)
+
+
+def test_nulls_that_parquet_does_not_keep_are_logged_once(
+    configured: Configure, claim: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = tiny.make_messages(600, 1)
+    for number, row in enumerate(rows):
+        function = {"name": "f", "arguments": {f"x{number % 2}": None, "y": 1}}
+        row["messages"][1]["tool_calls"] = [{"function": function}]
+    write_parquet(claim / "data/calls.parquet", rows)
+    template = tiny.TEMPLATE.replace(
+        "message['content'] +",
+        "message['content'] + (message.tool_calls | tojson if message.tool_calls else '') +",
+    )
+    train = [{"source": "pvc://w/data/calls.parquet"}]
+    dataset = {"train": train, "chatTemplate": {"inline": template}, "overlong": "Truncate"}
+    with caplog.at_level(logging.WARNING):
+        result = run(configured(dataset=dataset))
+    assert result.data.examples == 600
+    assert [record.getMessage() for record in caplog.records if "null" in record.message] == [
+        "pvc://w/data/calls.parquet: nulls in the arguments and parameters of tools in the column "
+        "'messages' are left out, because it stores structs, in which a null and a missing "
+        "key are the same; store them as JSON text to keep them"
+    ]

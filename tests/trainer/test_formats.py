@@ -10,7 +10,9 @@ import pytest
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.data.columnar_files import columns_without_nulls
 from finetune_trainer.data.example import Example
+from finetune_trainer.data.read import blocks
 from tests.trainer import reading
 
 CHAT = {
@@ -403,3 +405,31 @@ def test_other_file_types_are_refused(tmp_path: Path) -> None:
             f"{NAME}: file type {kind}; allowed are .jsonl, .json and .csv, each optionally with "
             ".gz, .parquet and .arrow"
         )
+
+
+def test_nulls_in_arguments_are_kept_except_in_structs_of_columnar_files(tmp_path: Path) -> None:
+    def row(arguments: object) -> dict:
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return {"messages": [CHAT["messages"][0], answer]}
+
+    def arguments(path: Path) -> object:
+        messages = read(path)[0].messages
+        assert messages is not None
+        return messages[1]["tool_calls"][0]["function"]["arguments"]
+
+    kept, other = {"unit": None, "day": 1}, {"unit": "C", "day": 2}
+    (tmp_path / "x.jsonl").write_bytes(lines(row(kept), row(other)))
+    assert arguments(tmp_path / "x.jsonl") == kept
+    write_parquet(tmp_path / "structs.parquet", [row(kept), row(other)])
+    assert arguments(tmp_path / "structs.parquet") == {"day": 1}
+    write_parquet(tmp_path / "texts.parquet", [row(json.dumps(kept)), row(json.dumps(other))])
+    assert arguments(tmp_path / "texts.parquet") == kept
+    texts = [{"messages": json.dumps(row(found)["messages"])} for found in (kept, other)]
+    write_parquet(tmp_path / "columns.parquet", texts)
+    assert arguments(tmp_path / "columns.parquet") == kept
+    found = [
+        columns_without_nulls(next(blocks(tmp_path / name, name, None)))
+        for name in ("x.jsonl", "structs.parquet", "texts.parquet", "columns.parquet")
+    ]
+    assert found == [[], ["messages"], [], []]

@@ -20,7 +20,9 @@ from finetune_trainer.common import machine
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import prepared, read
+from finetune_trainer.data.block import Block
 from finetune_trainer.data.build_parts import SourceParts, TokenizedExample
+from finetune_trainer.data.columnar_files import columns_without_nulls
 from finetune_trainer.data.dropped_examples import ExampleCounts
 from finetune_trainer.data.packing import SplitWriter, Written, total
 from finetune_trainer.data.row_keys import listed
@@ -185,7 +187,9 @@ class Builder:
         if parts.blocks:
             _log.info("%s: continuing after %d finished parts", source.source, len(parts.finished))
         tasks = islice(self._tasks(source, files, progress), parts.blocks, None)
+        warned: set[str] = set()
         for (_, block), tokenized in pool.in_order(tasks):
+            _warn_of_lost_nulls(source, block, warned)
             parts.add(block.place, tokenized)
             progress.add(tokenized.count.seen, len(tokenized.tokens))
         parts.complete()
@@ -249,6 +253,20 @@ class Builder:
             _check_fraction(fraction, total(rows), total(others))
         other.duplicates()
         return rows, others, train.duplicates()
+
+
+def _warn_of_lost_nulls(source: DataSource, block: Block, warned: set[str]) -> None:
+    """Warn once of each column whose tool calls cannot contain nulls."""
+    for column in columns_without_nulls(block):
+        if column not in warned:
+            warned.add(column)
+            _log.warning(
+                "%s: nulls in the arguments and parameters of tools in the column %r are left out, "
+                "because it stores structs, in which a null and a missing key are the same; "
+                "store them as JSON text to keep them",
+                source.source,
+                column,
+            )
 
 
 def _check_fraction(fraction: float, rows: Written, others: Written) -> None:

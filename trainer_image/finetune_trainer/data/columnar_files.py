@@ -21,6 +21,8 @@ from finetune_trainer.data.source_file import check_columns
 _MOST_ROWS = 512  # of a batch
 _BATCH_BYTES = 4 << 20  # of a batch, approximately
 _PARQUET_BUFFER = 1 << 20
+# Keys of tools and of their calls whose values have any form.
+_FREE_FORM = ("arguments", "parameters")
 NOT_READ = Unreadable("column that is not read")
 
 
@@ -283,3 +285,29 @@ def _translate_errors(name: str) -> Iterator[None]:
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         problem = (str(error).splitlines() or ["damaged"])[0]
         raise bad_data(name, f"cannot be read ({problem})", "copy the file again") from error
+
+
+def columns_without_nulls(found: Block) -> list[str]:
+    """Return the columns with arguments or parameters of tools in which a null is not kept.
+
+    In a struct every row has every key, so that a null and a missing key are the same.
+    """
+    import pyarrow
+
+    if found.kind != "batch":
+        return []
+    with pyarrow.ipc.open_stream(found.data.stream) as reader:
+        return [field.name for field in reader.schema if _has_struct(field.type)]
+
+
+def _has_struct(kind: Any) -> bool:
+    """Return whether a type contains arguments or parameters of a tool as a struct."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        fields = [kind.field(number) for number in range(kind.num_fields)]
+        return any(
+            (field.name in _FREE_FORM and types.is_struct(field.type)) or _has_struct(field.type)
+            for field in fields
+        )
+    return _is_list(kind) and _has_struct(kind.value_type)
