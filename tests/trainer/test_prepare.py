@@ -99,6 +99,11 @@ CHANGES = {
     "template": lambda claim, config: (claim / "model/chat_template.jinja").write_text(
         tiny.TEMPLATE + "{# another #}"
     ),
+    "template for tools": lambda claim, config: write(
+        "model/additional_chat_templates/tool_use.jinja", tiny.TEMPLATE
+    )(claim),
+    "special tokens": lambda claim, config: write("model/special_tokens_map.json", "{}")(claim),
+    "added tokens": lambda claim, config: write("model/added_tokens.json", "{}")(claim),
 }
 
 

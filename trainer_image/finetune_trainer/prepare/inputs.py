@@ -26,7 +26,15 @@ from finetune_trainer.sources.local_files import source_files
 
 PREPARATION_VERSION = 4
 """Increased by every change that makes other rows from the same input."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_EARLIER_TOKENIZER_FILES = _TOKENIZER_FILES[:3]
+_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 
 
 def inspect_model(
@@ -143,7 +151,7 @@ def digest_of_prepared_data(
     earlier = {
         "version": 3,
         "libraries": [tokenizers.__version__, transformers.__version__.rsplit(".", 1)[0]],
-        "tokenizer": tokenizer,
+        "tokenizer": {n: d for n, d in tokenizer.items() if n in _EARLIER_TOKENIZER_FILES},
         "sources": contents,
         "train": len(dataset.train),
         "lossOn": loss_on(dataset, training),
@@ -151,15 +159,20 @@ def digest_of_prepared_data(
         **row_values(dataset),
         **row_values(training),
     }
-    current = {"version": PREPARATION_VERSION, "specialTokens": special_tokens(dataset)}
+    current = {
+        "version": PREPARATION_VERSION,
+        "tokenizer": tokenizer,
+        "specialTokens": special_tokens(dataset),
+    }
     return PreparedDigests(value_digest(earlier | current), value_digest(earlier))
 
 
 def digest_of_tokenizer(model: Path, address: str) -> dict[str, str]:
     """Return the digest of each file of a model's tokenizer; `address` is for messages."""
     with reading(address):
-        present = [name for name in _TOKENIZER_FILES if (model / name).is_file()]
-        return {name: file_digest(model / name) for name in present}
+        present = [model / name for name in _TOKENIZER_FILES if (model / name).is_file()]
+        files = present + sorted(model.glob(_MORE_TEMPLATES))
+        return {str(file.relative_to(model)): file_digest(file) for file in files}
 
 
 def digest_of_run(model: str, rows: str, dataset: Dataset, training: Training) -> str:
