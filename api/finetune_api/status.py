@@ -134,7 +134,8 @@ class Usage(Message):
     overhead_device_seconds: int = Field(
         default=0,
         description="overheadDeviceSeconds is the number of all other device seconds: start, "
-        "loading, saving, waiting.",
+        "loading, saving, waiting. It contains the steps that were not reported yet, so it falls "
+        "with the next report, also with the first one that a new operator reads.",
     )
     gpu_hours: str = Field(
         default="0.00",
@@ -383,8 +384,8 @@ class FineTuneJobStatus(Message):
     )
     restarts: int = Field(
         default=0,
-        description="restarts is the number of times the whole gang was restarted. It never "
-        "decreases.",
+        description="restarts is the number of times the whole gang was restarted, including the "
+        "restart that is due while phase is Restarting. It never decreases.",
     )
     counted_restarts: int = Field(
         default=0,

@@ -17,8 +17,8 @@ from prometheus_client.metrics_core import Metric
 from finetune_api.reasons import ending_attempts
 from finetune_api.status import Attempt
 from finetune_operator.jobs import Samples
+from finetune_operator.plan import attempts
 from finetune_operator.plan.observe import Job
-from finetune_operator.plan.outcomes import RESTARTED
 from finetune_operator.queue import Key
 
 Sample = tuple[tuple[str, ...], float | None]
@@ -124,18 +124,12 @@ def _restarts(job: Job) -> Iterator[Sample]:
 
 def _restarts_by_cause(job: Job) -> Iterator[Sample]:
     """Count restarts by cause. The causes before the ten attempts in the status are not known."""
-    counts = Counter(
-        cause_of(attempt) for attempt in job.status.attempts[:-1] if _restarted(attempt)
-    )
+    counts = Counter(cause_of(attempt) for attempt in attempts.restarted(job.status))
     earlier = job.status.restarts - counts.total()
     if earlier > 0:
         counts[EARLIER] = earlier
     for cause, count in counts.items():
         yield (cause,), count
-
-
-def _restarted(attempt: Attempt) -> bool:
-    return attempt.outcome in RESTARTED
 
 
 def cause_of(attempt: Attempt) -> str:

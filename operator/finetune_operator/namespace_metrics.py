@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from finetune_api.status import FINISHED, FineTuneJobStatus, Usage
 from finetune_operator.job_metrics import cause_of
+from finetune_operator.plan import attempts
 
 
 class NamespaceCounters:
@@ -50,8 +51,8 @@ class NamespaceCounters:
         for field, series in self._seconds.items():
             grown = getattr(after, field) - getattr(before, field)
             series.labels(namespace).inc(max(0, grown))  # A correction can be negative.
-        if new.restarts > old.restarts and old.attempts:
-            cause = cause_of(old.attempts[-1])
+        if new.restarts > old.restarts and (ended := attempts.restarted(new)):
+            cause = cause_of(ended[-1])
             self._restarts.labels(namespace, cause).inc(new.restarts - old.restarts)
         if new.finished and not old.finished:
             self._ended.labels(namespace, new.phase or "").inc()

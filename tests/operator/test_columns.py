@@ -5,6 +5,7 @@ import pytest
 from finetune_api.progress import Evaluation, Progress
 from finetune_operator.plan.events import between
 from tests.operator.worlds import (
+    at,
     committed,
     ended,
     follow,
@@ -74,6 +75,60 @@ def test_the_cause_of_the_last_restart_stays_a_column():
     job = running(job, now=210)
     status = look(job, *gang, now=220, report=report(attempt=2, **progressed(25, saved=24))).status
     assert (status.display.step, status.display.restarted) == ("25/100", "Crashed at step 36")
+
+
+def test_progress_goes_back_with_the_next_attempt_and_says_why():
+    """Its first report comes minutes later, once the model is loaded."""
+    job = crashed()
+    assert job.status.progress.step == 36
+    _, job = follow(job, now=200)
+    found = job.status.progress
+    assert (found.step, found.total_steps, found.train_loss) == (24, 100, None)
+    assert (found.eta_seconds, job.status.display.step) == (None, "24/100")
+    job = running(job, now=210)
+    assert job.status.message == (
+        "loading the model; continuing after step 24, because attempt 1 ended with Crashed at "
+        "step 36"
+    )
+
+
+def test_without_a_checkpoint_the_next_attempt_starts_again():
+    message = result("Failed", reason="Crashed", **progressed(5))
+    _, job = follow(running(), ended(worker(0), 1, 60, message), ended(worker(1), 1, 60), now=61)
+    _, job = follow(job, now=200)
+    assert (job.status.attempt, job.status.progress.step) == (2, 0)
+
+
+def test_progress_stays_where_everything_was_saved():
+    message = result("Stopped", reason="Stopped", **progressed(24, saved=24))
+    gang = (ended(worker(0), 75, 60, message), ended(worker(1, deletion=at(80)), 75, 60))
+    _, job = follow(running(), *gang, now=61)
+    assert (job.status.attempt, job.status.progress.step) == (2, 24)
+
+
+def test_restarts_are_never_fewer_than_those_that_count():
+    job = crashed()
+    assert (job.status.phase, job.status.counted_restarts) == ("Restarting", 1)
+    assert job.status.restarts == 1
+    _, job = follow(job, now=200)
+    assert (job.status.attempt, job.status.restarts, job.status.counted_restarts) == (2, 1, 1)
+
+
+def test_a_restart_that_an_older_operator_counted_late_is_not_lost():
+    job = crashed()
+    job = job.with_status(job.status.replace(restarts=0))
+    _, job = follow(job, now=200)
+    assert (job.status.attempt, job.status.restarts) == (2, 1)
+
+
+def test_a_job_that_gives_up_was_not_restarted():
+    _, job = follow(
+        running(committed(runPolicy={"maxRestarts": 0})),
+        ended(worker(0), 1, 60),
+        ended(worker(1), 1, 60),
+        now=61,
+    )
+    assert (job.status.phase, job.status.restarts) == ("Failed", 0)
 
 
 def test_a_long_reason_fits_its_column():

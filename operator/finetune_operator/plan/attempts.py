@@ -1,9 +1,11 @@
 """The newest attempt in the status, and how reports and pods bring it up to date."""
 
+from finetune_api.progress import Progress
 from finetune_api.run import Report, Result
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_operator.plan import corrections, usage
 from finetune_operator.plan.observe import Pod, World, termination_result
+from finetune_operator.plan.outcomes import RESTARTED
 
 
 def current(status: FineTuneJobStatus) -> Attempt:
@@ -51,6 +53,26 @@ def merge_report(status: FineTuneJobStatus, report: Report | Result | None) -> F
         # The gang got past the step that failed, so the failures before it count no more.
         status = status.replace(counted_restarts=0, last_failure_step=None)
     return status
+
+
+def restarted(status: FineTuneJobStatus) -> list[Attempt]:
+    """Return the listed attempts that were followed by a restart, or will be, the oldest first."""
+    ended = status.attempts if status.next_attempt_time else status.attempts[:-1]
+    return [attempt for attempt in ended if attempt.outcome in RESTARTED]
+
+
+def progress_of_next(status: FineTuneJobStatus) -> Progress | None:
+    """Return the progress that the next attempt begins with, which its first report replaces."""
+    progress, newest = status.progress, status.latest_checkpoint
+    step = newest.step if newest else 0
+    if progress is None or progress.step <= step:
+        return progress
+    return Progress(
+        step=step,
+        total_steps=progress.total_steps,
+        skipped_steps=progress.skipped_steps,
+        last_update_time=progress.last_update_time,
+    )
 
 
 def highest_step(status: FineTuneJobStatus, *, before: int | None = None) -> int:

@@ -20,7 +20,7 @@ from finetune_api.status import (
     WorkerCounts,
 )
 from finetune_api.text import duration
-from finetune_operator.plan import gang_text, nodes
+from finetune_operator.plan import attempts, gang_text, nodes
 from finetune_operator.plan.observe import Pod, Refusal, World
 from finetune_operator.plan.outcomes import RESTARTED
 
@@ -143,6 +143,7 @@ def _workers(world: World, status: FineTuneJobStatus) -> WorkerCounts:
     )
 
 
+_WITHOUT_STEPS = ("LoadingModel", "Exporting")
 _BEFORE_THE_FIRST_STEP = {
     "Evaluating": "measuring the validation loss before the first step",
     "Training": "working on the first step",
@@ -154,13 +155,23 @@ def _progress_sentence(status: FineTuneJobStatus, situation: Situation) -> str:
     if situation.reason == reasons.REPORT_UNREACHABLE:
         return _without_report(status)
     if situation.stage == "LoadingModel" or progress is None:
-        return _BEFORE_THE_FIRST_STEP.get(situation.stage or "", "loading the model")
+        text = _BEFORE_THE_FIRST_STEP.get(situation.stage or "", "loading the model")
+        return text + _continuing(status)
     if situation.stage == "Exporting":
         return f"exporting the model of step {progress.step}"
     parts = [_step(progress)]
     if situation.stage == "Training" and progress.eta_seconds and not situation.reason:
         parts.append(f"about {duration(progress.eta_seconds)} left")
     return ", ".join(parts)
+
+
+def _continuing(status: FineTuneJobStatus) -> str:
+    """Return a clause on where a restarted gang begins, and why it was restarted."""
+    if len(status.attempts) < 2 or status.attempts[-2].outcome not in RESTARTED:
+        return ""
+    ended, step = status.attempts[-2], status.progress.step if status.progress else 0
+    where = f"continuing after step {step}" if step else "starting again"
+    return f"; {where}, because attempt {ended.number} ended with {_cause(ended)}"
 
 
 def _step(progress: Progress) -> str:
@@ -171,7 +182,8 @@ def _step(progress: Progress) -> str:
 
 def _without_report(status: FineTuneJobStatus) -> str:
     """Return what is known of a gang whose worker 0 cannot be asked for its report."""
-    known = f"{_step(status.progress)} in the last report" if status.progress else "all workers run"
+    reported = status.progress and attempts.current(status).last_step is not None
+    known = f"{_step(status.progress)} in the last report" if reported else "all workers run"
     return (
         f"{known}; no report of worker 0 arrives: open port {names.REPORT_PORT} of the pods to the "
         "operator; training, checkpoints, restarts and the export do not need it, but progress is "
@@ -194,12 +206,6 @@ def _validation(found: Evaluation | None) -> str | None:
     return _loss(last) if found.best is None else f"{_loss(last)}, best {_loss(found.best)}"
 
 
-def _last_restart(status: FineTuneJobStatus) -> Attempt | None:
-    """Return the newest attempt that was followed by a restart, or will be, if it is listed."""
-    ended = status.attempts if status.next_attempt_time else status.attempts[:-1]
-    return next((a for a in reversed(ended) if a.outcome in RESTARTED), None)
-
-
 def _cause(attempt: Attempt) -> str:
     """Return why an attempt ended and where, as a cell of a column."""
     reason, step = attempt.reason or "", attempt.last_step
@@ -217,13 +223,13 @@ def _display(status: FineTuneJobStatus) -> Display:
         show |= {"progress": f"{percent}%", "step": f"{progress.step}/{progress.total_steps}"}
         if progress.train_loss is not None:
             show["loss"] = _loss(progress.train_loss)
-        trains = status.phase == "Running" and status.stage != "Exporting"
+        trains = status.phase == "Running" and status.stage not in _WITHOUT_STEPS
         if progress.eta_seconds and trains and not status.reason:
             show["eta"] = duration(progress.eta_seconds)
     if loss := _validation(status.evaluation):
         show["validation"] = loss
-    if ended := _last_restart(status):
-        show["restarted"] = _cause(ended)
+    if ended := attempts.restarted(status):
+        show["restarted"] = _cause(ended[-1])
     if usage:
         show["gpu_hours"] = usage.gpu_hours
     saves = [f"step {status.latest_checkpoint.step}"] if status.latest_checkpoint else []

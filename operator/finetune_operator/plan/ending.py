@@ -9,7 +9,7 @@ from finetune_operator.plan import attempts, avoided_nodes, gang_text, restart
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.observe import Pod, World, termination_result
-from finetune_operator.plan.outcomes import STOPS
+from finetune_operator.plan.outcomes import RESTARTED, STOPS
 from finetune_operator.plan.stops import StopRequest
 from finetune_operator.plan.verdict import (
     Verdict,
@@ -149,7 +149,9 @@ def close(
     # An attempt that ended before its first step failed at the checkpoint from which it resumed.
     saved = status.latest_checkpoint.step if status.latest_checkpoint else 0
     step = max(attempt.last_step or 0, attempt.first_step or 0, saved)
+    follows = following.at is not None and verdict.outcome in RESTARTED
     status = attempts.replace_current(status, attempt).replace(
+        restarts=status.restarts + follows,
         counted_restarts=following.counted,
         next_attempt_time=following.at,
         last_failure_step=step if counted else status.last_failure_step,

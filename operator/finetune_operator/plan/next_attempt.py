@@ -29,7 +29,6 @@ from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, Decision
 from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.observe import LOST_AFTER, Pod, World, termination_result
-from finetune_operator.plan.outcomes import RESTARTED
 from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.plan.verdict import not_ended
 from finetune_operator.settings import Settings
@@ -128,12 +127,13 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
     """Begin attempt n+1, with the changes that a user may have made while it was suspended."""
     spec, number = world.job.spec, ended.number + 1
     attempt = usage.new_attempt(spec, number, world.now)
-    is_restart = ended.outcome in RESTARTED
     folded = usage.fold(status, usage.KEPT - 1)
     new = folded.replace(
         attempt=number,
         attempts=[*folded.attempts, attempt],
-        restarts=status.restarts + (1 if is_restart else 0),
+        # Older operators counted a restart only here.
+        restarts=max(status.restarts, status.counted_restarts),
+        progress=attempts.progress_of_next(status),
         next_attempt_time=None,
         # Nodes may have been repaired or replaced during a suspension.
         avoided_nodes=[] if ended.outcome == "Suspended" else status.avoided_nodes,

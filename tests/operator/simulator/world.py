@@ -268,9 +268,8 @@ class World:
             if queries.is_ending(attempt):
                 gang = item["metadata"]["uid"], attempt["number"]
                 self.closed_at.setdefault(gang, self.store.version)
-        if new.get("attempt", 0) > old.get("attempt", 0) > 0:
-            ended = {a["number"]: a.get("outcome") for a in old["attempts"]}
-            facts.restarts += ended[old["attempt"]] in ("Failed", "Preempted")
+        if new.get("attempts") and new.get("nextAttemptTime") and not old.get("nextAttemptTime"):
+            facts.restarts += new["attempts"][-1].get("outcome") in ("Failed", "Preempted")
 
     def _check(self, when: str, change: Change | None) -> None:
         for invariant in invariants.BY_MOMENT[when]:
