@@ -166,7 +166,9 @@ standard metrics of a Prometheus client.
 def _operator_metrics() -> Iterator[tuple[str, ...]]:
     own = Metrics(lambda: Snapshot(lease=1.0))
     own.request("get", 200)
-    status = FineTuneJobStatus(attempts=[Attempt(number=1, start_time=datetime.now(UTC))])
+    now = datetime.now(UTC)
+    ended = Attempt(number=1, start_time=now, outcome="Failed")
+    status = FineTuneJobStatus(attempts=[ended], next_attempt_time=now)
     job = cast(Any, SimpleNamespace(namespace="default", status=status))
     own.write(Urgency.NOW, job, status.replace(restarts=1))
     page = asyncio.run(own.page()).decode()

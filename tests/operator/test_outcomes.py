@@ -16,6 +16,7 @@ from tests.operator.worlds import (
     look,
     pending,
     progressed,
+    report,
     result,
     running,
     worker,
@@ -132,3 +133,23 @@ def test_a_preempted_gang_without_a_new_step_counts():
     _, job = follow(running(), *gang, GANGS[Cause.PREEMPTED][1], now=60, most=1)
     assert ENDINGS[Cause.PREEMPTED].counted_without_progress
     assert job.status.attempts[-1].counted
+
+
+KILLED_AT_ONCE = (ended(worker(0), 88, 21), ended(worker(1, deletion=at(300)), 143, 21))
+
+
+@pytest.mark.parametrize(
+    ("gang", "reported", "why"),
+    [
+        (KILLED_AT_ONCE, None, "before the first step; nothing is lost"),
+        (GANGS[Cause.KILLED], None, "before it had saved a checkpoint"),
+        (GANGS[Cause.KILLED], {}, "before the first step; nothing is lost"),
+        (GANGS[Cause.KILLED], progressed(3), "before it had saved a checkpoint"),
+    ],
+    ids=["a second after the start", "without a report", "while loading", "after three steps"],
+)
+def test_a_worker_that_had_nothing_to_save_lost_nothing(gang, reported, why):
+    newest = None if reported is None else report(**reported)
+    attempt = look(running(), *gang, now=46, report=newest).status.attempts[-1]
+    assert (attempt.outcome, attempt.reason) == ("Failed", "Evicted")
+    assert attempt.message.startswith(f"worker 1: it was asked to stop and was killed {why}")

@@ -182,8 +182,9 @@ def _step(progress: Progress) -> str:
 
 def _without_report(status: FineTuneJobStatus) -> str:
     """Return what is known of a gang whose worker 0 cannot be asked for its report."""
-    reported = status.progress and attempts.current(status).last_step is not None
-    known = f"{_step(status.progress)} in the last report" if reported else "all workers run"
+    known = "all workers run"
+    if status.progress and attempts.current(status).last_step is not None:
+        known = f"{_step(status.progress)} in the last report"
     return (
         f"{known}; no report of worker 0 arrives: open port {names.REPORT_PORT} of the pods to the "
         "operator; training, checkpoints, restarts and the export do not need it, but progress is "

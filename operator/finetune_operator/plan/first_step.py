@@ -4,11 +4,15 @@ It has nothing to save, so the end of the lost worker is not awaited. On a dead 
 minutes, in which the others hold their devices. The next attempt still waits for that end.
 """
 
+from dataclasses import replace
+
 from finetune_api.status import Attempt
 from finetune_operator.plan import nodes
 from finetune_operator.plan.observe import Pod, World
 from finetune_operator.plan.outcomes import ENDINGS, Cause
 from finetune_operator.plan.verdict import Verdict, from_lost_worker
+
+_SHORTEST = 3.0  # s from the start of a gang to its first step, at least: libraries are imported
 
 
 def verdict(world: World, attempt: Attempt, gang: list[Pod]) -> Verdict | None:
@@ -26,6 +30,18 @@ def verdict(world: World, attempt: Attempt, gang: list[Pod]) -> Verdict | None:
     why = f"its pod {nodes.place(pod)} was asked to stop before the first step"
     text = f"worker {pod.index}: {why}"[:1024]
     return Verdict(ending, ending.reason or "", text, worker=pod.index, node=pod.node)
+
+
+def explained(found: Verdict, world: World, attempt: Attempt, gang: list[Pod]) -> Verdict:
+    """Return a verdict on a worker that was killed, which says so if it had nothing to save."""
+    ends = [pod.ended for pod in gang if pod.ended and pod.index == found.worker]
+    if found.ending is not ENDINGS[Cause.KILLED] or not ends or attempt.running_time is None:
+        return found
+    ran = (ends[0].finished - attempt.running_time).total_seconds()
+    if attempt.last_step is None and (ran < _SHORTEST or _is_proved(world, attempt, gang)):
+        text = "it was asked to stop and was killed before the first step; nothing is lost"
+        return replace(found, message=f"worker {found.worker}: {text}")
+    return found
 
 
 def _is_proved(world: World, attempt: Attempt, gang: list[Pod]) -> bool:

@@ -65,7 +65,9 @@ def _verdict(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Verdic
     overlooked = export.overlooked(world, status, gang)
     gang = export.relevant(world, status, gang)
     found = verdict(gang, attempt.workers, attempt.created, world.now, overlooked=overlooked)
-    return found or first_step.verdict(world, attempt, gang)
+    if found:
+        return first_step.explained(found, world, attempt, gang)
+    return first_step.verdict(world, attempt, gang)
 
 
 def _late_pod_deletions(world: World, attempt: Attempt) -> list[Delete]:

@@ -63,7 +63,9 @@ def _suspended_is_empty(world: "World", change: Change) -> str | None:
     return f"{left} exist" if left and is_true(change.after, "Suspended") else None
 
 
-@invariant("status written", "restarts are the failures and preemptions that another attempt follows")
+@invariant(
+    "status written", "restarts are the failures and preemptions that another attempt follows"
+)
 def _restarts(world: "World", change: Change) -> str | None:
     old, new = statuses(change)
     if new.get("restarts", 0) < old.get("restarts", 0):
