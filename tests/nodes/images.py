@@ -25,7 +25,7 @@ from finetune_local.build import BuildError
 from finetune_local.cache import TREE, cache_folder, made_once
 from finetune_local.machine import GB, Need, no_room
 from tests.images import debian
-from tests.nodes.configuration import REGISTRY
+from tests.nodes.configuration import PAUSE, REGISTRY
 from tests.nodes.machine import Machine
 from tests.nodes.registry import Registry
 
@@ -63,13 +63,16 @@ class Images:
             self._registry.add(IMAGES[part].name, tag, [lower, upper], config)
 
     def install(self, node: Machine) -> None:
-        """Give a node that has no image yet the lower layers of both."""
+        """Give a node that has no image yet the one of sandboxes, and the lower layers of both."""
+        self._pull(node, PAUSE)
         for part in PARTS:
-            name = f"{REGISTRY}/base-{part}:1"
-            node.run("ctr", "-n", "k8s.io", "images", "pull", "--plain-http", name)
+            self._pull(node, f"{REGISTRY}/base-{part}:1")
             (marker,) = node.disk.glob(f"{_SNAPSHOTS}/*/fs/base-{part}")
             root = self._unpacked[part] / "rootfs"
             subprocess.run(["cp", "-al", f"{root}/.", marker.parent], check=True)
+
+    def _pull(self, node: Machine, image: str) -> None:
+        node.run("ctr", "-n", "k8s.io", "images", "pull", "--plain-http", image)
 
 
 def unpacked(part: str) -> Path:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from tests.nodes.operator_release import OperatorRelease
 from tests.nodes.scenario import Scenario, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-LONG = {"maxSteps": 120, "globalBatchSize": 6, "sequenceLength": 128}
+LONG = {"maxSteps": 300, "globalBatchSize": 6, "sequenceLength": 128}
 HASTE = {"terminationGracePeriodSeconds": 10}
 
 
@@ -43,7 +45,7 @@ def test_power_cut(scenario: Scenario, release: OperatorRelease):
 def test_cut_cable(scenario: Scenario, release: OperatorRelease):
     """The workers behind the cut cable go on, and must not disturb the next attempt."""
     scenario.submit("cut", training=LONG, runPolicy=HASTE)
-    node = scenario.node_of("cut-1-1")
+    node, bound = scenario.node_of("cut-1-1"), datetime.now(UTC)
     release.leave(node)
     scenario.until_step("cut", 25)
     machine = scenario.cluster.nodes[node]
@@ -55,22 +57,27 @@ def test_cut_cable(scenario: Scenario, release: OperatorRelease):
         )
         scenario.until("the second attempt", lambda: scenario.status("cut")["attempt"] == 2, 240)
         scenario.until_step("cut", 60, attempt=2)
+        _suspend(scenario, "cut")
     finally:
+        back = datetime.now(UTC)
         machine.join()
         scenario.cluster.wait_ready(node)
+    # Once the node is back, its worker is removed and charged until its exact end.
+    charged = _exact_account(scenario, "cut")
+    assert charged >= (back - bound).total_seconds() - 2
+    scenario.until("cut-1-1 to be deleted", lambda: "cut-1-1" not in scenario.pods(), 120)
+    scenario.patch("cut", runPolicy={"suspend": False})
     done = scenario.succeeded("cut")
-    first, second = done["attempts"]
+    first, second, _ = done["attempts"]
     assert first["counted"]
     assert first.get("node") == node
     assert second["firstStep"] >= 20
-    # Once the node is back, its worker is removed and its end is known exactly.
-    scenario.until("cut-1-1 to be deleted", lambda: "cut-1-1" not in scenario.pods(), 120)
 
 
 def test_zombie(scenario: Scenario, release: OperatorRelease):
     """A worker behind a cut cable goes on, after a newer attempt has fenced off its storage."""
     scenario.submit("zombie", workers=workers(1), training=LONG, runPolicy=HASTE)
-    node = scenario.node_of("zombie-1-0")
+    node, bound = scenario.node_of("zombie-1-0"), datetime.now(UTC)
     release.leave(node)
     scenario.until_step("zombie", 25)
     machine = scenario.cluster.nodes[node]
@@ -83,13 +90,35 @@ def test_zombie(scenario: Scenario, release: OperatorRelease):
         scenario.until_step("zombie", 30, attempt=2)
         os.kill(rank, signal.SIGCONT)
         scenario.until("the fence to end the zombie", lambda: not is_alive(rank), 240)
+        ended = datetime.now(UTC)
         assert scenario.status("zombie")["attempt"] == 2
-        done = scenario.succeeded("zombie")
+        _suspend(scenario, "zombie")
     finally:
         machine.join()
         scenario.cluster.wait_ready(node)
-    first, second = done["attempts"]
+    charged = _exact_account(scenario, "zombie")
+    assert abs(charged - (ended - bound).total_seconds()) < 15
+    scenario.until("zombie-1-0 to be deleted", lambda: "zombie-1-0" not in scenario.pods(), 120)
+    scenario.patch("zombie", runPolicy={"suspend": False})
+    done = scenario.succeeded("zombie")
+    first, second, _ = done["attempts"]
     assert first["counted"]
     assert first.get("node") == node
     assert second["firstStep"] >= 20
-    scenario.until("zombie-1-0 to be deleted", lambda: "zombie-1-0" not in scenario.pods(), 120)
+
+
+def _suspend(scenario: Scenario, job: str) -> None:
+    """Suspend a job: unlike a finished one, it still corrects its account."""
+    scenario.patch(job, runPolicy={"suspend": True})
+    scenario.until("the suspension", lambda: scenario.status(job)["phase"] == "Suspended", 120)
+
+
+def _exact_account(scenario: Scenario, job: str) -> float:
+    """Wait until the end of every worker of attempt 1 is known; return its device seconds."""
+
+    def exact() -> Any:
+        first = scenario.status(job)["attempts"][0]
+        return None if first.get("estimated") else first
+
+    found = scenario.until("the account of attempt 1 to be exact", exact, 120)
+    return float(found["deviceSeconds"])

@@ -6,7 +6,7 @@ from tests.nodes.operator_release import OperatorRelease
 from tests.nodes.scenario import Scenario, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-LONG = {"maxSteps": 120, "globalBatchSize": 6, "sequenceLength": 128}
+LONG = {"maxSteps": 600, "globalBatchSize": 6, "sequenceLength": 128}
 
 
 def test_upgrade_with_a_running_gang(scenario: Scenario, release: OperatorRelease):
@@ -31,7 +31,7 @@ def test_removed_and_installed_again(scenario: Scenario, release: OperatorReleas
     release.uninstall()
     try:
         # The gang goes on, and the job stays.
-        scenario.until_step("orphan", 40)
+        scenario.until_step("orphan", 100)
         assert scenario.status("orphan")["attempt"] == 1
     finally:
         release.install()
