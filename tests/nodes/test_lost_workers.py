@@ -7,10 +7,11 @@ import signal
 import pytest
 
 from tests.e2e.processes import rank_process
+from tests.nodes.operator_release import OperatorRelease
 from tests.nodes.scenario import Scenario, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-LONG = {"maxSteps": 100, "globalBatchSize": 6, "sequenceLength": 128}
+LONG = {"maxSteps": 300, "globalBatchSize": 6, "sequenceLength": 128}
 
 
 def test_killed_rank(scenario: Scenario):
@@ -29,10 +30,11 @@ def test_killed_rank(scenario: Scenario):
     scenario.log("killed-1-1")
 
 
-def test_drained_node(scenario: Scenario):
+def test_drained_node(scenario: Scenario, release: OperatorRelease):
     scenario.submit("drained", training=LONG)
-    scenario.until_step("drained", 25)
     node = scenario.node_of("drained-1-1")
+    release.leave(node)  # Otherwise nobody sees how the drained worker ends.
+    scenario.until_step("drained", 25)
     flags = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
     try:
         scenario.cluster.kubectl("drain", node, *flags)
