@@ -8,7 +8,7 @@ from tests.nodes.operator_release import OperatorRelease
 from tests.nodes.scenario import Scenario, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-LONG = {"maxSteps": 600, "globalBatchSize": 6, "sequenceLength": 128}
+LONG = {"maxSteps": 300, "globalBatchSize": 6, "sequenceLength": 128}
 
 
 def test_restarted_kubelet_and_containerd(scenario: Scenario):

@@ -6,7 +6,7 @@ from tests.nodes.operator_release import OperatorRelease
 from tests.nodes.scenario import Scenario, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-LONG = {"maxSteps": 600, "globalBatchSize": 6, "sequenceLength": 128}
+LONG = {"maxSteps": 300, "globalBatchSize": 6, "sequenceLength": 128}
 
 
 def test_upgrade_with_a_running_gang(scenario: Scenario, release: OperatorRelease):
