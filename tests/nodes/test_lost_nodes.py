@@ -13,7 +13,7 @@ from tests.nodes.operator_release import OperatorRelease
 from tests.nodes.scenario import Scenario, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-LONG = {"maxSteps": 200, "globalBatchSize": 6, "sequenceLength": 128}
+LONG = {"maxSteps": 500, "globalBatchSize": 6, "sequenceLength": 128}
 HASTE = {"terminationGracePeriodSeconds": 10}
 
 
