@@ -13,7 +13,7 @@ from tests.nodes.operator_release import OperatorRelease
 from tests.nodes.scenario import Scenario, workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-LONG = {"maxSteps": 500, "globalBatchSize": 6, "sequenceLength": 128}
+LONG = {"maxSteps": 300, "globalBatchSize": 6, "sequenceLength": 128}
 HASTE = {"terminationGracePeriodSeconds": 10}
 
 
@@ -66,7 +66,7 @@ def test_cut_cable(scenario: Scenario, release: OperatorRelease):
     charged = _exact_account(scenario, "cut")
     assert charged >= (back - bound).total_seconds() - 2
     scenario.until("cut-1-1 to be deleted", lambda: "cut-1-1" not in scenario.pods(), 120)
-    scenario.patch("cut", runPolicy={"suspend": False})
+    scenario.patch("cut", suspend=False)
     done = scenario.succeeded("cut")
     first, second, _ = done["attempts"]
     assert first["counted"]
@@ -99,7 +99,7 @@ def test_zombie(scenario: Scenario, release: OperatorRelease):
     charged = _exact_account(scenario, "zombie")
     assert abs(charged - (ended - bound).total_seconds()) < 15
     scenario.until("zombie-1-0 to be deleted", lambda: "zombie-1-0" not in scenario.pods(), 120)
-    scenario.patch("zombie", runPolicy={"suspend": False})
+    scenario.patch("zombie", suspend=False)
     done = scenario.succeeded("zombie")
     first, second, _ = done["attempts"]
     assert first["counted"]
@@ -109,7 +109,7 @@ def test_zombie(scenario: Scenario, release: OperatorRelease):
 
 def _suspend(scenario: Scenario, job: str) -> None:
     """Suspend a job: unlike a finished one, it still corrects its account."""
-    scenario.patch(job, runPolicy={"suspend": True})
+    scenario.patch(job, suspend=True)
     scenario.until("the suspension", lambda: scenario.status(job)["phase"] == "Suspended", 120)
 
 
