@@ -108,9 +108,13 @@ def test_zombie(scenario: Scenario, release: OperatorRelease):
 
 
 def _suspend(scenario: Scenario, job: str) -> None:
-    """Suspend a job: unlike a finished one, it still corrects its account."""
+    """Suspend a job: unlike a finished one, it still corrects its account.
+
+    It is Suspending until the pod on the lost node is gone, too.
+    """
     scenario.patch(job, suspend=True)
-    scenario.until("the suspension", lambda: scenario.status(job)["phase"] == "Suspended", 120)
+    phases = ("Suspending", "Suspended")
+    scenario.until("the suspension", lambda: scenario.status(job)["phase"] in phases, 120)
 
 
 def _exact_account(scenario: Scenario, job: str) -> float:
