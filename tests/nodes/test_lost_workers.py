@@ -33,7 +33,7 @@ def test_killed_rank(scenario: Scenario):
 def test_drained_node(scenario: Scenario, release: OperatorRelease):
     scenario.submit("drained", training=LONG)
     node = scenario.node_of("drained-1-1")
-    release.leave(node)  # Otherwise nobody sees how the drained worker ends.
+    release.leave(node)  # Otherwise no operator sees how the drained worker ends.
     scenario.until_step("drained", 25)
     flags = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=120s")
     try:

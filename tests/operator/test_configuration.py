@@ -37,7 +37,7 @@ def test_a_partly_created_gang_is_stopped_and_created_again_without_counting():
     assert (decision.status.phase, decision.status.reason) == ("Restarting", "ConfigurationChanged")
     assert decision.status.message == (
         "the job was edited while its pods were being created; they are created again; waiting for "
-        "1 workers to end"
+        "1 worker to end"
     )
     assert [delete.name for delete in decision.delete] == ["a-1-0"]
     gone = [pod.vanished() for pod in pods]

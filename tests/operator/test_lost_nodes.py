@@ -308,7 +308,10 @@ def test_a_suspension_that_waits_for_a_pod_on_a_silent_node_names_it():
     gone = worker(0).vanished(at(110))
     _, job = follow(job, ended(gone, 75, 105), lost(deleted=True), now=175)
     assert job.status.phase == "Suspending"
-    assert "a-1-1 on node node1, which does not answer since 00:01:00 UTC" in job.status.message
+    assert job.status.message == (
+        "waiting for 1 pod to be deleted: "
+        "a-1-1 on node node1, which does not answer since 00:01:00 UTC"
+    )
 
 
 @pytest.mark.parametrize("deletion", [None, at(110)])

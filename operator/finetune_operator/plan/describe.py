@@ -38,6 +38,11 @@ class Situation:
     accepted: bool = True
 
 
+def creating(pods: int) -> Situation:
+    """Return the situation of a gang, a number of whose pods are created now."""
+    return Situation("Starting", message=f"creating {gang_text.counted(pods, 'pod')}")
+
+
 def why_waiting(pods: list[Pod]) -> tuple[str, str] | None:
     """Return reason and message of the scheduler or node why a pod cannot run yet, or None."""
     gated = [pod for pod in pods if pod.gates and not pod.gone]

@@ -67,7 +67,7 @@ def deletions(alive: list[Pod], grace: int | None = SHORT_GRACE) -> list[Delete]
 def _stopping(attempt: Attempt, alive: list[Pod]) -> Situation:
     reason = attempt.stop_reason or ""
     saving = " to save and end" if STOPS[reason].saves else " to end"
-    text = f"{attempt.message}; waiting for {len(alive)} workers{saving}"
+    text = f"{attempt.message}; waiting for {gang_text.counted(len(alive), 'worker')}{saving}"
     text = "; ".join([text, *gang_text.on_silent_nodes(alive)])
     return Situation(_STOPPING_PHASES.get(reason, "Running"), reason, text[:1024])
 

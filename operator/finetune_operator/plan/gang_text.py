@@ -10,6 +10,11 @@ from finetune_operator.plan.verdict import reason_and_message
 _LISTED = 8  # workers that are listed by index; more are counted
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 pod" or "2 pods"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def workers(indices: Sequence[int]) -> str:
     """Return "worker 3", "workers 0, 1 and 2", or how many workers of which the first is 0."""
     if len(indices) == 1:

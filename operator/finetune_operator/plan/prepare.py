@@ -25,7 +25,13 @@ from finetune_operator.plan import (
 )
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Check, Decision, Delete
-from finetune_operator.plan.describe import Situation, describe, refused_condition, why_waiting
+from finetune_operator.plan.describe import (
+    Situation,
+    creating,
+    describe,
+    refused_condition,
+    why_waiting,
+)
 from finetune_operator.plan.observe import Job, Pod, Refusal, World
 from finetune_operator.plan.outcomes import BackOff, by_a_node
 from finetune_operator.plan.resolve import resolve
@@ -270,7 +276,7 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
         return _wait_for_storage(world, world.occupied)
     if world.refusal:
         return _refused(world, world.refusal.reason, world.refusal.message)
-    situation = Situation("Starting", message=f"creating {job.spec.workers.replicas} pods")
+    situation = creating(job.spec.workers.replicas)
     return Decision(
         describe(world, status, situation),
         check=render.check_of_gang(job.with_status(status), first),

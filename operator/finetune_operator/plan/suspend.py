@@ -5,7 +5,7 @@ The gang saves, every pod is deleted, and the next attempt waits until the user 
 
 from finetune_api import reasons
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.plan import nodes
+from finetune_operator.plan import gang_text, nodes
 from finetune_operator.plan.decision import RECHECK, Decision, Delete
 from finetune_operator.plan.describe import Situation, describe
 from finetune_operator.plan.observe import Job, World
@@ -33,6 +33,6 @@ def hold(world: World, status: FineTuneJobStatus) -> Decision:
         return Decision(held, commits=status.phase != "Suspended")
     deletions = [Delete(pod.name, pod.uid) for pod in left if pod.needs_deletion(world.now)]
     # A pod on a lost node stays until the node is back or is removed, so name the node.
-    text = f"waiting for {len(left)} pods to be deleted: {nodes.places(left)}"
+    text = f"waiting for {gang_text.counted(len(left), 'pod')} to be deleted: {nodes.places(left)}"
     situation = Situation("Suspending", reasons.SUSPENDED, text)
     return Decision(describe(world, status, situation), delete=deletions, requeue_after=RECHECK)
