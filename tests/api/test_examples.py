@@ -81,6 +81,13 @@ def test_there_are_examples():
     assert len(DATA) == 9
 
 
+def test_the_readme_shows_the_manifest_whose_output_it_shows():
+    """It shows the output of `make demo`."""
+    (shown,) = [text for place, text in MANIFESTS.items() if place.startswith("README.md")]
+    run = (TREE / "examples" / "smollm2-chat.yaml").read_text()
+    assert yaml.safe_load(shown) == yaml.safe_load(run)
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize("place", MANIFESTS)
 def test_every_manifest_is_accepted_unchanged(
