@@ -27,8 +27,14 @@ class SourceSummary(Message):
         default=None,
         description="passes is the number of times that the source is used in the whole run.",
     )
+    format: str | None = Field(
+        default=None,
+        max_length=17,
+        description="format is the format of its rows: messages, ShareGPT, Alpaca, "
+        "prompt/completion or text.",
+    )
 
-    _clean = field_validator("source")(clean)
+    _clean = field_validator("source", "format")(clean)
 
 
 class DataSummary(Message):

@@ -46,7 +46,7 @@ OwnWord = Annotated[str, Field(max_length=32)]
 """A CamelCase word of this project, in contrast to one that a node or a pod reports."""
 MAX_LOST_WORKERS = 4
 _CORRECTABLE = 1  # earlier attempts whose lost workers are kept
-_SHORT, _EARLIER_MAX, _SOURCE_MAX, _NODE_MAX = 200, 80, 64, 63
+_SHORT, _EARLIER_MAX, _SOURCE_MAX, _NODE_MAX = 200, 80, 35, 63
 
 
 def _head(text: str, most: int = _SHORT) -> str:

@@ -229,7 +229,7 @@ def test_a_long_source_is_shown_by_its_end():
         examples=1, rows=1, tokens=1, trained_tokens=1, packing_efficiency=1, sources=[source]
     )
     shown = FineTuneJobStatus(data=data).data.sources[0].source
-    assert len(shown) == 64
+    assert len(shown) == 35
     assert shown.startswith("…d")
     assert shown.endswith("/train.jsonl")
 

@@ -134,7 +134,15 @@ DATA = {
     "validationRows": 10,
     "validationTrainedTokens": 11,
     "stepsPerEpoch": 12,
-    "sources": [{"source": "pvc://w/train.jsonl", "rows": 50, "examples": 100, "passes": 3.0}],
+    "sources": [
+        {
+            "source": "pvc://w/train.jsonl",
+            "rows": 50,
+            "examples": 100,
+            "passes": 3.0,
+            "format": "text",
+        }
+    ],
     "ignoredColumns": ["id"],
 }
 PREPARED = {

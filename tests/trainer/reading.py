@@ -7,7 +7,7 @@ from finetune_api.spec import DataSource
 from finetune_trainer.data import read
 from finetune_trainer.data.example import Example, UnfitRowError
 from finetune_trainer.data.render import Document, Dropped, Renderer
-from finetune_trainer.data.shapes import known_columns, shape_of
+from finetune_trainer.data.source_format import known_columns, shape_of
 
 
 def examples(path: Path, name: str, *, chat: bool = True, **source: Any) -> list[Example]:
@@ -15,7 +15,7 @@ def examples(path: Path, name: str, *, chat: bool = True, **source: Any) -> list
     wanted = DataSource.model_validate({"source": "pvc://w/x", **source})
     blocks = read.blocks(path, name, known_columns(wanted))
     found = [row for block in blocks for row in read.rows(block)]
-    shape = shape_of(found[0], wanted, chat=chat) if found else None
+    shape = shape_of(found[:1000], wanted, chat=chat) if found else None
     return [shape.example(row) for row in found] if shape else []
 
 

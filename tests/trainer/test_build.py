@@ -288,7 +288,7 @@ OVERLONG_REFUSED = {
         1,
         64,
         "dataset.overlong Split works only for documents (Text), which pvc://w/data/train.jsonl "
-        "line 21 is not; allowed are Auto, Drop, Truncate, Fail",
+        "line 1 is not; allowed are Auto, Drop, Truncate, Fail",
     ),
     "Auto": (3, 65, "dataset.train: 3 of 23 examples are longer than sequenceLength 128"),
 }

@@ -21,7 +21,7 @@ from finetune_api.spec import DataSource
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data import read
 from finetune_trainer.data.example import Example
-from finetune_trainer.data.shapes import known_columns
+from finetune_trainer.data.source_format import known_columns
 from tests.trainer import reading
 
 NAME = "pvc://w/x"

@@ -126,9 +126,9 @@ class DataSource(Spec):
         description="source is the address of the files, at most 512 characters: "
         "pvc://CLAIM/PATH, hf://ORG/NAME[/PATH], s3://BUCKET/KEY or gs://BUCKET/KEY. The path "
         "names a file, a folder (every data file below it) or a glob pattern (*, **, [ab]). Files "
-        "are .jsonl (one example per line), .json (a list of examples) or .csv, each optionally "
-        "with .gz, or .parquet or .arrow, in UTF-8; all files of a source have the same type. "
-        "hf://ORG/NAME alone is a split of that data set."
+        "are .jsonl (one example per line), .json (a list, or one per line) or .csv, each "
+        "optionally with .gz, or .parquet or .arrow, in UTF-8; all files of a source have the same "
+        "type. hf://ORG/NAME alone is a split of that data set."
     )
     split: Annotated[str | None, Rows.RESOLVED] = Field(
         default=None,
@@ -151,8 +151,8 @@ class DataSource(Spec):
         description="format is the format of the examples. Messages is {messages: [{role, "
         "content}]}, or ShareGPT's {conversations: [{from, value}]}. PromptCompletion is {prompt, "
         "completion}, or Alpaca's {instruction, input, output}. Text is {text}. Auto takes the "
-        "format of the first example; a later example in another format is an error. Default: "
-        "Auto.",
+        "format of most of the first 1000 examples; an example in another format is an error. "
+        "Default: Auto.",
     )
     columns: Annotated[Columns | None, Rows.RESOLVED] = Field(
         default=None,

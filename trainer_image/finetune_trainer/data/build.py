@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
@@ -20,14 +20,14 @@ from finetune_trainer.common import machine
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import prepared, read
-from finetune_trainer.data.block import Block
+from finetune_trainer.data.block import Block, Row
 from finetune_trainer.data.build_parts import SourceParts, TokenizedExample
 from finetune_trainer.data.columnar_files import columns_without_nulls
-from finetune_trainer.data.dropped_examples import ExampleCounts
+from finetune_trainer.data.dropped_examples import ExampleCounts, overlong_policy
 from finetune_trainer.data.packing import SplitWriter, Written, total
 from finetune_trainer.data.row_keys import listed
-from finetune_trainer.data.shapes import known_columns, shape_of
 from finetune_trainer.data.source_file import SourceFile
+from finetune_trainer.data.source_format import MOST_ROWS, known_columns, shape_of
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.data.worker_pool import Task, WorkerPool
 
@@ -38,6 +38,7 @@ _SAMPLES = 3
 _ONE_PROCESS_BYTES = 8 << 20
 _OWN_BYTES, _WORKER_BYTES = 1 << 30, 300 << 20  # memory of this process, of each other one
 _DIGESTS = 2.0**64
+_FIRST_BLOCKS = 8  # at most, in which the rows are that decide the format of a source
 SourceFiles = list[tuple[DataSource, list[SourceFile]]]
 """The sources of a split, each with its local files."""
 
@@ -165,8 +166,13 @@ class Builder:
             validation_trained_tokens=other.trained,
             ignored_columns=listed(counts.ignored),
             sources=[
-                SourceSummary(source=source.source, rows=own.rows, examples=own.examples)
-                for (source, _), own in zip(train, rows, strict=True)
+                SourceSummary(
+                    source=source.source,
+                    rows=own.rows,
+                    examples=own.examples,
+                    format=source_parts.format,
+                )
+                for (source, _), own, source_parts in zip(train, rows, trained, strict=True)
             ],
         )
 
@@ -188,9 +194,9 @@ class Builder:
             _log.info("%s: continuing after %d finished parts", source.source, len(parts.finished))
         tasks = islice(self._tasks(source, files, progress), parts.blocks, None)
         warned: set[str] = set()
-        for (_, block), tokenized in pool.in_order(tasks):
+        for (shape, block), tokenized in pool.in_order(tasks):
             _warn_of_lost_nulls(source, block, warned)
-            parts.add(block.place, tokenized)
+            parts.add(block.place, tokenized, shape.title)
             progress.add(tokenized.count.seen, len(tokenized.tokens))
         parts.complete()
         return parts
@@ -198,17 +204,28 @@ class Builder:
     def _tasks(
         self, source: DataSource, files: list[SourceFile], progress: BuildProgress
     ) -> Iterator[Task]:
-        """Yield the blocks of a source; the first row of the source decides the shape of all."""
-        shape, columns = None, known_columns(source)
-        for place, file in enumerate(files):
-            for block in read.blocks(file.path, file.name, columns):
-                if shape is None:
-                    row = next(read.rows(block), None)
-                    if row is None:
-                        continue  # blank lines
-                    shape = shape_of(row, source, chat=self._renderer.has_template)
-                progress.read(place, block.done)
-                yield shape, block
+        """Yield the blocks of a source; its first rows decide the shape of all."""
+        columns = known_columns(source)
+        found = (
+            (place, block)
+            for place, file in enumerate(files)
+            for block in read.blocks(file.path, file.name, columns)
+        )
+        first: list[tuple[int, Block]] = []
+        rows: list[Row] = []
+        for place, block in islice(found, _FIRST_BLOCKS):
+            first.append((place, block))
+            rows += islice(read.rows(block), MOST_ROWS - len(rows))
+            if len(rows) == MOST_ROWS:
+                break
+        if not rows:
+            return
+        shape = shape_of(rows, source, chat=self._renderer.has_template)
+        overlong_policy(self._recipe.overlong, shape.name == "text", rows[0][0])
+        rows.clear()
+        for place, block in chain(first, found):
+            progress.read(place, block.done)
+            yield shape, block
 
     def _checked_counts(self, where: str, parts: list[SourceParts]) -> ExampleCounts:
         counts = ExampleCounts()

@@ -38,6 +38,7 @@ class Part:
     """The description of a part.
 
     `names` has (number of an example, place of the examples from there on, without their number).
+    `format` is `Shape.title`.
     """
 
     blocks: int = 0
@@ -45,6 +46,7 @@ class Part:
     count: ExampleCounts = field(default_factory=ExampleCounts)
     names: list[tuple[int, str]] = field(default_factory=list)
     tokens: int = 0
+    format: str = ""
 
 
 class SourceParts:
@@ -62,12 +64,18 @@ class SourceParts:
         return sum(part.blocks for part in self.finished)
 
     @property
+    def format(self) -> str | None:
+        """The format of the rows; None for a source without rows."""
+        return next((part.format for part in self.finished if part.format), None)
+
+    @property
     def is_complete(self) -> bool:
         """Whether the finished parts hold the complete source."""
         return bool(self.finished) and self.finished[-1].last
 
-    def add(self, place: str, block: TokenizedBlock) -> None:
-        """Add the documents of the next block; `place` is `Block.place`."""
+    def add(self, place: str, block: TokenizedBlock, form: str) -> None:
+        """Add the documents of the next block; `place` is `Block.place`, `form` `Shape.title`."""
+        self._open.part.format = form
         self._open.add(place, block)
         if self._open.part.blocks == _BLOCKS:
             self._finish(last=False)
@@ -170,4 +178,5 @@ def _from_json(values: dict[str, Any]) -> Part:
         count=ExampleCounts(**(count | {"overlong": lengths})),
         names=names,
         tokens=values["tokens"],
+        format=values["format"],
     )

@@ -1,9 +1,8 @@
 """From a row to an example: Messages and ShareGPT, PromptCompletion and Alpaca, Text.
 
-The first row of a source decides its shape; a later row of another shape is an error. A row that
-cannot be read, or that has a key of another kind of training (`row_keys`), ends the job and names
-its place and the remedy. A row that is only empty becomes an example, which the caller drops and
-counts.
+All rows of a source have one shape (`source_format`). A row that cannot be read, or that has a key
+of another kind of training (`row_keys`), ends the job and names its place and the remedy. A row
+that is only empty becomes an example, which the caller drops and counts.
 """
 
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from finetune_api.spec import DataSource
 from finetune_trainer.data.block import Row
 from finetune_trainer.data.conversation import conversation, system_prompt, tools_of
 from finetune_trainer.data.example import (
@@ -23,7 +21,6 @@ from finetune_trainer.data.example import (
     valid_text,
 )
 from finetune_trainer.data.row_keys import (
-    KNOWN,
     ShapeName,
     check_placeholders,
     has_content,
@@ -31,14 +28,14 @@ from finetune_trainer.data.row_keys import (
     used_by,
 )
 
-_NAMES = {
+NAMES = {
     name: name
     for name in (
         *("messages", "role", "content", "tools", "prompt", "completion"),
         *("instruction", "input", "output", "text"),
     )
 }
-_ALLOWED = (
+ALLOWED = (
     'Messages, {"messages": [{"role": "user", "content": "..."}, ...]}, or ShareGPT, '
     '{"conversations": [{"from": "human", "value": "..."}, ...]}; '
     'PromptCompletion, {"prompt": "...", "completion": "..."}, or Alpaca, '
@@ -65,10 +62,18 @@ class Shape:
     keys: dict[str, str]
     """Our name of a key -> the name that the rows use."""
 
+    @property
+    def title(self) -> str:
+        """The name of the format, for the status."""
+        if self.name == "messages":
+            return "ShareGPT" if self.keys["role"] == "from" else "messages"
+        titles = {"pair": "prompt/completion", "text": "text"}
+        return titles.get(self.name, "Alpaca")
+
     def example(self, row: Row) -> Example:
         """Return the example of a row; TrainerError (65) if the row has another shape."""
         where, value = row
-        fields = _fields(where, value)
+        fields = fields_of(where, value)
         unused = unused_in_row(where, fields, self._used, self.name)
         readers: dict[ShapeName, Callable[[str, Message, dict[str, str]], Example]] = {
             "messages": _messages,
@@ -86,48 +91,10 @@ class Shape:
         return used_by(self.name, self.keys)
 
 
-def shape_of(row: Row, source: DataSource, *, chat: bool) -> Shape:
-    """Return the shape of a source, given its first row and whether there is a chat template.
-
-    With a chat template an Alpaca row becomes a conversation, without one it gets Alpaca's prompt.
-    Raises TrainerError (65) for a row of no known shape, or of another one than `source.format`.
-    """
-    where, value = row
-    fields = _fields(where, value)
-    given = source.columns.model_dump(exclude_none=True) if source.columns else {}
-    keys = _NAMES | given
-    if "messages" not in given and "messages" not in fields and "conversations" in fields:
-        keys["messages"] = "conversations"
-    found: ShapeName
-    if keys["messages"] in fields:
-        found = "messages"
-        keys |= sharegpt_names(fields[keys["messages"]], given)
-    elif keys["prompt"] in fields and keys["completion"] in fields:
-        found = "pair"
-    elif keys["instruction"] in fields and keys["output"] in fields:
-        as_chat = chat if source.format == "Auto" else source.format == "Messages"
-        found = "alpaca chat" if as_chat else "alpaca"
-    elif keys["text"] in fields:
-        found = "text"
-    else:
-        raise bad_data(where, f"an object with the keys {sorted(fields)}", f"allowed: {_ALLOWED}")
-    formats = {"pair": "PromptCompletion", "alpaca": "PromptCompletion", "text": "Text"}
-    is_format = formats.get(found, "Messages")
-    if source.format not in ("Auto", is_format):
-        problem = f"an object with the keys {sorted(fields)} is {is_format}"
-        raise bad_data(where, problem, f"format is {source.format}; allowed: {_ALLOWED}")
-    return Shape(found, keys)
-
-
-def known_columns(source: DataSource) -> frozenset[str]:
-    """Return the names of all columns that can change what is learned from a source."""
-    given = source.columns.model_dump(exclude_none=True) if source.columns else {}
-    return frozenset({*KNOWN, "conversations", *given.values()})
-
-
-def _fields(where: str, value: Any) -> Message:
+def fields_of(where: str, value: Any) -> Message:
+    """Return the fields of a row; TrainerError (65) if it is not an object."""
     if not isinstance(value, dict):
-        remedy = f"every row must be an object: {_ALLOWED}"
+        remedy = f"every row must be an object: {ALLOWED}"
         raise bad_data(where, f"a JSON {json_type(value)}", remedy)
     return value
 
@@ -209,14 +176,4 @@ def _field(where: str, row: Message, name: str) -> str:
 
 def _require(where: str, row: Message, name: str) -> None:
     if name not in row:
-        raise bad_data(where, f"no {name!r}, only {sorted(row)}", f"allowed: {_ALLOWED}")
-
-
-def sharegpt_names(messages: Any, given: dict[str, str]) -> dict[str, str]:
-    """Return ShareGPT's keys of role and content if the first message has them, else nothing."""
-    if isinstance(messages, str):
-        return {}
-    first = messages[0] if isinstance(messages, list) and messages else None
-    if not isinstance(first, dict) or "role" in first or "from" not in first:
-        return {}
-    return {"role": "from", "content": "value"} | given
+        raise bad_data(where, f"no {name!r}, only {sorted(row)}", f"allowed: {ALLOWED}")
