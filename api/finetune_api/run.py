@@ -1,8 +1,8 @@
 """The messages between the operator and a pod: RunConfig into it, Report and Result out of it."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 
@@ -127,6 +127,43 @@ class Report(Message):
     _clean = field_validator("waiting_for")(clean)
 
 
+MAX_LEFT_OUT = 3
+"""Examples of each kind that are named."""
+MOST_NAMED = 12
+"""Examples that are named in all."""
+
+
+Doubt = Annotated[str, AfterValidator(clean), Field(max_length=400)]
+
+
+class LeftOut(Message):
+    """An example, or all of a file, that nothing is learned from."""
+
+    file: str = Field(max_length=512, description="Address of the file.")
+    row: str = Field(
+        default="", max_length=32, description="Its place, such as line 7; empty for all rows."
+    )
+    why: str = Field(max_length=160)
+
+    _clean = field_validator("file", "row", "why")(clean)
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.row}".rstrip() + f": {self.why}"
+
+
+class PreparedData(DataSummary):
+    """The card of prepared data (card.json): its summary, and what a person should look at."""
+
+    left_out: list[LeftOut] = Field(
+        default_factory=list,
+        max_length=MOST_NAMED,
+        description="The first examples of each kind that were left out.",
+    )
+    warnings: list[Doubt] = Field(
+        default_factory=list, max_length=4, description="What is doubtful about the data."
+    )
+
+
 class PrepareResult(Message):
     """The facts that only the prepare pod can find out."""
 
@@ -138,7 +175,10 @@ class PrepareResult(Message):
         default=None,
         description="The verified model, if storage already holds the one of exactly this run.",
     )
-    data: DataSummary  # last, because its lists can be left out
+    data: DataSummary
+    # These and the lists at the end of the summary can be left out, so nothing may follow them.
+    warnings: list[Doubt] | None = Field(default=None, max_length=4)
+    left_out: list[LeftOut] | None = Field(default=None, max_length=MOST_NAMED)
 
     _clean = field_validator("prepared_digest", "run_digest", "model_revision")(clean)
 
@@ -201,6 +241,8 @@ class Result(Message):
         prepared = self.prepared
         if len(self.checkpoints) > 1:
             return self.replace(checkpoints=self.checkpoints[:-1])
+        if prepared and prepared.left_out:
+            return self.replace(prepared=prepared.replace(left_out=prepared.left_out[:-1] or None))
         full = [name for name in _LISTS if prepared and getattr(prepared.data, name)]
         if prepared and full:
             data = prepared.data.replace(**{full[0]: []})
@@ -213,6 +255,8 @@ class Result(Message):
             return self.replace(checkpoints=[], evaluation=None)
         if self.message:
             return self.replace(message="")
+        if prepared and prepared.warnings:
+            return self.replace(prepared=prepared.replace(warnings=None))
         if prepared and prepared.finished:  # the gang finds it as well
             return self.replace(prepared=prepared.replace(finished=None))
         return Result(outcome=self.outcome, reason=self.reason)
@@ -235,7 +279,9 @@ def _without_cut_field(found: Any) -> dict[str, Any]:
     elif name == "checkpoints" and isinstance(value, list):
         result[name] = value[:-1]
     elif name == "prepared" and isinstance(value, dict):
-        data = value.get("data")
-        if isinstance(data, dict) and (last := next(reversed(data), "")) in _LIST_KEYS:
+        data, end = value.get("data"), next(reversed(value), "")
+        if data and end in ("warnings", "leftOut"):
+            result[name] = {key: item for key, item in value.items() if key != end}
+        elif isinstance(data, dict) and (last := next(reversed(data), "")) in _LIST_KEYS:
             result[name] = value | {"data": {k: v for k, v in data.items() if k != last}}
     return result

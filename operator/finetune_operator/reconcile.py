@@ -280,7 +280,7 @@ class Reconciler:
         with requested("write the status of the job"):
             item = await self.api.patch(f"{jobs.path(key)}/status", patch)
         self.wrote(kind, job, new)
-        for event in events.between(job.status, new):
+        for event in events.between(job.status, new, decision.prepared):
             self.recorder.record(job, event, world.now)
         self.jobs.take(item, notify=False)
         return self._parse(key, item), None

@@ -114,7 +114,9 @@ def test_a_result_that_the_kubelet_cut_off_is_read_as_far_as_it_is_complete():
 def test_a_preparation_is_read_without_the_lists_that_were_cut_off():
     result = Result(outcome="Succeeded", reason="Completed", prepared=prepared(16))
     whole, data = result.to_json(), result.prepared.data.replace(ignored_columns=[])
-    for length in range(whole.index('"ignoredColumns"') + 18, whole.index('"message"')):
+    for length in range(whole.index('"warnings"') + 13, whole.index('"message"')):
+        assert Result.from_termination_message(whole[:length]).prepared.data == result.prepared.data
+    for length in range(whole.index('"ignoredColumns"') + 18, whole.index('"warnings"')):
         assert Result.from_termination_message(whole[:length]).prepared.data == data
     for length in range(whole.index('"sources"') + 12, whole.index('"ignoredColumns"') - 1):
         read = Result.from_termination_message(whole[:length]).prepared

@@ -60,9 +60,20 @@ def test_a_preparation_succeeds_although_its_sources_were_cut_off():
         packing_efficiency=0.9,
         sources=[source] * 16,
     )
-    message = result(prepared=prepared(data=data))
+    _check_commits(cut(result(prepared=prepared(data=data)), 6))
+
+
+def test_a_preparation_succeeds_although_what_it_left_out_was_cut_off():
+    left_out = [{"file": "pvc://w/" + "x" * 150, "row": "line 7", "why": "y" * 100}] * 8
+    message = result(prepared=prepared(left_out=left_out, warnings=["z" * 100] * 2))
+    begin = message.index('"warnings"')
+    for end in range(begin + 11, message.index("xxx", begin), 37):
+        _check_commits(message[:end])
+
+
+def _check_commits(message: str) -> None:
     job = make_job()
-    decision = look(job, ended(prepare_pod(job), 0, 5, cut(message, 6)), now=6)
+    decision = look(job, ended(prepare_pod(job), 0, 5, message), now=6)
     assert decision.commits
     assert decision.status.attempt == 1
     assert decision.status.plan == committed().status.plan

@@ -157,6 +157,8 @@ PREPARED = {
         "modelRevision": "m",
         "parameterCount": 1000,
         "data": DATA,
+        "warnings": ["pvc://w/b.jsonl has no row"],
+        "leftOut": [{"file": "pvc://w/a.jsonl", "row": "line 7", "why": "no assistant turn"}],
     },
 }
 FINISHED = copy.deepcopy(PREPARED)

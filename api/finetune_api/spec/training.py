@@ -14,6 +14,9 @@ Objective = Literal["SupervisedFineTuning", "ContinuedPretraining"]
 
 _DEFAULT_EPOCHS = 3.0
 
+MAX_LENGTH = 1_048_576
+"""The largest training.sequenceLength."""
+
 
 class Optimizer(Spec):
     """AdamW with fp32 master weights."""
@@ -108,7 +111,7 @@ class Training(Spec):
     sequence_length: Annotated[int, Rows.VALUE] = Field(
         default=4096,
         ge=16,
-        le=1_048_576,
+        le=MAX_LENGTH,
         description="sequenceLength is the number of tokens per row, 16 to 1048576. "
         "dataset.overlong selects what happens to longer examples. Default: 4096.",
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from finetune_api.run import PrepareResult
 from finetune_api.status import FineTuneJobStatus
 
 RECHECK = 10.0
@@ -42,6 +43,7 @@ class Decision:
     delete_job: bool = False
     requeue_after: float | None = None  # seconds
     check: Check | None = None
+    prepared: PrepareResult | None = None  # of the preparation that the status concludes
     commits: bool = False  # an attempt begins or ends with this status
 
     @property

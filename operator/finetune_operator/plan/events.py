@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from finetune_api import reasons
 from finetune_api.progress import DataSummary
+from finetune_api.run import PrepareResult
 from finetune_api.status import FineTuneJobStatus
 
 MAX_PASSES = 4
@@ -24,11 +25,16 @@ class Event:
     message: str
 
 
-def between(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
-    """Return the events of what changed from the old status to the new one."""
+def between(
+    old: FineTuneJobStatus, new: FineTuneJobStatus, prepared: PrepareResult | None = None
+) -> list[Event]:
+    """Return the events of what changed from the old status to the new one.
+
+    `prepared` is the result of the prepare pod with which the first attempt was committed.
+    """
     found = [
         *_acceptance(old, new),
-        *_preparation(old, new),
+        *_preparation(old, new, prepared),
         *_attempts(old, new),
         *_checkpoints(old, new),
         *_waiting(old, new),
@@ -59,7 +65,9 @@ def _acceptance(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
     ]
 
 
-def _preparation(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+def _preparation(
+    old: FineTuneJobStatus, new: FineTuneJobStatus, prepared: PrepareResult | None
+) -> list[Event]:
     if _prepare_pods_ended(new) > _prepare_pods_ended(old) and new.phase == "Preparing":
         return [Event("Warning", reasons.PREPARE_FAILED, new.message or "")]
     if old.attempt is None and new.attempt is not None and new.data:
@@ -68,7 +76,14 @@ def _preparation(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
             f"{data.examples} examples in {data.rows} rows, {data.trained_tokens} of {data.tokens} "
             f"tokens are trained on{_left_out(data)}"
         )
-        return [Event("Normal", reasons.PREPARED, text), *_repeated(data)]
+        named = "; ".join(map(str, prepared.left_out or [])) if prepared else ""
+        text += f"; the first: {named}" if named else ""
+        doubts = (prepared.warnings if prepared else None) or []
+        return [
+            Event("Normal", reasons.PREPARED, text[:1024]),
+            *(Event("Warning", reasons.DATA_DOUBTFUL, doubt) for doubt in doubts),
+            *_repeated(data),
+        ]
     if old.phase is None and new.phase == "Preparing":
         return [Event("Normal", "Preparing", "starting the prepare pod")]
     return []

@@ -280,6 +280,7 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
     return Decision(
         describe(world, status, situation),
         check=render.check_of_gang(job.with_status(status), first),
+        prepared=prepared,
         commits=True,
         requeue_after=0,
     )

@@ -26,6 +26,17 @@ class Block:
     done: int
 
     @property
+    def bytes(self) -> int:
+        """The size of the data, approximately."""
+        if self.kind == "lines":
+            return len(self.data)
+        if self.kind == "texts":
+            return sum(map(len, self.data))
+        if self.kind == "cells":
+            return sum(len(text) for _, values in self.data[1] for text in values)
+        return len(self.data.stream)
+
+    @property
     def place(self) -> str:
         """The place of a row without its number: "<file> line" or "<file> row"."""
         return f"{self.name} {'line' if self.kind in ('lines', 'cells') else 'row'}"

@@ -14,19 +14,20 @@ from itertools import chain, islice
 from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
-from finetune_api.progress import DataSummary, SourceSummary
+from finetune_api.progress import SourceSummary
+from finetune_api.run import MAX_LEFT_OUT, MOST_NAMED, PreparedData
 from finetune_api.spec import DataSource
 from finetune_trainer.common import machine
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.reporter import Reporter
-from finetune_trainer.data import prepared, read
+from finetune_trainer.data import doubts, prepared, read
 from finetune_trainer.data.block import Block, Row
 from finetune_trainer.data.build_parts import SourceParts, TokenizedExample
 from finetune_trainer.data.columnar_files import columns_without_nulls
 from finetune_trainer.data.dropped_examples import ExampleCounts, overlong_policy
 from finetune_trainer.data.packing import SplitWriter, Written, total
 from finetune_trainer.data.row_keys import listed
-from finetune_trainer.data.source_file import SourceFile
+from finetune_trainer.data.source_file import SourceFile, SourceFiles
 from finetune_trainer.data.source_format import MOST_ROWS, known_columns, shape_of
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.data.worker_pool import Task, WorkerPool
@@ -39,8 +40,6 @@ _ONE_PROCESS_BYTES = 8 << 20
 _OWN_BYTES, _WORKER_BYTES = 1 << 30, 300 << 20  # memory of this process, of each other one
 _DIGESTS = 2.0**64
 _FIRST_BLOCKS = 8  # at most, in which the rows are that decide the format of a source
-SourceFiles = list[tuple[DataSource, list[SourceFile]]]
-"""The sources of a split, each with its local files."""
 
 
 class BuildProgress:
@@ -122,7 +121,7 @@ class Builder:
         self._renderer = recipe.renderer()
         self._folder, self._parts, self._report = folder, parts, report
 
-    def build(self, train: SourceFiles, validation: SourceFiles) -> DataSummary:
+    def build(self, train: SourceFiles, validation: SourceFiles) -> PreparedData:
         """Write both splits; TrainerError (65) if too much of the data cannot be trained on."""
         every = [*train, *validation]
         size = sum(file.path.stat().st_size for _, files in every for file in files)
@@ -133,9 +132,12 @@ class Builder:
                 for number, (source, files) in enumerate(every)
             ]
         trained, held_out = parts[: len(train)], parts[len(train) :]
-        counts = self._checked_counts("dataset.train", trained)
+        counts = self._checked_counts("dataset.train", train, trained)
+        named = list(counts.named())
+        warnings = doubts.without_rows(train, trained)
         if validation:
-            self._checked_counts("dataset.validation", held_out)
+            named += self._checked_counts("dataset.validation", validation, held_out).named()
+            warnings += doubts.without_rows(validation, held_out)
         if counts.ignored:
             _log.info("columns without effect: %s", ", ".join(listed(counts.ignored)))
         if counts.special:
@@ -145,9 +147,14 @@ class Builder:
                 counts.special,
             )
         self._write_samples(trained)
-        rows, others, duplicates = self._write_splits(trained, held_out)
+        rows, others, duplicates, shared = self._write_splits(trained, held_out)
         written, other = total(rows), total(others)
-        return DataSummary(
+        warnings += doubts.shared_examples(train, validation, shared, other.examples)
+        for warning in warnings:
+            _log.warning("%s", warning)
+        return PreparedData(
+            left_out=named[:MOST_NAMED],
+            warnings=[warning[:400] for warning in warnings[:4]],
             examples=written.examples,
             rows=written.rows,
             tokens=written.tokens,
@@ -227,11 +234,22 @@ class Builder:
             progress.read(place, block.done)
             yield shape, block
 
-    def _checked_counts(self, where: str, parts: list[SourceParts]) -> ExampleCounts:
+    def _checked_counts(
+        self, where: str, sources: SourceFiles, parts: list[SourceParts]
+    ) -> ExampleCounts:
+        """Return the counts of a split; TrainerError (65) if too much of it is left out."""
         counts = ExampleCounts()
-        for own in parts:
+        empty = []
+        for (_, files), own in zip(sources, parts, strict=True):
             counts.add(own.count())
-        counts.check(where, self._recipe.length, self._recipe.overlong)
+            empty += [file.name for file in files if file.name not in own.files]
+        counts.left_out["file"] = [(name, "", "no row in it") for name in empty[:MAX_LEFT_OUT]]
+        for one in counts.named():
+            _log.warning("left out: %s", one)
+        if not counts.seen:
+            more = f" and {len(empty) - 1} more files" if len(empty) > 1 else ""
+            raise TrainerError(ExitCode.BAD_DATA, f"{where}: no row in {empty[0]}{more}; add some")
+        counts.check(where, self._recipe.length, self._recipe.longest, self._recipe.overlong)
         return counts
 
     def _write_samples(self, parts: list[SourceParts]) -> None:
@@ -253,8 +271,12 @@ class Builder:
 
     def _write_splits(
         self, trained: list[SourceParts], held_out: list[SourceParts]
-    ) -> tuple[list[Written], list[Written], int]:
-        """Write both splits; return their counts per source and the number of duplicates."""
+    ) -> tuple[list[Written], list[Written], int, int]:
+        """Write both splits; return their counts per source, and two numbers of examples.
+
+        The first is that of duplicates in training, the second that of validation examples from
+        `held_out` that are trained on as well.
+        """
         fraction, length = self._fraction, self._recipe.length
         train = SplitWriter(self._folder, "train", length, self._report)
         other = SplitWriter(self._folder, "validation", length, self._report)
@@ -268,8 +290,9 @@ class Builder:
         else:
             others = other.write(trained, is_held_out, packed=self._packing)
             _check_fraction(fraction, total(rows), total(others))
+        shared = train.shared(other) if fraction is None else 0
         other.duplicates()
-        return rows, others, train.duplicates()
+        return rows, others, train.duplicates(), shared
 
 
 def _warn_of_lost_nulls(source: DataSource, block: Block, warned: set[str]) -> None:

@@ -69,6 +69,11 @@ class SourceParts:
         return next((part.format for part in self.finished if part.format), None)
 
     @property
+    def files(self) -> set[str]:
+        """The names of the files that have an example."""
+        return {place.rpartition(" ")[0] for part in self.finished for _, place in part.names}
+
+    @property
     def is_complete(self) -> bool:
         """Whether the finished parts hold the complete source."""
         return bool(self.finished) and self.finished[-1].last
@@ -131,7 +136,7 @@ class _OpenPart:
 
     def add(self, place: str, block: TokenizedBlock) -> None:
         part = self.part
-        if not part.names or part.names[-1][1] != place:
+        if block.count.seen and (not part.names or part.names[-1][1] != place):
             part.names.append((part.count.kept, place))
         part.blocks += 1
         part.tokens += len(block.tokens)
@@ -171,11 +176,15 @@ def _written(path: Path) -> Iterator[BinaryIO]:
 def _from_json(values: dict[str, Any]) -> Part:
     count = values["count"]
     lengths = {int(length): number for length, number in count["overlong"].items()}
+    left_out = {
+        kind: [(file, row, why) for file, row, why in named]
+        for kind, named in count["left_out"].items()
+    }
     names = [(number, name) for number, name in values["names"]]
     return Part(
         blocks=values["blocks"],
         last=values["last"],
-        count=ExampleCounts(**(count | {"overlong": lengths})),
+        count=ExampleCounts(**(count | {"overlong": lengths, "left_out": left_out})),
         names=names,
         tokens=values["tokens"],
         format=values["format"],

@@ -1,10 +1,11 @@
 """Which examples are dropped, truncated or split, and the limits above which the job fails."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.run import MAX_LEFT_OUT, LeftOut
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.render import Document
 
@@ -70,6 +71,16 @@ def length_that_keeps(lengths: dict[int, int], share: float, seen: int) -> int:
     return max(lengths)
 
 
+def length_remedy(length: int, longest: int, what: str) -> str:
+    """Return the remedy for examples that are longer than a row; `longest` is what is allowed."""
+    if length <= longest:
+        return f"training.sequenceLength {length} keeps {what}"
+    return (
+        f"even training.sequenceLength {longest}, the largest for this model, does not keep "
+        f"{what}: divide the examples, or set dataset.overlong to Truncate"
+    )
+
+
 @dataclass
 class ExampleCounts:
     """What became of the examples of one block, source or split.
@@ -87,9 +98,23 @@ class ExampleCounts:
     split: int = 0
     special: int = 0
     overlong: dict[int, int] = field(default_factory=dict)
+    left_out: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
     first_invalid: str = ""
     first_overlong: str = ""
     ignored: list[str] = field(default_factory=list)
+
+    def leave_out(self, kind: str, where: str, why: str) -> None:
+        """Note (file, row, why) of an example that is left out, for the first ones of each kind."""
+        named = self.left_out.setdefault(kind, [])
+        if len(named) < MAX_LEFT_OUT:
+            file, *row = where.rsplit(" ", 2)
+            named.append((file, " ".join(row), why))
+
+    def named(self) -> Iterator[LeftOut]:
+        """Yield the examples that `leave_out` noted."""
+        for named in self.left_out.values():
+            for file, row, why in named:
+                yield LeftOut(file=file[-512:], row=row, why=why[:160])
 
     @property
     def seen(self) -> int:
@@ -107,6 +132,9 @@ class ExampleCounts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for length, number in other.overlong.items():
             self.overlong[length] = self.overlong.get(length, 0) + number
+        for kind, named in other.left_out.items():
+            own = self.left_out.setdefault(kind, [])
+            own += named[: MAX_LEFT_OUT - len(own)]
         self.first_invalid = self.first_invalid or other.first_invalid
         self.first_overlong = self.first_overlong or other.first_overlong
         self.ignore(other.ignored)
@@ -117,17 +145,13 @@ class ExampleCounts:
             if key not in self.ignored and len(self.ignored) < _MAX_KEYS:
                 self.ignored.append(key)
 
-    def check(self, where: str, length: int, overlong: str) -> None:
-        """Raise TrainerError (65) if there is no example, or if too many were dropped.
+    def check(self, where: str, length: int, longest: int, overlong: str) -> None:
+        """Raise TrainerError (65) if too many examples were dropped.
 
-        `where` is the field of the sources, `length` training.sequenceLength and `overlong`
-        dataset.overlong.
+        `where` is the field of the sources, `length` training.sequenceLength, `longest` its largest
+        value for this model, and `overlong` dataset.overlong.
         """
-        if not self.seen:
-            raise TrainerError(
-                ExitCode.BAD_DATA, f"{where}: the sources contain no example; add some"
-            )
-        self._check_overlong(where, length, overlong)
+        self._check_overlong(where, length, longest, overlong)
         if self.invalid > MAX_DROPPED * self.seen or self.invalid == self.seen:
             raise TrainerError(
                 ExitCode.BAD_DATA,
@@ -143,14 +167,14 @@ class ExampleCounts:
                 "dataset.lossOn",
             )
 
-    def _check_overlong(self, where: str, length: int, overlong: str) -> None:
+    def _check_overlong(self, where: str, length: int, longest: int, overlong: str) -> None:
         found = self.dropped_overlong
         if overlong == "Fail" and found:
             raise TrainerError(
                 ExitCode.BAD_DATA,
                 f"{where}: {found} of {self.seen} examples are longer than sequenceLength {length} "
                 f"(the first: {self.first_overlong}) and dataset.overlong is Fail; "
-                f"training.sequenceLength {max(self.overlong)} keeps all",
+                f"{length_remedy(max(self.overlong), longest, 'all')}",
             )
         if found > MAX_DROPPED * self.seen or found == self.seen:
             keeping = length_that_keeps(self.overlong, 0.99, self.seen)
@@ -158,5 +182,5 @@ class ExampleCounts:
                 ExitCode.BAD_DATA,
                 f"{where}: {found} of {self.seen} examples are longer than sequenceLength {length} "
                 f"(the first: {self.first_overlong}); at most 5 % may be dropped; "
-                f"training.sequenceLength {keeping} keeps 99 %",
+                f"{length_remedy(keeping, longest, '99 %')}",
             )

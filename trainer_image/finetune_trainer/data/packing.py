@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data.build_parts import SourceParts, TokenizedExample
@@ -108,6 +109,22 @@ class SplitWriter:
         self._digests.unlink()
         return found
 
+    def shared(self, other: "SplitWriter") -> int:
+        """Return how many examples of another split this one has as well.
+
+        Can be called after `write`, before `duplicates`.
+        """
+        digests = (self._digests.stat().st_size + other._digests.stat().st_size) // 8
+        buckets = digests // _DIGESTS_AT_ONCE + 1
+        return sum(
+            int(
+                np.isin(
+                    _bucket(other._digests, n, buckets), _bucket(self._digests, n, buckets)
+                ).sum()
+            )
+            for n in range(buckets)
+        )
+
     def _write_source(
         self,
         parts: SourceParts,
@@ -145,9 +162,14 @@ def _count_duplicates(path: Path) -> int:
     buckets = digests_in_all // _DIGESTS_AT_ONCE + 1
     unique = 0
     for bucket in range(buckets):
-        found = []
-        with path.open("rb") as file:
-            while len(digests := np.fromfile(file, dtype="<u8", count=_DIGESTS_AT_ONCE)):
-                found.append(digests[digests % np.uint64(buckets) == bucket])
-        unique += len(np.unique(np.concatenate(found))) if found else 0
+        unique += len(np.unique(_bucket(path, bucket, buckets)))
     return digests_in_all - unique
+
+
+def _bucket(path: Path, bucket: int, buckets: int) -> NDArray[np.uint64]:
+    """Return the digests of a file of uint64 digests that are in one of the buckets."""
+    found = [np.empty(0, dtype=np.uint64)]
+    with path.open("rb") as file:
+        while len(digests := np.fromfile(file, dtype="<u8", count=_DIGESTS_AT_ONCE)):
+            found.append(digests[digests % np.uint64(buckets) == bucket])
+    return np.concatenate(found)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from finetune_api import mixture
 from finetune_api.progress import DataSummary
+from finetune_api.run import PreparedData
 from finetune_api.spec import TrainSource
 from finetune_trainer.data.order import Sequence
 from finetune_trainer.run_dir.files import file_digest, value_digest
@@ -145,6 +146,11 @@ def summary(folder: Path, sources: Sources[TrainSource]) -> DataSummary:
     weights = _weights(sources) if all(rows) else ()  # preparation refuses weights without rows
     counts = mixture.epoch_counts(rows, weights)
     return data.replace(sources=named, epoch_rows=sum(counts))
+
+
+def notes(folder: Path) -> PreparedData:
+    """Return what a person should look at. Its files have the names of the job that built it."""
+    return PreparedData.model_validate_json((folder / CARD).read_text())
 
 
 def sequence(folder: Path, sources: Sources[TrainSource], seed: int) -> Sequence:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.spec import DataSource
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.example import bad_data
 
@@ -21,6 +22,10 @@ class SourceFile:
 
     path: Path
     name: str
+
+
+SourceFiles = list[tuple[DataSource, list[SourceFile]]]
+"""The sources of a split, each with its local files."""
 
 
 def kind_of(path: Path) -> str:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from finetune_api.exit_codes import ExitCode
 from finetune_api.spec.data import SpecialTokensRule
+from finetune_api.spec.training import MAX_LENGTH
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data import read
 from finetune_trainer.data.block import Block
@@ -18,11 +19,15 @@ from finetune_trainer.data.dropped_examples import (
     overlong_pieces,
     overlong_policy,
 )
-from finetune_trainer.data.example import Example, UnfitRowError
+from finetune_trainer.data.example import Example, UnfitRowError, bad_data
 from finetune_trainer.data.render import Document, Dropped, Rendered, Renderer
 from finetune_trainer.data.shapes import Shape
 
 _BATCH = 64  # examples that are tokenized together
+# Tokenizing takes up to 190 bytes of memory per character.
+_BATCH_CHARACTERS = 1 << 20
+MAX_CHARACTERS = 4 << 20
+"""Characters of an example: about 1 million tokens, the largest sequenceLength."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Recipe:
     overlong: str
     length: int
     special_tokens: SpecialTokensRule = "Plain"
+    longest: int = MAX_LENGTH  # the largest sequenceLength that is allowed with this model
 
     def renderer(self) -> Renderer:
         """Load the tokenizer; TrainerError (64) if that is not possible."""
@@ -71,6 +77,7 @@ def tokenize(renderer: Renderer, recipe: Recipe, shape: Shape, block: Block) -> 
     """Return the documents of a block, in order; TrainerError names a row that cannot be read."""
     collected = _Collector()
     waiting: list[tuple[int, Example]] = []
+    size = 0
 
     def flush() -> None:
         rendered = renderer.render([example for _, example in waiting])
@@ -80,11 +87,25 @@ def tokenize(renderer: Renderer, recipe: Recipe, shape: Shape, block: Block) -> 
 
     for row in read.rows(block):
         number = int(row[0].rsplit(" ", 1)[1])
-        waiting.append((number, shape.example(row)))
-        if len(waiting) == _BATCH:
+        example = shape.example(row)
+        characters = _characters(example)
+        if len(waiting) == _BATCH or size + characters > _BATCH_CHARACTERS:
             flush()
+            size = 0
+        size += characters
+        waiting.append((number, example))
     flush()
     return collected.block()
+
+
+def _characters(example: Example) -> int:
+    """Return the length of an example's texts; TrainerError (65) if it needs too much memory."""
+    found = sum(map(len, example.texts()))
+    if found > MAX_CHARACTERS:
+        problem = f"{found} characters of text"
+        remedy = f"at most {MAX_CHARACTERS} are allowed in a row: divide or remove it"
+        raise bad_data(example.where, problem, remedy)
+    return found
 
 
 @dataclass
@@ -100,10 +121,14 @@ class _Collector:
         if isinstance(found, UnfitRowError):
             count.invalid += 1
             count.first_invalid = count.first_invalid or found.message
+            why = found.message.removeprefix(example.where).lstrip(":, ")
+            count.leave_out("invalid", example.where, why)
         elif found is Dropped.EMPTY:
             count.empty += 1
+            count.leave_out("empty", example.where, "nothing to learn in it")
         elif isinstance(found, Dropped):
             count.untrained += 1
+            count.leave_out("untrained", example.where, "none of its tokens is trained on")
         elif kept := self._fitting(example, found, recipe):
             self.documents += kept
             self.examples.append((example.digest(), number, len(kept)))
@@ -121,8 +146,12 @@ class _Collector:
             count_overlong(count.overlong, len(document.tokens))
             what = f"{example.where}, {len(document.tokens)} tokens"
             count.first_overlong = count.first_overlong or what
+            why = f"{len(document.tokens)} tokens, sequenceLength is {recipe.length}"
+            count.leave_out("overlong", example.where, why)
         elif not kept:
-            count.untrained += 1  # all trained tokens were cut off
+            count.untrained += 1
+            why = "all of its trained tokens were cut off"
+            count.leave_out("untrained", example.where, why)
         elif how == "Truncate":
             count.truncated += 1
         else:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data.block import Block
+from finetune_trainer.data.block import BLOCK_BYTES, Block
 from finetune_trainer.data.render import Renderer
 from finetune_trainer.data.shapes import Shape
 from finetune_trainer.data.tokenize_block import Recipe, TokenizedBlock, tokenize
@@ -42,7 +42,10 @@ class WorkerPool:
             return
         waiting: deque[tuple[_Worker, Task]] = deque()
         for task, worker in zip(tasks, cycle(self._workers), strict=False):
-            if len(waiting) == len(self._workers):
+            # A very long row takes much memory: only one process has such a row at any time.
+            while len(waiting) == len(self._workers) or (
+                _is_long(task) and any(_is_long(other) for _, other in waiting)
+            ):
                 yield _next_result(waiting)
             worker.send(task)
             waiting.append((worker, task))
@@ -55,6 +58,10 @@ class WorkerPool:
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.close()
+
+
+def _is_long(task: Task) -> bool:
+    return task[1].bytes > 2 * BLOCK_BYTES
 
 
 def _next_result(waiting: "deque[tuple[_Worker, Task]]") -> tuple[Task, TokenizedBlock]:

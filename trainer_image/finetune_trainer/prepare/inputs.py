@@ -15,8 +15,7 @@ from finetune_api.spec.data import SpecialTokensRule
 from finetune_api.spec.use import row_values
 from finetune_api.uri import is_claim
 from finetune_trainer.common.errors import TrainerError, reading
-from finetune_trainer.data.build import SourceFiles
-from finetune_trainer.data.source_file import kind_of
+from finetune_trainer.data.source_file import SourceFiles, kind_of
 from finetune_trainer.model import folder
 from finetune_trainer.run_dir.files import file_digest, value_digest
 from finetune_trainer.run_dir.paths import claim_file, claim_path

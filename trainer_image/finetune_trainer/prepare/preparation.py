@@ -11,9 +11,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from finetune_api.exit_codes import is_permanent
-from finetune_api.progress import DataSummary
-from finetune_api.run import PrepareResult, RunConfig
+from finetune_api.run import PreparedData, PrepareResult, RunConfig
 from finetune_api.spec import Dataset, Training
+from finetune_api.spec.training import MAX_LENGTH
 from finetune_api.storage import RunFile
 from finetune_api.uri import is_claim
 from finetune_trainer.common.errors import TrainerError
@@ -38,7 +38,7 @@ from finetune_trainer.sources.download import Downloads
 from finetune_trainer.sources.local_files import download_model
 
 _log = logging.getLogger(__name__)
-Build = Callable[[Path, Path], DataSummary]
+Build = Callable[[Path, Path], PreparedData]
 """Writes rows into the first folder, and keeps finished parts of the work in the second."""
 
 
@@ -80,7 +80,8 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
 
     files = inputs.find_data(dataset, config.mounts, downloads)
     side_files.check(paths.model, model.source)
-    recipe = _recipe(paths.model, model.source, dataset, training, files.template)
+    longest = min(MAX_LENGTH, found.max_length or MAX_LENGTH)
+    recipe = _recipe(paths.model, model.source, dataset, training, files.template, longest)
     rehearsal.run(config, paths, recipe, report.advance)
 
     tokenizer = digest_of_tokenizer(paths.model, model.source)
@@ -89,7 +90,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
     prepared_digest = _rows_to_use(paths, digests, earlier_run)
     target = paths.prepared(prepared_digest)
 
-    def build(rows: Path, parts: Path) -> DataSummary:
+    def build(rows: Path, parts: Path) -> PreparedData:
         return Builder(
             recipe,
             rows,
@@ -100,7 +101,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         ).build(files.train, files.validation)
 
     provide_prepared_folder(target, config.job_uid, cache.uri, build, report.advance)
-    data = prepared.summary(target, dataset.train)
+    data, notes = prepared.summary(target, dataset.train), prepared.notes(target)
     inputs.check_weights(dataset.train, data)
 
     rows_digest = _digest_of_rows(target, report.advance)
@@ -124,13 +125,20 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         run_digest=run_digest,
         model_revision=revision,
         parameter_count=found.parameter_count,
+        left_out=notes.left_out or None,
+        warnings=notes.warnings or None,
         data=data,
         finished=read_export(paths, config.job_uid, run_digest),
     )
 
 
 def _recipe(
-    model: Path, model_name: str, dataset: Dataset, training: Training, template: str | None
+    model: Path,
+    model_name: str,
+    dataset: Dataset,
+    training: Training,
+    template: str | None,
+    longest: int,
 ) -> Recipe:
     return Recipe(
         model=model,
@@ -139,6 +147,7 @@ def _recipe(
         template=template,
         overlong=dataset.overlong,
         length=training.sequence_length,
+        longest=longest,
         special_tokens=inputs.special_tokens(dataset),
     )
 
