@@ -37,14 +37,15 @@ class SpecialTokens:
         self.numbers = dict(list(numbers.items())[:_MOST])
         tokens = list(self.numbers)
         self._pattern = re.compile(_any_of(tokens))
+        self._hidden = {chr(_PLACEHOLDERS + place): token for place, token in enumerate(tokens)}
         self._placeholders = {
-            token: chr(_PLACEHOLDERS + place) * len(token) for place, token in enumerate(tokens)
+            token: character * len(token) for character, token in self._hidden.items()
         }
         self.aliases = {
             token: chr(_ALIASES + place) * len(token) for place, token in enumerate(tokens)
         }
-        self._hidden = {hidden: token for token, hidden in self._placeholders.items()}
-        self._is_hidden = re.compile(_any_of(self._hidden))
+        last = chr(_PLACEHOLDERS + max(0, len(tokens) - 1))
+        self._runs = re.compile(f"([{chr(_PLACEHOLDERS)}-{last}])\\1*")
 
     def first_in(self, texts: Iterable[str]) -> str | None:
         """Return the first special token in some texts."""
@@ -67,7 +68,13 @@ class SpecialTokens:
 
     def show(self, text: str) -> str:
         """Return a text with the special tokens that are hidden in it."""
-        return self._is_hidden.sub(lambda found: self._hidden[found[0]], text)
+        return self._runs.sub(self._shown, text)
+
+    def _shown(self, run: re.Match[str]) -> str:
+        """Return the tokens that a run of one placeholder's character stands for."""
+        token = self._hidden.get(run[1], run[1])
+        count, rest = divmod(len(run[0]), len(token))
+        return token * count + run[1] * rest
 
     def alias(self, text: str) -> str:
         """Return a text with aliases of its special tokens, and with those that are hidden."""
