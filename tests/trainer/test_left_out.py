@@ -104,6 +104,22 @@ def test_validation_that_shares_examples_with_training_is_a_warning(
             assert found[0].startswith("3 of the 200 examples of dataset.validation (1.5 %) are in")
 
 
+@pytest.mark.parametrize(("rendered", "warned"), [(2, False), (3, True)])
+def test_texts_that_look_rendered_already_are_a_warning(
+    configured: Configure, claim: Path, rendered: int, warned: bool
+) -> None:
+    texts = ["<|im_start|>user\nmat<|im_end|>"] * rendered + ["mat sat"] * (200 - rendered)
+    rows = [{"text": f"{text} {number}"} for number, text in enumerate(texts)]
+    tiny.write_jsonl(claim / "data/train.jsonl", rows)
+    expected = (
+        f"{rendered} of the {len(rows)} examples of dataset.train (1.5 %) contain special tokens "
+        "of the tokenizer, such as the marks of a chat template, and are trained on with them as "
+        "plain characters; write conversations as messages"
+    )
+    dataset = {"train": sources("train.jsonl")}
+    assert (run(configured(dataset=dataset)).warnings or []) == ([expected] if warned else [])
+
+
 def test_no_remedy_exceeds_the_positions_of_the_model(configured: Configure, claim: Path) -> None:
     positions = json.loads((claim / "model/config.json").read_text())["max_position_embeddings"]
     chat = tiny.make_messages(1, 1)[0]["messages"][:1]

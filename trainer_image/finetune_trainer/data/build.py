@@ -140,15 +140,10 @@ class Builder:
             warnings += doubts.without_rows(validation, held_out)
         if counts.ignored:
             _log.info("columns without effect: %s", ", ".join(listed(counts.ignored)))
-        if counts.special:
-            _log.warning(
-                "%d examples contain special tokens of the tokenizer, which are trained on as "
-                "plain characters",
-                counts.special,
-            )
         self._write_samples(trained)
         rows, others, duplicates, shared = self._write_splits(trained, held_out)
         written, other = total(rows), total(others)
+        warnings += doubts.special_tokens(counts.special, counts.kept)
         warnings += doubts.shared_examples(train, validation, shared, other.examples)
         for warning in warnings:
             _log.warning("%s", warning)
