@@ -1,6 +1,6 @@
 """FineTuneJobStatus: what the operator observed about a job.
 
-A status stays below 32 kB, because every change sends it to every watcher; a test fills each field
+A status stays below 32 KiB, because every change sends it to every watcher; a test fills each field
 to its bound. Texts that are also available elsewhere are therefore cut instead of refused:
 conditions repeat `message`, earlier attempts have events, and sources are in the spec.
 """
@@ -46,7 +46,7 @@ OwnWord = Annotated[str, Field(max_length=32)]
 """A CamelCase word of this project, in contrast to one that a node or a pod reports."""
 MAX_LOST_WORKERS = 4
 _CORRECTABLE = 1  # earlier attempts whose lost workers are kept
-_SHORT, _EARLIER_MAX, _SOURCE_MAX, _NODE_MAX = 200, 80, 35, 63
+_SHORT, _EARLIER_MAX, _SOURCE_MAX, _NODE_MAX = 200, 100, 35, 63
 
 
 def _head(text: str, most: int = _SHORT) -> str:

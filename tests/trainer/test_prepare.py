@@ -245,10 +245,10 @@ REFUSED = {
     "empty data": (
         write("data/train.jsonl", ""),
         65,
-        "dataset.train: the sources contain no example; add some",
+        "dataset.train: no row in pvc://w/data/train.jsonl; add some",
     ),
     "a bad row": (
-        write("data/train.jsonl", "{}\nnot json\n"),
+        write("data/train.jsonl", "{}\n{}\n"),
         65,
         "pvc://w/data/train.jsonl line 1: an object with the keys []; allowed: Messages, ",
     ),

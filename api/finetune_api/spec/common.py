@@ -37,7 +37,7 @@ Uri = Annotated[str, Field(min_length=1, max_length=512, json_schema_extra=rules
 SourceUri = Annotated[
     str, Field(min_length=1, max_length=512, json_schema_extra=rules(SOURCE_RULE))
 ]
-# Shorter than Uri, because every checkpoint in the status repeats it and a status has 32 kB.
+# Shorter than Uri, because every checkpoint in the status repeats it and a status has 32 KiB.
 StorageUri = Annotated[str, Field(min_length=1, max_length=256, json_schema_extra=rules(URI_RULE))]
 # A branch, a tag or a commit. REVISION_RULE checks its form.
 Revision = Annotated[str, Field(min_length=1, max_length=128)]
