@@ -55,7 +55,9 @@ def test_every_python_can_parse_the_first_files(name):
 @pytest.mark.parametrize("python", older_pythons() or [pytest.param("", marks=pytest.mark.skip)])
 def test_an_older_python_reports_that_it_is_too_old(python, target):
     command = ["make", target, f"PYTHON={python}"]
-    done = subprocess.run(command, cwd=TREE, capture_output=True, text=True)
+    # Within `make check`, these variables would change the name by which make reports an error.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(command, cwd=TREE, env=env, capture_output=True, text=True)
     assert done.returncode == 2
     first, *rest = done.stderr.splitlines()
     assert first.startswith(f"Python 3.11 or newer is needed; {python} is ")
