@@ -8,8 +8,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.uri import ClaimPath, parse
-from finetune_local.cache import TREE
-from finetune_local.cluster import Cluster
 from tests.api.jobs import make_job
 from tests.api.server import Server
 
@@ -103,15 +101,6 @@ def is_well_formed(address: str, form: type[ClaimPath] | None) -> bool:
         return False
     scheme, _, rest = address.partition("://")
     return re.match(rf"{_NAME_OF[scheme]}(/|$)", rest) is not None
-
-
-@pytest.fixture(scope="module")
-def server(control_plane: Cluster):
-    control_plane.kubectl("apply", "-f", str(TREE / "crds"))
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
-    found = Server(control_plane)
-    yield found
-    found.close()
 
 
 def accepts(server: Server, **fields: object) -> bool:

@@ -313,15 +313,6 @@ def test_rules_are_found_at_each_place_and_unknown_keywords_are_an_error():
         list(walk({"properties": {"a": {"type": "string", "pattern": "x"}}}))
 
 
-@pytest.fixture(scope="module")
-def server(control_plane: Cluster):
-    control_plane.kubectl("apply", "-f", str(FILE))
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
-    found = Server(control_plane)
-    yield found
-    found.close()
-
-
 @pytest.mark.cluster
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_every_constraint_refuses_and_names_the_field(server: Server, name: str):

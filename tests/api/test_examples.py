@@ -52,15 +52,6 @@ DATA = [
 
 
 @pytest.fixture(scope="module")
-def server(control_plane: Cluster):
-    control_plane.kubectl("apply", "-f", str(TREE / "crds"))
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev")
-    found = Server(control_plane)
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
 def restricted(control_plane: Cluster) -> Iterator[str]:
     """A namespace that admits only pods of the Pod Security level `restricted`."""
     name = "examples"
