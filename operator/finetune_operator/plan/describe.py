@@ -38,9 +38,9 @@ class Situation:
     accepted: bool = True
 
 
-def creating(pods: int) -> Situation:
+def creating_pods(number: int) -> Situation:
     """Return the situation of a gang, a number of whose pods are created now."""
-    return Situation("Starting", message=f"creating {gang_text.counted(pods, 'pod')}")
+    return Situation("Starting", message=f"creating {gang_text.counted(number, 'pod')}")
 
 
 def why_waiting(pods: list[Pod]) -> tuple[str, str] | None:

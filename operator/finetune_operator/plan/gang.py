@@ -22,7 +22,7 @@ from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Decision, Delete
 from finetune_operator.plan.describe import (
     Situation,
-    creating,
+    creating_pods,
     describe,
     refused_condition,
     why_waiting,
@@ -124,7 +124,7 @@ def _create(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Decisio
     if world.refusal:
         return _refused(world, status, world.refusal.reason, world.refusal.message)
     if configuration.changed(job):  # no pod exists yet, or the gang would be stopped
-        situation = creating(attempt.workers)
+        situation = creating_pods(attempt.workers)
         return Decision(
             describe(world, configuration.frozen(job), situation), commits=True, requeue_after=0
         )
@@ -135,7 +135,7 @@ def _create(world: World, status: FineTuneJobStatus, gang: list[Pod]) -> Decisio
         new = render.worker_pods(job, highest, missing)
     except UnrenderableError as error:  # spec.tracking may have grown since the commit
         return _refused(world, status, error.reason, str(error))
-    situation = creating(len(new))
+    situation = creating_pods(len(new))
     return Decision(
         describe(world, status, situation, creating=True),
         create=[render.service(job), *new],

@@ -27,7 +27,7 @@ from finetune_operator.plan import (
 )
 from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, Decision
-from finetune_operator.plan.describe import Situation, creating, describe
+from finetune_operator.plan.describe import Situation, creating_pods, describe
 from finetune_operator.plan.observe import LOST_AFTER, Pod, World, termination_result
 from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.plan.verdict import not_ended
@@ -154,7 +154,7 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
         return _refused(world, status, error.reason, str(error))
     if world.refusal:
         return _refused(world, status, world.refusal.reason, world.refusal.message)
-    situation = creating(spec.workers.replicas)
+    situation = creating_pods(spec.workers.replicas)
     return Decision(
         describe(world, new, situation),
         check=render.check_of_gang(world.job.with_status(new), first),

@@ -27,7 +27,7 @@ from finetune_operator.plan import pods as render
 from finetune_operator.plan.decision import RECHECK, SHORT_GRACE, Check, Decision, Delete
 from finetune_operator.plan.describe import (
     Situation,
-    creating,
+    creating_pods,
     describe,
     refused_condition,
     why_waiting,
@@ -276,7 +276,7 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
         return _wait_for_storage(world, world.occupied)
     if world.refusal:
         return _refused(world, world.refusal.reason, world.refusal.message)
-    situation = creating(job.spec.workers.replicas)
+    situation = creating_pods(job.spec.workers.replicas)
     return Decision(
         describe(world, status, situation),
         check=render.check_of_gang(job.with_status(status), first),
