@@ -159,6 +159,11 @@ class PreparedData(DataSummary):
         max_length=MOST_NAMED,
         description="The first examples of each kind that were left out.",
     )
+    reasoning_left_out: int = Field(
+        default=0,
+        description="The number of examples in which the chat template leaves out the reasoning of "
+        "messages that are not trained on.",
+    )
     warnings: list[Doubt] = Field(
         default_factory=list, max_length=4, description="What is doubtful about the data."
     )

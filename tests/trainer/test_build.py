@@ -440,6 +440,39 @@ def test_special_tokens_in_the_text_are_counted_or_refused(
     assert (data.examples, data.with_special_tokens, data.invalid) == (99, 0, 1)
 
 
+# It writes the reasoning of the last message only.
+DROPPING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if loop.last and message['reasoning_content'] %}"
+    "{{ '<think>' + message['reasoning_content'] + '</think>' }}{% endif %}"
+    "{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_reasoning_that_the_template_leaves_out_is_counted_or_refused(
+    configured: Configure, claim: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rows = [row for row in tiny.make_messages(150, 1) if len(row["messages"]) > 2][:60]
+    for message in rows[3]["messages"][1::2]:
+        message["reasoning_content"] = "fish for a child"
+    tiny.write_jsonl(claim / "data/more.jsonl", rows)
+    dataset = {
+        "train": [{"source": "pvc://w/data/more.jsonl"}],
+        "chatTemplate": {"inline": DROPPING},
+    }
+    config = configured(dataset=dataset | {"lossOn": "LastAssistant"})
+    result = run(config)
+    assert (result.data.examples, result.data.invalid) == (60, 0)
+    card = json.loads(contents(config, result)["card.json"])
+    assert card["reasoningLeftOut"] == 1
+    assert "reasoning of messages that are not trained on: 1" in caplog.text
+    data = run(configured(dataset=dataset)).data
+    assert (data.examples, data.invalid) == (59, 1)
+    assert "leaves out or changes 'reasoning_content' of message 2" in caplog.text
+
+
 def test_nulls_that_parquet_does_not_keep_are_logged_once(
     configured: Configure, claim: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

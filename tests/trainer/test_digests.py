@@ -19,7 +19,7 @@ from finetune_trainer.run_dir.paths import Cache
 from finetune_trainer.sources.download import Downloads
 from tests.trainer.silent import SilentReporter
 
-PREPARED = "03c2094fd1574c3789b7d7a14e9c957aef56e551bb95daf4da39ef56afcaa69f"
+PREPARED = "8c12273d39f288c130bb5a3e38b276abf3bceb92ce154385e446639745cf86b3"
 EARLIER_PREPARED = "2820bfbceea93c93910bec9e83154a7a2026528a25f10a778ace493023656fb5"
 RUN = "ff36c16d027f1895f93a3527c1776ac26c3a0fd6fff06de46bba77a92eac3e35"
 ROWS = "43eb136d4551ed7a19d9cab0310f06807d5faf891d03cb43ef3326edc52a6d3b"

@@ -189,7 +189,8 @@ REWRITING = tiny.TEMPLATE.replace(
 
 def test_a_template_that_rewrites_history_is_refused_by_message() -> None:
     tokenizer = tiny.make_tokenizer(REWRITING)
-    with pytest.raises(TrainerError, match=r"rewrites what came before .* lossOn: LastAssistant"):
+    what = r"leaves out or changes 'content' of message 3, which .*lossOn: LastAssistant"
+    with pytest.raises(TrainerError, match=what):
         rendered(Renderer(tokenizer, None), Example(WHERE, CHAT))
 
 
@@ -367,7 +368,7 @@ UNUSED = {
         tiny.TEMPLATE,
         {"role": "assistant", "content": "x", "reasoning": "hm"},
         {},
-        "it has 'reasoning', which this chat template does not use",
+        "leaves out or changes 'reasoning' of message 6, which is trained on",
     ),
     "a call": (
         tiny.TEMPLATE,

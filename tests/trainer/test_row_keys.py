@@ -92,6 +92,18 @@ def test_tools_beside_alpaca_reach_the_template(tmp_path: Path) -> None:
     assert read(tmp_path, {"tools": [tool], **ALPACA}).tools == [tool]
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_beside_an_answer_is_refused(tmp_path: Path, name: str) -> None:
+    for row in (MESSAGES, SHAREGPT, ALPACA, PAIR):
+        assert refusal(tmp_path, {name: "the cat sat", **row}) == (
+            f"x line 1: {name!r} is not supported; put it into the answer or into its message, or "
+            "remove the field"
+        )
+        for setting in ("off", True, None, 3):  # says whether there is any, or how much
+            assert read(tmp_path, {name: setting, **row}).format != "Text"
+    assert read(tmp_path, {name: "the cat sat", **TEXT}).text == "a"
+
+
 FLAGS = {
     **{f"{name} {value}": ({name: value}, bool(value))
        for name in ("train", "training", "loss", "weight") for value in (True, False, 0, 1, 1.0)},

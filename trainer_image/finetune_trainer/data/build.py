@@ -140,6 +140,12 @@ class Builder:
             warnings += doubts.without_rows(validation, held_out)
         if counts.ignored:
             _log.info("columns without effect: %s", ", ".join(listed(counts.ignored)))
+        if counts.reasoning_left_out:
+            _log.info(
+                "examples in which the chat template leaves out the reasoning of messages that "
+                "are not trained on: %d",
+                counts.reasoning_left_out,
+            )
         self._write_samples(trained)
         rows, others, duplicates, shared = self._write_splits(trained, held_out)
         written, other = total(rows), total(others)
@@ -162,6 +168,7 @@ class Builder:
             dropped_untrained=counts.untrained,
             invalid=counts.invalid,
             with_special_tokens=counts.special,
+            reasoning_left_out=counts.reasoning_left_out,
             duplicates=duplicates,
             validation_examples=other.examples,
             validation_rows=other.rows,

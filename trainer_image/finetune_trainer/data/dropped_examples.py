@@ -87,7 +87,8 @@ class ExampleCounts:
 
     `kept` examples are trained on or held out. `overlong` maps a length in tokens to the number of
     examples that were dropped for it. `special` examples contain special tokens of the tokenizer as
-    plain characters. `ignored` are the keys of rows that have no effect.
+    plain characters; `reasoning_left_out` is that of documents. `ignored` are the keys of rows that
+    have no effect.
     """
 
     kept: int = 0
@@ -97,6 +98,7 @@ class ExampleCounts:
     truncated: int = 0
     split: int = 0
     special: int = 0
+    reasoning_left_out: int = 0
     overlong: dict[int, int] = field(default_factory=dict)
     left_out: dict[str, list[tuple[str, str, str]]] = field(default_factory=dict)
     first_invalid: str = ""
@@ -128,7 +130,10 @@ class ExampleCounts:
 
     def add(self, other: "ExampleCounts") -> None:
         """Add the counts of a later part of the input."""
-        for name in ("kept", "empty", "untrained", "invalid", "truncated", "split", "special"):
+        for name in (
+            *("kept", "empty", "untrained", "invalid", "truncated", "split", "special"),
+            "reasoning_left_out",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for length, number in other.overlong.items():
             self.overlong[length] = self.overlong.get(length, 0) + number

@@ -19,6 +19,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.spec.data import SpecialTokensRule
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.example import Example, UnfitRowError, is_blank, unfit
+from finetune_trainer.data.reasoning import has_reasoning, left_out
 from finetune_trainer.data.special_tokens import (
     SpecialTokens,
     TokenNumbers,
@@ -155,12 +156,14 @@ def _know(model: Any, special: SpecialTokens, unknown: str | None) -> TokenNumbe
 class Document:
     """One tokenized example: 1-D arrays of equal length; `trained` is 1 where a token has loss.
 
-    `special` is whether the text of the row contains special tokens as plain characters.
+    `special` is whether the text of the row contains special tokens as plain characters,
+    `reasoning_left_out` whether the chat template left out reasoning that is not trained on.
     """
 
     tokens: NDArray[np.uint32]
     trained: NDArray[np.uint8]
     special: bool = False
+    reasoning_left_out: bool = False
 
 
 class Dropped(Enum):
@@ -179,6 +182,7 @@ class _Draft:
 
     The token `stop` must end every span. `special` is the first special token of the row, which is
     plain characters; `aliases` is the number of those that the chat template writes beside it.
+    `reasoning_left_out` is that of the document.
     """
 
     example: Example
@@ -187,6 +191,7 @@ class _Draft:
     stop: int | None = None
     special: str | None = None
     aliases: int = 0
+    reasoning_left_out: bool = False
 
     @property
     def split_special(self) -> bool:
@@ -361,11 +366,15 @@ class Renderer:
         self, example: Example, template: ChatTemplate, mode: str, wanted: list[int]
     ) -> _Draft:
         if mode == "All":
-            text = template.text_of(example)
+            text = template.whole_text_of(example)
             return _Draft(example, text, [(0, len(text))])
         text, spans = template.turns(example, wanted)
         stop = self._tokenizer.convert_tokens_to_ids(template.require_stop())
-        return _Draft(example, text, spans, stop)
+        lacking = any(
+            has_reasoning(message) and number not in wanted and left_out(message, text)
+            for number, message in enumerate(example.messages or [])
+        )
+        return _Draft(example, text, spans, stop, reasoning_left_out=lacking)
 
     def _with_aliases(
         self, example: Example, template: ChatTemplate, mode: str, wanted: list[int], token: str
@@ -421,7 +430,7 @@ class Renderer:
         end = self._eos if draft.stop is None else draft.stop
         if (tokens[mask == 1] == end).all():
             return Dropped.EMPTY  # the tokenizer has no token for the text
-        return Document(tokens, mask, draft.special is not None)
+        return Document(tokens, mask, draft.special is not None, draft.reasoning_left_out)
 
     def _misread(self, draft: _Draft, tokens: NDArray[np.uint32]) -> str | None:
         """Return what is wrong if text of a row has become a special token.

@@ -60,6 +60,10 @@ def _is_on(value: Any) -> bool:
     return _is_boolean(value) and not _is_off(value)
 
 
+def _is_prose(value: Any) -> bool:
+    return isinstance(value, str) and len(value.split()) > 1  # not "on", "off" or "high"
+
+
 def _is_other_weight(value: Any) -> bool:
     try:
         return value is not None and float(value) != 1 and not math.isnan(float(value))
@@ -111,6 +115,13 @@ ROWS = (
         "use 'tools' and 'tool_calls', or remove the field, or the row",
     ),
     Refused(("documents", "chat_template_kwargs"), "more input of the chat template", _REMOVE),
+    Refused(
+        REASONING,
+        "reasoning, if longer than a word",
+        "put it into the answer or into its message, or remove the field",
+        _ANSWERS,
+        _is_prose,
+    ),
     Refused(
         ("history",),
         "earlier turns",

@@ -10,11 +10,12 @@ ends with it; both must be prefixes of the rendered conversation.
 import json
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.data.example import REASONING, Example, Message, unfit
+from finetune_trainer.data.example import Example, Message, unfit
+from finetune_trainer.data.reasoning import answer_of, has_reasoning, is_repeated, left_out
 
 Span = tuple[int, int]
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -54,9 +55,19 @@ class ChatTemplate:
         return self.stop
 
     def text_of(self, example: Example) -> str:
-        """Return the rendered conversation; UnfitRowError if the template leaves something out."""
+        """Return the rendered conversation.
+
+        Raises UnfitRowError if the template leaves out a message that is not the assistant's.
+        """
         (text,) = self._render(example, [self._messages(example)])
         self._check_complete(example, text)
+        return text
+
+    def whole_text_of(self, example: Example) -> str:
+        """Return the rendered conversation; UnfitRowError if the template leaves something out."""
+        text = self.text_of(example)
+        for number in assistant_turns(example.messages or []):
+            self._check_trained(example, number, text, (0, len(text)))
         return text
 
     def turns(self, example: Example, wanted: list[int]) -> tuple[str, list[Span]]:
@@ -69,23 +80,23 @@ class ChatTemplate:
             text, spans = self._marked(example)
             if spans is not None:
                 self._check_complete(example, text)
-                found = dict(zip(assistant_turns(example.messages or []), spans, strict=True))
-                return text, [found[number] for number in wanted]
+                return text, self._trained_parts(example, text, spans, wanted)
         text = self.text_of(example)
         simple = self._simple_turns(example, text)
         if simple is not None:
             return text, [simple[number] for number in wanted]
-        return text, self._turns_by_prefixes(example, text, wanted)
+        for number in wanted:  # what is left out is named before what cannot be found
+            self._check_trained(example, number, text, (0, len(text)))
+        found = self._turns_by_prefixes(example, text, wanted)
+        for number, span in zip(wanted, found, strict=True):
+            self._check_trained(example, number, text, span)
+        return text, found
 
     def _messages(self, example: Example) -> list[Message]:
         messages = example.messages or []
         used = {key for message in messages for key in message}
         if "tool_calls" in used and "tool_calls" not in self.text:
             self._refuse_ignored(example, "tool_calls")
-        # transformers gives templates a message's reasoning under all of these names.
-        reasoning = [name for name in REASONING if name in used]
-        if reasoning and not any(name in self.text for name in REASONING):
-            self._refuse_ignored(example, reasoning[0])
         if example.tools and "tools" not in self.text:
             self._refuse_ignored(example, "tools")
         return messages
@@ -105,6 +116,29 @@ class ChatTemplate:
                 problem = f"the chat template leaves out message {number} ({message['role']})"
                 raise unfit(example.where, problem, _OTHER_TEMPLATE)
 
+    def _check_trained(self, example: Example, number: int, text: str, span: Span) -> None:
+        """Check that a part of the text has all of a message that is trained on."""
+        messages = example.messages or []
+        message = messages[number]
+        if (name := left_out(message, text, *span)) is not None:
+            what = repr(name) if name in message else f"the text in {name}"
+            remedy = "use a dataset.chatTemplate that writes it, or remove it from the row"
+            if number != assistant_turns(messages)[-1]:
+                remedy += ", or train only the last turn (lossOn: LastAssistant)"
+            raise unfit(
+                example.where,
+                f"the chat template leaves out or changes {what} of message {number + 1}, which is "
+                "trained on",
+                remedy,
+            )
+        if span != (0, len(text)) and is_repeated(message, text, *span):
+            raise unfit(
+                example.where,
+                "the chat template writes reasoning of its own before the text in <think> of "
+                f"message {number + 1}",
+                "move the text in <think> to 'reasoning_content', or remove it from one of the two",
+            )
+
     def _marked(self, example: Example) -> tuple[str, list[Span] | None]:
         """Return the spans that the template marks, or None if they are not the assistant's turns.
 
@@ -120,16 +154,54 @@ class ChatTemplate:
         spans = []
         for (begin, end), message in zip(marked, turns, strict=True):
             at = text.find(stop, begin, end)
-            if at < 0 or message["content"].strip() not in text[begin:at]:
+            if at < 0 or text.find(answer_of(message), begin, at) < 0:
                 return text, None
-            spans.append((self._after_prompt(text, begin), at + len(stop)))
+            spans.append((begin, at + len(stop)))
         return text, spans
 
-    def _after_prompt(self, text: str, begin: int) -> int:
-        """Move the beginning of a span to the end of the generation prompt if it is before that."""
-        size = len(self._prompt)
-        at = text.find(self._prompt, max(0, begin - size), begin + size) if size else -1
-        return begin if at < 0 else max(begin, at + size)
+    def _trained_parts(
+        self, example: Example, text: str, marked: list[Span], wanted: list[int]
+    ) -> list[Span]:
+        """Return the spans of some turns without what is not generated, given those of all."""
+        turns = dict(zip(assistant_turns(example.messages or []), marked, strict=True))
+        spans = []
+        for number in wanted:
+            begin, end = turns[number]
+            self._check_trained(example, number, text, (begin, end))
+            spans.append((self._after_prompt(example, text, number, begin), end))
+        return spans
+
+    def _after_prompt(self, example: Example, text: str, number: int, begin: int) -> int:
+        """Move the beginning of a marked turn to the end of its generation prompt."""
+        after = _end_of(self._prompt, text, begin)
+        prompt = self._prompt
+        if after is None and number:
+            # Templates may ask in another way, for example after the result of a tool.
+            before, prompt = self._asked(example, number)
+            is_before = text.startswith(before + prompt)
+            after = len(before + prompt) if is_before else _end_of(prompt, text, begin)
+        if after is None:
+            self._refuse_prompt(example, number, prompt)
+        return max(begin, after)
+
+    def _asked(self, example: Example, number: int) -> tuple[str, str]:
+        """Return the conversation before a message, and the generation prompt that follows it."""
+        before = [(example.messages or [])[:number]]
+        (text,), (asked,) = (
+            self._render(example, before),
+            self._render(example, before, prompt=True),
+        )
+        return text, asked.removeprefix(text) if asked.startswith(text) else ""
+
+    def _refuse_prompt(self, example: Example, number: int, prompt: str) -> NoReturn:
+        message = (example.messages or [])[number]
+        remedy = "remove the reasoning from" if has_reasoning(message) else "add the reasoning to"
+        raise unfit(
+            example.where,
+            f"the chat template asks for message {number + 1} with {prompt[-80:]!r}, but does not "
+            "begin the message with it, so the model would not be asked for what it learns",
+            f"{remedy} the row, or use a dataset.chatTemplate whose generation prompt fits",
+        )
 
     def _simple_turns(self, example: Example, text: str) -> dict[int, Span] | None:
         """Return the span of every turn if each is generation prompt, content and stop token.
@@ -173,22 +245,35 @@ class ChatTemplate:
             if number not in before:
                 before[number] = self._before_the_first(example, upto[number])
             begin, alone = len(before[number]), upto[number]
+            if not alone.startswith(before[number]):
+                self._refuse_beginning(example, number, alone)
             stop_at = alone.find(stop, begin)
             end = stop_at + len(stop)
-            extends = alone.startswith(before[number])
-            if extends and stop_at < 0:
+            if stop_at < 0:
                 problem = f"message {number + 1}: the turn ends without {stop!r}"
                 raise unfit(example.where, problem, _OTHER_TEMPLATE)
-            if not (extends and text.startswith(alone[:end])):
-                raise unfit(
-                    example.where,
-                    f"the chat template rewrites what came before message {number + 1}, so the "
-                    "tokens of that message cannot be identified",
-                    "use lossOn: LastAssistant, or a dataset.chatTemplate with {% generation %} "
-                    "markers",
-                )
+            if not text.startswith(alone[:end]):
+                self._refuse_rewritten(example, number)
             spans.append((begin, end))
         return spans
+
+    def _refuse_beginning(self, example: Example, number: int, text: str) -> NoReturn:
+        """Refuse a turn that does not begin with the conversation before it and the prompt."""
+        before, prompt = self._asked(example, number)
+        if prompt and text.startswith(before):
+            self._check_trained(example, number, text, (len(before), len(text)))
+            self._refuse_prompt(example, number, prompt)
+        self._refuse_rewritten(example, number)
+
+    def _refuse_rewritten(self, example: Example, number: int) -> NoReturn:
+        last = number == assistant_turns(example.messages or [])[-1]
+        raise unfit(
+            example.where,
+            f"the chat template rewrites what came before message {number + 1}, so the tokens of "
+            "that message cannot be identified",
+            f"use {'' if last else 'lossOn: LastAssistant, or '}a dataset.chatTemplate with "
+            "{% generation %} markers",
+        )
 
     def _before_the_first(self, example: Example, text: str) -> str:
         """Return the text before an assistant turn that is the first message.
@@ -220,17 +305,24 @@ class ChatTemplate:
         probe = Example("probe", _PROBE)
         try:
             (text,) = self._render(probe, [_PROBE])
-            (prompted,) = self._render(probe, [_PROBE], prompt=True)
+            prompt = self._probe_prompt(probe)
         except TrainerError:  # the template accepts only conversations of another kind
             eos = self._special.get("eos_token")
             return (eos if eos in tokens else None), "", frozenset()
         after = text[text.rfind(_ANSWER) + len(_ANSWER) :] if _ANSWER in text else ""
-        prompt = prompted.removeprefix(text) if prompted.startswith(text) else ""
         stop = first_special(after, tokens)
         before, _, rest = text.partition(_QUESTION)
         found = {token for token in tokens if token in before}
         found |= {token for token in (stop, first_special(rest, tokens)) if token}
         return stop, prompt, frozenset(found)
+
+    def _probe_prompt(self, probe: Example) -> str:
+        """Return the generation prompt after a question; "" if the template has none."""
+        for number in (1, len(_PROBE)):
+            _, prompt = self._asked(probe, number)
+            if prompt:
+                return prompt
+        return ""
 
     def _render(
         self, example: Example, conversations: list[list[Message]], *, prompt: bool = False
@@ -270,6 +362,13 @@ def assistant_turns(messages: list[Message]) -> list[int]:
 
 def _is_turn(message: Message) -> bool:
     return bool(message["role"] == "assistant")
+
+
+def _end_of(prompt: str, text: str, begin: int) -> int | None:
+    """Return where a prompt ends that is before, at or around a place; None if it is not there."""
+    size = len(prompt)
+    at = text.find(prompt, max(0, begin - size), begin + size) if size else begin
+    return None if at < 0 else at + size
 
 
 def end_of_turn(render: Callable[[Conversation], str], special: Iterable[str]) -> str | None:

@@ -134,6 +134,7 @@ class _Collector:
             self.examples.append((example.digest(), number, len(kept)))
             count.kept += 1
             count.special += found.special
+            count.reasoning_left_out += found.reasoning_left_out
 
     def _fitting(self, example: Example, document: Document, recipe: Recipe) -> list[Document]:
         """Return the parts of a document that fit into a row, and count what was done to it."""

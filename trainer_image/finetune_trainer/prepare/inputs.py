@@ -23,7 +23,7 @@ from finetune_trainer.sources.download import Downloads
 from finetune_trainer.sources.listing import RemoteFile, model_text_files, safetensors_files
 from finetune_trainer.sources.local_files import source_files
 
-PREPARATION_VERSION = 5
+PREPARATION_VERSION = 6
 """Increased by every change that makes other rows from the same input."""
 _TOKENIZER_FILES = (
     "tokenizer.json",
