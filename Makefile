@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools images demo test test-pythons test-images test-nodes check format crds docs golden clean simulate torture
+.PHONY: help setup tools images demo test test-pythons test-images test-nodes check format crds docs families golden clean simulate torture
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -64,6 +64,10 @@ docs: ## build the documentation site into build/site (SERVE=1 serves it and reb
 	@$(PYTHON) hack/setup.py
 	@$(BIN)/python hack/docs_reference.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build --strict)
+
+families: setup ## write docs/reference/models.md, and train every supported family on CPU (30 minutes)
+	@$(BIN)/python -W ignore -m tests.trainer.families > build/models.md && mv build/models.md docs/reference/models.md
+	@FINETUNE_EVERY_FAMILY=1 $(BIN)/python -m pytest -q tests/trainer/test_supported_families.py
 
 golden: tools ## write what the chart renders to tests/chart/golden, to be read as a diff
 	@$(BIN)/python -m tests.chart.renderings

@@ -104,7 +104,7 @@ def main() -> None:
     result: dict[str, Any]
     try:
         if sys.argv[1] == "model":
-            folder, revision = download_model(config.model, downloads)
+            folder, revision = download_model(config.model, downloads, lambda _: None)
             result = {"folder": str(folder), "revision": revision}
         else:
             found = [download_data(source, downloads) for source in config.dataset.train]

@@ -355,7 +355,9 @@ REFUSED = {
     "another architecture": (
         model_with(architectures=["GPT2LMHeadModel"], model_type="gpt2"),
         64,
-        "pvc://w/model: architecture GPT2LMHeadModel is not supported; supported are",
+        "pvc://w/model: the architecture GPT2LMHeadModel is not supported with this config.json: "
+        "it has no model.embed_tokens.weight, model.layers and lm_head.weight, of which the "
+        "trainer builds its forward pass; use a model of the table in docs/reference/models.md",
     ),
     "an unknown architecture": (
         model_with(architectures=["FutureForCausalLM"], model_type="future"),
@@ -363,9 +365,10 @@ REFUSED = {
         "pvc://w/model: transformers cannot build this model as a causal language model (",
     ),
     "a sliding window": (
-        model_with(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=4096),
+        model_with(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=100),
         64,
-        "pvc://w/model: sliding-window attention (sliding_window 4096) is not supported;",
+        "pvc://w/model: the architecture MistralForCausalLM is not supported with this "
+        "config.json: its attention has a window of 100 tokens, and rows have 128;",
     ),
     "too few positions": (
         model_with(max_position_embeddings=64),

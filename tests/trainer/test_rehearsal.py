@@ -13,7 +13,6 @@ from finetune_api.run import RunConfig
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.export import load_back
-from finetune_trainer.model.language_model import ARCHITECTURES
 from finetune_trainer.prepare import preparation, rehearsal, side_files
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import exports, tiny
@@ -21,6 +20,7 @@ from tests.trainer.exports import Configure, edit, read
 from tests.trainer.silent import SilentReporter
 from tests.trainer.test_families import FAMILIES, tokenizer_of
 
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 NOT_UTF8 = "{{ 'caf\xe9' }}".encode("latin-1")
 
 

@@ -1,5 +1,6 @@
 """Prepare pods as real processes, with inputs that are not on a claim; and the gang after them."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -129,6 +130,25 @@ def test_a_cache_that_was_emptied_while_the_job_ran_is_named(claim: Path, served
         assert "is gone; keep the cache while a job runs" in message
     finally:
         job.kill()
+
+
+def test_a_model_that_is_not_computed_exactly_is_refused_before_its_weights_are_downloaded(
+    claim: Path, served: Hub, tmp_path: Path
+) -> None:
+    config = tmp_path / "tiny/config.json"
+    values = json.loads(config.read_text())
+    changes = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    config.write_text(json.dumps(values | changes | {"sliding_window": 100}))
+    served.repositories["models/org/tiny"].commit(tmp_path / "tiny")
+    served.requests.clear()
+    pod = from_hub(claim).prepare()
+    assert pod.wait() == 64, pod.log.read_text()
+    assert pod.result.message.startswith(
+        "hf://org/tiny: the architecture MistralForCausalLM is not supported with this "
+        "config.json: its attention has a window of 100 tokens, and rows have 128;"
+    )
+    assert any("config.json" in request for request in served.contents())
+    assert not any("safetensors" in request for request in served.contents())
 
 
 def test_a_job_without_a_hub_address_sends_no_request_to_the_hub(

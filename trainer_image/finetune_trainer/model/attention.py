@@ -37,16 +37,18 @@ def segments_attention(
     *,
     cu_seq_lens_q: torch.Tensor,
     max_length_q: int,
-    **_: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention within each document, as [1, tokens, heads, size].
 
     query is [1, heads, tokens, size], key and value are [1, kv heads, tokens, size], cu_seq_lens_q
-    is [documents + 1] int32 on the same device. Dropout is not implemented: `language_model.check`
-    refuses models that use it.
+    is [documents + 1] int32 on the same device. Raises ValueError for what is not implemented;
+    preparation has refused such models (exactness.py).
     """
     if attention_mask is not None:
         raise ValueError("packed rows need the lengths of their documents and no attention mask")
+    if problem := unsupported(max_length_q, **options):
+        raise ValueError(problem)
     if query.is_cuda and query.dtype in _FLASH:
         return _varlen(query, key, value, scaling, cu_seq_lens_q, max_length_q), None
     outputs = []
@@ -64,6 +66,31 @@ def segments_attention(
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def unsupported(
+    longest: int,
+    *,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Any = None,
+    sinks: Any = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> str | None:
+    """Return why attention with these options of transformers is not implemented, or None.
+
+    `longest` is the number of tokens of the longest document: a window that holds it has no effect.
+    """
+    if sliding_window is not None and longest > sliding_window:
+        return f"its attention has a window of {sliding_window} tokens, and rows have {longest}"
+    if softcap is not None:
+        return f"its attention has a soft-cap ({softcap})"
+    if s_aux is not None or sinks is not None:
+        return "its attention has sinks"
+    if dropout:
+        return f"its attention has dropout ({dropout})"
+    return None
 
 
 def _varlen(

@@ -49,7 +49,7 @@ def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder
 
     `name` is the model's name in messages. Raises TrainerError, which names what is missing.
     """
-    config = _config(folder, name)
+    config = read_config(folder, name)
     weights = weight_files(folder, name)
     tensors = {key: value for file in weights for key, value in tensors_in(file, name).items()}
     if not (folder / "tokenizer.json").is_file():
@@ -127,7 +127,8 @@ def tensors_in(file: Path, name: str) -> dict[str, Any]:
     return header.tensors
 
 
-def _config(folder: Path, name: str) -> dict[str, Any]:
+def read_config(folder: Path, name: str) -> dict[str, Any]:
+    """Return config.json. Raises TrainerError: 66 if it is absent, 64 if it is not valid."""
     _check_exists(folder, name)
     file = folder / "config.json"
     if not file.is_file():

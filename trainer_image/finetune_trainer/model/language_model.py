@@ -3,6 +3,7 @@
 A micro-batch has no padding: its rows are concatenated, and documents are given by their lengths.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,6 @@ from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.prepared import Row
 from finetune_trainer.model import attention
 from finetune_trainer.model.head import LossHead
-
-# Models with causal attention over the complete document and a linear head without soft caps. Each
-# is tested against separate documents. Other ones (sliding windows, state spaces, soft-capped
-# logits) would be computed wrongly without an error.
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 @dataclass(frozen=True)
@@ -66,33 +62,28 @@ def make_batch(rows: list[Row], device: torch.device) -> Batch:
 
 
 def check(config: Any, name: str) -> None:
-    """Raise TrainerError (64) if this trainer does not compute the model exactly."""
-    found = (getattr(config, "architectures", None) or ["unknown"])[0]
-    if found not in ARCHITECTURES:
-        raise TrainerError(
-            ExitCode.BAD_CONFIGURATION,
-            f"{name}: architecture {found} is not supported; supported are "
-            f"{', '.join(ARCHITECTURES)}",
-        )
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True):
-        raise TrainerError(
-            ExitCode.BAD_CONFIGURATION,
-            f"{name}: sliding-window attention (sliding_window {window}) is not supported; use a "
-            "model whose config.json has sliding_window null",
-        )
-    dropout = getattr(config, "attention_dropout", 0.0)
-    if dropout:
-        raise TrainerError(
-            ExitCode.BAD_CONFIGURATION,
-            f"{name}: attention_dropout {dropout} is not supported; set it to 0.0 in config.json",
-        )
+    """Raise TrainerError (64) for settings that are not trained, whatever the architecture.
+
+    Whether an architecture is computed exactly is decided in exactness.py.
+    """
+    for key, value in vars(config).items():
+        if _is_random(key) and isinstance(value, int | float) and value:
+            raise TrainerError(
+                ExitCode.BAD_CONFIGURATION,
+                f"{name}: {key} {value} is not supported; set it to 0.0 in config.json",
+            )
     if getattr(config, "quantization_config", None) is not None:
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
             f"{name}: quantised weights (quantization_config in config.json) cannot be fine-tuned "
             "in full; use the original model",
         )
+
+
+def _is_random(key: str) -> bool:
+    """Return whether a field of config.json is the strength of dropout or noise in training."""
+    random = "drop" in key or "jitter" in key
+    return random and not key.startswith(("classifier_", "summary_"))  # parts without use here
 
 
 class LanguageModel(torch.nn.Module):
@@ -109,6 +100,12 @@ class LanguageModel(torch.nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the sum of cross-entropies of all trained tokens, an fp32 scalar in nats."""
+        hidden = self.hidden(batch).index_select(0, batch.predict)
+        loss: torch.Tensor = self.loss_head(hidden, batch.targets)
+        return loss
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """Return the input of the head for every token, as [tokens, size]."""
         output = self.model.model(
             input_ids=batch.tokens,
             position_ids=batch.positions,
@@ -116,13 +113,15 @@ class LanguageModel(torch.nn.Module):
             cu_seq_lens_q=batch.bounds,
             max_length_q=batch.longest,
         )
-        hidden = output.last_hidden_state[0].index_select(0, batch.predict)
-        loss: torch.Tensor = self.loss_head(hidden, batch.targets)
-        return loss
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
 
     def recompute_activations(self) -> None:
         """Keep only the inputs of layers, and recompute the rest in the backward pass."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings():
+            # The older versions of transformers that we allow do not have the new name.
+            warnings.simplefilter("ignore", FutureWarning)
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def names(self) -> dict[int, str]:
         """Return id(parameter) -> name in the transformers model. Tied parameters have one name."""

@@ -37,13 +37,21 @@ _MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 
 
 def inspect_model(
-    path: Path, model: Model, mounts: dict[str, str], downloads: Downloads
+    path: Path,
+    model: Model,
+    mounts: dict[str, str],
+    check: Callable[[Path], None],
+    advance: Callable[[], None],
 ) -> folder.ModelFolder:
-    """Return what is known of the model in a folder; TrainerError if it cannot be used."""
+    """Return what is known of the model in a folder; TrainerError if it cannot be used.
+
+    `check` is called before the weights are read.
+    """
     with reading(model.source):
         if is_claim(model.source) and path.is_dir():
             _check_files(path, model.source.rstrip("/"), mounts)
-        return folder.inspect(path, model.source, downloads.report.advance)
+        check(path)
+        return folder.inspect(path, model.source, advance)
 
 
 def _check_files(path: Path, uri: str, mounts: dict[str, str]) -> None:

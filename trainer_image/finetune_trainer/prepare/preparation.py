@@ -22,6 +22,7 @@ from finetune_trainer.data import prepared
 from finetune_trainer.data.build import Builder
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.prepare import inputs, rehearsal, separation, side_files, storage_checks
+from finetune_trainer.prepare.exactness_check import ExactnessCheck
 from finetune_trainer.prepare.inputs import (
     PreparedDigests,
     digest_of_prepared_data,
@@ -46,7 +47,8 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
     """Check all inputs and build the prepared data; TrainerError gives the problem and a remedy.
 
     1. Check that storage and cache are apart from the inputs and can be written.
-    2. Download the model, unless it is on a claim, and check it.
+    2. Download the model, unless it is on a claim, and check it. A model that the trainer would not
+       compute exactly is refused before its weights are downloaded.
     3. Check that storage has room for checkpoints and the final model.
     4. Find the files of the data, downloading those that are not on a claim.
     5. Rehearse the export.
@@ -61,12 +63,13 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
     storage_checks.check_writable(cache.folder, cache.uri)
 
     downloads = Downloads(cache, config.job_uid, report)
+    check = ExactnessCheck(model.source, training.sequence_length, report.advance)
     if not is_claim(model.source):
-        _, revision = download_model(model, downloads)
+        _, revision = download_model(model, downloads, check)
         _log.info("%s is %s", model.source, revision)
         config = config.replace(model_revision=revision)
     paths = RunPaths.of(config)
-    found = inputs.inspect_model(paths.model, model, config.mounts, downloads)
+    found = inputs.inspect_model(paths.model, model, config.mounts, check, report.advance)
     inputs.check_sequence_length(training.sequence_length, found)
 
     storage_checks.check_room(

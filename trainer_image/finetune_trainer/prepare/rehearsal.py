@@ -27,6 +27,7 @@ from finetune_trainer.data import prepared
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.export import metadata_files, model_export
 from finetune_trainer.model import folder as model_folder
+from finetune_trainer.model.small_copy import head_size
 from finetune_trainer.prepare.storage_checks import not_writable
 from finetune_trainer.run_dir import fence, tensor_file
 from finetune_trainer.run_dir.files import unfinished, write_atomic
@@ -65,23 +66,25 @@ def run(config: RunConfig, paths: RunPaths, recipe: Recipe, advance: Callable[[]
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def shrunk(config: Object) -> Object:
+def shrunk(config: Object, full: Any) -> Object:
     """Return a config.json of the same architecture with one narrow layer.
 
-    The vocabulary stays, because the tokenizer must fit, and the size of a head, because settings
-    of RoPE can depend on it.
+    `full` is the configuration as transformers reads it, with its defaults. The vocabulary stays,
+    because the tokenizer must fit, and the size of a head, because settings of RoPE can depend on
+    it.
     """
-    heads = config["num_attention_heads"]
-    small = {
+    small: Object = {
         "num_hidden_layers": 1,
         "hidden_size": _WIDTH,
         "intermediate_size": _WIDTH,
         "num_attention_heads": 1,
         "num_key_value_heads": 1,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "head_dim": head_size(full),
     }
-    if isinstance(config.get("layer_types"), list):
-        small["layer_types"] = config["layer_types"][:1]
+    layers = full.num_hidden_layers
+    for key, value in config.items():
+        if isinstance(value, list) and len(value) == layers:
+            small[key] = value[:1]
     return config | small
 
 
@@ -89,6 +92,8 @@ def _make_run(
     config: RunConfig, tiny: RunPaths, recipe: Recipe, advance: Callable[[], None]
 ) -> None:
     """Write a tiny base model, a checkpoint of it and the files of prepared data."""
+    from transformers import AutoConfig
+
     base = recipe.model
     tiny.model.mkdir(parents=True)
     for file in metadata_files.copied(base):
@@ -97,7 +102,8 @@ def _make_run(
         copy = tiny.model / file.relative_to(base)
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(contents)
-    settings = shrunk(json.loads((base / "config.json").read_text()))
+    full = AutoConfig.from_pretrained(base, local_files_only=True)
+    settings = shrunk(json.loads((base / "config.json").read_text()), full)
     (tiny.model / "config.json").write_text(json.dumps(settings))
     weights = _random_weights(tiny.model)
     dtype = model_export.DTYPES[model_folder.stored_dtype(base, recipe.model_name)]

@@ -123,8 +123,13 @@ def _file(mounts: dict[str, str], name: str) -> SourceFile:
     return SourceFile(path, name)
 
 
-def download_model(model: Model, downloads: Downloads) -> tuple[Path, str]:
+def download_model(
+    model: Model, downloads: Downloads, check: Callable[[Path], None]
+) -> tuple[Path, str]:
     """Return the model's folder in the cache and the revision that its address was resolved to.
+
+    `check` is called with the folder once all files but the weights are there; a model that it
+    refuses is not downloaded further.
 
     The revision is the commit for hf://, a digest of names, sizes and ETags for s3:// and gs://.
     TrainerError: 66 not found, 77 not permitted, 73 cache not writable, 78 (retryable) network.
@@ -134,7 +139,7 @@ def download_model(model: Model, downloads: Downloads) -> tuple[Path, str]:
     address = parse(model.source)
     if isinstance(address, HubPath):
         hub = HubFolder.resolve(address, "model", model.revision)
-        return _model(downloads, hub.commit, model, hub, hub.files), hub.commit
+        return _model(downloads, hub.commit, model, hub, hub.files, check), hub.commit
     from finetune_trainer.sources.objects import ObjectFolder, revision_of
 
     assert isinstance(address, ObjectPath)
@@ -144,7 +149,7 @@ def download_model(model: Model, downloads: Downloads) -> tuple[Path, str]:
         raise input_missing(f"{address}: no object below it", "check bucket and key")
     # Only the files of the model: a log that grows beside them does not make it another model.
     revision = revision_of([*model_text_files(listed), *safetensors_files(listed)])
-    return _model(downloads, revision, model, objects, lambda: listed), revision
+    return _model(downloads, revision, model, objects, lambda: listed, check), revision
 
 
 def _model(
@@ -153,12 +158,14 @@ def _model(
     model: Model,
     remote: Remote,
     listed: Callable[[], list[RemoteFile]],
+    check: Callable[[Path], None],
 ) -> Path:
     cache, report = downloads.cache, downloads.report
 
     def fill(folder: Path) -> None:
         there = listed()
         download(remote, model_text_files(there), folder, cache.uri, report)
+        check(folder)
         weights = model_weight_files(there, folder, remote.address)
         download(remote, weights, folder, cache.uri, report)
 

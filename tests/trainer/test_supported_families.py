@@ -1,0 +1,73 @@
+"""Every supported family through prepare, training, a stop, resumption, export and load.
+
+The sample runs in CI. `make families` runs all families of the page, which takes about 20 s each.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune_trainer.model import exactness, small_copy
+from tests.trainer import gang, tiny, weights
+from tests.trainer.families import FAMILIES, Family
+from tests.trainer.test_architectures import rows_of_page
+
+pytestmark = pytest.mark.slow
+SAMPLE = ("Gemma 1", "SmolLM3")
+STEPS = 6
+
+
+def chosen() -> list[Family]:
+    supported = [
+        family
+        for family, row in zip(FAMILIES, rows_of_page(), strict=True)
+        if row.endswith("| yes |")
+    ]
+    everything = bool(os.environ.get("FINETUNE_EVERY_FAMILY"))
+    return [family for family in supported if everything or family.models in SAMPLE]
+
+
+@pytest.fixture
+def job(family: Family, tmp_path: Path) -> Iterator[gang.Job]:
+    """A job on one worker with a small model of the family and its own random weights."""
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = tiny.make_tokenizer()
+    config = family.config()
+    layers = small_copy.layers_needed(exactness._empty_model(config))
+    small = small_copy.small_copy(config, layers)
+    small.vocab_size = len(tokenizer)
+    torch.manual_seed(2)
+    model = AutoModelForCausalLM.from_config(small).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    tiny.write_jsonl(tmp_path / "data/train.jsonl", tiny.make_messages(40, 1))
+    tiny.write_jsonl(tmp_path / "data/validation.jsonl", tiny.make_messages(5, 2))
+    made = gang.make_job(tmp_path, training={"maxSteps": STEPS}, checkpoints={"intervalSteps": 2})
+    made.nodes = 1
+    yield made
+    made.kill()
+
+
+@pytest.mark.parametrize("family", chosen(), ids=lambda family: family.models)
+def test_a_family_is_trained_resumed_exported_and_loaded(job: gang.Job) -> None:
+    prepare = job.prepare()
+    assert prepare.wait() == 0, job.log
+    plan = gang.make_plan(totalSteps=STEPS, gradientAccumulationSteps=4)
+    job.slow = 0.2
+    job.start(plan)
+    job.wait_for_text("saved a checkpoint of step 2")
+    job.pods[0].terminate()
+    assert job.wait() == [75], job.log
+    job.start(plan, highest_step=2)
+    assert job.wait() == [0], job.log
+    assert re.search(r"resumed from checkpoint step-0*[2-5]-", job.log)
+    exported, base = weights.final(job), weights.load(job.claim / "model")
+    for name, master in weights.masters(job).items():
+        assert torch.equal(exported[name].flatten(), master.to(torch.bfloat16)), name
+    moved = {name for name, p in base.named_parameters() if not torch.equal(exported[name], p)}
+    assert {name for name, p in base.named_parameters() if p.ndim > 1} <= moved

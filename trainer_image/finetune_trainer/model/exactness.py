@@ -1,0 +1,367 @@
+"""Decides whether this trainer computes a model exactly, before any weight is downloaded.
+
+The architecture of the model is built small, with random weights, on CPU in fp32. Packed rows, as
+they are trained, are compared with the same documents one by one in plain transformers: logits,
+loss and every gradient. A model that differs is refused with what differed.
+
+The documents of this comparison are short. Whatever depends on longer ones is checked by its value:
+windows of attention, and scalings of RoPE that change with the length.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer.common.errors import TrainerError, one_line
+from finetune_trainer.data.prepared import Row
+from finetune_trainer.model import attention, small_copy
+from finetune_trainer.model.fast_imports import model_classes
+from finetune_trainer.model.folder import read_config
+from finetune_trainer.model.language_model import LanguageModel, check, make_batch
+
+_NAME = "finetune_exactness"  # the attention of the trainer, observed
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_ROWS = ((3, 11, 1, 7, 10), (9, 5))  # lengths of the documents of two rows
+_TRAINED = 0.4  # share of tokens with loss
+_TOLERANCE = 1e-4  # of the largest value of a tensor; sums in another order differ by about 1e-6
+_FLASH_HEAD_SIZE = 256  # the largest that the kernels for GPUs compute
+# The frequencies of these do not depend on the length of the input.
+_FIXED_ROPE = ("default", "linear", "yarn", "llama3", "proportional")
+_ORIGINAL = "original_max_position_embeddings"
+_Tensors = dict[str, torch.Tensor | None]
+
+
+class _DifferenceError(Exception):
+    """What this trainer would compute otherwise than transformers."""
+
+
+@dataclass
+class _Observed:
+    """What the layers of a model asked of their attention."""
+
+    longest: int  # tokens of the longest possible document
+    reasons: list[str] = field(default_factory=list)
+
+    def note(self, reason: str | None) -> None:
+        if reason and reason not in self.reasons:
+            self.reasons.append(reason)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    logits: torch.Tensor
+    loss: torch.Tensor
+    gradients: _Tensors
+
+
+def check_model(folder: Path, name: str, longest: int, advance: Callable[[], None]) -> None:
+    """Raise TrainerError (64) unless the model of this folder is computed exactly.
+
+    Only config.json is read. `longest` is the number of tokens of the longest possible document,
+    `name` the name of the model in messages.
+    """
+    from transformers import AutoConfig
+
+    read_config(folder, name)
+    model_classes()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises exceptions of any type
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{name}: transformers cannot build this model as a causal language model "
+            f"({one_line(error)}); correct config.json, or copy the model again. Models that need "
+            "code from their repository (auto_map in config.json) are not supported",
+        ) from error
+    check_config(config, name, longest, advance)
+
+
+def check_config(config: Any, name: str, longest: int, advance: Callable[[], None]) -> None:
+    """Raise TrainerError (64) unless a model with this configuration is computed exactly."""
+    check(config, name)
+    found = (getattr(config, "architectures", None) or ["(none)"])[0]
+    if problem := difference(config, longest, advance):
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"{name}: the architecture {found} is not supported with this config.json: {problem}; "
+            "use a model of the table in docs/reference/models.md",
+        )
+
+
+def difference(config: Any, longest: int, advance: Callable[[], None]) -> str | None:
+    """Return what this trainer would compute otherwise than transformers, or None."""
+    try:
+        _check_rope(config, longest)
+        model = _empty_model(config)
+        _check_parts(model)
+        small = small_copy.small_copy(config, small_copy.layers_needed(model))
+        with _one_thread():
+            plain = _build(small, "eager")
+            small_copy.check_same_kinds(model, plain)
+            _randomise(plain)
+            observed = _Observed(longest)
+            packed = _observed_copy(plain, small, observed)
+            _compare(plain, packed, observed, advance)
+        _check_stored_names(plain)
+    except (_DifferenceError, small_copy.UnknownPatternError) as problem:
+        return str(problem)
+    except TrainerError as error:
+        return error.message
+    except Exception as error:  # models of transformers raise exceptions of any type
+        return f"a small copy of it cannot be computed as packed rows ({one_line(error)})"
+    return None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread: several only wait for each other, the tensors are so small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check_rope(config: Any, longest: int) -> None:
+    """Refuse scalings of RoPE that depend on the longest document of a micro-batch."""
+    for settings in small_copy.dictionaries(config.to_dict()):
+        kind = settings.get("rope_type") or settings.get("type")
+        if kind is None or kind in _FIXED_ROPE:
+            continue
+        # Phi-3 has this number in two places.
+        beside = getattr(config, _ORIGINAL, None) or math.inf
+        original = min(settings.get(_ORIGINAL) or 0, beside)
+        if kind == "longrope" and longest <= original:
+            continue
+        limit = f" above {original} tokens" if kind == "longrope" else ""
+        raise _DifferenceError(
+            f"its RoPE ({kind}) depends on the length of the input{limit}, and rows have up to "
+            f"{longest} tokens"
+        )
+
+
+def _empty_model(config: Any) -> Any:
+    """Return the model in its real size, without memory."""
+    if sorted(type(config).sub_configs):
+        parts = ", ".join(sorted(type(config).sub_configs))
+        raise _DifferenceError(f"it is made of several models ({parts})")
+    with torch.device("meta"):
+        model = _from_config(config)
+    named = (getattr(config, "architectures", None) or [None])[0]
+    if type(model).__name__ != named:
+        raise _DifferenceError(
+            f"config.json names {named}, and transformers builds {type(model).__name__} for "
+            f"model_type {config.model_type}"
+        )
+    return model
+
+
+def _from_config(config: Any, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(
+        copy.deepcopy(config), trust_remote_code=False, dtype=torch.float32, **options
+    )
+
+
+def _check_parts(model: Any) -> None:
+    """Refuse models that the trainer cannot take apart into layers and a linear head."""
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if not isinstance(layers, torch.nn.ModuleList) or not {_EMBEDDING, _HEAD} <= names:
+        raise _DifferenceError(
+            f"it has no {_EMBEDDING}, model.layers and {_HEAD}, of which the trainer builds its "
+            "forward pass"
+        )
+    if getattr(model.lm_head, "bias", None) is not None:
+        raise _DifferenceError("its language-model head has a bias")
+
+
+def _build(config: Any, implementation: str) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _from_config(config, attn_implementation=implementation)
+
+
+def _randomise(model: Any) -> None:
+    """Draw weights with which every part matters: attention that is neither uniform nor one-hot."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim >= 2:
+                parameter.copy_(noise * (1.5 / math.sqrt(parameter.shape[-1])))
+            else:
+                parameter.add_(noise * 0.2)
+        model.get_input_embeddings().weight.mul_(math.sqrt(model.config.hidden_size))
+
+
+def _observed_copy(plain: Any, config: Any, observed: _Observed) -> Any:
+    """Return the same model with the trainer's attention, whose arguments are observed."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None = None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:
+        observed.note(attention.unsupported(observed.longest, **options))
+        observed.note(_unsuitable_heads(query, value))
+        if "cu_seq_lens_q" not in options:
+            raise _DifferenceError("its layers do not tell their attention where documents end")
+        known = {name: options[name] for name in ("cu_seq_lens_q", "max_length_q")}
+        return attention.segments_attention(module, query, key, value, mask, scaling, **known)
+
+    def mask(*_: Any, local_size: int | None = None, **__: Any) -> None:
+        observed.note(attention.unsupported(observed.longest, sliding_window=local_size))
+
+    AttentionInterface.register(_NAME, attend)
+    AttentionMaskInterface.register(_NAME, mask)
+    packed = _build(config, _NAME)
+    packed.load_state_dict(plain.state_dict())
+    return packed
+
+
+def _unsuitable_heads(query: torch.Tensor, value: torch.Tensor) -> str | None:
+    """Return why GPUs could not compute heads of this size, though CPUs can."""
+    sizes = query.shape[-1], value.shape[-1]
+    if sizes[0] == sizes[1] <= _FLASH_HEAD_SIZE:
+        return None
+    return (
+        f"its attention heads have {sizes[0]} elements and their values {sizes[1]}; on GPUs both "
+        f"must be equal and at most {_FLASH_HEAD_SIZE}"
+    )
+
+
+def _check_stored_names(model: Any) -> None:
+    """Refuse models whose files hold other tensors than the parameters that are trained."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    trained = {name for name, _ in model.named_parameters()}
+    stored = set(revert_weight_conversion(model, dict(model.state_dict())))
+    stored -= set(getattr(model, "all_tied_weights_keys", None) or {})
+    if different := sorted(stored ^ trained):
+        raise _DifferenceError(
+            "the files of its weights hold other tensors than the parameters that are trained, for "
+            f"example {different[0]}"
+        )
+
+
+def _compare(plain: Any, packed: Any, observed: _Observed, advance: Callable[[], None]) -> None:
+    rows = _rows()
+    expected = _separate(plain.eval(), rows, advance)
+    model = LanguageModel(packed)
+    packed.train()
+    found = _packed(model, rows)
+    advance()
+    if observed.reasons:
+        raise _DifferenceError("; ".join(observed.reasons))
+    _check_equal(expected, found, plain.config)
+    model.recompute_activations()
+    packed.zero_grad()
+    advance()
+    _check_equal(expected, _packed(model, rows), plain.config)
+
+
+def _rows() -> list[Row]:
+    generator = np.random.default_rng(3)
+
+    def row(lengths: tuple[int, ...]) -> Row:
+        size = sum(lengths)
+        trained = (generator.random(size) < _TRAINED).astype(np.uint8)
+        trained[np.cumsum([0, *lengths])[:-1]] = 0
+        trained[-1] = 1
+        tokens = generator.integers(0, small_copy.VOCABULARY, size).astype(np.uint32)
+        return Row(tokens, trained, np.asarray(lengths, dtype=np.uint32))
+
+    return [row(lengths) for lengths in _ROWS]
+
+
+def _separate(model: Any, rows: list[Row], advance: Callable[[], None]) -> _Outcome:
+    """Compute each document alone, with the loss that transformers itself trains on."""
+    total, logits = torch.zeros(()), []
+    for tokens, labels in _documents(rows):
+        count = int((labels[1:] != -100).sum())
+        output = model(input_ids=tokens, labels=labels[None] if count else None, use_cache=False)
+        logits.append(output.logits[0].detach())
+        if count:
+            loss = output.loss * count
+            loss.backward()
+            total += loss.detach()
+        advance()
+    return _Outcome(torch.cat(logits), total, _gradients(model))
+
+
+def _documents(rows: list[Row]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield each document as tokens [1, n] and labels [n], which are -100 for untrained tokens."""
+    for row in rows:
+        for begin, end in pairwise(np.cumsum([0, *row.segments]).tolist()):
+            ids = torch.from_numpy(row.tokens[begin:end].astype(np.int64))
+            trained = torch.from_numpy(row.trained[begin:end] == 1)
+            yield ids[None], torch.where(trained, ids, -100)
+
+
+def _packed(model: LanguageModel, rows: list[Row]) -> _Outcome:
+    """Compute all documents at once, as the trainer does."""
+    batch = make_batch(rows, torch.device("cpu"))
+    loss = model(batch)
+    loss.backward()
+    with torch.no_grad():
+        logits = model.hidden(batch) @ model.loss_head.weight.T
+    return _Outcome(logits, loss.detach(), _gradients(model.model))
+
+
+def _gradients(model: Any) -> _Tensors:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def _check_equal(expected: _Outcome, found: _Outcome, config: Any) -> None:
+    if (error := _error(found.logits, expected.logits)) > _TOLERANCE:
+        raise _DifferenceError(
+            f"logits of packed rows differ from those of separate documents by {error:.2g} of the "
+            f"largest{_named_causes(config, 'logit', 'softcap')}"
+        )
+    if (error := _error(found.loss, expected.loss)) > _TOLERANCE:
+        raise _DifferenceError(
+            f"its loss in transformers is more than cross-entropy: they differ by {error:.2g} of "
+            f"it{_named_causes(config, 'aux_loss')}"
+        )
+    for name, gradient in expected.gradients.items():
+        other = found.gradients[name]
+        if gradient is None or other is None:
+            raise _DifferenceError(f"{name} has no gradient, so it would not be trained")
+        if (error := _error(other, gradient)) > _TOLERANCE:
+            raise _DifferenceError(
+                f"the gradient of {name} differs by {error:.2g} of its largest element"
+            )
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference as a share of the largest element; infinite for NaN."""
+    error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    return math.inf if math.isnan(error) else error
+
+
+def _named_causes(config: Any, *words: str) -> str:
+    """Return the fields of config.json that may explain a difference."""
+    named = [
+        f"{key} {value}"
+        for key, value in config.to_dict().items()
+        if any(word in key for word in words) and value not in (None, False, True, 1.0, 0.0)
+    ]
+    return f" (config.json has {', '.join(named)})" if named else ""

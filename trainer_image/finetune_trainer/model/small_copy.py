@@ -1,0 +1,121 @@
+"""A small copy of a model's configuration: every kind of layer, small sizes, the same features.
+
+Sizes that do not change what is computed become small: width, heads, vocabulary, number of layers.
+All else stays: features, factors, the size of a head (factors of RoPE depend on it).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+WIDTH = 64
+VOCABULARY = 96
+_INNER = 96  # width of the feed-forward layers
+_HEADS = 4
+_MOST_LAYERS = 24
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+_INNER_SIZES = (
+    "intermediate_size",
+    "intermediate_size_mlp",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "shared_intermediate_size",
+)
+# From these positions on, models scale their attention in another way. With a small value, the
+# documents of a test cross it. Not with longrope, which exactness.py checks by its value.
+_THRESHOLDS = ("floor_scale", "original_max_position_embeddings")
+_THRESHOLD = 4
+
+
+class UnknownPatternError(Exception):
+    """The kinds of layers of a model cannot be had in a small copy."""
+
+
+def head_size(config: Any) -> int:
+    """Return the size of an attention head."""
+    size: int = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    return size
+
+
+def small_copy(config: Any, layers: int) -> Any:
+    """Return the configuration of a small model with the first `layers` layers of this one."""
+    values = config.to_dict()
+    every = config.num_hidden_layers
+    for key, value in values.items():
+        if isinstance(value, list) and len(value) == every:
+            values[key] = value[:layers]
+    size = head_size(config)
+    independent = values.get("head_dim") and size * config.num_attention_heads != config.hidden_size
+    values |= {
+        "num_hidden_layers": layers,
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH if independent else _HEADS * size,
+        "num_attention_heads": _HEADS,
+    }
+    if shared := values.get("num_key_value_heads"):
+        one_each = shared == config.num_attention_heads
+        values["num_key_value_heads"] = _HEADS if one_each else min(2, shared)
+    for key in _INNER_SIZES:
+        if isinstance(values.get(key), int):
+            values[key] = _INNER
+    for number, key in enumerate(_SPECIAL, 1):
+        if values.get(key) is not None:
+            values[key] = number
+    if not any(settings.get("rope_type") == "longrope" for settings in dictionaries(values)):
+        _lower_thresholds(values)
+    return type(config).from_dict(values)
+
+
+def _lower_thresholds(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _lower_thresholds(value)
+        elif key in _THRESHOLDS and isinstance(value, int | float):
+            values[key] = _THRESHOLD
+
+
+def dictionaries(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield every object inside the values of a configuration."""
+    for value in values.values():
+        if isinstance(value, dict):
+            yield value
+            yield from dictionaries(value)
+
+
+def layers_needed(model: Any) -> int:
+    """Return the number of first layers that contain every kind of layer of a model, at least 2."""
+    kinds = list(_kinds(model))
+    distinct = set(kinds)
+    found = next(n for n in range(1, len(kinds) + 1) if set(kinds[:n]) == distinct)
+    if found > _MOST_LAYERS:
+        raise UnknownPatternError(f"only its first {found} layers contain every kind of layer")
+    return min(len(kinds), max(2, found))
+
+
+def check_same_kinds(model: Any, small: Any) -> None:
+    """Raise UnknownPatternError if the small copy of a model lacks a kind of layer."""
+    if set(_kinds(model)) != set(_kinds(small)):
+        raise UnknownPatternError("a small copy of it has other kinds of layers")
+
+
+def _kinds(model: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield what distinguishes each layer, apart from its sizes and its number."""
+    for layer in model.model.layers:
+        yield tuple(
+            (name, type(module).__name__, *_features(module))
+            for name, module in layer.named_modules()
+        )
+
+
+def _features(module: Any) -> Iterator[tuple[str, Any]]:
+    """Yield switches and names, for numbers only whether there is one, and the parameters."""
+    for name, value in sorted(vars(module).items()):
+        if name.startswith("_") or name == "training":
+            continue
+        if isinstance(value, bool | str):
+            yield name, value
+        elif value is None or isinstance(value, int | float):
+            yield name, value is None
+    for name, _ in module.named_parameters(recurse=False):
+        yield "parameter", name
