@@ -136,7 +136,6 @@ FAMILIES = [
     Family("Apertus", "apertus"),
     Family("Helium", "helium"),
     Family("ERNIE 4.5", "ernie4_5"),
-    Family("Hunyuan dense", "hunyuan_v1_dense", {"head_dim": 128, "num_key_value_heads": 8}),
     Family("MiniMax-M2", "minimax_m2"),
     Family("GPT-2", "gpt2"),
     Family("GPT-NeoX, Pythia", "gpt_neox"),

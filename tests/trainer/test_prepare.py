@@ -353,9 +353,9 @@ REFUSED = {
         "pvc://w/model: transformers cannot read this tokenizer (",
     ),
     "another architecture": (
-        model_with(architectures=["GPT2LMHeadModel"], model_type="gpt2"),
+        model_with(architectures=["BloomForCausalLM"], model_type="bloom", hidden_dropout=0.0),
         64,
-        "pvc://w/model: the architecture GPT2LMHeadModel is not supported with this config.json: "
+        "pvc://w/model: the architecture BloomForCausalLM is not supported with this config.json: "
         "it has no model.embed_tokens.weight, model.layers and lm_head.weight, of which the "
         "trainer builds its forward pass; use a model of the table in docs/reference/models.md",
     ),

@@ -1,6 +1,6 @@
 """Every supported family through prepare, training, a stop, resumption, export and load.
 
-The sample runs in CI. `make families` runs all families of the page, which takes about 20 s each.
+The sample runs in CI. `make families` runs all families of the page, which takes long.
 """
 
 import os
@@ -18,7 +18,7 @@ from tests.trainer.test_architectures import rows_of_page
 
 pytestmark = pytest.mark.slow
 SAMPLE = ("Gemma 1", "SmolLM3")
-STEPS = 6
+STEPS = 20
 
 
 def chosen() -> list[Family]:
@@ -65,7 +65,7 @@ def test_a_family_is_trained_resumed_exported_and_loaded(job: gang.Job) -> None:
     assert job.wait() == [75], job.log
     job.start(plan, highest_step=2)
     assert job.wait() == [0], job.log
-    assert re.search(r"resumed from checkpoint step-0*[2-5]-", job.log)
+    assert re.search(r"resumed from checkpoint step-0*[1-9]", job.log)
     exported, base = weights.final(job), weights.load(job.claim / "model")
     for name, master in weights.masters(job).items():
         assert torch.equal(exported[name].flatten(), master.to(torch.bfloat16)), name

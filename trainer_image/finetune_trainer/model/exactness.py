@@ -223,7 +223,9 @@ def _observed_copy(plain: Any, config: Any, observed: _Observed) -> Any:
         observed.note(attention.unsupported(observed.longest, **options))
         observed.note(_unsuitable_heads(query, value))
         if "cu_seq_lens_q" not in options:
-            raise _DifferenceError("its layers do not tell their attention where documents end")
+            raise _DifferenceError(
+                "its layers do not pass the bounds of documents on to their attention"
+            )
         known = {name: options[name] for name in ("cu_seq_lens_q", "max_length_q")}
         return attention.segments_attention(module, query, key, value, mask, scaling, **known)
 
@@ -357,11 +359,11 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _named_causes(config: Any, *words: str) -> str:
+def _named_causes(config: Any, *parts: str) -> str:
     """Return the fields of config.json that may explain a difference."""
     named = [
         f"{key} {value}"
         for key, value in config.to_dict().items()
-        if any(word in key for word in words) and value not in (None, False, True, 1.0, 0.0)
+        if any(part in key for part in parts) and value not in (None, False, True, 1.0, 0.0)
     ]
     return f" (config.json has {', '.join(named)})" if named else ""

@@ -128,7 +128,7 @@ def tensors_in(file: Path, name: str) -> dict[str, Any]:
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """Return config.json. Raises TrainerError: 66 if it is absent, 64 if it is not valid."""
+    """Return config.json. Raises TrainerError: 66 if it does not exist, 64 if it is not valid."""
     _check_exists(folder, name)
     file = folder / "config.json"
     if not file.is_file():
