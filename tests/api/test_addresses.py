@@ -115,6 +115,7 @@ def accepts(server: Server, **fields: object) -> bool:
     return code == 201
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(ADDRESSES)
 @example("pvc://w/x")
@@ -126,6 +127,7 @@ def test_sources_that_are_accepted_are_exactly_the_well_formed_ones(server: Serv
     assert accepts(server, model={"source": address}) == is_well_formed(address, None)
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(ADDRESSES)
 @example("pvc://w/x")

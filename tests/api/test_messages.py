@@ -38,6 +38,7 @@ def record(step: int, length: int = 300) -> CheckpointRecord:
     )
 
 
+@pytest.mark.slow
 @given(st.text(max_size=1024), st.integers(0, 10))
 def test_a_termination_message_always_fits(message, count):
     result = Result(
@@ -111,6 +112,7 @@ def test_a_result_that_the_kubelet_cut_off_is_read_as_far_as_it_is_complete():
             Result.from_termination_message(text)
 
 
+@pytest.mark.slow
 def test_a_preparation_is_read_without_the_lists_that_were_cut_off():
     result = Result(outcome="Succeeded", reason="Completed", prepared=prepared(16))
     whole, data = result.to_json(), result.prepared.data.replace(ignored_columns=[])

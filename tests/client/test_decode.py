@@ -45,6 +45,7 @@ def test_a_text_that_is_not_an_object_is_refused(text, monkeypatch):
         decode_list(text, dict)
 
 
+@pytest.mark.slow
 def test_a_page_of_large_items_needs_little_more_than_its_text():
     item = {"metadata": {"name": "a"}, "spec": {"list": [{} for _ in range(100_000)]}}
     text = json.dumps({"items": [item] * 20, "metadata": {}}).encode()

@@ -53,6 +53,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "named"), BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_link_fails_the_build(tmp_path: Path, text: str, named: str):
     """Proves that the settings of mkdocs.yml detect it."""

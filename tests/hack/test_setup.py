@@ -108,6 +108,7 @@ def silent_index() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["venv", "pip"])
 def test_an_interrupted_setup_says_so_and_leaves_no_process_or_temporary_file(
     tmp_path, silent_index, phase

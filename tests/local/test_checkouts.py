@@ -15,7 +15,7 @@ from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
 from tests.api.jobs import make_job
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

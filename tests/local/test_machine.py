@@ -27,6 +27,7 @@ def test_needs_on_one_file_system_add_up(tmp_path):
     assert f"one {half / GB:.1f} GB in {tmp_path}; two" in message
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.skipif(not shutil.which("ip"), reason="iproute2 is not installed")
 def test_a_machine_without_a_default_route_runs_a_cluster():

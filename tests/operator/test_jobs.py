@@ -163,6 +163,7 @@ def test_a_job_that_ends_while_it_is_reconciled_becomes_a_small_record():
         assert size() / count < 3_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notify", [True, False], ids=["watched", "read"])
 def test_large_jobs_are_not_kept_parsed(notify):
     cache, count = Cache(), 5

@@ -29,6 +29,7 @@ def test_a_pinned_history_breaks_no_invariant(name):
     run(*PINNED[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_invariants_detect(name, monkeypatch):
     """A mistake is detected within the pinned histories and a few hundred others."""

@@ -180,6 +180,7 @@ SPIKES: dict[str, tuple[int, int, list[int]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("interval", "keep_last", "left"), SPIKES.values(), ids=SPIKES.keys())
 def test_a_spike_leaves_a_checkpoint_from_before_it(
     paths: RunPaths, interval: int, keep_last: int, left: list[int]

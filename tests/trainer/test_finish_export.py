@@ -210,6 +210,7 @@ DAMAGE: dict[str, Change] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_trained_run_is_exported_after_its_files_were_corrected(
     config: RunConfig, claim: Path, tiny_model: Path, damage: Change
@@ -281,6 +282,7 @@ DAMAGED: dict[str, tuple[str, str, int, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "text", "code", "found"), DAMAGED.values(), ids=DAMAGED.keys())
 def test_the_process_of_the_export_says_why_it_failed_and_what_to_do(
     config: RunConfig, claim: Path, name: str, text: str, code: int, found: str

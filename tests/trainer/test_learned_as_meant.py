@@ -453,6 +453,7 @@ def learned(shape: Shape, renderer: Renderer, path: Path) -> Iterator[tuple[Any,
             yield None, one.message
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_every_row_is_learned_as_meant_or_refused_or_counted(tmp_path: Path) -> None:
     outcomes: Counter[str] = Counter()

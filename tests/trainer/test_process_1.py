@@ -45,6 +45,7 @@ def started(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
         unshare.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("period", _PERIODS)
 def test_a_stop_is_obeyed_at_any_moment(
     period: float, started: tuple["subprocess.Popen[bytes]", int], tmp_path: Path

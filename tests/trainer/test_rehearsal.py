@@ -221,6 +221,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS.keys())
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_is_rehearsed(
@@ -247,6 +248,7 @@ def test_every_architecture_is_rehearsed(
     rehearse(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_of_tokenizers_is_rehearsed(
     config: RunConfig, model: Path, family: str

@@ -88,6 +88,7 @@ def test_a_worker_that_claims_its_storage_imports_no_torch(
     assert modules & forbidden() == set()
 
 
+@pytest.mark.slow
 def test_a_pod_whose_child_fails_imports_no_torch(tmp_path: Path) -> None:
     code, modules, result = supervise(tmp_path, role="prepare", mounts={})
     assert (code, result.reason) == (64, "BadConfiguration")
