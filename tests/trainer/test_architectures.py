@@ -9,7 +9,7 @@ import pytest
 
 from finetune_local.cache import TREE
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.model import attention, exactness, small_copy
+from finetune_trainer.model import exactness, small_copy
 from tests.trainer.families import FAMILIES, Family, page
 
 PAGE = TREE / "docs/reference/models.md"
@@ -22,6 +22,10 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
+}
+
+WITHOUT_HEAD_SIZE = {
+    key: value for key, value in SIZES.items() if key not in ("head_dim", "num_key_value_heads")
 }
 
 
@@ -59,36 +63,6 @@ def difference(config: Any, longest: int = 128) -> str | None:
 
 
 DIFFER = {
-    "a window shorter than a row": (
-        tiny("mistral", sliding_window=100),
-        "its attention has a window of 100 tokens, and rows have 128",
-    ),
-    "a window in some layers only": (
-        tiny(
-            "qwen2",
-            num_hidden_layers=6,
-            use_sliding_window=True,
-            sliding_window=100,
-            max_window_layers=5,
-        ),
-        "its attention has a window of 100 tokens, and rows have 128",
-    ),
-    "scaled logits": (
-        tiny("cohere", logit_scale=0.0625),
-        r"logits of packed rows differ .* of the largest \(config.json has logit_scale 0.0625\)",
-    ),
-    "logits with a soft-cap alone": (
-        tiny("gemma2", attn_logit_softcapping=None, sliding_window=4096),
-        r"logits of packed rows differ .*\(config.json has final_logit_softcapping 30.0\)",
-    ),
-    "attention with a soft-cap": (
-        tiny("gemma2", final_logit_softcapping=None, sliding_window=4096),
-        r"its attention has a soft-cap \(50.0\)",
-    ),
-    "attention with sinks": (
-        tiny("gpt_oss", sliding_window=4096, num_local_experts=4),
-        "its attention has sinks",
-    ),
     "a router loss": (
         tiny("mixtral", output_router_logits=True, router_aux_loss_coef=0.001, sliding_window=None),
         r"its loss in transformers is more than cross-entropy: .*router_aux_loss_coef 0.001",
@@ -100,10 +74,6 @@ DIFFER = {
     "dynamic RoPE": (
         tiny("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
         r"its RoPE \(dynamic\) depends on the length of the input, and rows have up to 128 tokens",
-    ),
-    "a head with a bias": (
-        tiny("phi", partial_rotary_factor=0.5),
-        "it has no model.embed_tokens.weight|its language-model head has a bias",
     ),
     "several models": (
         Family("", "gemma3"),
@@ -123,7 +93,30 @@ def test_what_differs_is_named(family: Family, expected: str) -> None:
 
 
 EXACT = {
-    "a window as long as a row": tiny("mistral", sliding_window=128),
+    "a window": tiny("mistral", sliding_window=100),
+    "a window in some layers only": tiny(
+        "qwen2",
+        num_hidden_layers=6,
+        use_sliding_window=True,
+        sliding_window=100,
+        max_window_layers=5,
+    ),
+    "scaled logits": tiny("cohere", logit_scale=0.0625),
+    "scaled embeddings, residuals, attention and logits": tiny(
+        "granite",
+        embedding_multiplier=12.0,
+        attention_multiplier=0.01,
+        residual_multiplier=0.22,
+        logits_scaling=16.0,
+    ),
+    "logits and attention with soft-caps": tiny("gemma2"),
+    "attention with sinks": tiny("gpt_oss", num_local_experts=4),
+    "values shorter than keys": Family(
+        "tiny",
+        "deepseek_v3",
+        WITHOUT_HEAD_SIZE | {"num_key_value_heads": 4, "first_k_dense_replace": 2},
+    ),
+    "a head with a bias": Family("tiny", "phi", WITHOUT_HEAD_SIZE),
     "biases": tiny("llama", attention_bias=True, mlp_bias=True),
     "a tied head": tiny("qwen3", tie_word_embeddings=True),
     "RoPE on a part of each head": tiny("glm4", partial_rotary_factor=0.5, pad_token_id=None),
@@ -208,11 +201,3 @@ def test_a_folder_is_refused_by_its_config_alone(
         exactness.check_model(tmp_path, "x", 128, lambda: None)
     assert caught.value.code == 64
     assert re.match(f"x: {message}", caught.value.message, re.DOTALL), caught.value.message
-
-
-def test_attention_refuses_what_it_does_not_compute() -> None:
-    assert attention.unsupported(128, sliding_window=128, dropout=0.0) is None
-    assert attention.unsupported(128, sliding_window=127) == (
-        "its attention has a window of 127 tokens, and rows have 128"
-    )
-    assert attention.unsupported(1, dropout=0.1) == "its attention has dropout (0.1)"

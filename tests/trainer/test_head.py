@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_trainer.model import head
+from finetune_trainer.model.head import LogitScale
 
 CASES = {"one chunk": 1 << 26, "chunks of two positions": 100, "one position per chunk": 1}
 
@@ -22,6 +23,39 @@ def test_head_equals_plain_cross_entropy(elements: int, monkeypatch: pytest.Monk
     gradients = torch.autograd.grad(loss / 3, (hidden, weight))
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=1e-6)
+
+
+SCALES = {
+    "a multiplier": (LogitScale(multiplier=0.0625), False),
+    "a soft-cap": (LogitScale(softcap=3.0), False),
+    "a bias": (LogitScale(), True),
+    "all of them": (LogitScale(multiplier=2.0, softcap=5.0), True),
+}
+
+
+@pytest.mark.parametrize(("scale", "has_bias"), SCALES.values(), ids=SCALES.keys())
+def test_scaled_logits_equal_plain_cross_entropy(
+    scale: LogitScale, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "_CHUNK_ELEMENTS", 100)
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 16, requires_grad=True)
+    weight = torch.randn(50, 16, requires_grad=True)
+    bias = torch.randn(50, requires_grad=True) if has_bias else None
+    inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+    targets = torch.randint(50, (7,))
+    logits = (hidden @ weight.T + (0 if bias is None else bias)) * scale.multiplier
+    if scale.softcap:
+        logits = scale.softcap * torch.tanh(logits / scale.softcap)
+    expected = cross_entropy(logits, targets, reduction="sum")
+    loss = head.linear_cross_entropy(hidden, weight, targets, bias, scale)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss / 3, inputs),
+        torch.autograd.grad(expected / 3, inputs),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_the_loss_of_a_bf16_head_is_fp32() -> None:

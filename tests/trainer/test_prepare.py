@@ -364,11 +364,11 @@ REFUSED = {
         64,
         "pvc://w/model: transformers cannot build this model as a causal language model (",
     ),
-    "a sliding window": (
-        model_with(architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=100),
+    "a RoPE that depends on the length": (
+        model_with(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
         64,
-        "pvc://w/model: the architecture MistralForCausalLM is not supported with this "
-        "config.json: its attention has a window of 100 tokens, and rows have 128;",
+        "pvc://w/model: the architecture LlamaForCausalLM is not supported with this config.json: "
+        "its RoPE (dynamic) depends on the length of the input, and rows have up to 128 tokens;",
     ),
     "too few positions": (
         model_with(max_position_embeddings=64),

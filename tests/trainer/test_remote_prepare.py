@@ -137,15 +137,15 @@ def test_a_model_that_is_not_computed_exactly_is_refused_before_its_weights_are_
 ) -> None:
     config = tmp_path / "tiny/config.json"
     values = json.loads(config.read_text())
-    changes = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
-    config.write_text(json.dumps(values | changes | {"sliding_window": 100}))
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    config.write_text(json.dumps(values | {"rope_parameters": rope}))
     served.repositories["models/org/tiny"].commit(tmp_path / "tiny")
     served.requests.clear()
     pod = from_hub(claim).prepare()
     assert pod.wait() == 64, pod.log.read_text()
     assert pod.result.message.startswith(
-        "hf://org/tiny: the architecture MistralForCausalLM is not supported with this "
-        "config.json: its attention has a window of 100 tokens, and rows have 128;"
+        "hf://org/tiny: the architecture LlamaForCausalLM is not supported with this config.json: "
+        "its RoPE (dynamic) depends on the length of the input, and rows have up to 128 tokens;"
     )
     assert any("config.json" in request for request in served.contents())
     assert not any("safetensors" in request for request in served.contents())

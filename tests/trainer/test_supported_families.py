@@ -17,7 +17,7 @@ from tests.trainer.families import FAMILIES, Family
 from tests.trainer.test_architectures import rows_of_page
 
 pytestmark = pytest.mark.slow
-SAMPLE = ("Gemma 1", "SmolLM3")
+SAMPLE = ("Gemma 2", "gpt-oss")
 STEPS = 20
 
 

@@ -4,8 +4,8 @@ The architecture of the model is built small, with random weights, on CPU in fp3
 they are trained, are compared with the same documents one by one in plain transformers: logits,
 loss and every gradient. A model that differs is refused with what differed.
 
-The documents of this comparison are short. Whatever depends on longer ones is checked by its value:
-windows of attention, and scalings of RoPE that change with the length.
+The documents of this comparison are short. Windows of attention are shortened with them; scalings
+of RoPE that change with the length are checked by their values.
 """
 
 import copy
@@ -33,7 +33,6 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _ROWS = ((3, 11, 1, 7, 10), (9, 5))  # lengths of the documents of two rows
 _TRAINED = 0.4  # share of tokens with loss
 _TOLERANCE = 1e-4  # of the largest value of a tensor; sums in another order differ by about 1e-6
-_FLASH_HEAD_SIZE = 256  # the largest that the kernels for GPUs compute
 # The frequencies of these do not depend on the length of the input.
 _FIXED_ROPE = ("default", "linear", "yarn", "llama3", "proportional")
 _ORIGINAL = "original_max_position_embeddings"
@@ -183,8 +182,6 @@ def _check_parts(model: Any) -> None:
             f"it has no {_EMBEDDING}, model.layers and {_HEAD}, of which the trainer builds its "
             "forward pass"
         )
-    if getattr(model.lm_head, "bias", None) is not None:
-        raise _DifferenceError("its language-model head has a bias")
 
 
 def _build(config: Any, implementation: str) -> Any:
@@ -211,43 +208,23 @@ def _observed_copy(plain: Any, config: Any, observed: _Observed) -> Any:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    def attend(
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float | None = None,
-        **options: Any,
-    ) -> tuple[torch.Tensor, None]:
-        observed.note(attention.unsupported(observed.longest, **options))
-        observed.note(_unsuitable_heads(query, value))
+    def attend(module: torch.nn.Module, *tensors: Any, **options: Any) -> Any:
+        if options.get("dropout"):
+            observed.note(f"its attention has dropout ({options['dropout']})")
         if "cu_seq_lens_q" not in options:
             raise _DifferenceError(
                 "its layers do not pass the bounds of documents on to their attention"
             )
-        known = {name: options[name] for name in ("cu_seq_lens_q", "max_length_q")}
-        return attention.segments_attention(module, query, key, value, mask, scaling, **known)
+        return attention.segments_attention(module, *tensors, **options | {"dropout": 0.0})
 
-    def mask(*_: Any, local_size: int | None = None, **__: Any) -> None:
-        observed.note(attention.unsupported(observed.longest, sliding_window=local_size))
+    def mask(*_: Any, **__: Any) -> None:
+        """Build no mask, as in training."""
 
     AttentionInterface.register(_NAME, attend)
     AttentionMaskInterface.register(_NAME, mask)
     packed = _build(config, _NAME)
     packed.load_state_dict(plain.state_dict())
     return packed
-
-
-def _unsuitable_heads(query: torch.Tensor, value: torch.Tensor) -> str | None:
-    """Return why GPUs could not compute heads of this size, though CPUs can."""
-    sizes = query.shape[-1], value.shape[-1]
-    if sizes[0] == sizes[1] <= _FLASH_HEAD_SIZE:
-        return None
-    return (
-        f"its attention heads have {sizes[0]} elements and their values {sizes[1]}; on GPUs both "
-        f"must be equal and at most {_FLASH_HEAD_SIZE}"
-    )
 
 
 def _check_stored_names(model: Any) -> None:
@@ -324,7 +301,7 @@ def _packed(model: LanguageModel, rows: list[Row]) -> _Outcome:
     loss = model(batch)
     loss.backward()
     with torch.no_grad():
-        logits = model.hidden(batch) @ model.loss_head.weight.T
+        logits = model.loss_head.logits(model.hidden(batch))
     return _Outcome(logits, loss.detach(), _gradients(model.model))
 
 

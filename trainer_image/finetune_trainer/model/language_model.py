@@ -15,7 +15,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.prepared import Row
 from finetune_trainer.model import attention
-from finetune_trainer.model.head import LossHead
+from finetune_trainer.model.head import LogitScale, LossHead
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,8 @@ class LanguageModel(torch.nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        if getattr(model.lm_head, "bias", None) is not None:
-            raise TrainerError(
-                ExitCode.BAD_CONFIGURATION, "a language-model head with a bias is not supported"
-            )
         self.model = model
-        self.loss_head = LossHead(model.lm_head.weight)
+        self.loss_head = LossHead(model.lm_head, LogitScale.of(model.config))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the sum of cross-entropies of all trained tokens, an fp32 scalar in nats."""

@@ -11,7 +11,7 @@ WIDTH = 64
 VOCABULARY = 96
 _INNER = 96  # width of the feed-forward layers
 _HEADS = 4
-_MOST_LAYERS = 24
+_MOST_LAYERS = 36
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _INNER_SIZES = (
     "intermediate_size",
@@ -20,9 +20,15 @@ _INNER_SIZES = (
     "shared_expert_intermediate_size",
     "shared_intermediate_size",
 )
-# From these positions on, models scale their attention in another way. With a small value, the
-# documents of a test cross it. Not with longrope, which exactness.py checks by its value.
-_THRESHOLDS = ("floor_scale", "original_max_position_embeddings")
+# From these positions on, models compute their attention in another way, or forget what is further
+# back. With a small value, the documents of a test cross it. Not with longrope, which exactness.py
+# checks by its value.
+_THRESHOLDS = (
+    "attention_chunk_size",
+    "floor_scale",
+    "original_max_position_embeddings",
+    "sliding_window",
+)
 _THRESHOLD = 4
 
 
@@ -32,7 +38,8 @@ class UnknownPatternError(Exception):
 
 def head_size(config: Any) -> int:
     """Return the size of an attention head."""
-    size: int = getattr(config, "head_dim", None) or (
+    # As a dictionary, because the attribute cannot be read where some layers have another size.
+    size: int = config.to_dict().get("head_dim") or (
         config.hidden_size // config.num_attention_heads
     )
     return size
@@ -45,6 +52,10 @@ def small_copy(config: Any, layers: int) -> Any:
     for key, value in values.items():
         if isinstance(value, list) and len(value) == every:
             values[key] = value[:layers]
+    if others := values.get("per_layer_config"):  # what some layers have otherwise
+        values["per_layer_config"] = {key: others[key] for key in others if int(key) < layers}
+    if shared := values.get("num_kv_shared_layers"):  # the last layers
+        values["num_kv_shared_layers"] = max(0, shared - (every - layers))
     size = head_size(config)
     independent = values.get("head_dim") and size * config.num_attention_heads != config.hidden_size
     values |= {
@@ -56,6 +67,8 @@ def small_copy(config: Any, layers: int) -> Any:
     if shared := values.get("num_key_value_heads"):
         one_each = shared == config.num_attention_heads
         values["num_key_value_heads"] = _HEADS if one_each else min(2, shared)
+    if "vocab_size_per_layer_input" in values:
+        values["vocab_size_per_layer_input"] = VOCABULARY
     for key in _INNER_SIZES:
         if isinstance(values.get(key), int):
             values[key] = _INNER
