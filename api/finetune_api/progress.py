@@ -13,6 +13,7 @@ Stage = Literal[
 
 # checkpoints.storage (256) plus what the trainer appends: checkpoints/step-00000400-e0002.
 LOCATION_MAX = 300
+MAX_KERNEL_PROBLEM = 160
 MAX_IGNORED = 360  # characters of all names in ignoredColumns
 ColumnName = Annotated[str, AfterValidator(clean), Field(max_length=63)]
 
@@ -214,8 +215,14 @@ class Progress(Message):
         description="checkpointProblem is why the newest save failed. Older checkpoints remain "
         "valid.",
     )
+    kernel_problem: str | None = Field(
+        default=None,
+        max_length=MAX_KERNEL_PROBLEM,
+        description="kernelProblem is which fused kernels are not used because a device computed "
+        "something else with them, or failed. Training is slower, and right.",
+    )
 
-    _clean = field_validator("checkpoint_problem")(clean)
+    _clean = field_validator("checkpoint_problem", "kernel_problem")(clean)
 
 
 class Evaluation(Message):

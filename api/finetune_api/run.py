@@ -254,8 +254,10 @@ class Result(Message):
             return self.replace(prepared=prepared.replace(data=data))
         if len(self.message) > _SHORT_MESSAGE:
             return self.replace(message=self.message[: len(self.message) // 2])
-        if self.progress and self.progress.checkpoint_problem:
-            return self.replace(progress=self.progress.replace(checkpoint_problem=None))
+        progress = self.progress
+        if progress and (progress.checkpoint_problem or progress.kernel_problem):
+            progress = progress.replace(checkpoint_problem=None, kernel_problem=None)
+            return self.replace(progress=progress)
         if self.checkpoints or self.evaluation:
             return self.replace(checkpoints=[], evaluation=None)
         if self.message:

@@ -49,6 +49,14 @@ def test_a_failed_save_is_an_event_and_in_message_and_columns_while_it_lasts():
     assert saved.display.checkpoint == "step 12"
 
 
+def test_kernels_that_are_not_used_are_in_the_message():
+    facts = progressed(9, saved=4)
+    problem = "slower, without fused attention (worker 1, device 3: it did not finish)"
+    slower = facts | {"progress": facts["progress"].replace(kernel_problem=problem)}
+    status = look(running(), *GANG, report=report(**slower)).status
+    assert status.message == f"step 9 of 100; {problem}"
+
+
 def test_a_failed_save_without_any_checkpoint_is_in_the_columns():
     facts = failing().replace(checkpoints=[])
     status = look(running(), *GANG, report=facts).status

@@ -96,6 +96,7 @@ FACTS: dict[str, Any] = {
         "etaSeconds": 60,
         "lastUpdateTime": "2026-01-01T00:00:30Z",
         "checkpointProblem": "disk full",
+        "kernelProblem": "slower, without fused attention",
     },
     "evaluation": {"baseline": 3.0, "last": 2.0, "lastStep": 5, "best": 2.0, "bestStep": 5},
     "ledger": LEDGER,

@@ -114,6 +114,8 @@ def _notices(status: FineTuneJobStatus, situation: Situation, gang: list[Pod]) -
     notices = gang_text.on_silent_nodes(gang)
     if problem := _save_problem(status):
         notices.append(f"the newest save failed: {problem}")
+    if status.progress and status.progress.kernel_problem:
+        notices.append(status.progress.kernel_problem)
     return "".join(f"; {notice}" for notice in notices)
 
 

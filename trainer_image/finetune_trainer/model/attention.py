@@ -1,6 +1,7 @@
 """Attention over packed rows: each document attends to itself only.
 
-The attention function is registered with transformers as `finetune_segments`. The boundaries of the
+The attention function is registered with transformers as `finetune_segments`, and its variant
+without fused kernels as `finetune_segments_plain`. The boundaries of the
 documents are passed explicitly, as cumulative lengths: the library's own detection of packed rows
 leaks across documents (logits off by more than 1) whenever a cache or a mask is present.
 
@@ -8,6 +9,7 @@ On GPUs the kernels of flash attention compute it (flash_attention.py). All else
 plain torch (document_attention.py): CPUs, fp32, and what those kernels do not have.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,16 +19,19 @@ from finetune_trainer.model.fast_imports import model_classes
 from finetune_trainer.model.scores import Scores
 
 NAME = "finetune_segments"
+PLAIN = "finetune_segments_plain"
 
 
 def register() -> None:
-    """Register the function with transformers, as a value of `attn_implementation`."""
+    """Register the functions with transformers, as values of `attn_implementation`."""
     model_classes()
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(NAME, segments_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    AttentionInterface.register(PLAIN, partial(segments_attention, fused=False))
+    for name in (NAME, PLAIN):
+        AttentionMaskInterface.register(name, _no_mask)
 
 
 def segments_attention(
@@ -39,6 +44,7 @@ def segments_attention(
     *,
     cu_seq_lens_q: torch.Tensor,
     max_length_q: int,
+    fused: bool = True,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
@@ -49,8 +55,8 @@ def segments_attention(
 
     query is [1, heads, tokens, size], key and value are [1, kv heads, tokens, size], cu_seq_lens_q
     is [documents + 1] int32 on the same device, s_aux is [heads]: the score of a sink for each
-    head. Raises ValueError for what is not implemented; preparation has refused such models
-    (exactness.py).
+    head. `fused` allows flash attention. Raises ValueError for what is not implemented; preparation
+    has refused such models (exactness.py).
     """
     if attention_mask is not None:
         raise ValueError("packed rows need the lengths of their documents and no attention mask")
@@ -59,7 +65,7 @@ def segments_attention(
     if sliding_window is not None and sliding_window >= max_length_q:
         sliding_window = None  # no document is longer
     scores = Scores(scaling or query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
-    if flash_attention.computes(query, value, scores):
+    if fused and flash_attention.computes(query, value, scores):
         return flash_attention.attend(query, key, value, scores, cu_seq_lens_q, max_length_q), None
     return document_attention.attend(query, key, value, scores, cu_seq_lens_q.tolist()), None
 

@@ -20,6 +20,7 @@ from finetune_api.spec import Training
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.model.compact_adamw import CompactAdamW
 from finetune_trainer.model.fast_imports import load_deepspeed
+from finetune_trainer.model.kernels import ADAMW, Kernels
 from finetune_trainer.model.language_model import Batch, LanguageModel
 from finetune_trainer.model.ranks import Ranks
 
@@ -31,13 +32,20 @@ _INTEGERS = {2: torch.int16, 4: torch.int32}
 class Engine:
     """The model and its optimizer, as one rank holds them."""
 
-    def __init__(self, model: LanguageModel, training: Training, plan: Plan) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        training: Training,
+        plan: Plan,
+        kernels: Kernels = Kernels.without_gpu(),  # noqa: B008, frozen
+    ) -> None:
         deepspeed = load_deepspeed()
         deepspeed.init_distributed(verbose=False)
         if plan.activation_checkpointing == "Always":
             model.recompute_activations()
-        optimizer = _optimizer(model, training, plan)
-        self.model = model
+        kernels.apply(model)
+        optimizer = _optimizer(model, training, plan, fused=ADAMW in kernels.used)
+        self.model, self.kernels = model, kernels
         self.moment_dtype = _MOMENTS[training.optimizer.moment_precision]
         self.stage = plan.zero_stage
         self.deepspeed, *_ = deepspeed.initialize(
@@ -116,7 +124,9 @@ def _offload(plan: Plan) -> dict[str, Any]:
     return {part: host for part in parts[plan.offload]}
 
 
-def _optimizer(model: LanguageModel, training: Training, plan: Plan) -> torch.optim.Optimizer:
+def _optimizer(
+    model: LanguageModel, training: Training, plan: Plan, *, fused: bool
+) -> torch.optim.Optimizer:
     """Return AdamW in the variant that fits the device of the master weights."""
     options = training.optimizer
     groups = _groups(model, options.weight_decay)
@@ -128,9 +138,8 @@ def _optimizer(model: LanguageModel, training: Training, plan: Plan) -> torch.op
     # For master weights on the host, the fused variant is as fast as DeepSpeed's own, and it needs
     # no compiler (docs/design/adr/0018). Without a GPU the plain variant is used, because its
     # results do not depend on how a ZeRO stage slices the weights.
-    fused = torch.cuda.is_available() or None
     return torch.optim.AdamW(
-        groups, lr=plan.learning_rate, betas=betas, eps=options.epsilon, fused=fused
+        groups, lr=plan.learning_rate, betas=betas, eps=options.epsilon, fused=fused or None
     )
 
 

@@ -1,5 +1,6 @@
 """Attention by the kernels of flash attention, on GPUs in bf16 and fp16."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -51,6 +52,10 @@ def _varlen(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    # torch 2.11 always allows fewer heads of keys and values, and has no argument for it.
+    grouped: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]}
+    if "enable_gqa" not in inspect.signature(varlen_attn).parameters:
+        grouped = {}
     output: Any = varlen_attn(
         query,
         key,
@@ -61,7 +66,7 @@ def _varlen(
         longest,
         scale=scale,
         window_size=(before, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     attended: torch.Tensor = output
     return attended

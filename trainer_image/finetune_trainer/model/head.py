@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 _CHUNK_ELEMENTS = 1 << 26  # logits per chunk: 256 MiB in fp32
 
@@ -126,16 +128,52 @@ def linear_cross_entropy(
     return loss
 
 
+def plain_linear_cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    scale: LogitScale = LogitScale(),
+) -> torch.Tensor:
+    """Return the same as `linear_cross_entropy`, with torch's own functions and gradients.
+
+    It takes longer, because the logits of each chunk are computed again in the backward pass.
+    """
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    chunk = max(1, _CHUNK_ELEMENTS // weight.shape[0])
+    for part, labels in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        arguments = (part, weight, labels, bias, scale)
+        total = total + checkpoint(_cross_entropy, *arguments, use_reentrant=False)
+    return total
+
+
+def _cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: LogitScale,
+) -> torch.Tensor:
+    logits = (hidden @ weight.T).float()
+    logits = logits if bias is None else logits + bias
+    logits = logits * scale.multiplier
+    if scale.softcap is not None:  # not in place: the backward pass needs what tanh returns
+        logits = scale.softcap * torch.tanh(logits / scale.softcap)
+    return cross_entropy(logits, targets, reduction="sum")
+
+
 class LossHead(torch.nn.Module):
     """A module that owns the output embedding, so that ZeRO-3's hooks gather it."""
 
     def __init__(self, head: torch.nn.Linear, scale: LogitScale) -> None:
         super().__init__()
         self.weight, self.bias, self.scale = head.weight, head.bias, scale
+        self.is_fused = True
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the sum of cross-entropies. Shapes: see `linear_cross_entropy`."""
-        return linear_cross_entropy(hidden, self.weight, targets, self.bias, self.scale)
+        function = linear_cross_entropy if self.is_fused else plain_linear_cross_entropy
+        return function(hidden, self.weight, targets, self.bias, self.scale)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits of some positions as [positions, vocabulary], in fp32."""

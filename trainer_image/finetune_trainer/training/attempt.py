@@ -29,7 +29,7 @@ from finetune_trainer.model.engine import Engine
 from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.run_dir.paths import Cache, RunPaths
 from finetune_trainer.tracking.run_log import RunLog
-from finetune_trainer.training import out_of_memory, rendezvous
+from finetune_trainer.training import kernel_choice, out_of_memory, rendezvous
 from finetune_trainer.training.divergence import Divergence
 from finetune_trainer.training.evaluate import Evaluator
 from finetune_trainer.training.loop import Loop
@@ -115,19 +115,23 @@ def _train(report: ChannelReporter) -> int:
         )
     report.stage("LoadingModel")
     deadline = config.progress_deadline_seconds
+    paths = RunPaths.of(config)
+    kernels = kernel_choice.check(
+        rendezvous.device_of(place.local_rank), paths.model, _dtype(config), report.advance
+    )
     device = rendezvous.join(place, _TIMEOUT, report.waiting, deadline)
     # Saving or reading a checkpoint may take longer than any step. A rank that hangs there is found
     # by the supervisor first, after the progress deadline.
     storage_timeout = timedelta(seconds=2 * config.progress_deadline_seconds)
     control = dist.new_group(backend="gloo", timeout=max(_TIMEOUT, storage_timeout))
     fence_epoch = _shared_fence_epoch(control)
-    paths = RunPaths.of(config)
+    kernels = kernel_choice.agree(kernels, place, control)
     torch.manual_seed(config.training.seed + place.rank)
     if place.rank == 0:
         logging.info(
             "attempt %d, %d ranks, ZeRO stage %d", config.attempt, place.world, plan.zero_stage
         )
-    engine = Engine(_load_model(config, paths, report), config.training, plan)
+    engine = Engine(_load_model(config, paths, report), config.training, plan, kernels)
     storage = RunStorage(paths, config.job_uid, config.run_digest, config.attempt, fence_epoch)
     # Before this point SIGTERM ends the process: nothing could be saved, and ranks that have not
     # started yet would be waited for until the grace period is over.
@@ -149,13 +153,16 @@ def _train(report: ChannelReporter) -> int:
     return int(ExitCode.DONE)
 
 
+def _dtype(config: RunConfig) -> torch.dtype:
+    return torch.bfloat16 if config.training.precision == "BF16" else torch.float32
+
+
 def _load_model(
     config: RunConfig, paths: RunPaths, report: ChannelReporter
 ) -> language_model.LanguageModel:
-    dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
     Cache.of(config).check_model(config.model.source, paths.model)
     with reading(config.model.source):
-        model = language_model.load(paths.model, dtype)
+        model = language_model.load(paths.model, _dtype(config))
     report.advance()
     return model
 
@@ -206,7 +213,13 @@ def build_loop(
         ranks.device,
         bf16=config.training.precision == "BF16",
     )
-    meter = ProgressMeter(plan, sequence.rows_per_epoch, config.highest_step, utilisation)
+    meter = ProgressMeter(
+        plan,
+        sequence.rows_per_epoch,
+        config.highest_step,
+        utilisation,
+        kernel_problem=engine.kernels.problem,
+    )
     retention = Retention(storage, config.checkpoints.keep_last, report)
     saver = Saver(Snapshot(engine, ranks), retention, ranks, report.advance)
     return Loop(

@@ -9,7 +9,14 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from finetune_api.progress import Evaluation, Plan, Progress, Stage, StepLedger
+from finetune_api.progress import (
+    MAX_KERNEL_PROBLEM,
+    Evaluation,
+    Plan,
+    Progress,
+    Stage,
+    StepLedger,
+)
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.tracking.run_log import RunLog
 from finetune_trainer.training.mfu import Utilisation
@@ -39,10 +46,15 @@ class ProgressMeter:
         rows_per_epoch: int,
         highest_step: int,
         utilisation: Utilisation | None = None,
+        kernel_problem: str | None = None,
     ) -> None:
-        """Begin. `highest_step` is the highest step that any earlier attempt has finished."""
+        """Begin. `highest_step` is the highest step that any earlier attempt has finished.
+
+        `kernel_problem` says why fused kernels are not used.
+        """
         self._plan, self._rows_per_epoch = plan, rows_per_epoch
         self._highest_step, self._utilisation = highest_step, utilisation
+        self._kernel_problem = kernel_problem and kernel_problem[:MAX_KERNEL_PROBLEM]
         self._window: deque[_Entry] = deque()
         self._first = 0
         self._productive = self._redone = 0.0
@@ -99,6 +111,7 @@ class ProgressMeter:
             mfu=self._mfu(spent),
             eta_seconds=round(left * spent / len(self._window)),
             checkpoint_problem=checkpoint_problem,
+            kernel_problem=self._kernel_problem,
             last_update_time=datetime.now(UTC),
         )
         ledger = StepLedger(
