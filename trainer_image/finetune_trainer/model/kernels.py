@@ -4,6 +4,7 @@
 the gang, and makes a model use these and no others.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -12,14 +13,14 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from finetune_trainer.model import attention
+from finetune_trainer.model import attention, liger
 from finetune_trainer.model.head import (
     LogitScale,
     linear_cross_entropy,
     plain_linear_cross_entropy,
 )
 from finetune_trainer.model.language_model import Batch, LanguageModel
-from finetune_trainer.model.self_check import EVERYTHING, Check
+from finetune_trainer.model.self_check import EVERYTHING, Check, Function
 
 REGISTRY = f"{__name__}:checks"
 ATTENTION, HEAD, ADAMW, LAYER = "attention", "loss head", "AdamW", "layer"
@@ -29,7 +30,7 @@ _TOLERANCES = {torch.bfloat16: 0.03, torch.float32: 2e-3}  # TF32 rounds to 5e-4
 _BOUNDS = [0, 37, 38, 200, 256]  # of short documents, one of which is a single token
 _VOCABULARY = 32768  # entries at most
 _WINDOW = 64  # tokens at most, so that a document exceeds it
-_PARTS = (ATTENTION, HEAD)  # of a model
+_PARTS = frozenset({ATTENTION, HEAD, liger.NORM, liger.ROPE, liger.MLP})  # of a model
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Kernels:
             attention.NAME if ATTENTION in self.used else attention.PLAIN
         )
         model.loss_head.is_fused = HEAD in self.used
+        liger.apply(model.model, self.used)
 
 
 def checks(folder: str, dtype_name: str, failed: set[str]) -> list[Check]:
@@ -79,14 +81,13 @@ def checks(folder: str, dtype_name: str, failed: set[str]) -> list[Check]:
         _attention(config, dtype),
         _head(config, dtype),
         _adamw(),
+        *_liger(config, dtype),
         _layer(config, dtype, failed),
     ]
 
 
 def _attention(config: Any, dtype: torch.dtype) -> Check:
-    heads = config.num_attention_heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, shared, size = _heads(config)
 
     def inputs(device: torch.device) -> list[torch.Tensor]:
         tokens = _BOUNDS[-1]
@@ -148,6 +149,56 @@ def _adamw() -> Check:
     return Check(ADAMW, partial(steps, fused=True), partial(steps, fused=False), inputs, 1e-3)
 
 
+def _liger(config: Any, dtype: torch.dtype) -> list[Check]:
+    """Return the comparisons of what liger-kernel replaces in this model, if it is installed."""
+    if not liger.is_installed():
+        return []
+    tokens, heads, shared, size = _BOUNDS[-1], *_heads(config)
+    epsilon = getattr(config, "rms_norm_eps", 1e-6)
+
+    def inputs(*shapes: tuple[int, ...]) -> Callable[[torch.device], list[torch.Tensor]]:
+        return lambda device: [_random(shape, dtype, device) for shape in shapes]
+
+    def rotated(
+        query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor, *, function: Function
+    ) -> Any:
+        half = positions[:, None] * torch.linspace(0, 1, size // 2, device=query.device)
+        angles = torch.cat([half, half], dim=1)[None]
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return function(query.transpose(1, 2), key.transpose(1, 2), cos, sin)
+
+    def rope_inputs(device: torch.device) -> list[torch.Tensor]:
+        return [
+            _random((1, tokens, heads, size), dtype, device),
+            _random((1, tokens, shared, size), dtype, device),
+            torch.arange(tokens, device=device),
+        ]
+
+    rows = (1, tokens, config.hidden_size)
+    inner = (1, tokens, getattr(config, "intermediate_size", None) or config.hidden_size)
+    found = [
+        Check(
+            liger.NORM,
+            partial(liger.rms_norm, epsilon=epsilon),
+            partial(liger.plain_rms_norm, epsilon=epsilon),
+            inputs(rows, rows[-1:]),
+            _TOLERANCES[dtype],
+        ),
+        Check(
+            liger.MLP, liger.swiglu, liger.plain_swiglu, inputs(inner, inner), _TOLERANCES[dtype]
+        ),
+        Check(
+            liger.ROPE,
+            partial(rotated, function=liger.rope),
+            partial(rotated, function=liger.plain_rope),
+            rope_inputs,
+            _TOLERANCES[dtype],
+        ),
+    ]
+    parts = liger.parts_of(_model(_one_layer(config), dtype, torch.device("meta")).model)
+    return [check for check in found if check.name in parts]
+
+
 def _layer(config: Any, dtype: torch.dtype, failed: set[str]) -> Check:
     """Return the comparison of a model of one layer with its own shapes, and all kernels in it.
 
@@ -155,33 +206,46 @@ def _layer(config: Any, dtype: torch.dtype, failed: set[str]) -> Check:
     """
     small = _one_layer(config)
 
-    def make(device: torch.device) -> LanguageModel:
-        from transformers import AutoModelForCausalLM
-
-        torch.manual_seed(1)
-        with device:
-            made = AutoModelForCausalLM.from_config(
-                small, dtype=dtype, attn_implementation=attention.NAME
-            )
-        return LanguageModel(made)
-
     def loss(kernels: Kernels, *parameters: torch.Tensor) -> Any:
-        model = make(parameters[0].device)
+        model = _model(small, dtype, parameters[0].device)
         kernels.apply(model)
         names = [name for name, _ in model.named_parameters()]
         batch = _batch(small.vocab_size, parameters[0].device)
         return functional_call(model, dict(zip(names, parameters, strict=True)), (batch,))
 
     def fused(*parameters: torch.Tensor) -> Any:
-        return loss(Kernels(frozenset(_PARTS) - failed), *parameters)
+        return loss(Kernels(_available() - failed), *parameters)
 
     return Check(
         LAYER,
         fused,
         lambda *parameters: loss(Kernels(frozenset()), *parameters),
-        lambda device: [parameter.detach() for parameter in make(device).parameters()],
+        lambda device: [p.detach() for p in _model(small, dtype, device).parameters()],
         _TOLERANCES[dtype],
     )
+
+
+def _available() -> frozenset[str]:
+    return _PARTS if liger.is_installed() else frozenset({ATTENTION, HEAD})
+
+
+def _model(config: Any, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+    """Return a model with random weights, the same each time."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    with device:
+        made = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention.NAME
+        )
+    return LanguageModel(made)
+
+
+def _heads(config: Any) -> tuple[int, int, int]:
+    """Return the number of heads, of those of keys and values, and the size of one."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, getattr(config, "num_key_value_heads", None) or heads, size
 
 
 def _one_layer(config: Any) -> Any:
