@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from finetune_api.base import Count, Message, Rows, Seconds, Step, Time, clean
+from finetune_api.memory import DeviceBytes
 
 Stage = Literal[
     "PreparingData", "LoadingModel", "Training", "Evaluating", "Checkpointing", "Exporting"
@@ -118,6 +119,10 @@ class DataSummary(Message):
     )
 
 
+MAX_PLAN_REASONS, PLAN_REASON_MAX = 5, 90
+PlanReason = Annotated[str, Field(max_length=PLAN_REASON_MAX)]
+
+
 class Plan(Message):
     """The training settings that were chosen where the spec leaves them unset.
 
@@ -155,6 +160,30 @@ class Plan(Message):
         description="checkpointBytes is the size of one checkpoint: 12 bytes per parameter, or 8 "
         "with moments in BF16."
     )
+    device_type: str | None = Field(
+        default=None,
+        max_length=63,
+        description="deviceType is the name of the device type in the operator's catalogue. It is "
+        "unset if the type is not known.",
+    )
+    device_bytes: DeviceBytes | None = Field(
+        default=None,
+        description="deviceBytes is the computed memory of one device at its peak, by part. It is "
+        "unset if the prepare pod could not measure the model.",
+    )
+    host_bytes_per_worker: Count | None = Field(
+        default=None,
+        description="hostBytesPerWorker is the computed memory that a worker needs on its host at "
+        "its peak.",
+    )
+    reasons: list[PlanReason] | None = Field(
+        default=None,
+        max_length=MAX_PLAN_REASONS,
+        description="reasons explains the choices, up to 5 sentences.",
+    )
+
+
+DeviceName = Annotated[str, AfterValidator(clean), Field(max_length=48)]
 
 
 class Progress(Message):
@@ -202,6 +231,16 @@ class Progress(Message):
         description="mfu is the model FLOPs utilization during the last minute, 0 to 1: the FLOPs "
         "that the steps need, divided by what the devices can do in dense bf16 according to their "
         "data sheet. It is unset for devices whose figure is unknown.",
+    )
+    device_memory_bytes: Count | None = Field(
+        default=None,
+        description="deviceMemoryBytes is the largest amount of device memory that a device of "
+        "worker 0 has allocated so far. plan.deviceBytes is what was computed before. It is unset "
+        "on CPUs.",
+    )
+    device_name: DeviceName | None = Field(
+        default=None,
+        description="deviceName is the name that the device of rank 0 reports, and its memory.",
     )
     eta_seconds: Count | None = Field(
         default=None, description="etaSeconds is the estimated number of seconds of training left."

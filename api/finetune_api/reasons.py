@@ -33,6 +33,9 @@ FORBIDDEN = _reason(
 )
 QUOTA_EXCEEDED = _reason("QuotaExceeded", "A ResourceQuota has no room for all pods of the gang.")
 INVALID_TEMPLATE = _reason("InvalidTemplate", "A pod template cannot be used.")
+UNKNOWN_DEVICE_TYPE = _reason(
+    "UnknownDeviceType", "workers.deviceType is not in the operator's catalogue."
+)
 STORAGE_OVERLAPS_INPUT = _reason(
     "StorageOverlapsInput", "checkpoints.storage or cache is in a folder of model or data."
 )
@@ -115,6 +118,8 @@ POD_FAILED = _reason(
 )
 NO_RESULT = _reason("NoResult", "A pod ended with exit code 0 and left no result.")
 OUTPUT_NOT_VERIFIED = _reason("OutputNotVerified", "The image did not verify its model.")
+
+DOES_NOT_FIT = _reason("DoesNotFit", "The model needs more memory than the devices have.")
 
 # Why the operator stops a gang.
 SUSPENDED = _reason("Suspended", "spec.suspend is true.", ends_attempt=True)

@@ -8,6 +8,7 @@ from pydantic_core import from_json
 
 from finetune_api import spec
 from finetune_api.base import API_VERSION, Count, Message, Seconds, Step, Time, clean
+from finetune_api.memory import ModelFacts
 from finetune_api.names import MAX_ATTEMPTS, MAX_CHECKPOINTS, RESULT_MAX_BYTES
 from finetune_api.progress import (
     CheckpointRecord,
@@ -176,6 +177,10 @@ class PrepareResult(Message):
     run_digest: str = Field(max_length=80)
     model_revision: str = Field(max_length=80)
     parameter_count: Count
+    model_facts: ModelFacts | None = Field(
+        default=None,
+        description="What the memory of a device depends on. Unset: it could not be measured.",
+    )
     finished: Output | None = Field(
         default=None,
         description="The verified model, if storage already holds the one of exactly this run.",
@@ -264,6 +269,8 @@ class Result(Message):
             return self.replace(message="")
         if prepared and prepared.warnings:
             return self.replace(prepared=prepared.replace(warnings=None))
+        if prepared and prepared.model_facts:  # then the plan has careful defaults
+            return self.replace(prepared=prepared.replace(model_facts=None))
         if prepared and prepared.finished:  # the gang finds it as well
             return self.replace(prepared=prepared.replace(finished=None))
         return Result(outcome=self.outcome, reason=self.reason)

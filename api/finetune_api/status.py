@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from finetune_api.base import Message, Time
+from finetune_api.memory import ModelFacts
 from finetune_api.names import MAX_ATTEMPTS, MAX_AVOIDED_NODES, MAX_CHECKPOINTS
 from finetune_api.progress import (
     MAX_IGNORED,
@@ -44,6 +45,8 @@ Cell = Annotated[str, Field(max_length=CELL_MAX)]
 _Narrow = Annotated[str, Field(max_length=16)]
 OwnWord = Annotated[str, Field(max_length=32)]
 """A CamelCase word of this project, in contrast to one that a node or a pod reports."""
+Index = Annotated[int, Field(ge=0, le=4096)]
+"""A number or an index of workers or devices: workers.replicas is at most 4096."""
 MAX_LOST_WORKERS = 4
 _CORRECTABLE = 1  # earlier attempts whose lost workers are kept
 _SHORT, _EARLIER_MAX, _SOURCE_MAX, _NODE_MAX = 200, 100, 35, 63
@@ -93,6 +96,11 @@ class Resolved(Message):
     )
     parameter_count: int = Field(
         description="parameterCount is the number of parameters of the model."
+    )
+    model_facts: ModelFacts | None = Field(
+        default=None,
+        description="modelFacts is what the memory of a device depends on. It is unset if the "
+        "prepare pod could not measure the model.",
     )
 
 
@@ -153,8 +161,8 @@ class Attempt(Message):
     """One gang, from its commit to its outcome."""
 
     number: int = Field(description="number is the number of the attempt, starting at 1.")
-    workers: int = Field(default=1, description="workers is the number of pods of this gang.")
-    devices_per_worker: int = Field(
+    workers: Index = Field(default=1, description="workers is the number of pods of this gang.")
+    devices_per_worker: Index = Field(
         default=1, description="devicesPerWorker is the number of devices of each pod."
     )
     start_time: Time = Field(description="startTime is the time when the attempt was committed.")
@@ -175,7 +183,7 @@ class Attempt(Message):
         description="created is true once all pods existed. A pod that is missing afterwards has "
         "vanished.",
     )
-    outcome: OwnWord | None = Field(
+    outcome: _Narrow | None = Field(
         default=None,
         description="outcome is how the attempt ended: Succeeded, Failed, Preempted (asked to stop "
         "by something other than the operator), Suspended or Released (ended for a reason "
@@ -198,7 +206,7 @@ class Attempt(Message):
     reason: Word | None = Field(
         default=None, description="reason is the CamelCase reason of the outcome."
     )
-    worker: int | None = Field(
+    worker: Index | None = Field(
         default=None, description="worker is the index of the worker that failed first."
     )
     node: Short | None = Field(
@@ -261,7 +269,7 @@ class Attempt(Message):
     vanished_time: Time | None = Field(
         default=None, description="vanishedTime is the last proof of life of the vanished pods."
     )
-    lost_workers: list[int] = Field(
+    lost_workers: list[Index] = Field(
         default_factory=list,
         max_length=MAX_LOST_WORKERS,
         description="lostWorkers are the indexes of up to 4 workers of the newest two attempts "
@@ -335,7 +343,7 @@ class Display(Message):
 class Condition(Message):
     """A condition, as Kubernetes defines it."""
 
-    type: Word = Field(description="type is the name of the condition.")
+    type: OwnWord = Field(description="type is the name of the condition.")
     status: Literal["True", "False", "Unknown"] = Field(
         description="status is whether the condition holds: True, False or Unknown."
     )

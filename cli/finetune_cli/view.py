@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api.base import Object
+from finetune_api.progress import Plan, Progress
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.text import duration
 
@@ -83,6 +84,8 @@ def _numbers(status: FineTuneJobStatus) -> list[tuple[str, str]]:
     """Return labels and values of the figures that the status contains."""
     rows: list[tuple[str, str]] = []
     progress, evaluation, usage = status.progress, status.evaluation, status.usage
+    if status.plan:
+        rows += _plan(status.plan, progress)
     if progress:
         loss = "" if progress.train_loss is None else f"  loss {progress.train_loss:.4f}"
         rate = "" if progress.learning_rate is None else f"  lr {progress.learning_rate:.2e}"
@@ -111,6 +114,24 @@ def _numbers(status: FineTuneJobStatus) -> list[tuple[str, str]]:
         text = f"step {status.latest_checkpoint.step}, {size:.2f} GB, verified"
         rows.append(("checkpoint", f"{text}  ({len(status.checkpoints)} kept)"))
     return rows
+
+
+def _plan(plan: Plan, progress: Progress | None) -> list[tuple[str, str]]:
+    """Return how training is distributed, the memory that it needs, and why."""
+    text = f"ZeRO {plan.zero_stage}, {plan.micro_batch_size} x "
+    text += f"{plan.gradient_accumulation_steps} rows per device and step"
+    if plan.activation_checkpointing != "Never":
+        text += ", activations recomputed"
+    if plan.offload != "None":
+        text += f", offload {plan.offload}"
+    rows = [("plan", text)]
+    if plan.device_bytes:
+        used = progress and progress.device_memory_bytes
+        measured = f", {used / 1e9:.1f} GB measured" if used else ""
+        device = f" of {plan.device_type}" if plan.device_type else ""
+        size = plan.device_bytes.total / 1e9
+        rows.append(("memory", f"{size:.1f} GB per device{device} computed{measured}"))
+    return [*rows, *(("", reason) for reason in plan.reasons or [])]
 
 
 def _at(evaluation: Any) -> str:

@@ -3,6 +3,9 @@
 import os
 from dataclasses import dataclass, field
 
+from pydantic import TypeAdapter, ValidationError
+
+from finetune_api.devices import Catalogue, DeviceName, DeviceType
 from finetune_operator.selector import Selector
 
 
@@ -33,6 +36,7 @@ class Settings:
     ended_metrics: float = 3600.0  # s for which the series of a job outlive it
     health_port: int = 0  # 0: no health endpoint
     lease: LeaseSettings | None = None  # None: this is the only replica
+    device_types: Catalogue = field(default_factory=dict)
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -57,6 +61,7 @@ class Settings:
             ended_metrics=_seconds("FINETUNE_ENDED_METRICS_SECONDS", cls.ended_metrics),
             health_port=_integer("FINETUNE_HEALTH_PORT", cls.health_port, 0, 65535),
             lease=_lease(),
+            device_types=_device_types("FINETUNE_DEVICE_TYPES"),
         )
 
 
@@ -72,6 +77,18 @@ def _lease() -> LeaseSettings | None:
             "FINETUNE_LEASE_NAME for leader election, or neither for a single replica"
         )
     return LeaseSettings(namespace, name, duration) if name else None
+
+
+def _device_types(name: str) -> dict[str, DeviceType]:
+    try:
+        return _CATALOGUE.validate_json(os.environ.get(name) or "{}")
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the text"
+        raise SettingsError(f"{name}: {place}: {first['msg']}") from None
+
+
+_CATALOGUE = TypeAdapter(dict[DeviceName, DeviceType])
 
 
 def _selector(name: str) -> Selector:

@@ -4,7 +4,7 @@ from datetime import datetime
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from annotated_types import MaxLen
+from annotated_types import Le, MaxLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -33,6 +33,8 @@ def largest(kind: Any, bounds: tuple[Any, ...] = ()) -> Any:
         return "x" * most
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: _field(field) for name, field in kind.model_fields.items()}
+    if kind is int and (bound := next((b.le for b in bounds if isinstance(b, Le)), None)):
+        return min(bound, NUMBER)
     if kind not in PLAIN:
         raise TypeError(f"no bound for {kind}: a status field needs max_length")
     return PLAIN[kind]

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from finetune_api import names
+from finetune_api.devices import DeviceType
 from finetune_local.cache import TREE
 from finetune_operator.selector import Selector
 from finetune_operator.settings import LeaseSettings, Settings
@@ -38,7 +39,7 @@ def test_every_golden_file_is_still_rendered():
 
 def leaves(defaults: dict[str, Any], changed: Any, *above: str) -> Iterator[tuple[str, ...]]:
     for key, value in defaults.items():
-        if isinstance(value, dict) and value and key != "resources":
+        if isinstance(value, dict) and value and key not in ("resources", "deviceTypes"):
             yield from leaves(value, changed[key], *above, key)
         else:
             assert changed[key] != value, f"everything.yaml: {'.'.join((*above, key))}"
@@ -94,6 +95,12 @@ def test_every_value_changes_the_rendering(rendered, bases, path):
     assert rendered(with_value(base, path, other)) != bases[not alone]
 
 
+def device_types(changed: dict[str, Any]) -> dict[str, DeviceType]:
+    """Return the catalogue of the chart with changed entries, of which null removes one."""
+    merged = DEFAULTS["deviceTypes"] | changed
+    return {name: DeviceType.model_validate(entry) for name, entry in merged.items() if entry}
+
+
 def test_the_operator_reads_its_settings_from_the_deployment(helm, monkeypatch):
     (container,) = find(helm.objects(*VALUES["everything"]), "Deployment")["spec"]["template"][
         "spec"
@@ -111,7 +118,10 @@ def test_the_operator_reads_its_settings_from_the_deployment(helm, monkeypatch):
         ended_metrics=600,
         health_port=8081,
         lease=LeaseSettings("finetune-system", "tuner", 20),
+        device_types=device_types(CHANGED["deviceTypes"]),
     )
+    assert "L4-24GB" in DEFAULTS["deviceTypes"]
+    assert "L4-24GB" not in expected.device_types
     assert Settings.from_environment() == expected
     for field in fields(Settings):
         assert getattr(expected, field.name) != field.default, f"no value sets {field.name}"
@@ -125,6 +135,7 @@ def test_the_defaults_of_the_chart_are_those_of_the_operator(helm, monkeypatch):
         trainer_image=f"finetune-trainer:{VERSION}",
         health_port=8081,
         lease=LeaseSettings("finetune-system", "finetune-operator"),
+        device_types=device_types({}),
     )
 
 

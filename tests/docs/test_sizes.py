@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.memory import Setting, state_bytes
 from finetune_api.run import RunConfig
 from finetune_api.spec import Optimizer
 from finetune_local.cache import TREE
@@ -74,10 +75,17 @@ def test_every_message_is_a_message_of_the_trainer() -> None:
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_device_memory(stage: int) -> None:
-    """ZeRO's own account: what is divided by the number of devices depends on the stage."""
     (row,) = [cells for cells in rows(SIZES["Device memory"]) if cells[0].startswith(str(stage))]
     for devices, cell in zip((8, 16), row[2:], strict=True):
-        weights = 2 / (devices if stage == 3 else 1)
-        gradients = 4 / (devices if stage >= 2 else 1)
-        size = PARAMETERS * (weights + gradients + Optimizer().state_bytes / devices)
+        setting = Setting(
+            world=devices,
+            devices_per_worker=8,
+            zero_stage=stage,
+            micro_batch_size=1,
+            recompute="Never",
+            offload="None",
+            weight_bytes=2,
+            state_bytes=Optimizer().state_bytes,
+        )
+        size = sum(state_bytes(int(PARAMETERS), setting).values())
         assert cell == f"{size / 1e9:.0f} GB"

@@ -22,7 +22,7 @@ RATES = {
 @pytest.mark.parametrize(("parameters", "training", "rate"), RATES.values(), ids=RATES.keys())
 def test_learning_rates(parameters: float, training: dict, rate: float) -> None:
     job = worlds.make_job(training=training)
-    plan, _ = resolve(job.spec, worlds.prepared(parameter_count=int(parameters)))
+    plan, _ = resolve(job.spec, worlds.prepared(parameter_count=int(parameters)), {})
     assert plan.learning_rate == pytest.approx(rate)
 
 

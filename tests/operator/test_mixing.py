@@ -36,7 +36,7 @@ def dataset(*weights: float | None) -> dict[str, Any]:
 def resolved(epoch_rows: int, *weights: float | None, **training: Any) -> tuple[Any, DataSummary]:
     training = {"globalBatchSize": 8, "epochs": 3.0, **training}
     job = worlds.make_job(dataset=dataset(*weights), training=training)
-    return resolve(job.spec, worlds.prepared(data=data(epoch_rows)))
+    return resolve(job.spec, worlds.prepared(data=data(epoch_rows)), {})
 
 
 def test_without_weights_an_epoch_is_every_row_once() -> None:
@@ -56,7 +56,7 @@ def test_with_weights_an_epoch_is_longer_and_repeats_small_sources() -> None:
 def test_sources_that_did_not_fit_into_the_message_have_no_passes() -> None:
     job = worlds.make_job(dataset=dataset(0.9, 0.1), training={"globalBatchSize": 8})
     cut = data(1000).replace(sources=[])
-    _, found = resolve(job.spec, worlds.prepared(data=cut))
+    _, found = resolve(job.spec, worlds.prepared(data=cut), {})
     assert (found.steps_per_epoch, found.sources) == (125, [])
 
 

@@ -9,6 +9,7 @@ import pytest
 from kubernetes import client, config
 
 from finetune_api import names
+from finetune_api.devices import DeviceType
 from finetune_client.api import Api
 from finetune_local.cluster import Cluster
 from finetune_operator import informer
@@ -53,6 +54,9 @@ CHANGED: dict[str, Any] = {
     "lease": LeaseSettings("default", "operator"),
     "strict_certificates": False,
     "ended_metrics": 99.0,
+    "device_types": {
+        "GPU": DeviceType(resource="nvidia.com/gpu", memory_bytes=10**10, peak_flops=1e14)
+    },
 }
 
 # The planner

@@ -133,9 +133,11 @@ def ended(pod: Pod, code: int, when: float, message: str = "", reason: str = "")
     return replace(pod, running=False, phase=phase, ended=end, released=at(when))
 
 
-def look(job: Job, *pods: Pod, now: float = 100, **changes: Any) -> Decision:
+def look(
+    job: Job, *pods: Pod, now: float = 100, settings: Settings = SETTINGS, **changes: Any
+) -> Decision:
     """Return the decision about a world."""
-    return plan(World(job=job, pods=pods, now=at(now), **changes), SETTINGS)
+    return plan(World(job=job, pods=pods, now=at(now), **changes), settings)
 
 
 def seen(job: Job, *pods: Pod, now: float) -> World:

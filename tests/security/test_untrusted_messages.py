@@ -8,6 +8,7 @@ import copy
 import json
 import logging
 import math
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from finetune_api.devices import DeviceType
 from finetune_api.progress import (
     CheckpointRecord,
     DataSummary,
@@ -33,6 +35,7 @@ from finetune_operator.plan.observe import Pod
 from tests.operator import podstatus
 from tests.operator.worlds import (
     OUTPUT,
+    SETTINGS,
     at,
     checkpoint,
     ended,
@@ -93,6 +96,8 @@ FACTS: dict[str, Any] = {
         "tokensPerSecond": 10.0,
         "trainedTokensPerSecond": 9.0,
         "mfu": 0.4,
+        "deviceMemoryBytes": 70_000_000_000,
+        "deviceName": "NVIDIA H100 80GB HBM3, 85.0 GB",
         "etaSeconds": 60,
         "lastUpdateTime": "2026-01-01T00:00:30Z",
         "checkpointProblem": "disk full",
@@ -157,6 +162,17 @@ PREPARED = {
         "runDigest": "r",
         "modelRevision": "m",
         "parameterCount": 1000,
+        "modelFacts": {
+            "layers": 2,
+            "hidden": 8,
+            "vocabulary": 100,
+            "layerParameters": 80,
+            "largestParameter": 800,
+            "activeParameters": 160,
+            "attentionWidth": 16,
+            "rowTokens": 64,
+            "layerBytes": 1000,
+        },
         "data": DATA,
         "warnings": ["pvc://w/b.jsonl has no row"],
         "leftOut": [{"file": "pvc://w/a.jsonl", "row": "line 7", "why": "no assistant turn"}],
@@ -165,6 +181,8 @@ PREPARED = {
 FINISHED = copy.deepcopy(PREPARED)
 FINISHED["prepared"] |= {"finished": OUTPUT.to_dict()}
 JOB = running()
+GPU = DeviceType(resource="nvidia.com/gpu", memory_bytes=85_000_000_000, peak_flops=989e12)
+KNOWN_DEVICE = replace(SETTINGS, device_types={"GPU": GPU})
 Path = tuple[str | int, ...]
 
 
@@ -330,6 +348,8 @@ def decide_on_prepared(text: str) -> Result | None:
     pod = ended(prepare_pod(), 0, 5, text)
     assert pod.ended
     read = pod.ended.result()
+    status = look(make_job(), pod, now=6, settings=KNOWN_DEVICE).status
+    assert_writable(status)
     status = look(make_job(), pod, now=6).status
     assert_writable(status)
     if read is None or read.prepared is None:

@@ -215,25 +215,27 @@ class DeepSpeed(Spec):
     zero_stage: Literal[1, 2, 3] | None = Field(
         default=None,
         description="zeroStage is the ZeRO stage. Stage 1 partitions the optimizer states over the "
-        "ranks, stage 2 also the gradients, stage 3 also the weights. Default: 2.",
+        "ranks, stage 2 also the gradients, stage 3 also the weights. Default: the smallest that "
+        "fits and is not slower by estimate, or 2 if the device is not known.",
     )
     micro_batch_size: int | None = Field(
         default=None,
         ge=1,
         le=4096,
         description="microBatchSize is the number of rows that a device processes in one forward "
-        "pass, 1 to 4096. Default: 1.",
+        "pass, 1 to 4096. Default: chosen by the planner, or 1 if the device is not known.",
     )
     activation_checkpointing: Literal["Auto", "Never", "Always"] | None = Field(
         default=None,
         description="activationCheckpointing selects whether activations are computed again in the "
         "backward pass instead of stored, which takes about a third more computation and a "
-        "fraction of the memory. Auto means Always for models of at least 1e9 parameters, "
-        "otherwise Never. Default: Auto.",
+        "fraction of the memory. Auto means Always if the activations do not fit otherwise, or, "
+        "if the device is not known, for models of at least 1e9 parameters. Default: Auto.",
     )
     offload: Literal["None", "Optimizer", "OptimizerAndParameters"] | None = Field(
         default=None,
         description="offload selects what is kept in host memory instead of on the device. "
         "Optimizer keeps the master weights and the moments there, and the CPU updates them; "
-        "OptimizerAndParameters keeps the parameters there as well. Default: None.",
+        "OptimizerAndParameters keeps the parameters there as well. Default: None, if the model "
+        "fits into the devices without it.",
     )

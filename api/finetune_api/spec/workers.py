@@ -115,6 +115,15 @@ class Workers(Spec):
             )
         ),
     )
+    device_type: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=63,
+        description="deviceType is the name of the devices in the operator's catalogue, 1 to 63 "
+        "characters, for example H100-SXM-80GB. The plan is made for their memory and speed. "
+        "Default: the type whose node labels the template selects, or the only type with "
+        "deviceResource; if there is none, the plan uses careful defaults.",
+    )
     image: str | None = Field(
         default=None,
         min_length=1,

@@ -10,6 +10,8 @@
 - name: FINETUNE_JOB_SELECTOR
   value: {{ . | quote }}
 {{- end }}
+- name: FINETUNE_DEVICE_TYPES
+  value: {{ .Values.deviceTypes | toJson | quote }}
 - name: FINETUNE_REPORT_INTERVAL_SECONDS
   value: {{ .Values.reportIntervalSeconds | quote }}
 - name: FINETUNE_RESTART_BACKOFF_SECONDS

@@ -138,7 +138,7 @@ def _commit(world: World, status: FineTuneJobStatus, ended: Attempt) -> Decision
         # Nodes may have been repaired or replaced during a suspension.
         avoided_nodes=[] if ended.outcome == "Suspended" else status.avoided_nodes,
         stage=None,
-        plan=status.plan and resolve.rescaled(status.plan, spec),
+        plan=status.plan and resolve.rescaled(status.plan, spec, status.resolved),
         resolved=status.resolved
         and status.resolved.replace(
             image=images.following(spec.workers.image, status.resolved.image)

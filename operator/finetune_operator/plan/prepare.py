@@ -34,7 +34,7 @@ from finetune_operator.plan.describe import (
 )
 from finetune_operator.plan.observe import Job, Pod, Refusal, World
 from finetune_operator.plan.outcomes import BackOff, by_a_node
-from finetune_operator.plan.resolve import resolve
+from finetune_operator.plan.resolve import DoesNotFitError, resolve
 from finetune_operator.plan.slow_pods import seconds_until_slow
 from finetune_operator.plan.template import UnrenderableError
 from finetune_operator.plan.verdict import killed_message, reason_and_message, was_killed
@@ -55,7 +55,7 @@ def decide(world: World, settings: Settings) -> Decision:
     if interrupted:
         return _interrupted(world, interrupted[0], settings)
     if pod is None:
-        return _create(world, image, digest)
+        return _create(world, image, digest, settings)
     if pod.deletion:
         return _wait_for_deletion(world, pod)
     if _is_outdated(pod, job, digest):
@@ -113,7 +113,7 @@ def without_pods(world: World) -> FineTuneJobStatus:
     return status
 
 
-def _create(world: World, image: str, digest: str) -> Decision:
+def _create(world: World, image: str, digest: str, settings: Settings) -> Decision:
     job = world.job
     if job.status.next_attempt_time and world.now < job.status.next_attempt_time:
         return _wait(world, _backing_off(job.status))
@@ -121,7 +121,7 @@ def _create(world: World, image: str, digest: str) -> Decision:
         storage_overlap.check(job)
         template_rules.check(job)
         pod = render.prepare_pod(job, image, digest)
-        (worker,) = render.worker_pods(_provisional(job, image), 0, [0])
+        (worker,) = render.worker_pods(_provisional(job, image, settings), 0, [0])
     except UnrenderableError as error:
         return _refused(world, error.reason, str(error))
     if world.occupied:
@@ -154,9 +154,9 @@ _UNKNOWN = PrepareResult(
 )
 
 
-def _provisional(job: Job, image: str) -> Job:
+def _provisional(job: Job, image: str, settings: Settings) -> Job:
     """Return the job with which a worker can be rendered before anything is prepared."""
-    plan, _ = resolve(job.spec, _UNKNOWN)
+    plan, _ = resolve(job.spec, _UNKNOWN, settings.device_types)
     resolved = Resolved(
         image=image, model_revision="", prepared_digest="", run_digest="", parameter_count=0
     )
@@ -186,7 +186,7 @@ def _conclude(world: World, pod: Pod, image: str, settings: Settings) -> Decisio
             return finished.fail(world, status, reasons.NO_RESULT, text)
         if prepared.finished:
             return finished.succeed(world, status, prepared.finished)
-        return commit_first(world, images.frozen(image, pod.image_id), prepared)
+        return commit_first(world, images.frozen(image, pod.image_id), prepared, settings)
     reason, message = reason_and_message(pod)
     if was_killed(end):
         message = killed_message(message, pod)
@@ -247,10 +247,18 @@ def _count(world: World, status: FineTuneJobStatus, reason: str, problem: str) -
     return Decision(describe(world, status, situation), commits=True, requeue_after=0)
 
 
-def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
-    """Commit attempt 1, with the resolved inputs and the plan that the run keeps from now on."""
+def commit_first(world: World, image: str, prepared: PrepareResult, settings: Settings) -> Decision:
+    """Commit attempt 1, with the resolved inputs and the plan that the run keeps from now on.
+
+    The job fails instead if its model does not fit into the devices.
+    """
     job = world.job
-    plan, data = resolve(job.spec, prepared)
+    try:
+        plan, data = resolve(job.spec, prepared, settings.device_types)
+    except DoesNotFitError as error:
+        return finished.fail(world, job.status, reasons.DOES_NOT_FIT, str(error))
+    except UnrenderableError as error:
+        return _refused(world, error.reason, str(error))
     status = job.status.replace(
         attempt=1,
         next_attempt_time=None,
@@ -261,6 +269,7 @@ def commit_first(world: World, image: str, prepared: PrepareResult) -> Decision:
             prepared_digest=prepared.prepared_digest,
             run_digest=prepared.run_digest,
             parameter_count=prepared.parameter_count,
+            model_facts=prepared.model_facts,
         ),
         plan=plan,
         data=data,

@@ -21,6 +21,7 @@ from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.data import prepared
 from finetune_trainer.data.build import Builder
 from finetune_trainer.data.tokenize_block import Recipe
+from finetune_trainer.model import memory_facts
 from finetune_trainer.prepare import inputs, rehearsal, separation, side_files, storage_checks
 from finetune_trainer.prepare.exactness_check import ExactnessCheck
 from finetune_trainer.prepare.inputs import (
@@ -128,6 +129,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         run_digest=run_digest,
         model_revision=revision,
         parameter_count=found.parameter_count,
+        model_facts=memory_facts.of_folder(paths.model, training),
         left_out=notes.left_out or None,
         warnings=notes.warnings or None,
         data=data,
