@@ -67,10 +67,6 @@ DIFFER = {
         tiny("mixtral", output_router_logits=True, router_aux_loss_coef=0.001, sliding_window=None),
         r"its loss in transformers is more than cross-entropy: .*router_aux_loss_coef 0.001",
     ),
-    "experts that are stored one by one": (
-        tiny("mixtral", sliding_window=None),
-        "the files of its weights hold other tensors than the parameters that are trained, for",
-    ),
     "dynamic RoPE": (
         tiny("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
         r"its RoPE \(dynamic\) depends on the length of the input, and rows have up to 128 tokens",
@@ -110,6 +106,7 @@ EXACT = {
         logits_scaling=16.0,
     ),
     "logits and attention with soft-caps": tiny("gemma2"),
+    "experts that are stored one by one": tiny("mixtral", sliding_window=None),
     "attention with sinks": tiny("gpt_oss", num_local_experts=4),
     "values shorter than keys": Family(
         "tiny",

@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_api.run import RunConfig
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.export import load_back
+from finetune_trainer.model.stored_layout import stored_layout
 from finetune_trainer.prepare import preparation, rehearsal, side_files
+from finetune_trainer.prepare.rehearsal import shrunk
 from finetune_trainer.run_dir.paths import RunPaths
-from tests.trainer import exports, tiny
+from tests.trainer import exports, families, tiny
 from tests.trainer.exports import Configure, edit, read
 from tests.trainer.silent import SilentReporter
+from tests.trainer.test_architectures import rows_of_page
 from tests.trainer.test_families import FAMILIES, tokenizer_of
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -249,6 +253,17 @@ def test_every_architecture_is_rehearsed(
 
 
 @pytest.mark.slow
+def test_a_tiny_model_of_every_supported_family_can_be_built() -> None:
+    """A family that the check accepts must not fail in the rehearsal."""
+    for family, row in zip(families.FAMILIES, rows_of_page(), strict=True):
+        if row.endswith("| yes |"):
+            full = family.config()
+            small = type(full).from_dict(shrunk(full.to_dict(), full))
+            with torch.device("meta"):
+                made = AutoModelForCausalLM.from_config(small)
+            assert stored_layout(made).tensors, family.models
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_of_tokenizers_is_rehearsed(
     config: RunConfig, model: Path, family: str

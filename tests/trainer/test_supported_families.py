@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from finetune_trainer.model import exactness, small_copy
+from finetune_trainer.run_dir.safetensors_header import read_header
 from tests.trainer import gang, tiny, weights
 from tests.trainer.families import FAMILIES, Family
 from tests.trainer.test_architectures import rows_of_page
 
 pytestmark = pytest.mark.slow
-SAMPLE = ("Gemma 2", "gpt-oss")
+SAMPLE = ("Gemma 2", "gpt-oss", "Qwen3 MoE")
 STEPS = 20
 
 
@@ -53,6 +54,10 @@ def job(family: Family, tmp_path: Path) -> Iterator[gang.Job]:
     made.kill()
 
 
+def names_of_files(folder: Path) -> set[str]:
+    return {name for file in folder.glob("*.safetensors") for name in read_header(file).tensors}
+
+
 @pytest.mark.parametrize("family", chosen(), ids=lambda family: family.models)
 def test_a_family_is_trained_resumed_exported_and_loaded(job: gang.Job) -> None:
     prepare = job.prepare()
@@ -66,6 +71,7 @@ def test_a_family_is_trained_resumed_exported_and_loaded(job: gang.Job) -> None:
     job.start(plan, highest_step=2)
     assert job.wait() == [0], job.log
     assert re.search(r"resumed from checkpoint step-0*[1-9]", job.log)
+    assert names_of_files(job.storage / "final") == names_of_files(job.claim / "model")
     exported, base = weights.final(job), weights.load(job.claim / "model")
     for name, master in weights.masters(job).items():
         assert torch.equal(exported[name].flatten(), master.to(torch.bfloat16)), name

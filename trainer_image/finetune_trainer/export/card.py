@@ -68,8 +68,7 @@ class ModelCard:
         """Return the card as Markdown."""
         data, dtype = self.data, self.model.dtype_name
         facts = {
-            "parameters": f"{sum(entry.numel for entry in self.model.entries):,}, all of them "
-            "trained",
+            "parameters": f"{self.model.parameter_count:,}, all of them trained",
             "stored as": dtype,
             "step": str(self.step),
             "run digest": f"`{self.run_digest}`",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.export.weights import Contents, slices
 from finetune_trainer.model.folder import check_token_ids
 from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE, weight_map
+from finetune_trainer.run_dir.tensor_file import TensorFile
 
 _PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 _PROMPT, _NEW_TOKENS = "Hello", 8
@@ -27,7 +29,7 @@ def check(
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     wrong = list(_uncovered(folder, model))
-    check_token_ids(folder, str(folder), {e.name: list(e.shape) for e in model.entries})
+    check_token_ids(folder, str(folder), model.parameters)
     # Not the settings of the folder: they are the base's, and may be for other programs.
     greedy = GenerationConfig(max_new_tokens=_NEW_TOKENS, do_sample=False, pad_token_id=0)
     loaded, info = AutoModelForCausalLM.from_pretrained(
@@ -37,7 +39,8 @@ def check(
     if loaded.dtype != model.dtype:
         wrong.append(f"it is loaded as {loaded.dtype}, not as {model.dtype}")
     found = dict(loaded.named_parameters())
-    wrong += sorted(found.keys() ^ {entry.name for entry in model.entries})
+    wrong += sorted(found.keys() ^ model.parameters.keys())
+    wrong += _changed_buffers(loaded, model)
     for name, parameter in found.items():
         flat = parameter.detach().flatten()
         for begin, numel in slices(len(flat)):
@@ -54,6 +57,17 @@ def check(
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokens = torch.tensor([tokenizer(_PROMPT)["input_ids"] or [0]])  # it may not know the prompt
     loaded.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=greedy)
+
+
+def _changed_buffers(loaded: Any, model: Contents) -> list[str]:
+    """Return the buffers with other values than in the base."""
+    buffers, wrong = dict(loaded.named_buffers()), []
+    for name, file in model.copied.items():
+        buffer = buffers[model.layout.tensors[name].source]
+        stored = TensorFile(file).read(name, 0, buffer.numel())
+        if not torch.equal(buffer.flatten(), stored.to(buffer.dtype)):
+            wrong.append(name)
+    return wrong
 
 
 def _uncovered(folder: Path, model: Contents) -> list[str]:

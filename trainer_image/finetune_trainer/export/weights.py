@@ -18,9 +18,10 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer.checkpoint.read import CheckpointReader
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.model import folder
+from finetune_trainer.model.stored_layout import Stored, StoredLayout
 from finetune_trainer.run_dir import tensor_file
 from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE
-from finetune_trainer.run_dir.tensor_file import Entry
+from finetune_trainer.run_dir.tensor_file import Entry, TensorFile
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 SLICE = 1 << 22  # elements that are read, rounded and written at once: 16 MiB of fp32
@@ -30,16 +31,28 @@ _METADATA = {"format": "pt"}  # transformers refuses files without it
 
 @dataclass(frozen=True)
 class Contents:
-    """The tensors in the order in which they are stored. All have the same type."""
+    """The tensors in the order in which they are stored.
+
+    All that were trained have the same type. Buffers that belong to the model are copied from the
+    base with their own type.
+    """
 
     entries: list[Entry]
     dtype: torch.dtype
     untied: bool  # config.json ties the head, but training made it differ from the embedding
+    layout: StoredLayout
+    parameters: dict[str, list[int]]  # the shapes, with the names of transformers
+    copied: dict[str, Path]  # the base's file of each tensor that was not trained
 
     @property
     def dtype_name(self) -> str:
         """The name of the type in config.json, such as "bfloat16"."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained elements."""
+        return sum(math.prod(shape) for shape in self.parameters.values())
 
 
 def contents_of(base: Path, reader: CheckpointReader, dtype: torch.dtype) -> Contents:
@@ -47,7 +60,10 @@ def contents_of(base: Path, reader: CheckpointReader, dtype: torch.dtype) -> Con
 
     Raises TrainerError 78 if the parameters of the checkpoint are not those of the base model.
     """
-    shapes = folder.parameters(base, str(base))
+    files = folder.weight_files(base, str(base))
+    stored_in = {name: file for file in files for name in folder.tensors_in(file, str(base))}
+    model = folder.model_tensors(base, str(base), stored_in)
+    shapes, layout = model.parameters, model.layout
     trained = set(reader.names())
     untied = False
     if HEAD not in shapes and HEAD in trained:
@@ -57,16 +73,16 @@ def contents_of(base: Path, reader: CheckpointReader, dtype: torch.dtype) -> Con
         untied = not _head_equals_embedding(reader, math.prod(shapes[EMBEDDING]))
         if untied:
             shapes[HEAD] = shapes[EMBEDDING]
+            head = Stored(HEAD, 0, tuple(shapes[HEAD]))
+            layout = StoredLayout(layout.tensors | {HEAD: head})
         else:
             trained.discard(HEAD)
     _check_parameters(shapes, trained, reader)
-    order = [
-        name
-        for file in folder.weight_files(base, str(base))
-        for name in folder.tensors_in(file, str(base))
-        if name in shapes
-    ]
-    return Contents([Entry(name, tuple(shapes[name]), dtype) for name in order], dtype, untied)
+    order = [name for name in stored_in if name in layout.tensors]
+    copied = {n: stored_in[n] for n in order if layout.tensors[n].source not in shapes}
+    types = {name: TensorFile(file).dtype(name) for name, file in copied.items()}
+    entries = [Entry(n, layout.tensors[n].shape, types.get(n, dtype)) for n in order]
+    return Contents(entries, dtype, untied, layout, shapes, copied)
 
 
 def slices(numel: int) -> Iterator[tuple[int, int]]:
@@ -110,7 +126,7 @@ def write(
     shards = _named(split(model.entries, SHARD_BYTES))
     digests = {}
     for name, entries in shards.items():
-        pieces = _rounded(entries, reader, model.dtype)
+        pieces = _pieces(model, entries, reader)
         digests[name] = tensor_file.write_pieces(
             out / name, entries, pieces, _METADATA, advance, hashlib.sha256()
         )
@@ -152,15 +168,23 @@ def index(shards: dict[str, list[Entry]]) -> dict[str, object]:
     return {"metadata": {"total_size": total}, "weight_map": weight_map}
 
 
-def _rounded(
-    entries: list[Entry], reader: CheckpointReader, dtype: torch.dtype
+def _pieces(
+    model: Contents, entries: list[Entry], reader: CheckpointReader
 ) -> Iterator[torch.Tensor]:
     for entry in entries:
-        for begin, numel in slices(entry.numel):
-            rounded = reader.read(entry.name, "master", begin, numel).to(dtype)
-            if dtype == torch.float16 and not bool(torch.isfinite(rounded).all()):
-                raise TrainerError(
-                    ExitCode.ENVIRONMENT_UNUSABLE,
-                    f"{entry.name} has a value that FP16 cannot hold; set output.dtype to BF16",
-                )
-            yield rounded
+        if file := model.copied.get(entry.name):
+            yield TensorFile(file).read(entry.name, 0, entry.numel)
+        else:
+            yield from _rounded(entry, model.layout.tensors[entry.name], reader)
+
+
+def _rounded(entry: Entry, stored: Stored, reader: CheckpointReader) -> Iterator[torch.Tensor]:
+    for begin, numel in slices(entry.numel):
+        master = reader.read(stored.source, "master", stored.offset + begin, numel)
+        rounded = master.to(entry.dtype)
+        if entry.dtype == torch.float16 and not bool(torch.isfinite(rounded).all()):
+            raise TrainerError(
+                ExitCode.ENVIRONMENT_UNUSABLE,
+                f"{entry.name} has a value that FP16 cannot hold; set output.dtype to BF16",
+            )
+        yield rounded

@@ -27,6 +27,7 @@ from finetune_trainer.model import attention, small_copy
 from finetune_trainer.model.fast_imports import model_classes
 from finetune_trainer.model.folder import read_config
 from finetune_trainer.model.language_model import LanguageModel, check, make_batch
+from finetune_trainer.model.stored_layout import UnknownLayoutError, stored_layout
 
 _NAME = "finetune_exactness"  # the attention of the trainer, observed
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -110,8 +111,8 @@ def difference(config: Any, longest: int, advance: Callable[[], None]) -> str | 
             observed = _Observed(longest)
             packed = _observed_copy(plain, small, observed)
             _compare(plain, packed, observed, advance)
-        _check_stored_names(plain)
-    except (_DifferenceError, small_copy.UnknownPatternError) as problem:
+        stored_layout(plain)
+    except (_DifferenceError, UnknownLayoutError, small_copy.UnknownPatternError) as problem:
         return str(problem)
     except TrainerError as error:
         return error.message
@@ -225,20 +226,6 @@ def _observed_copy(plain: Any, config: Any, observed: _Observed) -> Any:
     packed = _build(config, _NAME)
     packed.load_state_dict(plain.state_dict())
     return packed
-
-
-def _check_stored_names(model: Any) -> None:
-    """Refuse models whose files hold other tensors than the parameters that are trained."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    trained = {name for name, _ in model.named_parameters()}
-    stored = set(revert_weight_conversion(model, dict(model.state_dict())))
-    stored -= set(getattr(model, "all_tied_weights_keys", None) or {})
-    if different := sorted(stored ^ trained):
-        raise _DifferenceError(
-            "the files of its weights hold other tensors than the parameters that are trained, for "
-            f"example {different[0]}"
-        )
 
 
 def _compare(plain: Any, packed: Any, observed: _Observed, advance: Callable[[], None]) -> None:

@@ -3,16 +3,19 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.common.errors import TrainerError, one_line
 from finetune_trainer.model.fast_imports import model_classes
 from finetune_trainer.run_dir.files import file_digest, value_digest
 from finetune_trainer.run_dir.safetensors_header import INDEX, SINGLE, indexed_files, read_header
+
+if TYPE_CHECKING:  # it imports torch
+    from finetune_trainer.model.stored_layout import StoredLayout
 
 _CONFIG = "config.json"
 _TEXT_FILES = (
@@ -54,16 +57,16 @@ def inspect(folder: Path, name: str, advance: Callable[[], None]) -> ModelFolder
     tensors = {key: value for file in weights for key, value in tensors_in(file, name).items()}
     if not (folder / "tokenizer.json").is_file():
         raise _missing(f"{name}: no tokenizer.json", "copy the tokenizer into the model folder")
-    shapes = parameters(folder, name)
-    _check_weights(shapes, tensors, name)
-    check_token_ids(folder, name, shapes)
+    model = model_tensors(folder, name, tensors)
+    check_weights(model.layout, tensors, name)
+    check_token_ids(folder, name, model.parameters)
     present = [folder / file for file in _TEXT_FILES if (folder / file).is_file()]
     digests = {file.name: file_digest(file, advance) for file in [*present, *weights]}
     trained = [_CONFIG, *(file.name for file in weights)]
     return ModelFolder(
         revision=value_digest(digests),
         digest=value_digest({name: digests[name] for name in trained}),
-        parameter_count=sum(math.prod(shape) for shape in shapes.values()),
+        parameter_count=sum(math.prod(shape) for shape in model.parameters.values()),
         dtype=_most_common_dtype(tensors),
         max_length=config.get("max_position_embeddings"),
         weights=weights,
@@ -146,16 +149,26 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     return config
 
 
-def parameters(folder: Path, name: str) -> dict[str, list[int]]:
-    """Return the shape of each parameter. Tied parameters are listed once.
+@dataclass(frozen=True)
+class ModelTensors:
+    """The tensors of a model as transformers builds it, and those of its files."""
 
-    accelerate's empty initialization would list them twice. Raises TrainerError (64) if
+    parameters: dict[str, list[int]]
+    """The shape of each parameter. Tied parameters are listed once."""
+    layout: "StoredLayout"
+
+
+def model_tensors(folder: Path, name: str, present: Container[str]) -> ModelTensors:
+    """Return the tensors of a model. `present` are the names of those in its files.
+
+    accelerate's empty initialization would list tied parameters twice. Raises TrainerError (64) if
     transformers cannot build the model.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from finetune_trainer.model import language_model
+    from finetune_trainer.model.stored_layout import UnknownLayoutError, stored_layout
 
     model_classes()
 
@@ -164,8 +177,13 @@ def parameters(folder: Path, name: str) -> dict[str, list[int]]:
         language_model.check(config, name)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
+        layout = stored_layout(model, present)
     except TrainerError:
         raise
+    except UnknownLayoutError as error:
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION, f"{name}: {error}; this model is not supported"
+        ) from error
     except Exception as error:  # transformers raises exceptions of any type
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
@@ -173,20 +191,21 @@ def parameters(folder: Path, name: str) -> dict[str, list[int]]:
             f"({one_line(error)}); correct config.json, or copy "
             "the model again",
         ) from error
-    return {key: list(parameter.shape) for key, parameter in model.named_parameters()}
+    shapes = {key: list(parameter.shape) for key, parameter in model.named_parameters()}
+    return ModelTensors(shapes, layout)
 
 
-def _check_weights(parameters: dict[str, list[int]], tensors: dict[str, Any], name: str) -> None:
+def check_weights(layout: "StoredLayout", tensors: dict[str, Any], name: str) -> None:
     """Raise TrainerError (64) if the weights do not fit config.json.
 
     Loading them would show it as well, but only after devices were assigned.
     """
-    for key, shape in parameters.items():
+    for key, stored in layout.tensors.items():
         problem = None
         if key not in tensors:
             problem = f"{key} is absent"
-        elif tensors[key]["shape"] != shape:
-            problem = f"{key} has the shape {tensors[key]['shape']}, not {shape}"
+        elif tensors[key]["shape"] != list(stored.shape):
+            problem = f"{key} has the shape {tensors[key]['shape']}, not {list(stored.shape)}"
         if problem:
             raise TrainerError(
                 ExitCode.BAD_CONFIGURATION,

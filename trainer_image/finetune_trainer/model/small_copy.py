@@ -13,13 +13,15 @@ _INNER = 96  # width of the feed-forward layers
 _HEADS = 4
 _MOST_LAYERS = 36
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
-_INNER_SIZES = (
+INNER_SIZES = (
     "intermediate_size",
     "intermediate_size_mlp",
     "moe_intermediate_size",
     "shared_expert_intermediate_size",
     "shared_intermediate_size",
+    "hidden_size_per_layer_input",
 )
+"""Fields of config.json: the widths of feed-forward layers and of experts."""
 # From these positions on, models compute their attention in another way, or forget what is further
 # back. With a small value, the documents of a test cross it. Not with longrope, which exactness.py
 # checks by its value.
@@ -45,23 +47,21 @@ def head_size(config: Any) -> int:
     return size
 
 
+def narrow_width(config: Any, heads: int, width: int) -> int:
+    """Return `width`, or that of some heads together if the size of a head follows from it."""
+    size = head_size(config)
+    follows = size * config.num_attention_heads == config.hidden_size
+    return heads * size if follows or not config.to_dict().get("head_dim") else width
+
+
 def small_copy(config: Any, layers: int) -> Any:
     """Return the configuration of a small model with the first `layers` layers of this one."""
     values = config.to_dict()
     every = config.num_hidden_layers
-    for key, value in values.items():
-        if isinstance(value, list) and len(value) == every:
-            values[key] = value[:layers]
-    if others := values.get("per_layer_config"):  # what some layers have otherwise
-        values["per_layer_config"] = {key: others[key] for key in others if int(key) < layers}
-    if shared := values.get("num_kv_shared_layers"):  # the last layers
-        values["num_kv_shared_layers"] = max(0, shared - (every - layers))
-    size = head_size(config)
-    independent = values.get("head_dim") and size * config.num_attention_heads != config.hidden_size
+    keep_first_layers(values, every, layers)
     values |= {
-        "num_hidden_layers": layers,
         "vocab_size": VOCABULARY,
-        "hidden_size": WIDTH if independent else _HEADS * size,
+        "hidden_size": narrow_width(config, _HEADS, WIDTH),
         "num_attention_heads": _HEADS,
     }
     if shared := values.get("num_key_value_heads"):
@@ -69,8 +69,8 @@ def small_copy(config: Any, layers: int) -> Any:
         values["num_key_value_heads"] = _HEADS if one_each else min(2, shared)
     if "vocab_size_per_layer_input" in values:
         values["vocab_size_per_layer_input"] = VOCABULARY
-    for key in _INNER_SIZES:
-        if isinstance(values.get(key), int):
+    for key in INNER_SIZES:
+        if isinstance(values.get(key), int) and values[key]:
             values[key] = _INNER
     for number, key in enumerate(_SPECIAL, 1):
         if values.get(key) is not None:
@@ -78,6 +78,18 @@ def small_copy(config: Any, layers: int) -> Any:
     if not any(settings.get("rope_type") == "longrope" for settings in dictionaries(values)):
         _lower_thresholds(values)
     return type(config).from_dict(values)
+
+
+def keep_first_layers(values: dict[str, Any], every: int, layers: int) -> None:
+    """Change the values of a configuration with `every` layers to one with the first `layers`."""
+    values["num_hidden_layers"] = layers
+    for key, value in values.items():
+        if isinstance(value, list) and len(value) == every:
+            values[key] = value[:layers]
+    if others := values.get("per_layer_config"):  # what some layers have otherwise
+        values["per_layer_config"] = {key: others[key] for key in others if int(key) < layers}
+    if shared := values.get("num_kv_shared_layers"):  # the last layers
+        values["num_kv_shared_layers"] = max(0, shared - (every - layers))
 
 
 def _lower_thresholds(values: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ here first.
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -27,7 +28,12 @@ from finetune_trainer.data import prepared
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.export import metadata_files, model_export
 from finetune_trainer.model import folder as model_folder
-from finetune_trainer.model.small_copy import head_size
+from finetune_trainer.model.small_copy import (
+    INNER_SIZES,
+    head_size,
+    keep_first_layers,
+    narrow_width,
+)
 from finetune_trainer.prepare.storage_checks import not_writable
 from finetune_trainer.run_dir import fence, tensor_file
 from finetune_trainer.run_dir.files import unfinished, write_atomic
@@ -73,19 +79,16 @@ def shrunk(config: Object, full: Any) -> Object:
     because the tokenizer must fit, and the size of a head, because settings of RoPE can depend on
     it.
     """
-    small: Object = {
-        "num_hidden_layers": 1,
-        "hidden_size": _WIDTH,
+    small = dict(config)
+    keep_first_layers(small, full.num_hidden_layers, 1)
+    small |= {
+        "hidden_size": narrow_width(full, 1, _WIDTH),
         "intermediate_size": _WIDTH,
         "num_attention_heads": 1,
         "num_key_value_heads": 1,
         "head_dim": head_size(full),
     }
-    layers = full.num_hidden_layers
-    for key, value in config.items():
-        if isinstance(value, list) and len(value) == layers:
-            small[key] = value[:1]
-    return config | small
+    return small | {key: _WIDTH for key in INNER_SIZES if config.get(key)}
 
 
 def _make_run(
@@ -105,10 +108,11 @@ def _make_run(
     full = AutoConfig.from_pretrained(base, local_files_only=True)
     settings = shrunk(json.loads((base / "config.json").read_text()), full)
     (tiny.model / "config.json").write_text(json.dumps(settings))
-    weights = _random_weights(tiny.model)
+    made = _random_model(tiny.model)
     dtype = model_export.DTYPES[model_folder.stored_dtype(base, recipe.model_name)]
-    stored = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    stored = _stored_weights(made, dtype)
     tensor_file.write(tiny.model / SINGLE, stored, {"format": "pt"}, advance)
+    weights = {name: parameter.detach() for name, parameter in made.named_parameters()}
     _write_checkpoint(config, tiny, weights, advance)
     rows = tiny.prepared(_DIGEST)
     rows.mkdir(parents=True)
@@ -117,13 +121,24 @@ def _make_run(
         (rows / prepared.TEMPLATE).write_text(recipe.template, encoding="utf-8")
 
 
-def _random_weights(model: Path) -> dict[str, Any]:
+def _random_model(model: Path) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
-    return {name: p.detach().float() for name, p in made.named_parameters()}
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).float()
+
+
+def _stored_weights(made: Any, dtype: Any) -> dict[str, Any]:
+    """Return the tensors of the files of a model, under their names there."""
+    from finetune_trainer.model.stored_layout import stored_buffers, stored_layout
+
+    values = dict(made.named_parameters()) | stored_buffers(made)
+    stored = {}
+    for name, part in stored_layout(made).tensors.items():
+        flat = values[part.source].detach().flatten()[part.offset :]
+        stored[name] = flat[: math.prod(part.shape)].reshape(part.shape).to(dtype)
+    return stored
 
 
 def _write_checkpoint(

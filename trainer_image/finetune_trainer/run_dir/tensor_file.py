@@ -160,6 +160,10 @@ class TensorFile:
         """The tensors of the file, in the order of the header."""
         return [entry for entry, _ in self._entries.values()]
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the type of a tensor."""
+        return self._entries[name][0].dtype
+
     def read(self, name: str, begin: int, end: int) -> torch.Tensor:
         """Return the elements `begin` to `end` of a flattened tensor. Shape: [end - begin].
 
