@@ -248,6 +248,15 @@ class Progress(Message):
     last_update_time: Time | None = Field(
         default=None, description="lastUpdateTime is the time when the last step ended."
     )
+    router_loss: float | None = Field(
+        default=None,
+        description="routerLoss is what the routers of a mixture of experts add to trainLoss in "
+        "what is minimized: coefficient x auxiliary loss.",
+    )
+    unused_experts: Step | None = Field(
+        default=None,
+        description="unusedExperts is the number of experts that no token reached in 100 steps.",
+    )
     checkpoint_problem: str | None = Field(
         default=None,
         max_length=512,

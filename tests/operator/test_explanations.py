@@ -57,6 +57,19 @@ def test_kernels_that_are_not_used_are_in_the_message():
     assert status.message == f"step 9 of 100; {problem}"
 
 
+def test_experts_that_no_token_reaches_are_an_event_once():
+    facts = progressed(9, saved=8)
+    unused = facts | {"progress": facts["progress"].replace(unused_experts=3)}
+    job = running()
+    status = look(job, *GANG, report=report(**unused)).status
+    (event,) = [e for e in between(job.status, status) if e.reason == "ExpertsUnused"]
+    assert (event.kind, event.message) == (
+        "Warning",
+        "no token reached 3 experts in 100 steps; the log of worker 0 names some of them",
+    )
+    assert [e.reason for e in between(status, status)] == []
+
+
 def test_a_failed_save_without_any_checkpoint_is_in_the_columns():
     facts = failing().replace(checkpoints=[])
     status = look(running(), *GANG, report=facts).status

@@ -89,6 +89,8 @@ FACTS: dict[str, Any] = {
         "totalSteps": 100,
         "epoch": 0.1,
         "trainLoss": 2.5,
+        "routerLoss": 0.02,
+        "unusedExperts": 3,
         "learningRate": 1e-5,
         "gradNorm": 1.5,
         "tokensSeen": 1000,

@@ -1,8 +1,8 @@
 """The loop and DeepSpeed, compared with plain torch's AdamW over separate documents.
 
 One launch runs all cases: fp32 at ZeRO 1, 2 and 3 (untied head, biases) with and without
-accumulation, bf16, stops during evaluations, a rank that computes wrongly, and the choice of a
-checkpoint by all ranks.
+accumulation, a mixture of experts with the loss of its routers, bf16, stops during evaluations, a
+rank that computes wrongly, and the choice of a checkpoint by all ranks.
 """
 
 import json
@@ -92,6 +92,37 @@ def make_qwen(folder: Path, tokenizer_from: Path) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)
+    save(model, folder, tokenizer_from)
+
+
+def make_experts(folder: Path, tokenizer_from: Path) -> None:
+    """Write a mixture of more experts than a rank's tokens reach in each pass."""
+    from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(6)
+    model = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=len(AutoTokenizer.from_pretrained(tokenizer_from)),
+            hidden_size=32,
+            moe_intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            num_experts=64,
+            num_experts_per_tok=2,
+            router_aux_loss_coef=0.5,
+            max_position_embeddings=512,
+            tie_word_embeddings=False,
+        )
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate.weight"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    save(model, folder, tokenizer_from)
+
+
+def save(model: Any, folder: Path, tokenizer_from: Path) -> None:
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(tokenizer_from / name, folder / name)
@@ -101,6 +132,7 @@ def make_qwen(folder: Path, tokenizer_from: Path) -> None:
 def launch(make_job: MakeJob) -> Launch:
     job = make_job()
     make_qwen(job.claim / "qwen", job.claim / "model")
+    make_experts(job.claim / "experts", job.claim / "model")
     (job.storage / "cache").rename(job.claim / "cache")
 
     def config(name: str, stage: int, precision: str = "FP32", **plan: object) -> dict[str, Any]:
@@ -126,6 +158,9 @@ def launch(make_job: MakeJob) -> Launch:
         cases.append({"name": name, "config": one_pass})
         bf16 = config(f"bf16-{stage}", stage, "BF16", totalSteps=1)
         cases.append({"name": f"bf16-{stage}", "config": bf16})
+    for stage in (2, 3):
+        experts = config(f"experts-{stage}", stage) | {"model": {"source": "pvc://w/experts"}}
+        cases.append({"name": f"experts-{stage}", "config": experts})
     stopped = config("stopped", 2)
     cases += [
         {"name": "first", "config": stopped, "stopIn": ["Evaluating", 1]},
@@ -162,45 +197,59 @@ class Reference:
     values: dict[str, dict[str, torch.Tensor]]
     losses: list[float]
     norms: list[float]
+    router_losses: list[float]
 
 
 @pytest.fixture(scope="module")
 def reference(launch: Launch) -> Reference:
+    found = plain_run(launch, "fp32-1")
+    assert min(found.norms) < MAX_NORM < max(found.norms)  # otherwise the bound would not be tested
+    return found
+
+
+def plain_run(launch: Launch, name: str) -> Reference:
+    """Train the model of a case with plain torch."""
     from transformers import AutoModelForCausalLM
 
-    paths, config = launch.paths("fp32-1"), launch.configs["fp32-1"]
+    paths, config = launch.paths(name), launch.configs[name]
     model = AutoModelForCausalLM.from_pretrained(paths.model, attn_implementation="eager")
     rows = Rows(paths.prepared(config["preparedDigest"]), "train")
     named = dict(model.named_parameters())
-    decayed = [p for name, p in named.items() if name.endswith("proj.weight")]
-    others = [p for name, p in named.items() if not name.endswith("proj.weight")]
+    ends = ("embed_tokens.weight", "lm_head.weight")
+    decayed = [p for name, p in named.items() if p.ndim > 1 and not name.endswith(ends)]
+    others = [p for name, p in named.items() if p.ndim == 1 or name.endswith(ends)]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}],
         betas=BETAS,
         eps=EPSILON,
         foreach=False,
     )
-    losses, norms = [], []
+    losses, norms, router_losses = [], [], []
+    coefficient = getattr(model.config, "router_aux_loss_coef", 0.0)
     for step, rate in enumerate(RATES):
         picked = order.Sequence((len(rows),), SEED).step(step * ROWS_PER_STEP, ROWS_PER_STEP)
-        total, tokens = torch.zeros(()), 0
+        total, added, tokens = torch.zeros(()), torch.zeros(()), 0
+        options = {"output_router_logits": True} if coefficient else {}
         for ids, labels in separate([rows[row] for row in picked]):
-            logits = model(input_ids=ids, use_cache=False).logits[0]
-            total = total + cross_entropy(logits[:-1], labels[1:], reduction="sum")
-            tokens += int((labels != -100).sum())
+            output = model(input_ids=ids, use_cache=False, **options)
+            total = total + cross_entropy(output.logits[0, :-1], labels[1:], reduction="sum")
+            trained = int((labels != -100).sum())
+            if coefficient:
+                added = added + trained * coefficient * output.aux_loss
+            tokens += trained
         optimizer.zero_grad()
-        (total / tokens).backward()
+        ((total + added) / tokens).backward()
+        router_losses.append(float(added.detach()) / tokens)
         norms.append(float(torch.nn.utils.clip_grad_norm_(list(named.values()), MAX_NORM)))
         losses.append(float(total.detach()) / tokens)
         for group in optimizer.param_groups:
             group["lr"] = PEAK * rate
         optimizer.step()
-    assert min(norms) < MAX_NORM < max(norms)  # otherwise the bound would not be tested
     values = {
         name: {"master": p.detach(), **{kind: optimizer.state[p][kind] for kind in KINDS}}
         for name, p in named.items()
     }
-    return Reference(values, losses, norms)
+    return Reference(values, losses, norms, router_losses)
 
 
 KINDS = ("exp_avg", "exp_avg_sq")
@@ -211,12 +260,30 @@ KINDS = ("exp_avg", "exp_avg_sq")
 def test_a_run_has_the_losses_and_weights_of_plain_torch(
     stage: int, name: str, launch: Launch, reference: Reference
 ) -> None:
-    steps = launch.results[f"{name}-{stage}"]["steps"]
+    assert_equal(launch, f"{name}-{stage}", reference)
+
+
+@pytest.fixture(scope="module")
+def experts(launch: Launch) -> Reference:
+    return plain_run(launch, "experts-2")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_experts_are_trained_as_in_plain_torch_with_the_loss_of_their_routers(
+    stage: int, launch: Launch, experts: Reference
+) -> None:
+    steps = launch.results[f"experts-{stage}"]["steps"]
+    assert [step["routerLoss"] for step in steps] == pytest.approx(experts.router_losses, abs=1e-5)
+    assert_equal(launch, f"experts-{stage}", experts)
+
+
+def assert_equal(launch: Launch, name: str, reference: Reference) -> None:
+    steps = launch.results[name]["steps"]
     assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
     assert [step["learningRate"] / PEAK for step in steps] == pytest.approx(RATES, rel=1e-9)
     assert [step["trainLoss"] for step in steps] == pytest.approx(reference.losses, rel=1e-5)
     assert [step["gradNorm"] for step in steps] == pytest.approx(reference.norms, rel=1e-4)
-    reader = launch.checkpoint(f"{name}-{stage}")
+    reader = launch.checkpoint(name)
     assert set(reader.names()) == set(reference.values)
     for parameter, kinds in reference.values.items():
         for kind, expected in kinds.items():

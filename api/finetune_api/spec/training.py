@@ -165,6 +165,14 @@ class Training(Spec):
         description="maxGradNorm is the global L2 norm to which larger gradients are scaled down, "
         "greater than 0 and at most 1000. Default: 1.0.",
     )
+    router_aux_loss: Annotated[float | None, Rows.UNRELATED] = Field(
+        default=None,
+        ge=0,
+        le=10,
+        description="routerAuxLoss is the coefficient of the auxiliary loss that keeps all experts "
+        "of a mixture-of-experts model in use, 0 to 10; 0 trains without it. Default: "
+        "router_aux_loss_coef of the model's config.json.",
+    )
     precision: Annotated[Literal["BF16", "FP32"], Rows.UNRELATED] = Field(
         default="BF16",
         description="precision is the precision of the computation. BF16 computes in bf16 and "

@@ -37,6 +37,7 @@ def between(
         *_preparation(old, new, prepared),
         *_attempts(old, new),
         *_checkpoints(old, new),
+        *_unused_experts(old, new),
         *_waiting(old, new),
         *_doubts(old, new),
         *_suspension(old, new),
@@ -145,6 +146,15 @@ def _failed_saves(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]
     """Warn of the first of several saves in a row that fail."""
     before, problem = (s.progress and s.progress.checkpoint_problem for s in (old, new))
     return [Event("Warning", reasons.SAVE_FAILED, problem)] if problem and not before else []
+
+
+def _unused_experts(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:
+    """Warn of the first experts that no token reaches."""
+    before, unused = (s.progress and s.progress.unused_experts for s in (old, new))
+    if not unused or before:
+        return []
+    text = f"no token reached {unused} experts in 100 steps; the log of worker 0 names some of them"
+    return [Event("Warning", reasons.EXPERTS_UNUSED, text)]
 
 
 def _verified_checkpoints(old: FineTuneJobStatus, new: FineTuneJobStatus) -> list[Event]:

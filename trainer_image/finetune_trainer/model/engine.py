@@ -23,6 +23,7 @@ from finetune_trainer.model.fast_imports import load_deepspeed
 from finetune_trainer.model.kernels import ADAMW, Kernels
 from finetune_trainer.model.language_model import Batch, LanguageModel
 from finetune_trainer.model.ranks import Ranks
+from finetune_trainer.model.router_loss import router_loss
 
 _MOMENTS = {"FP32": torch.float32, "BF16": torch.bfloat16}
 _BUCKET = 200_000_000  # elements; Hugging Face's "auto" makes tiny collectives
@@ -41,6 +42,7 @@ class Engine:
     ) -> None:
         deepspeed = load_deepspeed()
         deepspeed.init_distributed(verbose=False)
+        model.router = router_loss(model.model.config, "the model", training.router_aux_loss)
         if plan.activation_checkpointing == "Always":
             model.recompute_activations()
         kernels.apply(model)
@@ -59,10 +61,15 @@ class Engine:
         _assert_fp32_master(self.optimizer, self.stage)
 
     def backward(self, batch: Batch, scale: float) -> torch.Tensor:
-        """Accumulate the gradient of scale x (sum of token losses), and return the detached sum."""
+        """Accumulate the gradient of scale x (sum of token losses), and return the detached sum.
+
+        The loss of routers is in the gradient and not in the sum; it is `model.router_share`.
+        """
         loss: torch.Tensor = self.deepspeed(batch)
         self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
-        return loss.detach()
+        if self.model.router is None:
+            return loss.detach()
+        return loss.detach() - self.model.router_share
 
     def step(self, learning_rate: float) -> tuple[Any, bool]:
         """Make one optimizer step.

@@ -27,6 +27,7 @@ from finetune_trainer.model import attention, small_copy
 from finetune_trainer.model.fast_imports import model_classes
 from finetune_trainer.model.folder import read_config
 from finetune_trainer.model.language_model import LanguageModel, check, make_batch
+from finetune_trainer.model.router_loss import router_loss
 from finetune_trainer.model.stored_layout import UnknownLayoutError, stored_layout
 
 _NAME = "finetune_exactness"  # the attention of the trainer, observed
@@ -63,11 +64,17 @@ class _Outcome:
     gradients: _Tensors
 
 
-def check_model(folder: Path, name: str, longest: int, advance: Callable[[], None]) -> None:
+def check_model(
+    folder: Path,
+    name: str,
+    longest: int,
+    advance: Callable[[], None],
+    router_aux_loss: float | None = None,
+) -> None:
     """Raise TrainerError (64) unless the model of this folder is computed exactly.
 
     Only config.json is read. `longest` is the number of tokens of the longest possible document,
-    `name` the name of the model in messages.
+    `name` the name of the model in messages, `router_aux_loss` training.routerAuxLoss.
     """
     from transformers import AutoConfig
 
@@ -82,6 +89,7 @@ def check_model(folder: Path, name: str, longest: int, advance: Callable[[], Non
             f"({one_line(error)}); correct config.json, or copy the model again. Models that need "
             "code from their repository (auto_map in config.json) are not supported",
         ) from error
+    router_loss(config, name, router_aux_loss)  # raises an error for a model without routers
     check_config(config, name, longest, advance)
 
 
@@ -104,6 +112,7 @@ def difference(config: Any, longest: int, advance: Callable[[], None]) -> str | 
         model = _empty_model(config)
         _check_parts(model)
         small = small_copy.small_copy(config, small_copy.layers_needed(model))
+        small.output_router_logits = router_loss(small, "", None) is not None
         with _one_thread():
             plain = _build(small, "eager")
             small_copy.check_same_kinds(model, plain)
@@ -232,6 +241,7 @@ def _compare(plain: Any, packed: Any, observed: _Observed, advance: Callable[[],
     rows = _rows()
     expected = _separate(plain.eval(), rows, advance)
     model = LanguageModel(packed)
+    model.router = router_loss(plain.config, "", None)
     packed.train()
     found = _packed(model, rows)
     advance()

@@ -16,6 +16,7 @@ from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.prepared import Row
 from finetune_trainer.model import attention
 from finetune_trainer.model.head import LogitScale, LossHead
+from finetune_trainer.model.router_loss import RouterLoss
 
 
 @dataclass(frozen=True)
@@ -93,24 +94,42 @@ class LanguageModel(torch.nn.Module):
         super().__init__()
         self.model = model
         self.loss_head = LossHead(model.lm_head, LogitScale.of(model.config))
+        self.router: RouterLoss | None = None
+        """The loss of the routers of a mixture of experts, if it is trained on."""
+        self.router_share = torch.zeros(())
+        """What it added to the newest result of a forward pass in training."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Return the sum of cross-entropies of all trained tokens, an fp32 scalar in nats."""
-        hidden = self.hidden(batch).index_select(0, batch.predict)
-        loss: torch.Tensor = self.loss_head(hidden, batch.targets)
+        """Return the sum of cross-entropies of all trained tokens, an fp32 scalar in nats.
+
+        In training, the loss of the routers is added to it.
+        """
+        if self.router is None or not self.training:
+            return self._cross_entropy(self.hidden(batch), batch)
+        output = self._output(batch, output_router_logits=True)
+        loss = self._cross_entropy(output.last_hidden_state[0], batch)
+        added = self.router(output.router_logits, batch.bounds, batch.positions, batch.predict)
+        self.router_share = added.detach()
+        return loss + added
+
+    def _cross_entropy(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        loss: torch.Tensor = self.loss_head(hidden.index_select(0, batch.predict), batch.targets)
         return loss
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Return the input of the head for every token, as [tokens, size]."""
-        output = self.model.model(
+        hidden: torch.Tensor = self._output(batch).last_hidden_state[0]
+        return hidden
+
+    def _output(self, batch: Batch, **options: Any) -> Any:
+        return self.model.model(
             input_ids=batch.tokens,
             position_ids=batch.positions,
             use_cache=False,
             cu_seq_lens_q=batch.bounds,
             max_length_q=batch.longest,
+            **options,
         )
-        hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden
 
     def recompute_activations(self) -> None:
         """Keep only the inputs of layers, and recompute the rest in the backward pass."""

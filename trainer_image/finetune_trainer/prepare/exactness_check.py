@@ -18,6 +18,7 @@ class ExactnessCheck:
     model_name: str
     longest: int  # tokens of the longest possible document
     advance: Callable[[], None]
+    router_aux_loss: float | None = None  # training.routerAuxLoss
     _passed: bool = False
 
     def __call__(self, folder: Path) -> None:
@@ -25,5 +26,7 @@ class ExactnessCheck:
         if self._passed:
             return
         with reading(self.model_name):
-            exactness.check_model(folder, self.model_name, self.longest, self.advance)
+            exactness.check_model(
+                folder, self.model_name, self.longest, self.advance, self.router_aux_loss
+            )
         self._passed = True

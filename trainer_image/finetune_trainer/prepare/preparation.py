@@ -64,7 +64,9 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
     storage_checks.check_writable(cache.folder, cache.uri)
 
     downloads = Downloads(cache, config.job_uid, report)
-    check = ExactnessCheck(model.source, training.sequence_length, report.advance)
+    check = ExactnessCheck(
+        model.source, training.sequence_length, report.advance, training.router_aux_loss
+    )
     if not is_claim(model.source):
         _, revision = download_model(model, downloads, check)
         _log.info("%s is %s", model.source, revision)

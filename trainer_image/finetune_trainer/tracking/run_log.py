@@ -42,6 +42,7 @@ class RunLog:
         """Record a step that took `seconds`."""
         values = {
             "loss": progress.train_loss,
+            "routerLoss": progress.router_loss,
             "learningRate": progress.learning_rate,
             "gradNorm": progress.grad_norm,
             "epoch": progress.epoch,

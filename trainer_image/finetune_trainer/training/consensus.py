@@ -19,6 +19,8 @@ class Agreed:
 
     loss: float
     """Loss of the weights before the step, in nats per trained token of the global batch."""
+    router_loss: float
+    """What the routers add to the loss in what is minimized, in the same unit."""
     stop: bool
     """Whether any rank was asked to stop."""
     save: bool
@@ -36,16 +38,24 @@ class Consensus:
         self._pending: deque[tuple[torch.Tensor, Any]] = deque()
 
     def post(
-        self, loss: torch.Tensor, *, stop: bool, save: bool, finished: int, failed: bool
+        self,
+        loss: torch.Tensor,
+        router_loss: torch.Tensor,
+        *,
+        stop: bool,
+        save: bool,
+        finished: int,
+        failed: bool,
     ) -> None:
         """Begin to sum a vector, without waiting for it.
 
-        `loss` is this rank's share of the loss, a scalar on its device.
+        `loss` and `router_loss` are this rank's shares, scalars on its device.
         """
         flags = torch.tensor(
             [float(stop), float(save), float(finished), float(failed)], dtype=torch.float64
         )
-        vector = torch.cat([loss.detach().double()[None], flags.to(loss.device)])
+        losses = torch.stack([loss.detach().double(), router_loss.detach().double()])
+        vector = torch.cat([losses, flags.to(loss.device)])
         if vector.is_cuda:
             dist.all_reduce(vector)
             host = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
@@ -61,5 +71,5 @@ class Consensus:
         """Wait for the oldest vector and return it."""
         vector, wait = self._pending.popleft()
         wait()
-        loss, stop, save, finished, failed = vector.tolist()
-        return Agreed(loss, stop > 0, save > 0, round(finished), round(failed))
+        loss, router_loss, stop, save, finished, failed = vector.tolist()
+        return Agreed(loss, router_loss, stop > 0, save > 0, round(finished), round(failed))

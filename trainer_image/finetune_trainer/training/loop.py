@@ -121,6 +121,7 @@ class Loop:
         result = self._stepper.take(self.state)
         self._consensus.post(
             result.loss,
+            result.router_loss,
             stop=self._limits.stop_requested(),
             save=self._triggers.interval_has_elapsed(),
             finished=self._checkpointer.saver.finished_phases,
@@ -160,6 +161,7 @@ class Loop:
         self._telemetry.step(
             result,
             loss=agreed.loss,
+            router_loss=agreed.router_loss if self._stepper.has_router_loss else None,
             norm=norm,
             skipped=self._divergence.skipped,
             checkpoint_problem=self._checkpointer.problem,

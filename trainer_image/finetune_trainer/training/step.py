@@ -13,8 +13,12 @@ from finetune_trainer.data import order
 from finetune_trainer.data.order import Sequence
 from finetune_trainer.data.prepared import Rows
 from finetune_trainer.model.engine import Engine, assert_equal_replicas
+from finetune_trainer.model.expert_use import ExpertUse
 from finetune_trainer.model.language_model import Batch, make_batch
 from finetune_trainer.model.ranks import Ranks
+
+EXPERTS_EVERY = 100
+"""Steps after which it is looked for experts that no token reached."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,12 @@ class StepResult:
     applied: bool
     loss: torch.Tensor
     """This rank's share of the loss of the global batch, a scalar in nats per trained token."""
+    router_loss: torch.Tensor
+    """This rank's share of what the routers add to it, 0 for models without such a loss."""
     ended: float
     """time.monotonic()"""
+    unused_experts: list[str] | None = None
+    """Experts without a token since the last look, if they were looked for after this step."""
 
 
 class Stepper:
@@ -65,6 +73,9 @@ class Stepper:
         self._training, self._plan = training, plan
         self._end = end_row(training, plan, sequence.rows_per_epoch)
         self._last_rows: list[int] = []
+        self._experts = ExpertUse(engine.model.model)
+        self.has_router_loss = engine.model.router is not None
+        """Whether routers add to the loss that is minimized."""
 
     def take(self, state: RunState) -> StepResult:
         """Make the step that follows `state`."""
@@ -72,7 +83,10 @@ class Stepper:
         rows = self._sequence.step(state.rows_consumed, plan.global_batch_size, self._end)
         self._last_rows = rows
         trained = int(self._rows.trained_tokens[rows].sum())
-        loss = torch.zeros((), device=ranks.device)
+        loss, router_loss = (
+            torch.zeros((), device=ranks.device),
+            torch.zeros((), device=ranks.device),
+        )
         for own in order.micro_batches(rows, ranks.rank, ranks.world, plan.micro_batch_size):
             # A rank without rows takes part with a weight of zero: all ranks must make the same
             # collectives. DeepSpeed averages gradients over the ranks, hence x world.
@@ -80,6 +94,8 @@ class Stepper:
             part = self._engine.backward(self._batch(own or rows[:1]), scale)
             if own:
                 loss += part
+                if self.has_router_loss:
+                    router_loss += self._engine.model.router_share
         rate = learning_rate(
             state.step,
             peak=plan.learning_rate,
@@ -89,6 +105,7 @@ class Stepper:
             min_ratio=self._training.min_learning_rate_ratio,
         )
         norm, applied = self._engine.step(rate)
+        looks = (state.step + 1) % EXPERTS_EVERY == 0
         tokens = int(self._rows.lengths[rows].sum())
         return StepResult(
             state=RunState(
@@ -103,7 +120,9 @@ class Stepper:
             norm=norm,
             applied=applied,
             loss=loss.double() / trained,
+            router_loss=router_loss.double() / trained,
             ended=time.monotonic(),
+            unused_experts=self._experts.unused() if looks else None,
         )
 
     def verify_replicas(self) -> None:

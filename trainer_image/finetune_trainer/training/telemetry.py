@@ -20,7 +20,7 @@ from finetune_api.progress import (
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.tracking.run_log import RunLog
 from finetune_trainer.training.mfu import Utilisation
-from finetune_trainer.training.step import StepResult
+from finetune_trainer.training.step import EXPERTS_EVERY, StepResult
 
 _WINDOW = 60.0  # s
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class ProgressMeter:
         self._highest_step, self._utilisation = highest_step, utilisation
         self._kernel_problem = kernel_problem and kernel_problem[:MAX_KERNEL_PROBLEM]
         self._window: deque[_Entry] = deque()
-        self._first = 0
+        self._first = self._unused_experts = 0
         self._productive = self._redone = 0.0
         self._timed_from = time.monotonic()
         self.seconds = 0.0
@@ -75,12 +75,15 @@ class ProgressMeter:
         result: StepResult,
         *,
         loss: float,
+        router_loss: float | None,
         norm: float,
         skipped: int,
         checkpoint_problem: str | None,
     ) -> tuple[Progress, StepLedger]:
         """Return progress and ledger after a finished step."""
         state = result.state
+        if result.unused_experts is not None:
+            self._unused_experts = len(result.unused_experts)
         seconds = max(1e-9, result.ended - self._timed_from)
         self._timed_from = max(self._timed_from, result.ended)
         self.seconds = seconds
@@ -100,6 +103,8 @@ class ProgressMeter:
             total_steps=self._plan.total_steps,
             epoch=round(state.rows_consumed / self._rows_per_epoch, 4),
             train_loss=_finite(loss),
+            router_loss=None if router_loss is None else _finite(round(router_loss, 6)),
+            unused_experts=self._unused_experts or None,
             learning_rate=result.rate,
             grad_norm=_finite(norm),
             tokens_seen=state.tokens_seen,
@@ -144,6 +149,7 @@ class Telemetry:
     def __init__(self, meter: ProgressMeter, report: Reporter, log: RunLog, rank: int) -> None:
         self._meter, self._report, self._run_log, self._rank = meter, report, log, rank
         self._newest: Progress | None = None
+        self._warned_of_experts = False
 
     def begin(self, step: int) -> None:
         """Start an attempt after `step` finished steps."""
@@ -167,20 +173,39 @@ class Telemetry:
         result: StepResult,
         *,
         loss: float,
+        router_loss: float | None,
         norm: float,
         skipped: int,
         checkpoint_problem: str | None,
     ) -> None:
         """Report a finished step and log it."""
         progress, ledger = self._meter.step(
-            result, loss=loss, norm=norm, skipped=skipped, checkpoint_problem=checkpoint_problem
+            result,
+            loss=loss,
+            router_loss=router_loss,
+            norm=norm,
+            skipped=skipped,
+            checkpoint_problem=checkpoint_problem,
         )
+        self._warn_of_experts(result.unused_experts)
         self._newest = progress
         # All ranks report: each supervisor derives from the length of steps what a hang is.
         self._report.training(progress=progress, ledger=ledger)
         self._run_log.step(progress, self._meter.seconds)
         if self._rank == 0:
             _log.info("step %d of %d, loss %.4f", progress.step, progress.total_steps, loss)
+
+    def _warn_of_experts(self, unused: list[str] | None) -> None:
+        """Name the experts without tokens, once in an attempt."""
+        if unused and self._rank == 0 and not self._warned_of_experts:
+            self._warned_of_experts = True
+            _log.warning(
+                "no token reached %d experts in the last %d steps, for example %s; raise "
+                "training.routerAuxLoss in a new job if they should learn",
+                len(unused),
+                EXPERTS_EVERY,
+                ", ".join(unused[:3]),
+            )
 
     def evaluation(self, step: int, summary: Evaluation) -> None:
         """Log the evaluation after a step."""
