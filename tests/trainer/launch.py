@@ -16,20 +16,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from finetune_api.progress import Progress, Stage
+from finetune_api.progress import Plan, Progress, Stage
 from finetune_api.run import RunConfig
+from finetune_api.spec import Training
 from finetune_trainer.checkpoint import resume
 from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.stop_signal import StopSignal
-from finetune_trainer.model import language_model
+from finetune_trainer.model import engine as engine_module
+from finetune_trainer.model import loading
 from finetune_trainer.model.engine import Engine
 from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.run_dir.paths import RunPaths
 from finetune_trainer.training import rendezvous
 from finetune_trainer.training.attempt import build_loop
 from finetune_trainer.training.place import Place
+from tests.trainer import resident
 from tests.trainer.silent import SilentReporter
+from tests.trainer.two_devices import watch_checkpoints
+
+PERSISTENT = 1000  # elements
 
 
 class Recorder(SilentReporter):
@@ -56,8 +62,8 @@ def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str,
     plan = config.plan
     assert plan is not None
     paths = RunPaths.of(config)
-    dtype = torch.bfloat16 if config.training.precision == "BF16" else torch.float32
-    engine = Engine(language_model.load(paths.model, dtype), config.training, plan)
+    model = loading.load(paths.model, config.training, plan, lambda: None)
+    engine = Engine(model, config.training, plan)
     if case.get("spoilRank") == dist.get_rank():
         spoil(engine)
     stop = StopSignal()
@@ -75,6 +81,7 @@ def train(case: dict[str, Any], device: torch.device, control: Any) -> dict[str,
         "steps": recorder.steps,
         "evaluation": loop.evaluator.history.summary().to_dict(),
         "accumulation": str(accumulation_type(engine)),
+        "inSlices": [name for name, p in engine.model.named_parameters() if not p.numel()],
     }
 
 
@@ -115,6 +122,15 @@ def choose_checkpoint(case: dict[str, Any], control: Any) -> dict[str, Any]:
     }
 
 
+def run(case: dict[str, Any], device: torch.device, control: Any) -> dict[str, Any]:
+    """Run one case and return its result."""
+    if case.get("onlyChoose"):
+        return choose_checkpoint(case, control)
+    if case.get("onlyLoad"):
+        return resident.load(case, control)
+    return train(case, device, control)
+
+
 def run_cases(folder: Path, cases: list[dict[str, Any]]) -> None:
     """Launch both ranks and wait until they have ended."""
     (folder / "cases.json").write_text(json.dumps(cases))
@@ -124,6 +140,8 @@ def run_cases(folder: Path, cases: list[dict[str, Any]]) -> None:
         "MASTER_ADDR": f"127.255.97.{1 + os.getpid() % 250}",
     }
     common = {"MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    # Return the memory of freed tensors, as always happens with those of a real model's size.
+    common["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
     command = [sys.executable, "-W", "ignore", "-m", "tests.trainer.launch", str(folder)]
     logs = [folder / f"launch-{rank}.log" for rank in range(2)]
     ranks = []
@@ -140,15 +158,35 @@ def run_cases(folder: Path, cases: list[dict[str, Any]]) -> None:
     assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
 
 
+def keep_slices() -> None:
+    """Let ZeRO-3 gather each matrix when it is used, and release it, although it is small.
+
+    By default it keeps all parameters of such small models complete on every rank.
+    """
+    original = engine_module.configuration
+
+    def configuration(training: Training, plan: Plan) -> dict[str, Any]:
+        made = original(training, plan)
+        made["zero_optimization"] |= {
+            "stage3_param_persistence_threshold": PERSISTENT,
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
+        }
+        return made
+
+    engine_module.configuration = loading.configuration = configuration  # type: ignore[attr-defined]
+
+
 def main(folder: Path) -> None:
     """Run all cases, one after another."""
+    keep_slices()
+    watch_checkpoints()
     logging.basicConfig(level=logging.INFO)
     place = Place.from_environment()
     device = rendezvous.join(place, timedelta(minutes=2))
     control = dist.new_group(backend="gloo")
     for case in json.loads((folder / "cases.json").read_text()):
-        only_choose = case.get("onlyChoose")
-        result = choose_checkpoint(case, control) if only_choose else train(case, device, control)
+        result = run(case, device, control)
         if place.rank == 0:
             (folder / f"{case['name']}.json").write_text(json.dumps(result))
     dist.barrier(control)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from finetune_api.run import RunConfig
 from finetune_trainer.checkpoint import store
@@ -46,6 +47,12 @@ MIXED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "mixed-3": (3, {}, {}),
 }
 CROSSED = {"from-2-to-3": (2, 3), "from-3-to-2": (3, 2)}  # resumed with another ZeRO stage
+# What is loaded for ZeRO-3: fields of the plan, and of the model that is made.
+LOADED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "tied": ({}, {"width": 1024, "layers": 6}),
+    "untied-offloaded": ({"offload": "OptimizerAndParameters"}, {"tied": False, "width": 256}),
+    "head-differs": ({}, {"width": 256}),
+}
 EARLY = {"intervalSteps": 1, "earlyStopping": {"patience": 3, "minDelta": 1.0}}
 
 
@@ -85,6 +92,20 @@ def prepared_mixture(job: gang.Job) -> dict[str, Any]:
     assert mixed.prepare().wait() == 0
     digest = mixed.config["preparedDigest"]
     return {"dataset": dataset, "preparedDigest": digest, "evaluation": {"intervalSteps": 2}}
+
+
+def make_wide(folder: Path, **changes: Any) -> None:
+    """Write a model that is large compared with the noise in the memory of a rank.
+
+    The folder `head-differs` stores a head with other values than the embedding, although its
+    config.json ties them: transformers then does not tie them.
+    """
+    tiny.make_model(folder, **changes)
+    if folder.name == "head-differs":
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+        save_file(tensors, file, {"format": "pt"})
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +151,10 @@ def launch(make_job: MakeJob) -> Launch:
     early = config("early", 2, {"learningRate": 1e-6}, {}, evaluation=EARLY)
     overfit = config("overfit", 2, {"learningRate": 0.05}, {}, evaluation={"intervalSteps": 1})
     cases += [{"name": "early", "config": early}, {"name": "overfit", "config": overfit}]
+    for name, (plan, model) in LOADED.items():
+        make_wide(job.claim / name, **model)
+        loaded = config(name, 3, plan, {}, model={"source": f"pvc://w/{name}"})
+        cases.append({"name": f"load-{name}", "config": loaded, "onlyLoad": True})
     run_cases(job.claim, cases)
     return Launch(
         {case["name"]: case["config"] for case in cases},
@@ -146,6 +171,14 @@ def test_a_resumed_run_ends_with_the_same_bits(launch: Launch, name: str) -> Non
     assert resumed["steps"][0]["step"] == stopped["steps"][-1]["step"] + 1
     found, expected = launch.state(f"{name}-resumed"), launch.state(name)
     assert [key for key in found if not torch.equal(found[key], expected[key])] == []
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_zero_3_keeps_its_matrices_in_slices(launch: Launch, name: str) -> None:
+    matrices = [key for key, p in weights.load(launch.model).named_parameters() if p.ndim > 1]
+    for run in (name, f"{name}-resumed"):
+        found = [key.removeprefix("model.") for key in launch.results[run]["inSlices"]]
+        assert found == (matrices if OPTIONS[name][0] == 3 else [])
 
 
 @pytest.mark.parametrize("name", MIXED)
@@ -201,6 +234,20 @@ def test_bf16_moments_have_about_the_same_losses_in_smaller_checkpoints(launch: 
         for name in ("moments-2", "plain-2")
     ]
     assert sizes[0] < 0.72 * sizes[1]  # 8 bytes per parameter instead of 12
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_zero_3_loads_slices_and_no_rank_holds_the_whole_model(launch: Launch, name: str) -> None:
+    found = launch.results[f"load-{name}"]
+    total, largest = found["total"], found["largest"]
+    assert found["slices"] - total in range(2 * 200)  # some are padded
+    assert found["different"] == []
+    assert found["sameNames"]
+    assert found["sameBuffers"]
+    assert found["tied"] == (name == "tied")
+    for elements, grown in zip(found["elements"], found["grown"], strict=True):
+        assert elements < total / 2 + 3 * largest
+        assert grown < 2 * (total / 2 + 3 * largest) + 4e6
 
 
 def test_early_stopping_completes_the_run(launch: Launch) -> None:

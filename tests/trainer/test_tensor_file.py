@@ -53,6 +53,18 @@ def test_slices_are_read_from_files_of_the_library(tmp_path: Path) -> None:
             assert torch.equal(reader.read(name, begin, end), flat[begin:end])
 
 
+def test_tensors_of_all_types_that_base_models_have_are_read(tmp_path: Path) -> None:
+    types = (torch.float64, torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.int32)
+    types += (torch.int16, torch.int8, torch.uint8, torch.bool)
+    tensors = {str(dtype): torch.arange(6).to(dtype) for dtype in types}
+    save_file(tensors, tmp_path / "x")
+    reader = tensor_file.TensorFile(tmp_path / "x")
+    for name, tensor in tensors.items():
+        found = reader.read(name, 1, 5)
+        assert found.dtype == tensor.dtype
+        assert torch.equal(found.double(), tensor[1:5].double())
+
+
 def test_a_file_that_is_cut_short_is_an_error_and_not_zeros(tmp_path: Path) -> None:
     file = tmp_path / "x"
     save_file({"a": torch.randn(100)}, file)

@@ -75,9 +75,18 @@ def make_tokenizer(
 
 
 def make_model(
-    folder: Path, *, tied: bool = True, template: str = TEMPLATE, dtype: str = "bfloat16"
+    folder: Path,
+    *,
+    tied: bool = True,
+    template: str = TEMPLATE,
+    dtype: str = "bfloat16",
+    width: int = 64,
+    layers: int = 2,
 ) -> Path:
-    """Write a Llama with 2 layers of width 64 as a Hugging Face folder and return the folder."""
+    """Write a Llama as a Hugging Face folder and return the folder.
+
+    From width 256 on, ZeRO-3 keeps most parameters in slices (stage3_param_persistence_threshold).
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -85,9 +94,9 @@ def make_model(
     torch.manual_seed(7)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,

@@ -156,7 +156,8 @@ def _groups(model: LanguageModel, decay: float) -> list[dict[str, Any]]:
     others: list[torch.nn.Parameter] = []
     embeddings = {id(model.model.get_input_embeddings().weight), id(model.model.lm_head.weight)}
     for parameter in model.model.parameters():
-        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # of ZeRO-3, if it is partitioned
+        decays = len(shape) >= 2 and id(parameter) not in embeddings
         (matrices if decays else others).append(parameter)
     return [
         {"params": matrices, "weight_decay": decay},

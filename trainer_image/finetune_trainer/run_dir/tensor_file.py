@@ -24,7 +24,18 @@ from finetune_trainer.run_dir.safetensors_header import read_header
 _CHUNK = 1 << 24  # bytes that are written at once
 _SYNC_EVERY = 1 << 26  # bytes; bounds the duration of each fsync
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_TORCH = {text: dtype for dtype, text in _DTYPES.items()}
+# Base models may have tensors of other types, which are read only.
+_TORCH = {text: dtype for dtype, text in _DTYPES.items()} | {
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class Digest(Protocol):

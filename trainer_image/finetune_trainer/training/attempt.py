@@ -24,8 +24,9 @@ from finetune_trainer.common.reporter import ChannelReporter, Reporter
 from finetune_trainer.common.stop_signal import StopSignal
 from finetune_trainer.data import prepared
 from finetune_trainer.data.prepared import Rows
-from finetune_trainer.model import language_model
+from finetune_trainer.model import loading
 from finetune_trainer.model.engine import Engine
+from finetune_trainer.model.language_model import LanguageModel
 from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.run_dir.paths import Cache, RunPaths
 from finetune_trainer.tracking.run_log import RunLog
@@ -157,12 +158,11 @@ def _dtype(config: RunConfig) -> torch.dtype:
     return torch.bfloat16 if config.training.precision == "BF16" else torch.float32
 
 
-def _load_model(
-    config: RunConfig, paths: RunPaths, report: ChannelReporter
-) -> language_model.LanguageModel:
+def _load_model(config: RunConfig, paths: RunPaths, report: ChannelReporter) -> LanguageModel:
+    assert config.plan is not None
     Cache.of(config).check_model(config.model.source, paths.model)
     with reading(config.model.source):
-        model = language_model.load(paths.model, _dtype(config))
+        model = loading.load(paths.model, config.training, config.plan, report.advance)
     report.advance()
     return model
 
