@@ -49,7 +49,7 @@ MIXED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 CROSSED = {"from-2-to-3": (2, 3), "from-3-to-2": (3, 2)}  # resumed with another ZeRO stage
 # What is loaded for ZeRO-3: fields of the plan, and of the model that is made.
 LOADED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "tied": ({}, {"width": 1024, "layers": 6}),
+    "tied": ({}, {"width": 1024, "layers": 4}),
     "untied-offloaded": ({"offload": "OptimizerAndParameters"}, {"tied": False, "width": 256}),
     "head-differs": ({}, {"width": 256}),
 }
