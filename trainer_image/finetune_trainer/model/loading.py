@@ -31,6 +31,18 @@ from finetune_trainer.model.stored_weights import StoredWeights
 
 Advance = Callable[[], None]
 _CHUNK = 1 << 22  # elements that are read at once
+# Keys of `zero_optimization` with which DeepSpeed stores more of a parameter than the slice that
+# was read, or not its values; and what they are when they are off.
+_UNUSABLE: dict[str, tuple[Any, ...]] = {
+    "mics_shard_size": (None, -1, 0),
+    "zero_hpz_partition_size": (None, 0, 1),
+    "zero_quantized_weights": (None, False),
+}
+
+
+def dtype_of(training: Training) -> torch.dtype:
+    """Return the type of the weights that are trained."""
+    return torch.bfloat16 if training.precision == "BF16" else torch.float32
 
 
 def load(path: Path, training: Training, plan: Plan, advance: Advance) -> LanguageModel:
@@ -38,16 +50,32 @@ def load(path: Path, training: Training, plan: Plan, advance: Advance) -> Langua
 
     Raises TrainerError (64) if weights are missing or do not fit.
     """
-    dtype = torch.bfloat16 if training.precision == "BF16" else torch.float32
+    dtype = dtype_of(training)
     if plan.zero_stage < 3:
         return language_model.load(path, dtype)
+    config = configuration(training, plan)
+    if keys := unusable_keys(config["zero_optimization"]):
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            f"deepspeed.config: {', '.join(keys)} cannot be used with ZeRO stage 3, because each "
+            "rank reads only its own slices of the model; remove them",
+        )
     stored = StoredWeights(path)
     model = _without_values(path, dtype, stored)
     layout = _layout(model, stored, str(path))
     folder.check_weights(layout, stored.tensors, str(path))
     stored.fill(stored_buffers(model.model), layout)
-    _Slices(stored, layout, configuration(training, plan), dtype, advance).replace_parameters(model)
+    _Slices(stored, layout, config, dtype, advance).replace_parameters(model)
     return model
+
+
+def unusable_keys(zero_optimization: dict[str, Any]) -> list[str]:
+    """Return the keys of DeepSpeed's configuration with which slices cannot be loaded (pure)."""
+    return [
+        f"zero_optimization.{key}"
+        for key, off in _UNUSABLE.items()
+        if zero_optimization.get(key) not in off
+    ]
 
 
 def _without_values(path: Path, dtype: torch.dtype, stored: StoredWeights) -> LanguageModel:

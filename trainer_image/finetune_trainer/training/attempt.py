@@ -117,8 +117,9 @@ def _train(report: ChannelReporter) -> int:
     report.stage("LoadingModel")
     deadline = config.progress_deadline_seconds
     paths = RunPaths.of(config)
+    dtype = loading.dtype_of(config.training)
     kernels = kernel_choice.check(
-        rendezvous.device_of(place.local_rank), paths.model, _dtype(config), report.advance
+        rendezvous.device_of(place.local_rank), paths.model, dtype, report.advance
     )
     device = rendezvous.join(place, _TIMEOUT, report.waiting, deadline)
     # Saving or reading a checkpoint may take longer than any step. A rank that hangs there is found
@@ -152,10 +153,6 @@ def _train(report: ChannelReporter) -> int:
     if place.rank == 0:
         report.result(final_step=loop.state.step)
     return int(ExitCode.DONE)
-
-
-def _dtype(config: RunConfig) -> torch.dtype:
-    return torch.bfloat16 if config.training.precision == "BF16" else torch.float32
 
 
 def _load_model(config: RunConfig, paths: RunPaths, report: ChannelReporter) -> LanguageModel:
