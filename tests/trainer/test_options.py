@@ -22,6 +22,8 @@ from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer import gang, tiny, weights
 from tests.trainer.conftest import MakeJob
 from tests.trainer.launch import run_cases
+from tests.trainer.test_architectures import tiny as tiny_family
+from tests.trainer.test_stored_layout import MODELS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 8
@@ -52,6 +54,7 @@ LOADED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tied": ({}, {"width": 1024, "layers": 4}),
     "untied-offloaded": ({"offload": "OptimizerAndParameters"}, {"tied": False, "width": 256}),
     "head-differs": ({}, {"width": 256}),
+    "experts": ({}, {}),
 }
 EARLY = {"intervalSteps": 1, "earlyStopping": {"patience": 3, "minDelta": 1.0}}
 
@@ -98,8 +101,15 @@ def make_wide(folder: Path, **changes: Any) -> None:
     """Write a model that is large compared with the noise in the memory of a rank.
 
     The folder `head-differs` stores a head with other values than the embedding, although its
-    config.json ties them: transformers then does not tie them.
+    config.json ties them: transformers then does not tie them. `experts` stores experts one by
+    one, and a bias of their router, which is a buffer.
     """
+    if folder.name == "experts":
+        from transformers import AutoModelForCausalLM
+
+        config = tiny_family("glm4_moe", **MODELS["glm4_moe"]).config()
+        AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+        return
     tiny.make_model(folder, **changes)
     if folder.name == "head-differs":
         file = folder / "model.safetensors"
