@@ -51,6 +51,9 @@ simulate: setup ## random histories of the operator in a simulated cluster (N=10
 torture: setup ## kill ranks in the middle of saves (N=200, SEED=1)
 	@$(BIN)/python -m tests.trainer.torture --kills $(or $(N),200) --seed $(or $(SEED),1)
 
+gpu-check: setup ## pack a check of the trainer for a machine with GPUs and no network, and run it if this one has GPUs
+	@$(BIN)/python benchmarks/gpu/pack.py
+
 format: ## ruff format and fixable lints
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 

@@ -11,8 +11,9 @@ number of conversations as ours on average, rounded to complete micro-batches, a
 micro-batches unless --peer-micro-batch is set. The data are tokenized beforehand for both.
 
 The peer is written as an experienced user would write it (benchmarks/trainers/hf_trainer.py):
-dynamic padding, sdpa attention, fused AdamW, and a second time with group_by_length. Ours is the
-supervisor with its ranks, as in a pod. Each one runs alone, in its own processes.
+dynamic padding, sdpa attention, fused AdamW, and liger-kernel where it is installed and there are
+GPUs. It runs three times: in random order, with group_by_length, and packed without padding. Ours
+is the supervisor with its ranks, as in a pod. Each one runs alone, in its own processes.
 
 Throughput does not count the first --warm-up steps, the save and the steps after it. MFU is
 6 x N x tokens and causal attention (6 x layers x width x length^2), divided by the rate of a large
@@ -52,7 +53,8 @@ def main() -> int:
     try:
         work = workload.make(options, OUT)
         contenders = [ours.run] * options.ours + [peer.plain] * options.plain
-        contenders += [peer.grouped] * options.grouped
+        contenders += [peer.grouped] * options.grouped + [peer.packed] * options.packed
+        contenders *= options.rounds  # interleaved, for a machine that is shared with other work
         peaks, found = [], []
         for run in contenders:
             os.sync()  # so that writes of the previous contender do not slow down this one
@@ -106,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--ours", action=switch, default=True, help="measure our trainer")
     add("--plain", action=switch, default=True, help="measure the peer with random order")
     add("--grouped", action=switch, default=True, help="measure the peer with group_by_length")
+    add("--packed", action=switch, default=True, help="measure the peer with packed micro-batches")
+    add("--rounds", type=int, default=1, help="times that all contenders run in turn (default: 1)")
     add(
         "--peer-malloc",
         action="store_true",
@@ -122,7 +126,7 @@ def _complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> N
     options.world = options.world or (torch.cuda.device_count() if options.cuda else 2)
     options.threads = max(1, len(os.sched_getaffinity(0)) // options.world)
     options.saved = options.steps - options.after_save
-    if not (options.ours or options.plain or options.grouped):
+    if not (options.ours or options.plain or options.grouped or options.packed):
         parser.error("nothing to measure: all contenders are disabled")
     if options.after_save < 2 or options.saved <= options.warm_up:
         parser.error(

@@ -43,6 +43,7 @@ def main() -> None:
         AutoModelForCausalLM,
         AutoTokenizer,
         DataCollatorForSeq2Seq,
+        DataCollatorWithFlattening,
     )
 
     arguments = _arguments(settings)  # first, because ZeRO-3 partitions the model while loading
@@ -55,13 +56,14 @@ def main() -> None:
     )
     data = [json.loads(line) for line in Path(settings["data"]).read_text().splitlines()]
     clock = _clock(Path(settings["steps"] + f".{arguments.process_index}"), settings)
+    padding = DataCollatorForSeq2Seq(
+        tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None
+    )
     trainer = _trainer(clock)(
         model=model,
         args=arguments,
         train_dataset=data,
-        data_collator=DataCollatorForSeq2Seq(
-            tokenizer, pad_to_multiple_of=8 if torch.cuda.is_available() else None
-        ),
+        data_collator=DataCollatorWithFlattening() if settings["packed"] else padding,
         processing_class=tokenizer,
         callbacks=[clock],
     )
@@ -93,6 +95,7 @@ def _arguments(settings: dict[str, Any]) -> Any:
         use_cpu=not cuda,
         train_sampling_strategy="group_by_length" if settings["grouped"] else "random",
         **(_RECOMPUTE if settings["recompute"] else {}),
+        use_liger_kernel=settings["liger"],
         # Without a GPU a loader process would slow down the computing ones.
         dataloader_num_workers=2 if cuda else 0,
         dataloader_pin_memory=cuda,
@@ -162,6 +165,19 @@ def _clock(file: Path, settings: dict[str, Any]) -> Any:
     return Clock()
 
 
+def _tokens(batch: Any) -> Any:
+    """Return the number of tokens of a micro-batch, without padding, which a packed one lacks."""
+    return (
+        batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
+    )
+
+
+def _conversations(batch: Any) -> Any:
+    if "position_ids" in batch:  # packed: each one begins with position 0
+        return batch["position_ids"].eq(0).sum()
+    return len(batch["input_ids"])
+
+
 def _trainer(clock: Any) -> type:
     """Return a Trainer that also counts the tokens of a step."""
     from transformers import Trainer
@@ -170,10 +186,10 @@ def _trainer(clock: Any) -> type:
         def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
             samples, items = super().get_batch_samples(*arguments, **options)
             clock.counts = {
-                "tokens": sum(batch["attention_mask"].sum() for batch in samples),
+                "tokens": sum(map(_tokens, samples)),
                 "trained": sum(batch["labels"][:, 1:].ne(-100).sum() for batch in samples),
                 "computed": sum(batch["input_ids"].numel() for batch in samples),
-                "conversations": sum(len(batch["input_ids"]) for batch in samples),
+                "conversations": sum(map(_conversations, samples)),
             }
             return samples, items
 

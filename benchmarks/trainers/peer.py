@@ -4,6 +4,8 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.trainers.gang import Gang, read
@@ -19,12 +21,17 @@ _LOGGED = 10  # steps
 
 def plain(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
     """Train on conversations in random order."""
-    return _run(options, work, out, "HF Trainer", grouped=False)
+    return _run(options, work, out, "HF Trainer")
 
 
 def grouped(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
     """Train on micro-batches of conversations of similar length."""
     return _run(options, work, out, "HF Trainer, group_by_length", grouped=True)
+
+
+def packed(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
+    """Train on micro-batches without padding, whose conversations positions keep apart."""
+    return _run(options, work, out, "HF Trainer, packed", packed=True)
 
 
 def batch(options: argparse.Namespace, work: Workload) -> tuple[int, int]:
@@ -35,13 +42,18 @@ def batch(options: argparse.Namespace, work: Workload) -> tuple[int, int]:
 
 
 def _run(
-    options: argparse.Namespace, work: Workload, out: Path, name: str, *, grouped: bool
+    options: argparse.Namespace,
+    work: Workload,
+    out: Path,
+    name: str,
+    *,
+    grouped: bool = False,
+    packed: bool = False,
 ) -> Measured:
     micro, accumulate = batch(options, work)
     training = work.config.training
     optimizer = training.optimizer
-    folder = out / ("grouped" if grouped else "plain")
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="peer-", dir=out))
     settings = {
         "model": str(work.model),
         "data": str(work.unpacked),
@@ -56,6 +68,9 @@ def _run(
         "bf16": options.precision == "BF16",
         "recompute": options.recompute,
         "grouped": grouped,
+        "packed": packed,
+        # Its kernels need a GPU.
+        "liger": options.cuda and find_spec("liger_kernel") is not None,
         "learning_rate": LEARNING_RATE,
         "optimizer": {
             "beta1": optimizer.beta1,
