@@ -65,7 +65,7 @@ crds: ## write crds/, docs/reference/api.md, the chart's copies and its dashboar
 
 docs: ## build the documentation site into build/site (SERVE=1 serves it and rebuilds on changes)
 	@$(PYTHON) hack/setup.py
-	@$(BIN)/python hack/docs_reference.py
+	@$(BIN)/python -m hack.docs_reference
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(if $(SERVE),serve,build --strict)
 
 families: setup ## write docs/reference/models.md, and train every supported family on CPU (30 minutes)

@@ -23,6 +23,7 @@ from finetune_local import __main__ as finetune_local
 from finetune_operator.job_metrics import METRICS
 from finetune_operator.metrics import Metrics, Snapshot
 from finetune_operator.status import Urgency
+from hack import plan_table
 
 TREE = Path(__file__).resolve().parent.parent
 DOCS = TREE / "docs"
@@ -259,6 +260,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": commands,
     "reference/exit-codes.md": exit_codes,
     "reference/metrics.md": metrics,
+    "reference/plans.md": lambda: plan_table.page(_NOTE),
     "reference/reasons.md": reasons,
 }
 

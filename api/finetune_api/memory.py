@@ -163,6 +163,28 @@ def state_bytes(parameters: int, setting: Setting) -> dict[str, int]:
     return found
 
 
+def offloaded_bytes(parameters: int, setting: Setting) -> dict[str, int]:
+    """Return the bytes of the states of one rank that an offload moves to the host, by part."""
+    if setting.offload == "None":
+        return {}
+    share, each = -(-parameters // setting.world), setting.weight_bytes
+    found = {
+        "gradients": 2 * _FP32 * share,  # the sums, and the copy that the optimizer reads
+        "masters": _FP32 * share,
+        "moments": (setting.state_bytes - _FP32) * share,
+        "weights": each * share if setting.offload == "OptimizerAndParameters" else 0,
+    }
+    if setting.zero_stage == 2:
+        found["weights"] = each * share  # a copy, through which updates return to the device
+    return found
+
+
+def transfer_elements(largest_parameter: int, setting: Setting) -> int:
+    """Return the elements of ZeRO-2's buffers for gradients on their way to the host."""
+    is_used = setting.zero_stage == 2 and setting.offload != "None"
+    return 2 * largest_parameter if is_used else 0
+
+
 def _activations(facts: ModelFacts, setting: Setting) -> int:
     rows = setting.micro_batch_size
     layer = rows * facts.layer_bytes
@@ -188,9 +210,7 @@ def _buckets(parameters: int, facts: ModelFacts, setting: Setting) -> int:
     elements = 3 * bucket
     if setting.zero_stage == 3:
         elements += min(parameters, max(LIVE_PARAMETERS, facts.layer_parameters) + bucket)
-    if setting.offload != "None":
-        elements += 2 * facts.largest_parameter
-    return each * elements
+    return each * (elements + transfer_elements(facts.largest_parameter, setting))
 
 
 def _step_copies(parameters: int, setting: Setting) -> int:
@@ -205,13 +225,7 @@ def host_bytes(parameters: int, largest_parameter: int, setting: Setting) -> Hos
     share = -(-parameters // setting.world)
     base = ranks * _RANK_HOST
     whole = parameters if setting.zero_stage < 3 else share + largest_parameter
-    offloaded = 0
-    if setting.offload != "None":
-        # Masters and moments; gradients, their sums; and a copy of the weights in ZeRO-2.
-        offloaded = setting.state_bytes + 2 * _FP32 + (each if setting.zero_stage == 2 else 0)
-    if setting.offload == "OptimizerAndParameters":
-        offloaded += each
-    training = base + ranks * offloaded * share
+    training = base + ranks * sum(offloaded_bytes(parameters, setting).values())
     snapshot = ranks * setting.state_bytes * share
     phases = {
         "load": base + ranks * each * whole,

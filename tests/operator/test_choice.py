@@ -61,7 +61,7 @@ def does_not_fit(size: str, devices: int, device: str = "H100", **spec: Any) -> 
     [
         ("8B", 1, (2, "Never", "Optimizer")),
         ("8B", 8, (2, "Never", "None")),
-        ("70B", 8, (3, "Always", "Optimizer")),
+        ("70B", 16, (3, "Always", "Optimizer")),
         ("70B", 32, (3, "Always", "None")),
     ],
 )
@@ -137,6 +137,13 @@ def test_a_model_that_does_not_fit_is_refused_with_the_changes_that_would_help()
         "85.0 GB; it would fit with workers.replicas 3 (24 devices), or with deepspeed.offload "
         "Optimizer (1146 GB of host memory per worker)"
     )
+
+
+def test_no_node_is_expected_to_have_more_than_2_tb_for_an_offload() -> None:
+    text = does_not_fit("70B", 8)
+    assert "needs at least 183.6 GB on each of 8 devices" in text
+    assert "workers.replicas 2 (16 devices)" in text
+    assert planned("70B", 8, deepspeed={"offload": "Optimizer"}).host_bytes_per_worker > 2e12
 
 
 def test_devices_that_are_named_divide_the_global_batch() -> None:

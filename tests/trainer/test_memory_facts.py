@@ -8,6 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from finetune_trainer.model import attention, memory_facts
+from hack import plan_table
 
 SIZES: dict[str, Any] = {
     "hidden_size": 256,
@@ -50,6 +51,34 @@ def test_the_measured_bytes_are_those_of_a_real_forward_pass() -> None:
     joined = 4 * TOKENS * 256 * 4  # documents are joined once more in each layer, on CPU only
     expected = saved_on_cpu(config) - joined
     assert facts.layers * facts.layer_bytes == pytest.approx(expected, rel=0.005)
+
+
+ARCHITECTURES = {
+    "Llama 3.1 8B": LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128_256,
+    ),
+    "Mixtral 8x7B": MixtralConfig(
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=32_000,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_facts_of_the_documented_plans_are_measured(name: str) -> None:
+    measured = memory_facts.measure(ARCHITECTURES[name], plan_table.TOKENS, torch.bfloat16)
+    assert measured == plan_table.MODELS[name][1]
 
 
 def test_facts_of_a_dense_model() -> None:

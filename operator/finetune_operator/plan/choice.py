@@ -19,6 +19,7 @@ CAREFUL_STAGE, CAREFUL_MICRO_BATCH = 2, 1
 _RECOMPUTE_FROM = 1e9  # parameters; below, activations take little of a device's memory
 _USABLE = 0.94  # of a device's memory; the allocator leaves gaps
 _EQUAL = 0.95  # of the best estimated speed
+_MOST_HOST = 2e12  # bytes of a worker's host; more are not offloaded to it without a request
 _MOST_TOKENS = 65_536  # of a micro-batch; larger ones are not faster
 
 
@@ -97,20 +98,23 @@ def _candidates(spec: FineTuneJobSpec, model: Model) -> Iterator[Setting]:
     """Yield every setting that the spec allows."""
     base, wanted = careful_setting(spec, model.parameters), spec.deepspeed
     stages = [wanted.zero_stage] if wanted and wanted.zero_stage else [1, 2, 3]
-    offloads = [wanted.offload] if wanted and wanted.offload else list(memory.LEAST_STAGE)
+    wanted_offload = wanted and wanted.offload
+    offloads = [wanted_offload] if wanted_offload else list(memory.LEAST_STAGE)
     recompute = requested_recompute(spec)
     ways: list[Recompute] = [recompute] if recompute else ["Never", "Always"]
     for offload in offloads:
         for stage in (stage for stage in stages if stage >= memory.LEAST_STAGE[offload]):
             for way in ways:
                 for micro in _micro_batches(spec, model):
-                    yield replace(
+                    setting = replace(
                         base,
                         zero_stage=stage,
                         offload=offload,
                         recompute=way,
                         micro_batch_size=micro,
                     )
+                    if wanted_offload or _host(model, setting) <= _MOST_HOST or offload == "None":
+                        yield setting
 
 
 def _micro_batches(spec: FineTuneJobSpec, model: Model) -> list[int]:
@@ -126,6 +130,12 @@ def _micro_batches(spec: FineTuneJobSpec, model: Model) -> list[int]:
 def _total(model: Model, setting: Setting) -> int:
     assert model.facts is not None
     return memory.device_bytes(model.parameters, model.facts, setting).total
+
+
+def _host(model: Model, setting: Setting) -> int:
+    assert model.facts is not None
+    largest = model.facts.largest_parameter
+    return memory.host_bytes(model.parameters, largest, setting).peak
 
 
 def speed(model: Model, setting: Setting) -> float:
