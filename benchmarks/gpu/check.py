@@ -7,6 +7,7 @@ all parts is in gpu-check.log. The parts, in this order:
 * machine: versions, devices, the rate of a large matmul and of copies
 * tests: the tests that need a CUDA device
 * self-check: every fused kernel against plain operations, for the shapes of both models
+* combinations: a small model from files, at every ZeRO stage and offload
 * training of Llama shapes with 1B and 8B parameters, random weights, bf16, packed rows of 4,096
   tokens, at ZeRO stages 1 to 3: tokens/s, MFU, peak memory, how long a checkpoint stops training
 * Hugging Face Trainer with DeepSpeed on the same rows, with its own best switches
@@ -80,7 +81,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         work = Path(folder)
         models = ["tiny"] if options.dry_run else ["1b", "8b"]
-        _make_rows(work, models)
+        _make_rows(work, ["small", *models])
         parts = list(_parts(work, models, max(1, world), cuda=bool(world)))
         results = run(parts, options.out, options.limit, options.only)
     print(table.text(results))
@@ -113,6 +114,7 @@ def _parts(work: Path, models: list[str], world: int, *, cuda: bool) -> Iterator
     for model in models:
         file = work / f"kernels-{model}.json"
         yield Part(f"self-check {model}", [_module("kernels", model, device, file)], 90, file)
+    yield _combinations(work, models[0], world)
     if models == ["tiny"]:
         yield _train(work, "tiny", 2, world)
         yield _train(work, "tiny", 3, world)
@@ -143,7 +145,7 @@ def _settings(work: Path, model: str, stage: int) -> dict[str, Any]:
         "moments": "BF16" if model == "8b" else "FP32",
         "recompute": model == "8b",
         "microBatch": 1,
-        "accumulate": 2 if model == "tiny" else 4,
+        "accumulate": 2 if model in ("tiny", "small") else 4,
         "steps": 3 if model == "tiny" else _STEPS,
         "warmUp": 1 if model == "tiny" else _WARM_UP,
         "rows": str(work / f"rows-{model}"),
@@ -158,6 +160,16 @@ def _train(work: Path, model: str, stage: int, world: int) -> Part:
     return Part(
         f"train {model} stage {stage}", [_module("train", json.dumps(settings))], limit, file, world
     )
+
+
+def _combinations(work: Path, kernels: str, world: int) -> Part:
+    file = work / "combinations.json"
+    settings = _settings(work, "small", 2) | {
+        "kernels": str(work / f"kernels-{kernels}.json"),
+        "folder": str(work / "small"),
+        "result": str(file),
+    }
+    return Part("combinations", [_module("combinations", json.dumps(settings))], 120, file, world)
 
 
 def _peer(work: Path, model: str, world: int, *, cuda: bool) -> Part:

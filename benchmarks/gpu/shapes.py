@@ -44,6 +44,8 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(2, 64, 128, 4, 2, True, vocabulary=512, row=64),
+    # Its largest parameters exceed what ZeRO-3 never partitions (1e5 elements).
+    "small": Shape(2, 256, 512, 4, 2, False, vocabulary=1024, row=128),
     "1b": Shape(16, 2048, 8192, 32, 8, True),
     "8b": Shape(32, 4096, 14336, 32, 8, False),
 }

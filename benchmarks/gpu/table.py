@@ -38,6 +38,8 @@ def summary(result: dict[str, Any]) -> str:
     found = [result["status"]]
     for name, problem in result.get("kernels", {}).items() if _is_self_check(result) else ():
         found.append(f"{name} {problem or 'agrees'}")
+    wrong = {name: text for name, text in result.get("combinations", {}).items() if text}
+    found += [f"{name}: {text}" for name, text in wrong.items()]
     if "matmulFlops" in result:
         devices = ", ".join(result["devices"]) or "CPU"
         found.append(f"{devices}, torch {result['torch']}, transformers {result['transformers']}")

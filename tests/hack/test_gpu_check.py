@@ -68,13 +68,14 @@ def test_it_says_how_to_run_it_without_a_gpu(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_dry_run_passes_from_the_packed_sources(tmp_path: Path, monkeypatch):
     """Run what the archive holds, apart from the wheels, with a tiny model."""
     monkeypatch.setattr(pack, "OUT", tmp_path / "gpu-check")
     pack._copy_sources()
     check = tmp_path / "gpu-check/tree/benchmarks/gpu/check.py"
     command = [sys.executable, str(check), "--dry-run", "--out", str(tmp_path / "results")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == 0, done.stdout + (tmp_path / "results/gpu-check.log").read_text()
     results = json.loads((tmp_path / "results/gpu-check.json").read_text())
     assert {name: result["status"] for name, result in results.items()} == dict.fromkeys(
@@ -82,6 +83,7 @@ def test_the_dry_run_passes_from_the_packed_sources(tmp_path: Path, monkeypatch)
             "machine",
             "tests",
             "self-check tiny",
+            "combinations",
             "train tiny stage 2",
             "train tiny stage 3",
             "peer tiny stage 2",
@@ -94,5 +96,6 @@ def test_the_dry_run_passes_from_the_packed_sources(tmp_path: Path, monkeypatch)
         assert result["tokensPerSecond"] > 0
         assert result["stallSeconds"] > 0
         assert 5.5 < result["lastLoss"] < 7.0  # ln(512) is 6.24
+    assert len(results["combinations"]["combinations"]) == 7
     assert all(result["plannedBytes"] > 2.5e9 for result in trainings[:2])
     assert trainings[0]["lastLoss"] == pytest.approx(trainings[1]["lastLoss"], abs=1e-3)
