@@ -121,6 +121,8 @@ class DataSummary(Message):
 
 MAX_PLAN_REASONS, PLAN_REASON_MAX = 5, 90
 PlanReason = Annotated[str, Field(max_length=PLAN_REASON_MAX)]
+ForwardPass = Literal["Rows", "Document"]
+"""What one forward pass computes: packed rows, or one document of a row."""
 
 
 class Plan(Message):
@@ -155,6 +157,12 @@ class Plan(Message):
     offload: Literal["None", "Optimizer", "OptimizerAndParameters"] = Field(
         default="None",
         description="offload is what is kept in host memory instead of on the device.",
+    )
+    forward_pass: ForwardPass | None = Field(
+        default=None,
+        description="forwardPass is what preparation found to be exact: Rows, or Document if the "
+        "layers of the model do not keep packed documents apart. Then each forward pass is one "
+        "document, and microBatchSize is 1.",
     )
     checkpoint_bytes: int = Field(
         description="checkpointBytes is the size of one checkpoint: 12 bytes per parameter, or 8 "

@@ -14,6 +14,7 @@ from finetune_api.progress import (
     CheckpointRecord,
     DataSummary,
     Evaluation,
+    ForwardPass,
     Output,
     Plan,
     Progress,
@@ -177,6 +178,9 @@ class PrepareResult(Message):
     run_digest: str = Field(max_length=80)
     model_revision: str = Field(max_length=80)
     parameter_count: Count
+    forward_pass: ForwardPass | None = Field(
+        default=None, description="What is computed exactly; absent from earlier versions."
+    )
     model_facts: ModelFacts | None = Field(
         default=None,
         description="What the memory of a device depends on. Unset: it could not be measured.",

@@ -49,7 +49,7 @@ Index = Annotated[int, Field(ge=0, le=4096)]
 """A number or an index of workers or devices: workers.replicas is at most 4096."""
 MAX_LOST_WORKERS = 4
 _CORRECTABLE = 1  # earlier attempts whose lost workers are kept
-_SHORT, _EARLIER_MAX, _SOURCE_MAX, _NODE_MAX = 200, 100, 35, 63
+_SHORT, _EARLIER_MAX, _SOURCE_MAX, _NODE_MAX = 185, 100, 35, 63
 
 
 def _head(text: str, most: int = _SHORT) -> str:

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from finetune_api.base import API_VERSION, Message, Time
-from finetune_api.progress import StepLedger
+from finetune_api.progress import ForwardPass, StepLedger
 
 
 class RunFile(Message):
@@ -15,6 +15,7 @@ class RunFile(Message):
     job_namespace: str
     model_revision: str
     run_digest: str
+    forward_pass: ForwardPass | None = None  # absent from earlier versions
 
 
 class FenceFile(Message):

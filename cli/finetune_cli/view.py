@@ -84,6 +84,8 @@ def _numbers(status: FineTuneJobStatus) -> list[tuple[str, str]]:
     """Return labels and values of the figures that the status contains."""
     rows: list[tuple[str, str]] = []
     progress, evaluation, usage = status.progress, status.evaluation, status.usage
+    if check := check_text(status):
+        rows.append(("check", check))
     if status.plan:
         rows += _plan(status.plan, progress)
     if progress:
@@ -132,6 +134,16 @@ def _plan(plan: Plan, progress: Progress | None) -> list[tuple[str, str]]:
         size = plan.device_bytes.total / 1e9
         rows.append(("memory", f"{size:.1f} GB per device{device} computed{measured}"))
     return [*rows, *(("", reason) for reason in plan.reasons or [])]
+
+
+def check_text(status: FineTuneJobStatus) -> str | None:
+    """Return what preparation found when it compared the model with plain transformers."""
+    found = {
+        "Rows": "packed rows are computed exactly as separate documents",
+        "Document": "exact one document at a time, not in packed rows, so slower",
+    }
+    forward_pass = status.plan and status.plan.forward_pass
+    return found[forward_pass] if forward_pass else None
 
 
 def _at(evaluation: Any) -> str:
@@ -203,6 +215,9 @@ def plain(old: Snapshot | None, new: Snapshot) -> list[str]:
     if old is None or _key(old) != _key(new):
         message = f": {new.status.message}" if new.status.message else ""
         lines.append(f"{stamp} {_state(new)}{message}")
+    check = check_text(new.status)
+    if check and (old is None or check_text(old.status) != check):
+        lines.append(f"{stamp} check: {check}")
     if new.note and (old is None or old.note != new.note):
         lines.append(f"{stamp} {new.note}")
     return lines

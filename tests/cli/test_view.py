@@ -1,6 +1,7 @@
 """The text of the panel, of the plain lines and of the result."""
 
 import io
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -35,6 +36,16 @@ RUNNING = {
         "overheadDeviceSeconds": 1440,
     },
     "fieldOfANewerOperator": {"a": 1},
+}
+PLAN = {
+    "zeroStage": 2,
+    "microBatchSize": 1,
+    "gradientAccumulationSteps": 2,
+    "globalBatchSize": 4,
+    "learningRate": 1e-5,
+    "totalSteps": 354,
+    "warmupSteps": 2,
+    "checkpointBytes": 0,
 }
 
 
@@ -83,6 +94,25 @@ def test_the_time_left_is_the_one_in_the_columns(stage):
     text = rendered(snapshot(3600, **RUNNING | {"stage": stage, "display": {"loss": "1.731"}}))
     assert "15,800 tokens/s" in text
     assert "left" not in text.replace(RUNNING["message"], "")
+
+
+@pytest.mark.parametrize(
+    ("forward_pass", "text"),
+    [
+        ("Rows", "packed rows are computed exactly as separate documents"),
+        ("Document", "exact one document at a time, not in packed rows, so slower"),
+    ],
+)
+def test_the_outcome_of_the_check_of_the_model_is_shown(forward_pass, text):
+    plan = PLAN | {"forwardPass": forward_pass}
+    shot = snapshot(3600, **RUNNING | {"plan": plan})
+    assert re.search(rf"check +{text}", rendered(shot))
+    assert all(len(line) <= 80 for line in rendered(shot).splitlines())
+    assert f"01:00:00 check: {text}" in view.plain(None, shot)
+    assert f"01:00:00 check: {text}" in view.plain(snapshot(3599, **RUNNING), shot)
+    assert view.plain(shot, shot) == []
+    older = snapshot(3600, **RUNNING | {"plan": PLAN})
+    assert "check" not in rendered(older) + "".join(view.plain(None, older))
 
 
 def test_without_a_status_the_panel_waits_for_the_operator():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_operator.plan.resolve import resolve
+from finetune_operator.plan.resolve import rescaled, resolve
 from tests.operator import worlds
 
 CONTINUED = {"objective": "ContinuedPretraining"}
@@ -37,3 +37,18 @@ BETAS = {
 @pytest.mark.parametrize(("training", "beta2"), BETAS.values(), ids=BETAS.keys())
 def test_second_betas(training: dict, beta2: float) -> None:
     assert worlds.make_job(training=training).spec.training.beta2 == beta2
+
+
+def test_a_model_that_is_exact_alone_gets_one_document_per_forward_pass() -> None:
+    job = worlds.make_job(deepspeed={"microBatchSize": 4})
+    plan, _ = resolve(job.spec, worlds.prepared(forward_pass="Document"), {})
+    assert (plan.forward_pass, plan.micro_batch_size) == ("Document", 1)
+    again = rescaled(plan, job.spec, None)
+    assert (again.forward_pass, again.micro_batch_size) == ("Document", 1)
+
+
+@pytest.mark.parametrize("found", ["Rows", None])
+def test_other_models_get_the_rows_of_the_spec(found: str | None) -> None:
+    job = worlds.make_job(deepspeed={"microBatchSize": 4})
+    plan, _ = resolve(job.spec, worlds.prepared(forward_pass=found), {})
+    assert (plan.forward_pass, plan.micro_batch_size) == (found, 4)

@@ -164,6 +164,7 @@ PREPARED = {
         "runDigest": "r",
         "modelRevision": "m",
         "parameterCount": 1000,
+        "forwardPass": "Document",
         "modelFacts": {
             "layers": 2,
             "hidden": 8,

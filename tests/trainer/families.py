@@ -8,7 +8,10 @@ as they decide what is computed.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune_trainer.model import exactness
 
 LONGEST = 4096  # training.sequenceLength for the table
 
@@ -37,8 +40,8 @@ class Family:
         config.architectures = [self.architecture]
         return config
 
-    def difference(self) -> str:
-        """Return what would be computed otherwise than in transformers; empty if nothing."""
+    def finding(self) -> "exactness.Finding":
+        """Return what the check finds."""
         from finetune_trainer.common.errors import TrainerError
         from finetune_trainer.model import exactness, language_model
 
@@ -46,13 +49,16 @@ class Family:
         try:
             language_model.check(config, "config.json")
         except TrainerError as error:
-            return error.message
-        return exactness.difference(config, LONGEST, lambda: None) or ""
+            return exactness.Finding(None, error.message)
+        return exactness.examine(config, LONGEST, lambda: None)
 
     def row(self) -> str:
         """Return its row of the table, without figures that depend on the processor."""
-        problem = re.sub(r"by [\d.e+-]+ of", "by a part of", self.difference())
-        found = f"no: {problem}" if problem else "yes"
+        outcome = self.finding()
+        problem = re.sub(r"by [\d.e+-]+ of", "by a part of", outcome.problem)
+        found = {"Rows": "yes", "Document": f"one document at a time: {problem}"}.get(
+            outcome.forward_pass or "", f"no: {problem}"
+        )
         return f"| {self.models} | `{self.architecture}` | {found.replace('|', ' ')} |"
 
 
@@ -74,6 +80,17 @@ _PHI4_MINI = _rope(
     long_factor=[2.0] * 48,
     original_max_position_embeddings=4096,
 )
+_GRANITE_4 = {
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 8,
+    "layer_types": (["mamba"] * 5 + ["attention"] + ["mamba"] * 4) * 4,
+    "position_embedding_type": "nope",
+    "mamba_d_state": 128,
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.015625,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
 
 FAMILIES = [
     Family("Llama 2, Yi, SmolLM2", "llama"),
@@ -133,7 +150,8 @@ FAMILIES = [
             "logits_scaling": 16.0,
         },
     ),
-    Family("Granite 4 hybrid", "granitemoehybrid"),
+    Family("Granite 4 H-Micro", "granitemoehybrid", _GRANITE_4 | {"num_local_experts": 0}),
+    Family("Granite 4 H-Tiny, H-Small", "granitemoehybrid", _GRANITE_4),
     Family("Command-R", "cohere"),
     Family("Command-R7B", "cohere2"),
     Family("gpt-oss", "gpt_oss"),
@@ -167,8 +185,16 @@ Whether a model can be trained is decided for its own config.json, not by its na
 builds its architecture small, on CPU and with random weights, before it downloads any weight. It
 computes documents packed into rows, as they are trained, and the same documents one by one in
 plain transformers, and compares logits, the loss and every gradient. If all are equal up to the
-rounding of fp32, the model is trained. If not, the job fails as `BadConfiguration`, and the
-message says what differs.
+rounding of fp32, the model is trained with packed rows.
+
+If not, as with layers that carry a state from one token to the next, the check is made once more
+without packing. A model that is exact then is trained one document at a time: each forward pass is
+one document of a row, and `status.plan.forwardPass` is `Document`. Rows, steps and the loss are the
+same, but passes over short documents use a device badly. Packages with faster kernels for recurrent
+layers (`mamba_ssm`, `causal_conv1d`, `flash-linear-attention`) are not in the image. `kubectl
+finetune` shows which of the two it is.
+
+All other jobs fail as `BadConfiguration`, and the message says what differs.
 
 The table shows what this check finds with `training.sequenceLength` {longest}, for the defaults of
 each class in transformers and the settings of the named models that decide what is computed. The

@@ -58,8 +58,12 @@ def tiny(kind: str, **settings: Any) -> Family:
     return Family("tiny", kind, SIZES | settings)
 
 
+def examine(config: Any, longest: int = 128) -> exactness.Finding:
+    return exactness.examine(config, longest, lambda: None)
+
+
 def difference(config: Any, longest: int = 128) -> str | None:
-    return exactness.difference(config, longest, lambda: None)
+    return examine(config, longest).problem or None
 
 
 DIFFER = {
@@ -143,10 +147,50 @@ def longrope(original: int) -> Family:
 
 def test_longrope_is_exact_for_rows_that_it_does_not_scale() -> None:
     assert difference(longrope(128).config()) is None
-    assert difference(longrope(127).config()) == (
+    assert examine(longrope(127).config()) == exactness.Finding(
+        "Document",
         "its RoPE (longrope) depends on the length of the input above 127 tokens, and rows have up "
-        "to 128 tokens"
+        "to 128 tokens",
     )
+
+
+STATE = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16}
+ALONE = {
+    "short convolutions": (
+        tiny("lfm2", layer_types=["conv", "full_attention"]),
+        "logits of packed rows differ from those of separate documents by",
+    ),
+    "a state beside attention": (
+        tiny("falcon_h1", **STATE, mamba_d_ssm=64, lm_head_multiplier=0.04),
+        "logits of packed rows differ from those of separate documents by",
+    ),
+    "a state instead of attention": (
+        tiny(
+            "granitemoehybrid",
+            **STATE,
+            layer_types=["mamba", "attention"],
+            position_embedding_type="nope",
+            num_local_experts=0,
+            logits_scaling=8.0,
+        ),
+        "logits of packed rows differ from those of separate documents by",
+    ),
+    "gated delta rules": (
+        tiny("qwen3_5_text", layer_types=["linear_attention", "full_attention"]),
+        "a small copy of it cannot be computed as packed rows",
+    ),
+    "layers that pass no bounds on": (
+        tiny("stablelm"),
+        "its layers do not pass the bounds of documents on to their attention",
+    ),
+}
+
+
+@pytest.mark.parametrize(("family", "packed"), ALONE.values(), ids=ALONE.keys())
+def test_what_is_exact_one_document_at_a_time_is_found(family: Family, packed: str) -> None:
+    found = examine(family.config())
+    assert found.forward_pass == "Document", found
+    assert found.problem.startswith(packed)
 
 
 def test_a_small_copy_keeps_every_kind_of_layer() -> None:

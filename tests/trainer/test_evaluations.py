@@ -14,6 +14,7 @@ from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.run_dir import evaluations, fence
 from finetune_trainer.run_dir.evaluations import History, Measured
 from finetune_trainer.training.evaluate import Evaluator
+from tests.trainer import gang
 from tests.trainer.checkpoints import make_paths
 from tests.trainer.silent import SilentReporter
 
@@ -93,7 +94,7 @@ def test_an_attempt_that_lost_the_storage_does_not_replace_the_history(
     storage = RunStorage(paths, "uid", "digest", 1, fence.claim(paths, "uid", 1))
     ranks = Ranks(0, 1, torch.device("cpu"), None)
     engine, rows = cast(Engine, None), cast(Rows, None)
-    evaluator = Evaluator(engine, rows, 1, ranks, storage, SilentReporter())
+    evaluator = Evaluator(engine, rows, gang.make_plan(), ranks, storage, SilentReporter())
     evaluator._record(0, 3.0)
     fence.claim(paths, "uid", 2)
     with pytest.raises(TrainerError, match="attempt 2 owns the storage") as caught:

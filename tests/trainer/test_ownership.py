@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.progress import StepLedger
+from finetune_api.progress import ForwardPass, StepLedger
 from finetune_api.run import PrepareResult, RunConfig
 from finetune_api.storage import AttemptFile, RunFile
 from finetune_trainer.common.errors import TrainerError
@@ -50,7 +50,12 @@ def another(
     return config.replace(unfinished_owners=unfinished)
 
 
-def check(config: RunConfig, digest: str, unfinished: list[str] | None = None) -> None:
+def check(
+    config: RunConfig,
+    digest: str,
+    unfinished: list[str] | None = None,
+    forward_pass: ForwardPass | None = "Rows",
+) -> None:
     """Check as an attempt of a job does, before it claims the fence."""
     mine = RunFile(
         job_uid=config.job_uid,
@@ -58,6 +63,7 @@ def check(config: RunConfig, digest: str, unfinished: list[str] | None = None) -
         job_namespace="default",
         model_revision="",
         run_digest=digest,
+        forward_pass=forward_pass,
     )
     ownership.check(RunPaths.of(config), mine, unfinished)
 
@@ -236,6 +242,22 @@ def test_an_attempt_on_an_empty_volume_does_not_restart_the_run(configured: Conf
     assert caught.value.message.startswith(
         f"{STORAGE}: run.json is missing; this is not the volume"
     )
+
+
+def test_a_plan_that_would_pack_the_rows_of_a_model_that_must_not_be_is_refused(
+    configured: Configure,
+) -> None:
+    """As of an operator that does not know the field."""
+    config = configured()
+    digest = run(config).run_digest
+    file = RunPaths.of(config).run_file
+    assert RunFile.model_validate_json(file.read_text()).forward_pass == "Rows"
+    for recorded, planned in (("Rows", None), (None, "Rows"), ("Document", "Document")):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"forwardPass": recorded}))
+        check(config, digest, forward_pass=planned)
+    with pytest.raises(TrainerError, match="trained one document at a time") as caught:
+        check(config, digest, forward_pass=None)
+    assert caught.value.code == 64
 
 
 def test_a_spec_may_change_before_the_first_attempt(configured: Configure) -> None:

@@ -79,6 +79,9 @@ def test_attention_that_leaks_across_documents_is_replaced_by_the_plain_one(
     assert model.model.config._attn_implementation == attention.PLAIN
     Kernels(frozenset({ATTENTION, HEAD})).apply(model)
     assert model.model.config._attn_implementation == attention.NAME
+    alone = language_model.load(tiny_model, torch.bfloat16, "Document")
+    Kernels.without_gpu().apply(alone)
+    assert alone.model.config._attn_implementation == attention.PLAIN_DOCUMENT
 
 
 def test_kernels_that_differ_together_are_not_used_in_the_model():

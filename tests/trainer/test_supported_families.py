@@ -1,4 +1,4 @@
-"""Every supported family through prepare, training, a stop, resumption, export and load.
+"""Every family that is trained: prepare, training, a stop, resumption, export and load.
 
 The sample runs in CI. `make families` runs all families of the page, which takes long.
 """
@@ -18,7 +18,7 @@ from tests.trainer.families import FAMILIES, Family
 from tests.trainer.test_architectures import rows_of_page
 
 pytestmark = pytest.mark.slow
-SAMPLE = ("Gemma 2", "gpt-oss", "Qwen3 MoE")
+SAMPLE = ("gpt-oss", "Qwen3 MoE", "LFM2")
 STEPS = 20
 
 
@@ -26,7 +26,7 @@ def chosen() -> list[Family]:
     supported = [
         family
         for family, row in zip(FAMILIES, rows_of_page(), strict=True)
-        if row.endswith("| yes |")
+        if not re.search(r"\| no: [^|]* \|$", row)
     ]
     everything = bool(os.environ.get("FINETUNE_EVERY_FAMILY"))
     return [family for family in supported if everything or family.models in SAMPLE]
@@ -62,14 +62,18 @@ def names_of_files(folder: Path) -> set[str]:
 def test_a_family_is_trained_resumed_exported_and_loaded(job: gang.Job) -> None:
     prepare = job.prepare()
     assert prepare.wait() == 0, job.log
-    plan = gang.make_plan(totalSteps=STEPS, gradientAccumulationSteps=4)
+    forward_pass = prepare.result.prepared and prepare.result.prepared.forward_pass
+    plan = gang.make_plan(totalSteps=STEPS, forwardPass=forward_pass)
+    if forward_pass == "Document":  # two ranks with different numbers of documents
+        plan, job.nodes = plan.replace(zero_stage=3), 2
     job.slow = 0.2
     job.start(plan)
     job.wait_for_text("saved a checkpoint of step 2")
-    job.pods[0].terminate()
-    assert job.wait() == [75], job.log
+    for pod in job.pods:
+        pod.terminate()
+    assert set(job.wait()) == {75}, job.log
     job.start(plan, highest_step=2)
-    assert job.wait() == [0], job.log
+    assert set(job.wait()) == {0}, job.log
     assert re.search(r"resumed from checkpoint step-0*[1-9]", job.log)
     assert names_of_files(job.storage / "final") == names_of_files(job.claim / "model")
     exported, base = weights.final(job), weights.load(job.claim / "model")

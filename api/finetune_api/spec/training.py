@@ -231,7 +231,8 @@ class DeepSpeed(Spec):
         ge=1,
         le=4096,
         description="microBatchSize is the number of rows that a device processes in one forward "
-        "pass, 1 to 4096. Default: chosen by the planner, or 1 if the device is not known.",
+        "pass, 1 to 4096; 1 where status.plan.forwardPass is Document. Default: chosen by the "
+        "planner, or 1 if the device is not known.",
     )
     activation_checkpointing: Literal["Auto", "Never", "Always"] | None = Field(
         default=None,

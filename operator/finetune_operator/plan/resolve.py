@@ -11,11 +11,12 @@ from finetune_api.progress import (
     MAX_PLAN_REASONS,
     PLAN_REASON_MAX,
     DataSummary,
+    ForwardPass,
     Plan,
     SourceSummary,
 )
 from finetune_api.run import PrepareResult
-from finetune_api.spec import FineTuneJobSpec, Training
+from finetune_api.spec import DeepSpeed, FineTuneJobSpec, Training
 from finetune_api.status import Resolved
 from finetune_operator.plan import remedies
 from finetune_operator.plan.choice import (
@@ -42,6 +43,7 @@ def resolve(
 
     The defaults and the reasons for them are in docs/reference/defaults.md.
     """
+    spec = _as_trained(spec, prepared.forward_pass)
     training = spec.training
     rows = prepared.data.epoch_rows or prepared.data.rows
     # The default batch does not depend on the device: a micro-batch is chosen that divides it.
@@ -65,6 +67,7 @@ def resolve(
         warmup_steps=_warmup(spec, total),
         activation_checkpointing=chosen.recompute,
         offload=chosen.offload,
+        forward_pass=prepared.forward_pass,
         checkpoint_bytes=training.optimizer.state_bytes * prepared.parameter_count,
         device_type=name,
         **_memory(choice, prepared.parameter_count, prepared.model_facts),
@@ -74,6 +77,13 @@ def resolve(
         steps_per_epoch=math.ceil(rows / batch), sources=_passes(spec, prepared.data, epochs)
     )
     return plan, data
+
+
+def _as_trained(spec: FineTuneJobSpec, forward_pass: ForwardPass | None) -> FineTuneJobSpec:
+    """Return a spec with a micro-batch of 1 where a forward pass computes one document."""
+    if forward_pass != "Document":
+        return spec
+    return spec.replace(deepspeed=(spec.deepspeed or DeepSpeed()).replace(micro_batch_size=1))
 
 
 def _memory(choice: Choice, parameters: int, facts: ModelFacts | None) -> dict[str, Any]:
@@ -109,6 +119,7 @@ def rescaled(plan: Plan, spec: FineTuneJobSpec, resolved: Resolved | None) -> Pl
     Only what the spec sets, and what follows from it, is changed. Defaults that this version of the
     operator would choose differently do not change a run that has begun.
     """
+    spec = _as_trained(spec, plan.forward_pass)
     deepspeed = spec.deepspeed
     micro = (deepspeed and deepspeed.micro_batch_size) or plan.micro_batch_size
     changed = plan.replace(

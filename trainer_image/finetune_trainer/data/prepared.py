@@ -14,6 +14,7 @@ Beside them are a summary, the digest of the rows, samples, the chat template an
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Sources
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,14 @@ class Row:
     tokens: NDArray[np.uint32]
     trained: NDArray[np.uint8]
     segments: NDArray[np.uint32]
+
+    def documents(self) -> "list[Row]":
+        """Return each document as a row of its own."""
+        bounds = pairwise(np.cumsum([0, *self.segments]).tolist())
+        return [
+            Row(self.tokens[begin:end], self.trained[begin:end], self.segments[number : number + 1])
+            for number, (begin, end) in enumerate(bounds)
+        ]
 
 
 class Rows:
@@ -73,6 +82,10 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self._index) - 1
+
+    def documents(self, row: int) -> int:
+        """Return the number of documents of a row."""
+        return int(self._index[row + 1, 1] - self._index[row, 1])
 
     def squared_lengths(self, rows: list[int]) -> int:
         """Return the sum of the squared lengths of documents, which attention costs depend on."""

@@ -1,9 +1,10 @@
 """Attention over packed rows: each document attends to itself only.
 
-The attention function is registered with transformers as `finetune_segments`, and its variant
-without fused kernels as `finetune_segments_plain`. The boundaries of the
-documents are passed explicitly, as cumulative lengths: the library's own detection of packed rows
-leaks across documents (logits off by more than 1) whenever a cache or a mask is present.
+It is registered with transformers as `finetune_segments`, and for models that are trained one
+document at a time as `finetune_document`; each has a variant without fused kernels. The boundaries
+of packed documents are passed explicitly, as cumulative lengths: the library's own detection of
+packed rows leaks across documents (logits off by more than 1) whenever a cache or a mask is
+present.
 
 On GPUs the kernels of flash attention compute it (flash_attention.py). All else is computed in
 plain torch (document_attention.py): CPUs, fp32, and what those kernels do not have.
@@ -14,12 +15,13 @@ from typing import Any
 
 import torch
 
+from finetune_api.progress import ForwardPass
 from finetune_trainer.model import document_attention, flash_attention
 from finetune_trainer.model.fast_imports import model_classes
 from finetune_trainer.model.scores import Scores
 
-NAME = "finetune_segments"
-PLAIN = "finetune_segments_plain"
+NAME, PLAIN = "finetune_segments", "finetune_segments_plain"
+DOCUMENT, PLAIN_DOCUMENT = "finetune_document", "finetune_document_plain"
 
 
 def register() -> None:
@@ -28,9 +30,8 @@ def register() -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register(NAME, segments_attention)
-    AttentionInterface.register(PLAIN, partial(segments_attention, fused=False))
-    for name in (NAME, PLAIN):
+    for name, function in FUNCTIONS.items():
+        AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, _no_mask)
 
 
@@ -68,6 +69,31 @@ def segments_attention(
     if fused and flash_attention.computes(query, value, scores):
         return flash_attention.attend(query, key, value, scores, cu_seq_lens_q, max_length_q), None
     return document_attention.attend(query, key, value, scores, cu_seq_lens_q.tolist()), None
+
+
+def one_document_attention(
+    module: torch.nn.Module, query: torch.Tensor, *others: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """Return causal attention where the input is one document, whose bounds are not passed on."""
+    length = query.shape[2]
+    bounds = torch.arange(0, length + 1, length, dtype=torch.int32, device=query.device)
+    known = {"cu_seq_lens_q": bounds, "max_length_q": length}
+    return segments_attention(module, query, *others, **options | known)
+
+
+def implementation(forward_pass: ForwardPass, *, fused: bool = True) -> str:
+    """Return the name under which the attention of a model is registered."""
+    if forward_pass == "Rows":
+        return NAME if fused else PLAIN
+    return DOCUMENT if fused else PLAIN_DOCUMENT
+
+
+FUNCTIONS: dict[str, Any] = {
+    NAME: segments_attention,
+    PLAIN: partial(segments_attention, fused=False),
+    DOCUMENT: one_document_attention,
+    PLAIN_DOCUMENT: partial(one_document_attention, fused=False),
+}
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -2,7 +2,8 @@
 
 The architecture of the model is built small, with random weights, on CPU in fp32. Packed rows, as
 they are trained, are compared with the same documents one by one in plain transformers: logits,
-loss and every gradient. A model that differs is refused with what differed.
+loss and every gradient. If they differ, this trainer computes the documents one by one as well. A
+model that then differs too is refused with what differed.
 
 The documents of this comparison are short. Windows of attention are shortened with them; scalings
 of RoPE that change with the length are checked by their values.
@@ -13,7 +14,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.progress import ForwardPass
 from finetune_trainer.common.errors import TrainerError, one_line
 from finetune_trainer.data.prepared import Row
 from finetune_trainer.model import attention, small_copy
@@ -38,6 +39,10 @@ _TOLERANCE = 1e-4  # of the largest value of a tensor; sums in another order dif
 # The frequencies of these do not depend on the length of the input.
 _FIXED_ROPE = ("default", "linear", "yarn", "llama3", "proportional")
 _ORIGINAL = "original_max_position_embeddings"
+_COMPARED = {
+    "Rows": "packed rows differ from those of separate documents",
+    "Document": "single documents differ from those in transformers",
+}
 _Tensors = dict[str, torch.Tensor | None]
 
 
@@ -64,14 +69,23 @@ class _Outcome:
     gradients: _Tensors
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What a forward pass may compute: rows, one document, or (None) nothing of this model."""
+
+    forward_pass: ForwardPass | None
+    problem: str = ""
+    """What would be computed otherwise than in transformers, in packed rows or at all."""
+
+
 def check_model(
     folder: Path,
     name: str,
     longest: int,
     advance: Callable[[], None],
     router_aux_loss: float | None = None,
-) -> None:
-    """Raise TrainerError (64) unless the model of this folder is computed exactly.
+) -> Finding:
+    """Find how the model of this folder is computed exactly; TrainerError (64) if it is not.
 
     Only config.json is read. `longest` is the number of tokens of the longest possible document,
     `name` the name of the model in messages, `router_aux_loss` training.routerAuxLoss.
@@ -90,43 +104,58 @@ def check_model(
             "code from their repository (auto_map in config.json) are not supported",
         ) from error
     router_loss(config, name, router_aux_loss)  # raises an error for a model without routers
-    check_config(config, name, longest, advance)
+    return check_config(config, name, longest, advance)
 
 
-def check_config(config: Any, name: str, longest: int, advance: Callable[[], None]) -> None:
-    """Raise TrainerError (64) unless a model with this configuration is computed exactly."""
+def check_config(config: Any, name: str, longest: int, advance: Callable[[], None]) -> Finding:
+    """Find how a model with this configuration is computed exactly; TrainerError (64) if not."""
     check(config, name)
-    found = (getattr(config, "architectures", None) or ["(none)"])[0]
-    if problem := difference(config, longest, advance):
+    architecture = (getattr(config, "architectures", None) or ["(none)"])[0]
+    found = examine(config, longest, advance)
+    if found.forward_pass is None:
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
-            f"{name}: the architecture {found} is not supported with this config.json: {problem}; "
-            "use a model of the table in docs/reference/models.md",
+            f"{name}: the architecture {architecture} is not supported with this config.json: "
+            f"{found.problem}; use a model of the table in docs/reference/models.md",
         )
+    return found
 
 
-def difference(config: Any, longest: int, advance: Callable[[], None]) -> str | None:
+def examine(config: Any, longest: int, advance: Callable[[], None]) -> Finding:
+    """Find what is computed as in transformers: packed rows, single documents or neither."""
+    packed = _difference(config, longest, advance, "Rows")
+    if packed is None:
+        return Finding("Rows")
+    alone = _difference(config, longest, advance, "Document")
+    return Finding("Document", packed) if alone is None else Finding(None, alone)
+
+
+def _difference(
+    config: Any, longest: int, advance: Callable[[], None], forward_pass: ForwardPass
+) -> str | None:
     """Return what this trainer would compute otherwise than transformers, or None."""
+    alone = forward_pass == "Document"
     try:
-        _check_rope(config, longest)
+        _check_rope(config, longest, alone)
         model = _empty_model(config)
         _check_parts(model)
-        small = small_copy.small_copy(config, small_copy.layers_needed(model))
+        small = small_copy.small_copy(config, small_copy.layers_needed(model), longrope=alone)
         small.output_router_logits = router_loss(small, "", None) is not None
         with _one_thread():
             plain = _build(small, "eager")
             small_copy.check_same_kinds(model, plain)
             _randomise(plain)
             observed = _Observed(longest)
-            packed = _observed_copy(plain, small, observed)
-            _compare(plain, packed, observed, advance)
+            copied = _observed_copy(plain, small, observed, forward_pass)
+            _compare(plain, LanguageModel(copied, forward_pass), observed, advance)
         stored_layout(plain)
     except (_DifferenceError, UnknownLayoutError, small_copy.UnknownPatternError) as problem:
         return str(problem)
     except TrainerError as error:
         return error.message
     except Exception as error:  # models of transformers raise exceptions of any type
-        return f"a small copy of it cannot be computed as packed rows ({one_line(error)})"
+        how = "" if alone else " as packed rows"
+        return f"a small copy of it cannot be computed{how} ({one_line(error)})"
     return None
 
 
@@ -141,8 +170,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _check_rope(config: Any, longest: int) -> None:
-    """Refuse scalings of RoPE that depend on the longest document of a micro-batch."""
+def _check_rope(config: Any, longest: int, alone: bool) -> None:
+    """Refuse scalings of RoPE that depend on the longest document of a micro-batch.
+
+    A single document is scaled by its own length, except for kinds that depend on what came before.
+    """
     for settings in small_copy.dictionaries(config.to_dict()):
         kind = settings.get("rope_type") or settings.get("type")
         if kind is None or kind in _FIXED_ROPE:
@@ -150,7 +182,7 @@ def _check_rope(config: Any, longest: int) -> None:
         # Phi-3 has this number in two places.
         beside = getattr(config, _ORIGINAL, None) or math.inf
         original = min(settings.get(_ORIGINAL) or 0, beside)
-        if kind == "longrope" and longest <= original:
+        if kind == "longrope" and (alone or longest <= original):
             continue
         limit = f" above {original} tokens" if kind == "longrope" else ""
         raise _DifferenceError(
@@ -213,7 +245,7 @@ def _randomise(model: Any) -> None:
         model.get_input_embeddings().weight.mul_(math.sqrt(model.config.hidden_size))
 
 
-def _observed_copy(plain: Any, config: Any, observed: _Observed) -> Any:
+def _observed_copy(plain: Any, config: Any, observed: _Observed, forward_pass: ForwardPass) -> Any:
     """Return the same model with the trainer's attention, whose arguments are observed."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
@@ -221,37 +253,39 @@ def _observed_copy(plain: Any, config: Any, observed: _Observed) -> Any:
     def attend(module: torch.nn.Module, *tensors: Any, **options: Any) -> Any:
         if options.get("dropout"):
             observed.note(f"its attention has dropout ({options['dropout']})")
-        if "cu_seq_lens_q" not in options:
+        if forward_pass == "Rows" and "cu_seq_lens_q" not in options:
             raise _DifferenceError(
                 "its layers do not pass the bounds of documents on to their attention"
             )
-        return attention.segments_attention(module, *tensors, **options | {"dropout": 0.0})
+        function = attention.FUNCTIONS[attention.implementation(forward_pass)]
+        return function(module, *tensors, **options | {"dropout": 0.0})
 
     def mask(*_: Any, **__: Any) -> None:
         """Build no mask, as in training."""
 
     AttentionInterface.register(_NAME, attend)
     AttentionMaskInterface.register(_NAME, mask)
-    packed = _build(config, _NAME)
-    packed.load_state_dict(plain.state_dict())
-    return packed
+    copied = _build(config, _NAME)
+    copied.load_state_dict(plain.state_dict())
+    return copied
 
 
-def _compare(plain: Any, packed: Any, observed: _Observed, advance: Callable[[], None]) -> None:
+def _compare(
+    plain: Any, model: LanguageModel, observed: _Observed, advance: Callable[[], None]
+) -> None:
     rows = _rows()
     expected = _separate(plain.eval(), rows, advance)
-    model = LanguageModel(packed)
     model.router = router_loss(plain.config, "", None)
-    packed.train()
-    found = _packed(model, rows)
+    model.train()
+    found = _trained(model, rows)
     advance()
     if observed.reasons:
         raise _DifferenceError("; ".join(observed.reasons))
-    _check_equal(expected, found, plain.config)
+    _check_equal(expected, found, model)
     model.recompute_activations()
-    packed.zero_grad()
+    model.zero_grad()
     advance()
-    _check_equal(expected, _packed(model, rows), plain.config)
+    _check_equal(expected, _trained(model, rows), model)
 
 
 def _rows() -> list[Row]:
@@ -271,9 +305,11 @@ def _rows() -> list[Row]:
 def _separate(model: Any, rows: list[Row], advance: Callable[[], None]) -> _Outcome:
     """Compute each document alone, with the loss that transformers itself trains on."""
     total, logits = torch.zeros(()), []
-    for tokens, labels in _documents(rows):
-        count = int((labels[1:] != -100).sum())
-        output = model(input_ids=tokens, labels=labels[None] if count else None, use_cache=False)
+    for document in _documents(rows):
+        tokens = torch.from_numpy(document.tokens.astype(np.int64))[None]
+        labels = torch.where(torch.from_numpy(document.trained == 1), tokens, -100)
+        count = int((labels[:, 1:] != -100).sum())
+        output = model(input_ids=tokens, labels=labels if count else None, use_cache=False)
         logits.append(output.logits[0].detach())
         if count:
             loss = output.loss * count
@@ -283,34 +319,34 @@ def _separate(model: Any, rows: list[Row], advance: Callable[[], None]) -> _Outc
     return _Outcome(torch.cat(logits), total, _gradients(model))
 
 
-def _documents(rows: list[Row]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield each document as tokens [1, n] and labels [n], which are -100 for untrained tokens."""
-    for row in rows:
-        for begin, end in pairwise(np.cumsum([0, *row.segments]).tolist()):
-            ids = torch.from_numpy(row.tokens[begin:end].astype(np.int64))
-            trained = torch.from_numpy(row.trained[begin:end] == 1)
-            yield ids[None], torch.where(trained, ids, -100)
+def _documents(rows: list[Row]) -> list[Row]:
+    return [document for row in rows for document in row.documents()]
 
 
-def _packed(model: LanguageModel, rows: list[Row]) -> _Outcome:
-    """Compute all documents at once, as the trainer does."""
-    batch = make_batch(rows, torch.device("cpu"))
-    loss = model(batch)
-    loss.backward()
-    with torch.no_grad():
-        logits = model.loss_head.logits(model.hidden(batch))
-    return _Outcome(logits, loss.detach(), _gradients(model.model))
+def _trained(model: LanguageModel, rows: list[Row]) -> _Outcome:
+    """Compute the rows as the trainer does: all at once, or each document in its own pass."""
+    passes = [rows] if model.forward_pass == "Rows" else [[one] for one in _documents(rows)]
+    total, logits = torch.zeros(()), []
+    for batch in (make_batch(one, torch.device("cpu")) for one in passes):
+        loss = model(batch)
+        loss.backward()
+        total += loss.detach()
+        with torch.no_grad():
+            logits.append(model.loss_head.logits(model.hidden(batch)))
+    return _Outcome(torch.cat(logits), total, _gradients(model.model))
 
 
 def _gradients(model: Any) -> _Tensors:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def _check_equal(expected: _Outcome, found: _Outcome, config: Any) -> None:
+def _check_equal(expected: _Outcome, found: _Outcome, model: LanguageModel) -> None:
+    config = model.model.config
     if (error := _error(found.logits, expected.logits)) > _TOLERANCE:
+        alone = model.forward_pass == "Document"
+        causes = _named_causes(config, "logit", "softcap") if alone else ""
         raise _DifferenceError(
-            f"logits of packed rows differ from those of separate documents by {error:.2g} of the "
-            f"largest{_named_causes(config, 'logit', 'softcap')}"
+            f"logits of {_COMPARED[model.forward_pass]} by {error:.2g} of the largest{causes}"
         )
     if (error := _error(found.loss, expected.loss)) > _TOLERANCE:
         raise _DifferenceError(

@@ -27,6 +27,7 @@ class LogitScale:
     def of(cls, config: Any) -> "LogitScale":
         """Read the fields of the families. exactness.py compares what comes of them."""
         multiplier = getattr(config, "logit_scale", None) or 1.0
+        multiplier *= getattr(config, "lm_head_multiplier", None) or 1.0
         return cls(
             multiplier=multiplier / (getattr(config, "logits_scaling", None) or 1.0),
             softcap=getattr(config, "final_logit_softcapping", None),

@@ -64,7 +64,7 @@ class Kernels:
     def apply(self, model: LanguageModel) -> None:
         """Make a model use these kernels and no others."""
         model.model.set_attn_implementation(
-            attention.NAME if ATTENTION in self.used else attention.PLAIN
+            attention.implementation(model.forward_pass, fused=ATTENTION in self.used)
         )
         model.loss_head.is_fused = HEAD in self.used
         liger.apply(model.model, self.used)

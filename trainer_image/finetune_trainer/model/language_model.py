@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from finetune_api.exit_codes import ExitCode
+from finetune_api.progress import ForwardPass
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.prepared import Row
 from finetune_trainer.model import attention
@@ -90,9 +91,9 @@ def _is_random(key: str) -> bool:
 class LanguageModel(torch.nn.Module):
     """A transformers model with the fused loss head. Parameter names start with `model.`."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, forward_pass: ForwardPass = "Rows") -> None:
         super().__init__()
-        self.model = model
+        self.model, self.forward_pass = model, forward_pass
         self.loss_head = LossHead(model.lm_head, LogitScale.of(model.config))
         self.router: RouterLoss | None = None
         """The loss of the routers of a mixture of experts, if it is trained on."""
@@ -126,10 +127,16 @@ class LanguageModel(torch.nn.Module):
             input_ids=batch.tokens,
             position_ids=batch.positions,
             use_cache=False,
-            cu_seq_lens_q=batch.bounds,
-            max_length_q=batch.longest,
+            **self._bounds(batch),
             **options,
         )
+
+    def _bounds(self, batch: Batch) -> dict[str, Any]:
+        if self.forward_pass == "Rows":
+            return {"cu_seq_lens_q": batch.bounds, "max_length_q": batch.longest}
+        if len(batch.bounds) != 2:
+            raise ValueError("this model is computed one document at a time")
+        return {}
 
     def recompute_activations(self) -> None:
         """Keep only the inputs of layers, and recompute the rest in the backward pass."""
@@ -143,7 +150,7 @@ class LanguageModel(torch.nn.Module):
         return {id(parameter): name for name, parameter in self.model.named_parameters()}
 
 
-def load(folder: Path, dtype: torch.dtype) -> LanguageModel:
+def load(folder: Path, dtype: torch.dtype, forward_pass: ForwardPass = "Rows") -> LanguageModel:
     """Load a model folder. Raises TrainerError (64) if weights are missing or do not fit."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -152,7 +159,7 @@ def load(folder: Path, dtype: torch.dtype) -> LanguageModel:
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
-        attn_implementation=attention.NAME,
+        attn_implementation=attention.implementation(forward_pass),
         generation_config=GenerationConfig(),  # training needs none, and the base's may be refused
         local_files_only=True,
         output_loading_info=True,
@@ -164,4 +171,4 @@ def load(folder: Path, dtype: torch.dtype) -> LanguageModel:
                 f"{folder}: {kind.replace('_', ' ')} {sorted(map(str, info[kind]))[:5]}; the "
                 "weights do not belong to config.json",
             )
-    return LanguageModel(model)
+    return LanguageModel(model, forward_pass)

@@ -14,7 +14,7 @@ import torch
 from accelerate import init_empty_weights
 
 from finetune_api.exit_codes import ExitCode
-from finetune_api.progress import Plan
+from finetune_api.progress import ForwardPass, Plan
 from finetune_api.spec import Training
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.model import attention, folder, language_model
@@ -52,7 +52,7 @@ def load(path: Path, training: Training, plan: Plan, advance: Advance) -> Langua
     """
     dtype = dtype_of(training)
     if plan.zero_stage < 3:
-        return language_model.load(path, dtype)
+        return language_model.load(path, dtype, plan.forward_pass or "Rows")
     config = configuration(training, plan)
     if keys := unusable_keys(config["zero_optimization"]):
         raise TrainerError(
@@ -61,7 +61,7 @@ def load(path: Path, training: Training, plan: Plan, advance: Advance) -> Langua
             "rank reads only its own slices of the model; remove them",
         )
     stored = StoredWeights(path)
-    model = _without_values(path, dtype, stored)
+    model = _without_values(path, dtype, stored, plan.forward_pass or "Rows")
     layout = _layout(model, stored, str(path))
     folder.check_weights(layout, stored.tensors, str(path))
     stored.fill(stored_buffers(model.model), layout)
@@ -78,7 +78,9 @@ def unusable_keys(zero_optimization: dict[str, Any]) -> list[str]:
     ]
 
 
-def _without_values(path: Path, dtype: torch.dtype, stored: StoredWeights) -> LanguageModel:
+def _without_values(
+    path: Path, dtype: torch.dtype, stored: StoredWeights, forward_pass: ForwardPass
+) -> LanguageModel:
     """Return the model with its buffers, and with parameters on the device `meta`."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -89,10 +91,10 @@ def _without_values(path: Path, dtype: torch.dtype, stored: StoredWeights) -> La
         config.tie_word_embeddings = False  # as transformers decides when it loads such a model
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attention.NAME
+            config, dtype=dtype, attn_implementation=attention.implementation(forward_pass)
         )
     model.tie_weights()  # the context has separated tied parameters
-    return LanguageModel(model)
+    return LanguageModel(model, forward_pass)
 
 
 def _layout(model: LanguageModel, stored: StoredWeights, name: str) -> StoredLayout:

@@ -32,6 +32,8 @@ _THRESHOLDS = (
     "sliding_window",
 )
 _THRESHOLD = 4
+_NOT_BY_LAYER = ("time_step_limit", "mlp_multipliers", "ssm_multipliers")  # other lists
+_RECURRENT = {"mamba_d_state": 16, "ssm_state_size": 16, "mamba_chunk_size": 8, "chunk_size": 8}
 
 
 class UnknownPatternError(Exception):
@@ -54,8 +56,11 @@ def narrow_width(config: Any, heads: int, width: int) -> int:
     return heads * size if follows or not config.to_dict().get("head_dim") else width
 
 
-def small_copy(config: Any, layers: int) -> Any:
-    """Return the configuration of a small model with the first `layers` layers of this one."""
+def small_copy(config: Any, layers: int, *, longrope: bool = False) -> Any:
+    """Return the configuration of a small model with the first `layers` layers of this one.
+
+    With `longrope`, the length from which that scaling of RoPE differs becomes small as well.
+    """
     values = config.to_dict()
     every = config.num_hidden_layers
     keep_first_layers(values, every, layers)
@@ -75,7 +80,9 @@ def small_copy(config: Any, layers: int) -> Any:
     for number, key in enumerate(_SPECIAL, 1):
         if values.get(key) is not None:
             values[key] = number
-    if not any(settings.get("rope_type") == "longrope" for settings in dictionaries(values)):
+    values |= recurrent_sizes(values)
+    kinds = [settings.get("rope_type") for settings in dictionaries(values)]
+    if longrope or "longrope" not in kinds:
         _lower_thresholds(values)
     return type(config).from_dict(values)
 
@@ -84,12 +91,33 @@ def keep_first_layers(values: dict[str, Any], every: int, layers: int) -> None:
     """Change the values of a configuration with `every` layers to one with the first `layers`."""
     values["num_hidden_layers"] = layers
     for key, value in values.items():
-        if isinstance(value, list) and len(value) == every:
+        if isinstance(value, list) and len(value) == every and key not in _NOT_BY_LAYER:
             values[key] = value[:layers]
     if others := values.get("per_layer_config"):  # what some layers have otherwise
         values["per_layer_config"] = {key: others[key] for key in others if int(key) < layers}
     if shared := values.get("num_kv_shared_layers"):  # the last layers
         values["num_kv_shared_layers"] = max(0, shared - (every - layers))
+
+
+def recurrent_sizes(values: dict[str, Any]) -> dict[str, int]:
+    """Return the sizes of recurrent layers that fit the width in these values of config.json.
+
+    A part that such layers compute at once becomes so short that documents of a test exceed it.
+    """
+    sizes = {key: most for key, most in _RECURRENT.items() if values.get(key)}
+    groups = values.get("mamba_n_groups") or values.get("n_groups") or 1
+    if values.get("mamba_num_heads"):
+        sizes["mamba_num_heads"] = 2 * groups
+    if (head := values.get("mamba_d_head")) and head != "auto":
+        inner = values.get("mamba_d_ssm") and 2 * groups * head
+        sizes["mamba_n_heads"] = (inner or values["mamba_expand"] * values["hidden_size"]) // head
+        sizes |= {"mamba_d_ssm": inner} if inner else {}
+    if keys := values.get("linear_num_key_heads"):
+        sizes |= {
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2 * values["linear_num_value_heads"] // keys,
+        }
+    return sizes
 
 
 def _lower_thresholds(values: dict[str, Any]) -> None:

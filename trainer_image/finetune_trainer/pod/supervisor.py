@@ -149,6 +149,7 @@ class _Pod:
             job_namespace=config.job_namespace,
             model_revision=config.model_revision or "",
             run_digest=config.run_digest or "",
+            forward_pass=config.plan and config.plan.forward_pass,
         )
 
     def _report_exported(self, model: Output) -> int:

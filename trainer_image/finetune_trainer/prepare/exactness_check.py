@@ -1,11 +1,15 @@
 """The check that a model is computed exactly, made once in a preparation."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.progress import ForwardPass
 from finetune_trainer.common.errors import reading
 from finetune_trainer.model import exactness
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -19,14 +23,17 @@ class ExactnessCheck:
     longest: int  # tokens of the longest possible document
     advance: Callable[[], None]
     router_aux_loss: float | None = None  # training.routerAuxLoss
-    _passed: bool = False
+    forward_pass: ForwardPass | None = None
+    """What is computed exactly; None before the check."""
 
     def __call__(self, folder: Path) -> None:
         """Raise TrainerError (64) unless the model is computed exactly."""
-        if self._passed:
+        if self.forward_pass:
             return
         with reading(self.model_name):
-            exactness.check_model(
+            found = exactness.check_model(
                 folder, self.model_name, self.longest, self.advance, self.router_aux_loss
             )
-        self._passed = True
+        if found.problem:
+            _log.warning("%s is trained one document at a time: %s", self.model_name, found.problem)
+        self.forward_pass = found.forward_pass

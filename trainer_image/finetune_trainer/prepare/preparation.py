@@ -118,6 +118,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         job_namespace=config.job_namespace,
         model_revision=revision,
         run_digest=digest_of_run(found.digest, rows_digest, dataset, training),
+        forward_pass=check.forward_pass,
     )
     run_digest = ownership.claim(
         paths,
@@ -131,6 +132,7 @@ def run(config: RunConfig, report: Reporter) -> PrepareResult:
         run_digest=run_digest,
         model_revision=revision,
         parameter_count=found.parameter_count,
+        forward_pass=check.forward_pass,
         model_facts=memory_facts.of_folder(paths.model, training),
         left_out=notes.left_out or None,
         warnings=notes.warnings or None,

@@ -33,6 +33,7 @@ from finetune_trainer.model.small_copy import (
     head_size,
     keep_first_layers,
     narrow_width,
+    recurrent_sizes,
 )
 from finetune_trainer.prepare.storage_checks import not_writable
 from finetune_trainer.run_dir import fence, tensor_file
@@ -73,22 +74,29 @@ def run(config: RunConfig, paths: RunPaths, recipe: Recipe, advance: Callable[[]
 
 
 def shrunk(config: Object, full: Any) -> Object:
-    """Return a config.json of the same architecture with one narrow layer.
+    """Return a config.json of the same architecture with one narrow layer, or a few.
 
     `full` is the configuration as transformers reads it, with its defaults. The vocabulary stays,
     because the tokenizer must fit, and the size of a head, because settings of RoPE can depend on
     it.
     """
-    small = dict(config)
-    keep_first_layers(small, full.num_hidden_layers, 1)
+    known, small = full.to_dict(), dict(config)
+    keep_first_layers(small, full.num_hidden_layers, _layers(known.get("layer_types") or []))
     small |= {
-        "hidden_size": narrow_width(full, 1, _WIDTH),
+        "hidden_size": narrow_width(full, 1, max(_WIDTH, known.get("mamba_d_head") or 0)),
         "intermediate_size": _WIDTH,
         "num_attention_heads": 1,
         "num_key_value_heads": 1,
         "head_dim": head_size(full),
     }
-    return small | {key: _WIDTH for key in INNER_SIZES if config.get(key)}
+    small |= {key: _WIDTH for key in INNER_SIZES if config.get(key)}
+    return small | recurrent_sizes(known | small)
+
+
+def _layers(kinds: list[str]) -> int:
+    """Return how many first layers have one with attention: else transformers cannot generate."""
+    attend = [kind.endswith("attention") and not kind.startswith("linear") for kind in kinds]
+    return attend.index(True) + 1 if any(attend) else 1
 
 
 def _make_run(

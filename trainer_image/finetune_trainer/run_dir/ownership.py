@@ -91,6 +91,13 @@ def check(paths: RunPaths, mine: RunFile, unfinished: Unfinished) -> None:
                 reason=reasons.STORAGE_OCCUPIED,
             )
         _take_over(paths, found, mine, unfinished)
+    if found.forward_pass == "Document" and mine.forward_pass != "Document":
+        # An operator of an earlier version does not know the field, and packed rows would be wrong.
+        raise TrainerError(
+            ExitCode.BAD_CONFIGURATION,
+            "this model is trained one document at a time, which the plan of the job does not say "
+            "(plan.forwardPass); update the operator",
+        )
 
 
 def _read(paths: RunPaths) -> RunFile:

@@ -200,9 +200,7 @@ def build_loop(
     folder = paths.prepared(config.prepared_digest)
     rows = Rows(folder, "train")
     sequence = prepared.sequence(folder, config.dataset.train, config.training.seed)
-    evaluator = Evaluator(
-        engine, Rows(folder, "validation"), plan.micro_batch_size, ranks, storage, report
-    )
+    evaluator = Evaluator(engine, Rows(folder, "validation"), plan, ranks, storage, report)
     utilisation = Utilisation.known(
         engine.model.model.config,
         rows,

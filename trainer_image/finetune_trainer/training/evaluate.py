@@ -7,16 +7,16 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from finetune_api.progress import Plan
 from finetune_trainer.checkpoint.store import RunStorage
 from finetune_trainer.common.reporter import Reporter
-from finetune_trainer.data import order
 from finetune_trainer.data.prepared import Rows
 from finetune_trainer.model.engine import Engine
-from finetune_trainer.model.language_model import make_batch
 from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.run_dir import evaluations
 from finetune_trainer.run_dir.evaluations import History
 from finetune_trainer.run_dir.files import write_atomic
+from finetune_trainer.training.passes import Passes
 
 _log = logging.getLogger(__name__)
 
@@ -28,12 +28,13 @@ class Evaluator:
         self,
         engine: Engine,
         rows: Rows,
-        micro_batch: int,
+        plan: Plan,
         ranks: Ranks,
         storage: RunStorage,
         report: Reporter,
     ) -> None:
-        self._engine, self._rows, self._micro_batch = engine, rows, micro_batch
+        self._engine, self._rows = engine, rows
+        self._passes = Passes(rows, plan, ranks)
         self._ranks, self._report = ranks, report
         self._storage = storage
         self.history = History()
@@ -66,13 +67,12 @@ class Evaluator:
         self._report.stage("Evaluating")
         ranks, total = self._ranks, torch.zeros(2, dtype=torch.float64)
         rows = list(range(len(self._rows)))
-        for own in order.micro_batches(rows, ranks.rank, ranks.world, self._micro_batch):
+        for batch, counts in self._passes.over(rows):
             if ranks.any(stopped()):
                 return False
-            picked = [self._rows[row] for row in own or rows[:1]]
-            loss = float(self._engine.loss(make_batch(picked, ranks.device)))
-            if own:
-                total += torch.tensor([loss, float(self._rows.trained_tokens[own].sum())])
+            loss = float(self._engine.loss(batch))
+            if counts:
+                total += torch.tensor([loss, float(len(batch.targets))])
             self._report.advance()
         dist.all_reduce(total, group=ranks.control)
         self._record(step, float(total[0] / total[1]))

@@ -9,13 +9,12 @@ import torch
 
 from finetune_api.progress import Plan
 from finetune_api.spec import Training
-from finetune_trainer.data import order
 from finetune_trainer.data.order import Sequence
 from finetune_trainer.data.prepared import Rows
 from finetune_trainer.model.engine import Engine, assert_equal_replicas
 from finetune_trainer.model.expert_use import ExpertUse
-from finetune_trainer.model.language_model import Batch, make_batch
 from finetune_trainer.model.ranks import Ranks
+from finetune_trainer.training.passes import Passes
 
 EXPERTS_EVERY = 100
 """Steps after which it is looked for experts that no token reached."""
@@ -71,6 +70,7 @@ class Stepper:
         self._engine, self._ranks = engine, ranks
         self._rows, self._sequence = rows, sequence
         self._training, self._plan = training, plan
+        self._passes = Passes(rows, plan, ranks)
         self._end = end_row(training, plan, sequence.rows_per_epoch)
         self._last_rows: list[int] = []
         self._experts = ExpertUse(engine.model.model)
@@ -87,12 +87,10 @@ class Stepper:
             torch.zeros((), device=ranks.device),
             torch.zeros((), device=ranks.device),
         )
-        for own in order.micro_batches(rows, ranks.rank, ranks.world, plan.micro_batch_size):
-            # A rank without rows takes part with a weight of zero: all ranks must make the same
-            # collectives. DeepSpeed averages gradients over the ranks, hence x world.
-            scale = ranks.world / trained if own else 0.0
-            part = self._engine.backward(self._batch(own or rows[:1]), scale)
-            if own:
+        for batch, counts in self._passes.over(rows):
+            # DeepSpeed averages gradients over the ranks, hence x world.
+            part = self._engine.backward(batch, ranks.world / trained if counts else 0.0)
+            if counts:
                 loss += part
                 if self.has_router_loss:
                     router_loss += self._engine.model.router_share
@@ -139,13 +137,8 @@ class Stepper:
         return not rows or not self._ranks.any(not math.isfinite(self._loss(rows)))
 
     def _loss(self, rows: list[int]) -> float:
-        """Return the loss of the current weights on this rank's first micro-batch of some rows."""
-        size = self._plan.micro_batch_size
-        own = order.micro_batches(rows, self._ranks.rank, self._ranks.world, size)[0] or rows[:1]
-        return float(self._engine.loss(self._batch(own)))
-
-    def _batch(self, rows: list[int]) -> Batch:
-        return make_batch([self._rows[row] for row in rows], self._ranks.device)
+        """Return the loss of the current weights in this rank's first pass over some rows."""
+        return float(self._engine.loss(next(self._passes.over(rows)).batch))
 
 
 def learning_rate(
