@@ -42,6 +42,8 @@ def job(family: Family, tmp_path: Path) -> Iterator[gang.Job]:
     layers = small_copy.layers_needed(exactness._empty_model(config))
     small = small_copy.small_copy(config, layers)
     small.vocab_size = len(tokenizer)
+    if hasattr(small, "vocab_size_per_layer_input"):
+        small.vocab_size_per_layer_input = len(tokenizer)
     torch.manual_seed(2)
     model = AutoModelForCausalLM.from_config(small).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "model")

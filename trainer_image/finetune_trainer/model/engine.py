@@ -154,10 +154,13 @@ def _groups(model: LanguageModel, decay: float) -> list[dict[str, Any]]:
     """Return the parameter groups. Norms, biases and embeddings get no weight decay."""
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
+    names = model.names()
     embeddings = {id(model.model.get_input_embeddings().weight), id(model.model.lm_head.weight)}
     for parameter in model.model.parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)  # of ZeRO-3, if it is partitioned
-        decays = len(shape) >= 2 and id(parameter) not in embeddings
+        # The biases of all experts of a layer are one matrix.
+        is_bias = names[id(parameter)].endswith("bias")
+        decays = len(shape) >= 2 and not is_bias and id(parameter) not in embeddings
         (matrices if decays else others).append(parameter)
     return [
         {"params": matrices, "weight_decay": decay},
