@@ -129,7 +129,8 @@ def _plan(plan: Plan, progress: Progress | None) -> list[tuple[str, str]]:
     rows = [("plan", text)]
     if plan.device_bytes:
         used = progress and progress.device_memory_bytes
-        measured = f", {used / 1e9:.1f} GB measured" if used else ""
+        name = (progress and progress.device_name) or "the device"
+        measured = f", {used / 1e9:.1f} GB reserved on {name}" if used else ""
         device = f" of {plan.device_type}" if plan.device_type else ""
         size = plan.device_bytes.total / 1e9
         rows.append(("memory", f"{size:.1f} GB per device{device} computed{measured}"))

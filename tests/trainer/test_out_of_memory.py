@@ -16,7 +16,7 @@ CASES: dict[str, tuple[int, dict, dict, str, str]] = {
         8,
         {"zeroStage": 1, "microBatchSize": 4, "activationCheckpointing": "Always"},
         {},
-        "60.0 GB per device at ZeRO stage 1 on 8 devices, in addition to the activations of 4 x "
+        "76.0 GB per device at ZeRO stage 1 on 8 devices, in addition to the activations of 4 x "
         "128 tokens",
         "set deepspeed.microBatchSize to 2, or raise deepspeed.zeroStage to 2 (32.0 GB per "
         "device), or use more workers, or create a new job with training.sequenceLength 64",

@@ -214,6 +214,7 @@ def build_loop(
         config.highest_step,
         utilisation,
         kernel_problem=engine.kernels.problem,
+        device=ranks.device,
     )
     retention = Retention(storage, config.checkpoints.keep_last, report)
     saver = Saver(Snapshot(engine, ranks), retention, ranks, report.advance)

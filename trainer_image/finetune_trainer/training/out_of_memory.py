@@ -1,9 +1,7 @@
-"""Advice for a device that is out of memory, with numbers (pure).
+"""Advice for a device that is out of memory, with numbers (pure)."""
 
-The memory that the states of a parameter need is computed as in Rajbhandari et al. 2020 (ZeRO),
-figure 1, with gradients accumulated in fp32.
-"""
-
+from finetune_api import memory
+from finetune_api.memory import Offload, Setting
 from finetune_api.progress import Plan
 from finetune_api.spec import Training
 
@@ -69,20 +67,20 @@ def _remedies(plan: Plan, training: Training, world: int) -> list[str]:
     return found
 
 
-def _state_bytes(plan: Plan, training: Training, world: int, stage: int, offload: str) -> float:
+def _state_bytes(plan: Plan, training: Training, world: int, stage: int, offload: Offload) -> int:
     """Return the bytes of weights, gradients and optimizer states per device."""
-    parameters = plan.checkpoint_bytes / training.optimizer.state_bytes
-    weights = 2.0 if training.precision == "BF16" else 4.0
-    gradients, optimizer = 4.0, float(training.optimizer.state_bytes)
-    if offload != "None":
-        optimizer = 0.0
-        gradients = 0.0
-    if offload == "OptimizerAndParameters":
-        weights = 0.0
-    optimizer /= world
-    gradients /= world if stage >= 2 else 1
-    weights /= world if stage == 3 else 1
-    return parameters * (weights + gradients + optimizer)
+    setting = Setting(
+        world=world,
+        devices_per_worker=1,
+        zero_stage=stage,
+        micro_batch_size=plan.micro_batch_size,
+        recompute=plan.activation_checkpointing,
+        offload=offload,
+        weight_bytes=2 if training.precision == "BF16" else 4,
+        state_bytes=training.optimizer.state_bytes,
+    )
+    parameters = plan.checkpoint_bytes // training.optimizer.state_bytes
+    return sum(memory.state_bytes(parameters, setting).values())
 
 
 def _size(held: float) -> str:

@@ -9,6 +9,8 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import torch
+
 from finetune_api.progress import (
     MAX_KERNEL_PROBLEM,
     Evaluation,
@@ -19,6 +21,7 @@ from finetune_api.progress import (
 )
 from finetune_trainer.common.reporter import Reporter
 from finetune_trainer.tracking.run_log import RunLog
+from finetune_trainer.training import device_memory
 from finetune_trainer.training.mfu import Utilisation
 from finetune_trainer.training.step import EXPERTS_EVERY, StepResult
 
@@ -47,12 +50,13 @@ class ProgressMeter:
         highest_step: int,
         utilisation: Utilisation | None = None,
         kernel_problem: str | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Begin. `highest_step` is the highest step that any earlier attempt has finished.
 
         `kernel_problem` says why fused kernels are not used.
         """
-        self._plan, self._rows_per_epoch = plan, rows_per_epoch
+        self._plan, self._rows_per_epoch, self._device = plan, rows_per_epoch, device
         self._highest_step, self._utilisation = highest_step, utilisation
         self._kernel_problem = kernel_problem and kernel_problem[:MAX_KERNEL_PROBLEM]
         self._window: deque[_Entry] = deque()
@@ -114,6 +118,7 @@ class ProgressMeter:
                 sum(entry.trained for entry in self._window) / spent, 1
             ),
             mfu=self._mfu(spent),
+            **(device_memory.facts(self._device) if self._device else {}),
             eta_seconds=round(left * spent / len(self._window)),
             checkpoint_problem=checkpoint_problem,
             kernel_problem=self._kernel_problem,
