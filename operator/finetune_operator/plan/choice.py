@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from finetune_api import memory
 from finetune_api.devices import DeviceType
 from finetune_api.memory import DeviceBytes, ModelFacts, Recompute, Setting
+from finetune_api.progress import Plan
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.plan.speed import tokens_per_second
 
@@ -76,6 +77,17 @@ def careful_setting(spec: FineTuneJobSpec, parameters: int) -> Setting:
         offload=(wanted and wanted.offload) or "None",
         weight_bytes=2 if spec.training.precision == "BF16" else 4,
         state_bytes=spec.training.optimizer.state_bytes,
+    )
+
+
+def planned_setting(spec: FineTuneJobSpec, plan: Plan, parameters: int) -> Setting:
+    """Return the setting of a plan, for a gang of the size that the spec has."""
+    return replace(
+        careful_setting(spec, parameters),
+        zero_stage=plan.zero_stage,
+        micro_batch_size=plan.micro_batch_size,
+        recompute=plan.activation_checkpointing,
+        offload=plan.offload,
     )
 
 

@@ -6,16 +6,17 @@ requests follow the plan. docs/use/sizes.md has the same figures for users.
 
 import math
 
+from finetune_api import memory
 from finetune_api.base import Object
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator.plan.choice import planned_setting
 
 # Preparation takes 1.6 GB with two processes, whatever the size of the data
 # (docs/design/benchmarks.md). A limit in prepare.template bounds the number of processes.
 PREPARE: Object = {"cpu": "1", "memory": "2Gi"}
 _RANK_BYTES = 2 * 2**30  # of a rank, with its share of /dev/shm, besides what follows
 _RANK_MILLICPUS = 500
-_GRADIENT_BYTES = 4  # of an offloaded parameter, in fp32
 _MIB = 2**20
 
 
@@ -35,13 +36,9 @@ def _state_bytes(spec: FineTuneJobSpec, status: FineTuneJobStatus) -> int:
     plan, resolved = status.plan, status.resolved
     assert plan is not None
     assert resolved is not None
-    snapshot = plan.checkpoint_bytes
-    if plan.offload == "None":
-        return snapshot
-    weights = 2 if spec.training.precision == "BF16" else 4
-    copies = 1 if plan.offload == "Optimizer" else 2
-    each = spec.training.optimizer.state_bytes + _GRADIENT_BYTES + copies * weights
-    return snapshot + each * resolved.parameter_count
+    setting = planned_setting(spec, plan, resolved.parameter_count)
+    offloaded = memory.offloaded_bytes(resolved.parameter_count, setting)
+    return plan.checkpoint_bytes + setting.world * sum(offloaded.values())
 
 
 def _cpu(millicpus: int) -> str:

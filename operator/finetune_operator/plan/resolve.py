@@ -1,7 +1,6 @@
 """The choice of what the spec leaves open, made once the data is known."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from finetune_api import memory, mixture
@@ -22,8 +21,8 @@ from finetune_operator.plan import remedies
 from finetune_operator.plan.choice import (
     Choice,
     Model,
-    careful_setting,
     choose,
+    planned_setting,
     requested_recompute,
 )
 from finetune_operator.plan.device_type import name_of
@@ -137,13 +136,7 @@ def _with_memory(plan: Plan, spec: FineTuneJobSpec, resolved: Resolved | None) -
     """Return a plan with the memory that it needs in a gang of the current size."""
     if plan.device_bytes is None or resolved is None or resolved.model_facts is None:
         return plan
-    setting = replace(
-        careful_setting(spec, resolved.parameter_count),
-        zero_stage=plan.zero_stage,
-        micro_batch_size=plan.micro_batch_size,
-        recompute=plan.activation_checkpointing,
-        offload=plan.offload,
-    )
+    setting = planned_setting(spec, plan, resolved.parameter_count)
     facts, count = resolved.model_facts, resolved.parameter_count
     needed = memory.device_bytes(count, facts, setting)
     if needed == plan.device_bytes:
