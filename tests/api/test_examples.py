@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 
 from finetune_local.cache import TREE
 from finetune_local.cluster import Cluster
-from finetune_operator.plan.pods import prepare_pod
+from finetune_operator.plan.pods import prepare_pod, worker_pods
 from tests.api.jobs import make_job
 from tests.api.server import JOBS, Server
 from tests.operator import worlds
@@ -89,6 +90,26 @@ def test_every_manifest_is_accepted_unchanged(
     options = ("--dry-run=server", "--validate=strict", "--namespace", restricted)
     output = control_plane.kubectl("create", *options, "-f", "-", stdin=MANIFESTS[place])
     assert "created (server dry run)" in output
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("place", [p for p in MANIFESTS if p.startswith("docs/operate/networks")])
+def test_workers_with_special_hardware_are_accepted_as_pods(server: Server, place: str):
+    spec = yaml.safe_load(MANIFESTS[place])["spec"]
+    job = replace(worlds.committed(workers=spec["workers"]), namespace="default")
+    (pod,) = worker_pods(job, 0, [0])
+    (own,) = spec["workers"]["template"]["spec"]["containers"]
+    pods = "/api/v1/namespaces/default/pods?dryRun=All&fieldValidation=Strict"
+    code, stored = server.request("POST", pods, pod)
+    assert code == 201, stored
+    (found,) = (c for c in stored["spec"]["containers"] if c["name"] == "trainer")
+    assert (
+        found["resources"]["limits"].items()
+        >= {name: str(value) for name, value in own["resources"]["limits"].items()}.items()
+    )
+    assert found["securityContext"]["capabilities"]["drop"] == ["ALL"]
+    given = {entry["name"]: entry.get("value") for entry in found["env"]}
+    assert given.items() >= {entry["name"]: entry["value"] for entry in own.get("env", [])}.items()
 
 
 @pytest.mark.cluster
