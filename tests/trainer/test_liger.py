@@ -94,6 +94,7 @@ def test_plain_operations_are_those_of_transformers():
     assert torch.equal(mlp.down_proj(liger.plain_swiglu(gate, up)), mlp(hidden))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("liger_kernel") is None, reason="liger-kernel is not installed"
 )

@@ -53,6 +53,7 @@ WANTED = {
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WANTED)
 def test_each_way_to_misbehave_is_found(spoiled: dict[str, str | None], name: str):
     wanted, found = WANTED[name], spoiled[name]
@@ -61,12 +62,14 @@ def test_each_way_to_misbehave_is_found(spoiled: dict[str, str | None], name: st
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_without_any_comparison_no_kernel_is_used():
     found = results("unusable")
     assert found == {EVERYTHING: "its process ended with exit code 1"}
     assert Kernels.passed(found).used == frozenset()
 
 
+@pytest.mark.slow
 def test_attention_that_leaks_across_documents_is_replaced_by_the_plain_one(
     spoiled: dict[str, str | None], tiny_model: Path
 ):
@@ -124,6 +127,7 @@ def test_all_ranks_use_what_every_one_of_them_can_use():
     assert found.problems == {ATTENTION: "worker 1, device 1: it was wrong"}
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_two_ranks_choose_alike_and_name_the_device():
     environment = os.environ | {

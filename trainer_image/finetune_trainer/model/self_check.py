@@ -164,6 +164,8 @@ def main() -> None:
     """Run the checks that are not done yet, and write a line before and after each of them."""
     request, done = Request(**json.loads(sys.argv[1])), json.loads(sys.argv[2])
     device = torch.device(request.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton launches kernels on the current device
     failed = {name for name, problem in done.items() if problem}
     module, _, function = request.registry.partition(":")
     registry = getattr(importlib.import_module(module), function)
