@@ -101,7 +101,7 @@ def measure_steps(
 ) -> None:
     """Take the steps, of which those of the warm-up do not count."""
     state, losses, tokens, needed = RunState(), [], 0, 0.0
-    used = Utilisation.known(model.model.config, rows, ranks.world, ranks.device, bf16=True)
+    used = Utilisation.known(model.model, rows, ranks.world, ranks.device, bf16=True)
     began = 0.0
     for step in range(settings["steps"]):
         if step == settings["warmUp"]:

@@ -45,7 +45,7 @@ def test_a_token_needs_six_flops_per_weight(rows, kind):
         if isinstance(module, torch.nn.Linear)
     }
     head = linear.pop("lm_head")
-    utilisation = Utilisation(config, rows, devices=1, peak=PEAK)
+    utilisation = Utilisation(model, rows, devices=1, peak=PEAK)
     assert utilisation.needed([], 1, 0) == 6 * sum(linear.values())
     assert utilisation.needed([], 0, 1) == 6 * head
 
@@ -53,17 +53,53 @@ def test_a_token_needs_six_flops_per_weight(rows, kind):
 def test_attention_counts_pairs_within_documents_only(rows):
     import transformers
 
-    utilisation = Utilisation(transformers.LlamaConfig(**SHAPE), rows, devices=1, peak=PEAK)
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE))
+    utilisation = Utilisation(model, rows, devices=1, peak=PEAK)
     pairs = 3 * 3 + 5 * 5 + 8 * 8
     # Half of them (causal), two products of 2 FLOPs per element, three passes, heads, layers.
     assert utilisation.needed([0, 1], 0, 0) == pairs / 2 * 2 * 2 * 3 * HEADS * SIZE * LAYERS
     assert utilisation.needed([1], 0, 0) == 64 / 2 * 2 * 2 * 3 * HEADS * SIZE * LAYERS
 
 
+def test_attention_with_a_window_counts_pairs_in_the_window_only(rows):
+    import transformers
+
+    shape = SHAPE | {"head_dim": SIZE, "sliding_window": 4, "num_hidden_layers": 6}
+    with torch.device("meta"):  # five layers with a window, one without
+        model = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**shape))
+    utilisation = Utilisation(model, rows, devices=1, peak=PEAK)
+    full, windowed = 8 * 8, 2 * 8 * 4 - 4 * 4
+    assert utilisation.needed([1], 0, 0) == 6 * HEADS * SIZE * (full + 5 * windowed)
+
+
+def test_a_token_counts_the_experts_that_it_is_sent_to(rows):
+    import transformers
+
+    sizes = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    with torch.device("meta"):
+        model = transformers.Qwen3MoeForCausalLM(
+            transformers.Qwen3MoeConfig(**SHAPE, head_dim=SIZE, **sizes)
+        )
+    utilisation = Utilisation(model, rows, devices=1, peak=PEAK)
+    attention = 64 * (2 * HEADS * SIZE + 2 * 2 * SIZE)
+    assert utilisation.needed([], 1, 0) == 6 * LAYERS * (attention + 64 * 8 + 2 * 3 * 64 * 32)
+
+
+def test_heads_may_have_two_sizes(rows):
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(num_hidden_layers=6))
+    assert Utilisation(model, rows, devices=1, peak=PEAK).needed([1], 8, 8) > 0
+
+
 def test_utilisation_is_a_share_of_all_devices(rows):
     import transformers
 
-    utilisation = Utilisation(transformers.LlamaConfig(**SHAPE), rows, devices=4, peak=PEAK)
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE))
+    utilisation = Utilisation(model, rows, devices=4, peak=PEAK)
     assert utilisation.share(4 * PEAK, 2.0) == 0.5
 
 

@@ -14,6 +14,7 @@ from finetune_api.run import RunConfig
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.data.tokenize_block import Recipe
 from finetune_trainer.export import load_back
+from finetune_trainer.model import kernels
 from finetune_trainer.model.stored_layout import stored_layout
 from finetune_trainer.prepare import preparation, rehearsal, side_files
 from finetune_trainer.prepare.rehearsal import shrunk
@@ -262,6 +263,9 @@ def test_a_tiny_model_of_every_supported_family_can_be_built() -> None:
             with torch.device("meta"):
                 made = AutoModelForCausalLM.from_config(small)
             assert stored_layout(made).tensors, family.models
+            with torch.device("meta"):  # the self-check on devices makes a tiny model as well
+                assert AutoModelForCausalLM.from_config(kernels._one_layer(full))
+            assert kernels._heads(full)[0] == full.num_attention_heads
 
 
 @pytest.mark.parametrize("family", FAMILIES)

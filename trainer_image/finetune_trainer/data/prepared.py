@@ -87,10 +87,18 @@ class Rows:
         """Return the number of documents of a row."""
         return int(self._index[row + 1, 1] - self._index[row, 1])
 
-    def squared_lengths(self, rows: list[int]) -> int:
-        """Return the sum of the squared lengths of documents, which attention costs depend on."""
+    def squared_lengths(self, rows: list[int], window: int | None = None) -> int:
+        """Return twice the number of pairs of tokens in causal attention within documents.
+
+        Without a window, that is the sum of their squared lengths.
+        """
         parts = (self._segments[self._index[row, 1] : self._index[row + 1, 1]] for row in rows)
-        return sum(int((part.astype(np.int64) ** 2).sum()) for part in parts)
+        total = 0
+        for part in parts:
+            lengths = part.astype(np.int64)
+            seen = lengths if window is None else np.minimum(lengths, window)
+            total += int((seen * (2 * lengths - seen)).sum())
+        return total
 
     def __getitem__(self, row: int) -> Row:
         (token, segment), (token_end, segment_end) = self._index[row], self._index[row + 1]

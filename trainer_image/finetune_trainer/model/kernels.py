@@ -21,6 +21,7 @@ from finetune_trainer.model.head import (
 )
 from finetune_trainer.model.language_model import Batch, LanguageModel
 from finetune_trainer.model.self_check import EVERYTHING, Check, Function
+from finetune_trainer.model.small_copy import head_size, keep_first_layers
 
 REGISTRY = f"{__name__}:checks"
 ATTENTION, HEAD, ADAMW, LAYER = "attention", "loss head", "AdamW", "layer"
@@ -243,18 +244,17 @@ def _model(config: Any, dtype: torch.dtype, device: torch.device) -> LanguageMod
 
 def _heads(config: Any) -> tuple[int, int, int]:
     """Return the number of heads, of those of keys and values, and the size of one."""
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return heads, getattr(config, "num_key_value_heads", None) or heads, size
+    heads, shared = config.num_attention_heads, config.to_dict().get("num_key_value_heads")
+    return heads, shared or heads, head_size(config)
 
 
 def _one_layer(config: Any) -> Any:
     """Return the configuration with its first layer, and with a small vocabulary and window."""
     values = config.to_dict()
-    for key, value in values.items():
-        if isinstance(value, list) and len(value) == config.num_hidden_layers:
-            values[key] = value[:1]
-    values |= {"num_hidden_layers": 1, "vocab_size": min(config.vocab_size, 1024)}
+    keep_first_layers(values, config.num_hidden_layers, 1)
+    for key in ("vocab_size", "vocab_size_per_layer_input"):
+        if key in values:
+            values[key] = min(values[key], 1024)
     values |= {key: None for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if values.get("sliding_window"):
         values["sliding_window"] = min(values["sliding_window"], _WINDOW)

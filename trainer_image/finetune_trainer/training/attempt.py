@@ -202,7 +202,7 @@ def build_loop(
     sequence = prepared.sequence(folder, config.dataset.train, config.training.seed)
     evaluator = Evaluator(engine, Rows(folder, "validation"), plan, ranks, storage, report)
     utilisation = Utilisation.known(
-        engine.model.model.config,
+        engine.model.model,
         rows,
         ranks.world,
         ranks.device,

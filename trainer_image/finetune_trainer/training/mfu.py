@@ -2,10 +2,14 @@
 
 Definition: PaLM, appendix B. Forward and backward passes need 6 FLOPs for each weight of a layer
 and each token, 6 for each weight of the head and each trained token, and causal attention within
-each document. What activation checkpointing recomputes does not count, so it lowers the MFU.
+each document and window. Only the experts that a token is sent to count. What activation
+checkpointing recomputes does not count, so it lowers the MFU.
 """
 
+import math
 import re
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,33 +39,61 @@ def peak(device_name: str) -> float | None:
 class Utilisation:
     """Computes the utilisation for one model on devices of one kind."""
 
-    def __init__(self, shape: Any, rows: Rows, devices: int, peak: float) -> None:
-        """Take the `shape` of a model from its transformers configuration."""
+    def __init__(self, model: Any, rows: Rows, devices: int, peak: float) -> None:
+        """Take the sizes of a model of transformers."""
         self._rows, self._peak = rows, devices * peak
-        heads, hidden = shape.num_attention_heads, shape.hidden_size
-        size = getattr(shape, "head_dim", None) or hidden // heads
-        own, shared = heads * size, shape.num_key_value_heads * size
-        layer = hidden * (2 * own + 2 * shared) + 3 * hidden * shape.intermediate_size
-        self._token: float = 6.0 * shape.num_hidden_layers * layer
-        self._trained: float = 6.0 * shape.vocab_size * hidden
+        self._token = 6.0 * sum(_weights_of_a_token(model))
+        self._trained = 6.0 * math.prod(_shape(model.lm_head.weight))
         # Two products of 2 FLOPs per element, three times with the backward pass, are 12 FLOPs for
         # a pair of tokens. Causal attention has half as many pairs as tokens squared.
-        self._square: float = 6.0 * shape.num_hidden_layers * own
+        self._attention = {window: 6.0 * size for window, size in _attention_sizes(model).items()}
 
     @classmethod
     def known(
-        cls, shape: Any, rows: Rows, devices: int, device: torch.device, *, bf16: bool
+        cls, model: Any, rows: Rows, devices: int, device: torch.device, *, bf16: bool
     ) -> "Utilisation | None":
         """Return None if the peak of the device is not known for this precision."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         per_device = peak(name)
-        return cls(shape, rows, devices, per_device) if bf16 and per_device else None
+        return cls(model, rows, devices, per_device) if bf16 and per_device else None
 
     def needed(self, rows: list[int], tokens: int, trained: int) -> float:
         """Return the FLOPs of one step over these rows, on all devices together."""
-        squares = self._rows.squared_lengths(rows)
-        return self._token * tokens + self._trained * trained + self._square * squares
+        attention = sum(
+            size * self._rows.squared_lengths(rows, window)
+            for window, size in self._attention.items()
+        )
+        return self._token * tokens + self._trained * trained + attention
 
     def share(self, flops: float, seconds: float) -> float:
         """Return the utilisation, 0 to 1, of all devices over a time."""
         return flops / (seconds * self._peak)
+
+
+def _weights_of_a_token(model: Any) -> Iterator[float]:
+    """Yield the number of weights of each matrix of the layers that a token is multiplied with."""
+    config = model.config
+    chosen = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None)
+    for name, module in model.model.layers.named_modules():
+        experts = getattr(module, "num_experts", None) if name.endswith("experts") else None
+        share = chosen / experts if chosen and experts else 1.0
+        for key, parameter in module.named_parameters(recurse=False):
+            shape = _shape(parameter)
+            if len(shape) > 1 and not key.endswith("bias"):
+                yield share * math.prod(shape)
+
+
+def _attention_sizes(model: Any) -> Counter[int | None]:
+    """Return the elements of all heads of all layers, by the window of the layers."""
+    sizes: Counter[int | None] = Counter()
+    everywhere = getattr(model.config, "sliding_window", None)
+    for name, module in model.model.layers.named_modules():
+        output = getattr(module, "o_proj", None) or getattr(module, "dense", None)
+        if name.endswith("attn") and output is not None:
+            sizes[getattr(module, "sliding_window", everywhere)] += output.in_features
+    return sizes
+
+
+def _shape(parameter: Any) -> tuple[int, ...]:
+    """Return the shape of a parameter, also if ZeRO-3 has partitioned it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
