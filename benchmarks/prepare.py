@@ -137,7 +137,7 @@ def _measure(claim: Path, path: Path, processes: int, megabytes: int) -> dict[st
     )
     peak = largest = 0
     while process.poll() is None:
-        sizes = [_pss(pid) for pid in process_tree(process.pid)]
+        sizes = [pss(pid) for pid in process_tree(process.pid)]
         peak, largest = max(peak, sum(sizes)), max(largest, *sizes)
         time.sleep(_INTERVAL)
     if process.returncode:
@@ -158,7 +158,7 @@ def process_tree(pid: int) -> Iterator[int]:
         yield from process_tree(int(child))
 
 
-def _pss(pid: int) -> int:
+def pss(pid: int) -> int:
     """Return the proportional set size in bytes: shared pages are divided by their users."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()

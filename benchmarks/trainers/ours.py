@@ -17,21 +17,9 @@ _STEP = re.compile(r"^(\S+ \S+) \[rank 0\] step (\d+) of", re.MULTILINE)
 
 def run(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
     """Train and kill the processes after the last step; the final save and export do not count."""
-    config = work.config.replace(role="worker", attempt=1, plan=plan(options))
-    step_file = RunPaths.of(config).log(1)
-    env = {
-        "FINETUNE_RUN": config.to_json(),
-        "FINETUNE_POD_IP": ADDRESS,
-        "FINETUNE_TERMINATION_LOG": str(out / "ours.end"),
-        "OMP_NUM_THREADS": str(options.threads),
-        "PET_NNODES": "1",
-        "PET_NODE_RANK": "0",
-        "PET_NPROC_PER_NODE": str(options.world),
-        "PET_MASTER_ADDR": ADDRESS,
-        "PET_MASTER_PORT": "29500",
-    }
+    step_file = RunPaths.of(work.config.replace(attempt=1)).log(1)
     with Gang(out, "ours") as gang:
-        gang.start([sys.executable, "-m", "finetune_trainer"], env, cuda=options.cuda)
+        start(gang, options, work, out)
         gang.follow(step_file, options.steps)
     logged_lines = read(step_file)
     steps = [
@@ -57,6 +45,23 @@ def run(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
         device_peak=gang.device_peak,
         others=gang.others,
     )
+
+
+def start(gang: Gang, options: argparse.Namespace, work: Workload, out: Path) -> None:
+    """Start a supervisor, which trains, saves and exports."""
+    config = work.config.replace(role="worker", attempt=1, plan=plan(options))
+    env = {
+        "FINETUNE_RUN": config.to_json(),
+        "FINETUNE_POD_IP": ADDRESS,
+        "FINETUNE_TERMINATION_LOG": str(out / "ours.end"),
+        "OMP_NUM_THREADS": str(options.threads),
+        "PET_NNODES": "1",
+        "PET_NODE_RANK": "0",
+        "PET_NPROC_PER_NODE": str(options.world),
+        "PET_MASTER_ADDR": ADDRESS,
+        "PET_MASTER_PORT": "29500",
+    }
+    gang.start([sys.executable, "-m", "finetune_trainer"], env, cuda=options.cuda)
 
 
 def _step(work: Workload, rows: list[int], seconds: float) -> Step:
