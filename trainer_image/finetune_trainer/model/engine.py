@@ -18,6 +18,8 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import Plan
 from finetune_api.spec import Training
 from finetune_trainer.common.errors import TrainerError
+from finetune_trainer.model import buckets
+from finetune_trainer.model.chunked_adamw import ChunkedAdamW
 from finetune_trainer.model.compact_adamw import CompactAdamW
 from finetune_trainer.model.fast_imports import load_deepspeed
 from finetune_trainer.model.kernels import ADAMW, Kernels
@@ -26,7 +28,6 @@ from finetune_trainer.model.ranks import Ranks
 from finetune_trainer.model.router_loss import router_loss
 
 _MOMENTS = {"FP32": torch.float32, "BF16": torch.bfloat16}
-_BUCKET = 200_000_000  # elements; Hugging Face's "auto" makes tiny collectives
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
@@ -50,13 +51,13 @@ class Engine:
         self.model, self.kernels = model, kernels
         self.moment_dtype = _MOMENTS[training.optimizer.moment_precision]
         self.stage = plan.zero_stage
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=configuration(training, plan)
-        )
+        config = configuration(training, plan, buckets.parameters_of(model))
+        self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self.optimizer: Any = self.deepspeed.optimizer
         if self.stage < 3 and training.precision == "FP32":
             # Off by default in fp32. One gradient that is not finite would destroy the weights.
             self.optimizer.check_grad_overflow = True
+            _share_weights(self.optimizer)
         self.deepspeed.train()
         _assert_fp32_master(self.optimizer, self.stage)
 
@@ -94,8 +95,8 @@ class Engine:
             self.deepspeed.train()
 
 
-def configuration(training: Training, plan: Plan) -> dict[str, Any]:
-    """Return DeepSpeed's configuration (pure)."""
+def configuration(training: Training, plan: Plan, parameters: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a model of so many parameters (pure)."""
     bf16 = training.precision == "BF16"
     return {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
@@ -110,8 +111,7 @@ def configuration(training: Training, plan: Plan) -> dict[str, Any]:
             "overlap_comm": False,
             # With it, the addresses of fragments are silently wrong; see checkpoint/fragments.py.
             "round_robin_gradients": False,
-            "reduce_bucket_size": _BUCKET,
-            "allgather_bucket_size": _BUCKET,
+            **buckets.sizes(parameters),
             **_offload(plan),
         },
         "zero_allow_untested_optimizer": True,
@@ -142,9 +142,11 @@ def _optimizer(
         return CompactAdamW(
             groups, lr=plan.learning_rate, betas=betas, eps=options.epsilon, seed=training.seed
         )
+    if not torch.cuda.is_available():
+        # Not the fused variant: its results depend on how a ZeRO stage slices the weights.
+        return ChunkedAdamW(groups, lr=plan.learning_rate, betas=betas, eps=options.epsilon)
     # For master weights on the host, the fused variant is as fast as DeepSpeed's own, and it needs
-    # no compiler (docs/design/adr/0018). Without a GPU the plain variant is used, because its
-    # results do not depend on how a ZeRO stage slices the weights.
+    # no compiler (docs/design/adr/0018).
     return torch.optim.AdamW(
         groups, lr=plan.learning_rate, betas=betas, eps=options.epsilon, fused=fused or None
     )
@@ -166,6 +168,25 @@ def _groups(model: LanguageModel, decay: float) -> list[dict[str, Any]]:
         {"params": matrices, "weight_decay": decay},
         {"params": others, "weight_decay": 0.0},
     ]
+
+
+def _share_weights(optimizer: Any) -> None:
+    """Let fp32 master weights be this rank's part of the weights that it computes with (ZeRO 1, 2).
+
+    DeepSpeed makes a copy, which the steps then keep equal to the original.
+    """
+    masters = optimizer.single_partition_of_fp32_groups
+    parts = optimizer.parallel_partitioned_bit16_groups
+    for group, master, parts_of_ranks in zip(optimizer.bit16_groups, masters, parts, strict=True):
+        part = parts_of_ranks[dist.get_rank()]
+        if part.device != master.device:
+            continue  # the master weights are offloaded
+        master.data = part.data
+        for parameter in group:
+            mapping = parameter._hp_mapping  # has a view of the copy
+            if mapping is not None:
+                address = mapping.hp_fragment_address
+                mapping.hp_fragment = part.data.narrow(0, address.start, address.numel)
 
 
 def _assert_fp32_master(optimizer: Any, stage: int) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from finetune_trainer.checkpoint.checkpointer import Checkpointer
 from finetune_trainer.checkpoint.write import Position
-from finetune_trainer.common import garbage_collection
+from finetune_trainer.common import garbage_collection, heap
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.training.consensus import Consensus
 from finetune_trainer.training.divergence import Divergence
@@ -64,6 +64,7 @@ class Loop:
             return False
         self._telemetry.stage("Training")
         garbage_collection.freeze()
+        heap.trim()  # the weights as they were loaded
         self._telemetry.resume_timing()
         while not self._is_complete():
             self._step()
