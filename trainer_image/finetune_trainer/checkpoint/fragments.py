@@ -27,6 +27,7 @@ KINDS = ("master", "exp_avg", "exp_avg_sq")
 _log = logging.getLogger(__name__)
 _ALIGN = 16  # bytes
 _USABLE = 0.9  # of the available memory; the writer and the page cache need the rest
+_USABLE_WITHOUT_GPUS = 0.25  # gradients, activations and other pods of the host need more
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ class Snapshot:
         self.size = sum(_aligned(tensor.nbytes) for tensor in live(engine).values())
         """Bytes of one copy."""
         needed, available = self.size * ranks.local_world, machine.available_memory()
-        self.is_copy = needed <= _USABLE * available
+        usable = _USABLE if ranks.device.type == "cuda" else _USABLE_WITHOUT_GPUS
+        self.is_copy = needed <= usable * available
         """Whether the tensors that `take` returns stay unchanged during the next steps."""
         if not self.is_copy:
             _log.warning(
