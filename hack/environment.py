@@ -67,7 +67,7 @@ def refusal(shared: Path, *, for_demo: bool) -> str | None:
     """Return what this machine lacks, before gigabytes are downloaded; None if nothing."""
     from finetune_local import build
     from finetune_local.demo import inputs
-    from finetune_local.machine import GB, Need, cluster_needs, no_namespaces, no_room
+    from finetune_local.machine import GB, Need, cluster_needs, no_memory, no_namespaces, no_room
 
     needs = build.needs()
     if not (shared / ".complete").exists():
@@ -77,7 +77,10 @@ def refusal(shared: Path, *, for_demo: bool) -> str | None:
         ]
     if for_demo:
         needs += [*cluster_needs(), *inputs.needs()]
-    return no_namespaces() or no_room(needs)
+    refused = no_namespaces() or no_room(needs)
+    if refused is None and for_demo:
+        refused = no_memory("the demo", inputs.MEMORY)
+    return refused
 
 
 def dependencies(project: dict) -> list[str]:

@@ -78,6 +78,22 @@ def no_room(needs: Iterable[Need]) -> str | None:
     return None
 
 
+def no_memory(what: str, size: int, meminfo: Path = Path("/proc/meminfo")) -> str | None:
+    """Return how much memory is missing for `size` bytes, or None if they fit.
+
+    Free swap counts: what other programs do not use meanwhile can move there.
+    """
+    lines = (line.split() for line in meminfo.read_text().splitlines())
+    found = {fields[0].rstrip(":"): int(fields[1]) * 1024 for fields in lines}
+    memory, swap = found["MemAvailable"], found["SwapFree"]
+    if memory + swap >= size:
+        return None
+    return (
+        f"{memory / GB:.1f} GB of memory and {swap / GB:.1f} GB of swap are available, "
+        f"{what} needs {size / GB:.1f} GB. End other programs, or add swap"
+    )
+
+
 def _existing(folder: Path) -> Path:
     """Return the folder or its nearest existing parent, which is on the same file system."""
     while not folder.exists():

@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 
-from finetune_local.machine import GB, Need, no_namespaces, no_room
+from finetune_local.machine import GB, Need, no_memory, no_namespaces, no_room
 from tests.namespace import run_where, small_disk
 
 
@@ -25,6 +25,18 @@ def test_needs_on_one_file_system_add_up(tmp_path):
     assert message is not None
     assert "GB of disk are free" in message
     assert f"one {half / GB:.1f} GB in {tmp_path}; two" in message
+
+
+@pytest.mark.parametrize(("available", "swap", "fits"), [(8, 0, True), (5, 2, True), (5, 0, False)])
+def test_memory_and_swap_must_hold_what_is_needed(available, swap, fits, tmp_path):
+    meminfo = tmp_path / "meminfo"
+    lines = {"MemTotal": 8, "MemAvailable": available, "SwapFree": swap}
+    meminfo.write_text("".join(f"{k}: {v * GB // 1024} kB\n" for k, v in lines.items()))
+    message = no_memory("the demo", 6 * GB, meminfo)
+    assert (message is None) == fits
+    if message:
+        assert "5.0 GB of memory and 0.0 GB of swap are available" in message
+        assert "the demo needs 6.0 GB" in message
 
 
 @pytest.mark.slow

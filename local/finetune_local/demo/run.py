@@ -15,7 +15,7 @@ from finetune_local.cluster import Cluster, ClusterError, check_machine
 from finetune_local.demo import background, inputs, result
 from finetune_local.demo.inputs import OUT, WORKSPACE
 from finetune_local.demo.output import DemoError, Output
-from finetune_local.machine import cluster_needs, no_room
+from finetune_local.machine import cluster_needs, no_memory, no_room
 
 NAME = f"demo-{name_of_this_checkout()}"  # other checkouts have demos of their own
 JOB = "smollm2-chat"
@@ -75,7 +75,8 @@ def run(*, keep: bool) -> int:
 def _check_machine(output: Output) -> None:
     output.heading("Machine")
     check_machine()
-    if refused := no_room([*cluster_needs(), *inputs.needs()]):
+    needs = [*cluster_needs(), *inputs.needs()]
+    if refused := no_room(needs) or no_memory("the demo", inputs.MEMORY):
         raise DemoError(refused)
     output.line(f"{os.cpu_count()} cores, control plane {binaries()}")
 
