@@ -15,7 +15,11 @@ from benchmarks.trainers.workload import LEARNING_RATE, Workload
 from finetune_local.ports import free_port
 
 # What our supervisor sets on CPU, so that large tensors are not repeatedly mapped and unmapped.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+_MALLOC = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_ARENA_MAX": "1",
+}
 _LOGGED = 10  # steps
 
 
