@@ -49,7 +49,10 @@ def run(options: argparse.Namespace, work: Workload, out: Path) -> Measured:
 
 def start(gang: Gang, options: argparse.Namespace, work: Workload, out: Path) -> None:
     """Start a supervisor, which trains, saves and exports."""
-    config = work.config.replace(role="worker", attempt=1, plan=plan(options))
+    weights = sum(file.stat().st_size for file in work.model.glob("*.safetensors"))
+    # Stored in bf16; a checkpoint has 12 bytes per parameter.
+    planned = plan(options).replace(checkpoint_bytes=6 * weights)
+    config = work.config.replace(role="worker", attempt=1, plan=planned)
     env = {
         "FINETUNE_RUN": config.to_json(),
         "FINETUNE_POD_IP": ADDRESS,

@@ -8,15 +8,12 @@ from typing import Any
 
 import torch
 
-_SHARE = 16  # buckets in a model; more save little memory and cost latency
-_SMALLEST = 1 << 20  # elements; Hugging Face's "auto" makes tiny collectives
-_LARGEST = 200_000_000  # elements; larger collectives are not faster
+from finetune_api.memory import bucket_elements
 
 
 def sizes(parameters: int) -> dict[str, int]:
     """Return the sizes of buckets in DeepSpeed's `zero_optimization`, for a model's parameters."""
-    # ZeRO-1 and 2 need an even number.
-    size = min(max(parameters // _SHARE, _SMALLEST), _LARGEST) // 2 * 2
+    size = bucket_elements(parameters)
     return {
         "reduce_bucket_size": size,
         "allgather_bucket_size": size,

@@ -27,6 +27,7 @@ from finetune_trainer.common.waiting import Lookup, Notify, Waiting, family_of
 
 _PR_SET_PDEATHSIG = 1
 _STDERR_KEPT = 65536  # bytes
+_AMPLE = 16  # times the states: training needs up to 5 times as much, and pods may share a host
 _libc = ctypes.CDLL(None)
 
 
@@ -185,15 +186,21 @@ def environment_of_rank(gang: Gang, local_rank: int, master_address: str) -> dic
         "TRITON_CACHE_DIR": "/tmp/triton",
         "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
     }
-    if not machine.has_gpus():
-        # Without this, malloc maps and unmaps every large tensor on CPU, and page faults take a
-        # quarter of the time. One arena for all threads leaves fewer gaps in memory.
-        variables |= {
-            "MALLOC_MMAP_MAX_": "0",
-            "MALLOC_TRIM_THRESHOLD_": str(2**40),
-            "MALLOC_ARENA_MAX": "1",
-        }
     return variables | network_variables(master_address)
+
+
+def malloc_variables(states: int, available: int) -> dict[str, str]:
+    """Return how malloc provides large tensors on CPU.
+
+    `states` are the bytes of the master weights and moments of the container's ranks. By default,
+    malloc maps and unmaps every large tensor, and page faults take a quarter of the time. In its
+    heap, gaps between tensors take much memory. Where little is available, tensors of 32 MiB and
+    more are mapped nevertheless.
+    """
+    variables = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
+    if available >= _AMPLE * states:
+        return variables | {"MALLOC_MMAP_MAX_": "0"}
+    return variables | {"MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 
 def network_variables(master_address: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from finetune_api.names import REPORT_PORT, with_port
 from finetune_api.progress import Output
 from finetune_api.run import Outcome, Result, RunConfig
 from finetune_api.storage import AttemptFile, RunFile
-from finetune_trainer.common import environment
+from finetune_trainer.common import environment, machine
 from finetune_trainer.common.environment import Gang
 from finetune_trainer.common.errors import TrainerError
 from finetune_trainer.common.stop_signal import StopSignal
@@ -25,6 +25,7 @@ from finetune_trainer.pod.processes import (
     Child,
     environment_of_child,
     environment_of_rank,
+    malloc_variables,
     thread_variables,
     wait_for_address,
 )
@@ -188,6 +189,10 @@ class _Pod:
 
     def _start_rank(self, gang: Gang, local_rank: int, master_address: str) -> Child:
         variables = environment_of_rank(gang, local_rank, master_address)
+        plan = self._config.plan
+        if plan is not None and not machine.has_gpus():
+            states = plan.checkpoint_bytes * gang.processes // gang.world_size
+            variables |= malloc_variables(states, machine.available_memory())
         rank = int(variables["RANK"])
         module = ["finetune_trainer.rank", str(self._epoch)]
         return self._start(f"rank {rank}", rank, module, variables)
