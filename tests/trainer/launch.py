@@ -165,8 +165,8 @@ def keep_slices() -> None:
     """
     original = engine_module.configuration
 
-    def configuration(training: Training, plan: Plan) -> dict[str, Any]:
-        made = original(training, plan)
+    def configuration(training: Training, plan: Plan, parameters: int) -> dict[str, Any]:
+        made = original(training, plan, parameters)
         made["zero_optimization"] |= {
             "stage3_param_persistence_threshold": PERSISTENT,
             "stage3_max_live_parameters": 0,

@@ -17,7 +17,7 @@ from finetune_api.exit_codes import ExitCode
 from finetune_api.progress import ForwardPass, Plan
 from finetune_api.spec import Training
 from finetune_trainer.common.errors import TrainerError
-from finetune_trainer.model import attention, folder, language_model
+from finetune_trainer.model import attention, buckets, folder, language_model
 from finetune_trainer.model.engine import configuration
 from finetune_trainer.model.fast_imports import load_deepspeed
 from finetune_trainer.model.language_model import LanguageModel
@@ -53,15 +53,15 @@ def load(path: Path, training: Training, plan: Plan, advance: Advance) -> Langua
     dtype = dtype_of(training)
     if plan.zero_stage < 3:
         return language_model.load(path, dtype, plan.forward_pass or "Rows")
-    config = configuration(training, plan)
+    stored = StoredWeights(path)
+    model = _without_values(path, dtype, stored, plan.forward_pass or "Rows")
+    config = configuration(training, plan, buckets.parameters_of(model))
     if keys := unusable_keys(config["zero_optimization"]):
         raise TrainerError(
             ExitCode.BAD_CONFIGURATION,
             f"deepspeed.config: {', '.join(keys)} cannot be used with ZeRO stage 3, because each "
             "rank reads only its own slices of the model; remove them",
         )
-    stored = StoredWeights(path)
-    model = _without_values(path, dtype, stored, plan.forward_pass or "Rows")
     layout = _layout(model, stored, str(path))
     folder.check_weights(layout, stored.tensors, str(path))
     stored.fill(stored_buffers(model.model), layout)
