@@ -48,11 +48,11 @@ def main() -> int:
 
 def _program(pid: int) -> str:
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     except OSError:
         return "ended"
-    modules = [word for word in words if word.startswith("finetune_")]
-    return modules[0] if modules else Path(words[0]).name
+    modules = [part for part in command if part.startswith("finetune_")]
+    return modules[0] if modules else Path(command[0]).name
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def _model(folder: Path, way: str) -> Any:
 
     from finetune_api.progress import Plan
     from finetune_api.spec import Training
-    from finetune_trainer.model import language_model, loading
+    from finetune_trainer.model import buckets, language_model, loading
     from finetune_trainer.model.engine import configuration
     from finetune_trainer.model.fast_imports import load_deepspeed
 
@@ -102,7 +102,7 @@ def _model(folder: Path, way: str) -> Any:
     if way == "sliced":
         return loading.load(folder, training, plan, lambda: None)
     model = language_model.load(folder, torch.bfloat16)
-    config = configuration(training, plan)
+    config = configuration(training, plan, buckets.parameters_of(model))
     deepspeed.zero.Init(module=model, config_dict_or_path=config, dtype=torch.bfloat16)
     return model
 

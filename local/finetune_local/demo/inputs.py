@@ -24,8 +24,9 @@ _CHATS = "chitchat_dataset/dataset.json"
 
 
 MEMORY = 65 * GB // 10
-"""What all processes need together: see docs/design/benchmarks.md. Where more is available, they take
-more and are faster.
+"""What all processes need together: see docs/design/benchmarks.md.
+
+Where more is available, they take more and are faster.
 """
 
 
