@@ -74,5 +74,7 @@ def _has_loss(config: Any) -> bool:
 
     if getattr(config, "router_aux_loss_coef", None) is None:
         return False
+    if getattr(config, "num_local_experts", None) == 0:  # a model of this class without experts
+        return False
     module = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__]
     return hasattr(module, "load_balancing_loss_func")
