@@ -2,6 +2,7 @@
 
 import importlib
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,6 +189,25 @@ def test_what_is_made_of_the_kernels_for_gpus_equals_the_plain_formula(
     )
     window = scores.window
     assert kernels.windows == {(True, -1, 0) if window is None else (False, window - 1, 0)}
+
+
+def test_chunks_begin_anew_in_each_document() -> None:
+    *parts, _ = tensors(4)
+    layer = torch.nn.Module()
+    layer.layer_idx = 1
+    layer.config = SimpleNamespace(
+        layer_types=["full_attention", "chunked_attention"], attention_chunk_size=5
+    )
+    cut = torch.tensor([0, 5, 7, 8, 13, 18, 19, 24, 29, 32], dtype=torch.int32)
+    bounds = torch.tensor(BOUNDS, dtype=torch.int32)
+    found, _ = segments_attention(layer, *parts, None, cu_seq_lens_q=bounds, max_length_q=13)
+    other, _ = segments_attention(
+        torch.nn.Module(), *parts, None, cu_seq_lens_q=cut, max_length_q=5
+    )
+    assert torch.equal(found, other)
+    layer.layer_idx = 0
+    whole, _ = segments_attention(layer, *parts, None, cu_seq_lens_q=bounds, max_length_q=13)
+    assert not torch.equal(whole, other)
 
 
 def test_dropout_is_refused() -> None:

@@ -11,6 +11,7 @@ plain torch (document_attention.py): CPUs, fp32, and what those kernels do not h
 """
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def register() -> None:
 
 
 def segments_attention(
-    _module: torch.nn.Module,
+    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -63,12 +64,32 @@ def segments_attention(
         raise ValueError("packed rows need the lengths of their documents and no attention mask")
     if dropout:
         raise ValueError(f"attention with dropout ({dropout}) is not supported")
+    chunk = _chunk(module)
+    if chunk is not None and chunk < max_length_q:
+        cu_seq_lens_q, max_length_q = _cut(cu_seq_lens_q, chunk), chunk
     if sliding_window is not None and sliding_window >= max_length_q:
         sliding_window = None  # no document is longer
     scores = Scores(scaling or query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
     if fused and flash_attention.computes(query, value, scores):
         return flash_attention.attend(query, key, value, scores, cu_seq_lens_q, max_length_q), None
     return document_attention.attend(query, key, value, scores, cu_seq_lens_q.tolist()), None
+
+
+def _chunk(module: torch.nn.Module) -> int | None:
+    """Return the size of the chunks to which a layer of Llama 4 limits its attention, or None."""
+    kinds = getattr(getattr(module, "config", None), "layer_types", None)
+    if not kinds or kinds[module.layer_idx] != "chunked_attention":
+        return None
+    size: int = module.config.attention_chunk_size  # type: ignore[union-attr, assignment]
+    return size
+
+
+def _cut(bounds: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the bounds of consecutive chunks, which begin anew in each document."""
+    cut = [0]
+    for begin, end in pairwise(bounds.tolist()):
+        cut += [*range(begin + size, end, size), end]
+    return torch.tensor(cut, dtype=bounds.dtype, device=bounds.device)
 
 
 def one_document_attention(
