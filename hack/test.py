@@ -14,7 +14,7 @@ from tests.tools.interpreter import interpreter
 from finetune_local.build import BuildError
 
 TREE = Path(__file__).resolve().parent.parent
-_PARALLEL = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+_PARALLEL = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def main() -> int:
