@@ -15,7 +15,8 @@ Configured = Callable[..., RunConfig]
 
 
 def agreed(**changes: object) -> Agreed:
-    values = {"loss": 1.0, "stop": False, "save": False, "finished": 0, "failed": 0}
+    values = {"loss": 1.0, "router_loss": 0.0, "stop": False, "save": False}
+    values |= {"finished": 0, "failed": 0}
     return Agreed(**(values | changes))  # type: ignore[arg-type]
 
 
