@@ -7,20 +7,21 @@ import tempfile
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent
-TRAINER = "tests/trainer"
+# Without a control plane. The suites take equally long with the others.
+ALONE = ["tests/trainer", "tests/docs"]
 _PYTEST = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
 
 
 def main(*options: str) -> int:
     """Run both with additional options for pytest.
 
-    The output of the trainer's tests is printed when the other process has ended.
+    The output of the tests without a control plane is printed when the other process has ended.
     """
     with tempfile.TemporaryFile("w+") as output:
-        trainer = [*_PYTEST, TRAINER, *options]
-        others = [*_PYTEST, "tests", f"--ignore={TRAINER}", *options]
+        alone = [*_PYTEST, *ALONE, *options]
+        others = [*_PYTEST, "tests", *(f"--ignore={suite}" for suite in ALONE), *options]
         running = [
-            subprocess.Popen(trainer, cwd=TREE, stdout=output, stderr=output),
+            subprocess.Popen(alone, cwd=TREE, stdout=output, stderr=output),
             subprocess.Popen(others, cwd=TREE),
         ]
 
@@ -34,7 +35,7 @@ def main(*options: str) -> int:
         for process in reversed(running):
             process.wait()
         output.seek(0)
-        print(f"{TRAINER}:", output.read(), sep="\n", end="", flush=True)
+        print(f"{', '.join(ALONE)}:", output.read(), sep="\n", end="", flush=True)
     return max(abs(process.returncode) for process in running)
 
 

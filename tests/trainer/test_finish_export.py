@@ -25,6 +25,8 @@ from tests.trainer.exports import Configure, edit
 from tests.trainer.gang import make_plan
 from tests.trainer.silent import SilentReporter
 
+pytestmark = pytest.mark.slow  # a preparation for each case
+
 Change = Callable[[Path], object]
 
 

@@ -18,6 +18,8 @@ from finetune_trainer.run_dir import fence, ownership, records
 from finetune_trainer.run_dir.paths import RunPaths
 from tests.trainer.silent import SilentReporter
 
+pytestmark = pytest.mark.slow  # a preparation for each case
+
 Configure = Callable[..., RunConfig]
 STORAGE = "pvc://w/runs/a"
 OTHER = "pvc://w/runs/a belongs to another run (job default/job, uid uid-1)"
