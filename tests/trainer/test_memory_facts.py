@@ -108,6 +108,21 @@ def test_a_token_is_multiplied_only_with_the_experts_that_it_is_routed_to() -> N
     assert facts.layer_parameters > 8 * 3 * 256 * 512
 
 
+def test_experts_are_found_whatever_the_configuration_calls_them() -> None:
+    """Gemma 4 has top_k_experts, where others have num_experts_per_tok."""
+    from transformers import Gemma4TextConfig
+
+    def active(experts: int) -> int:
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+        mixture = {"num_experts": experts, "top_k_experts": 2, "moe_intermediate_size": 64}
+        config = Gemma4TextConfig(enable_moe_block=True, **sizes, **heads, **mixture)
+        return memory_facts.measure(config, TOKENS, torch.bfloat16).active_parameters
+
+    router = 6 * 64  # weights for each expert
+    assert active(16) == active(8) + 8 * router
+
+
 def test_a_model_that_cannot_run_without_values_has_no_facts(caplog) -> None:
     class Broken(LlamaConfig):
         model_type = "broken"

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from finetune_trainer.model.experts import expert_count
+
 
 class ExpertUse:
     """The number of tokens of each expert of each layer since the last look."""
@@ -12,8 +14,7 @@ class ExpertUse:
     def __init__(self, model: torch.nn.Module) -> None:
         self._counts: dict[str, torch.Tensor] = {}
         for name, module in model.named_modules():
-            experts = getattr(module, "num_experts", None)
-            if name.endswith("experts") and isinstance(experts, int):
+            if experts := expert_count(name, module):
                 module.register_forward_pre_hook(_Counter(self._counts, name, experts))
 
     @torch.no_grad()

@@ -15,11 +15,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from finetune_api.memory import ModelFacts
 from finetune_api.spec import Training
 from finetune_trainer.common.errors import one_line
+from finetune_trainer.model.experts import expert_count, weights_of_a_token
 from finetune_trainer.model.fast_imports import model_classes
 from finetune_trainer.model.small_copy import head_size
 
 _ATTENTION = "finetune_measured"
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +52,7 @@ def measure(config: Any, tokens: int, dtype: torch.dtype) -> ModelFacts | None:
         vocabulary=model.get_input_embeddings().weight.shape[0],
         layer_parameters=max(sum(p.numel() for p in layer.parameters()) for layer in layers),
         largest_parameter=max(p.numel() for p in model.parameters()),
-        active_parameters=_active(model),
+        active_parameters=round(sum(weights_of_a_token(model))),
         attention_width=len(layers) * text.num_attention_heads * head_size(text),
         row_tokens=tokens,
         layer_bytes=math.ceil(saved / len(layers)),
@@ -65,7 +65,7 @@ def _build(config: Any, dtype: torch.dtype) -> Any:
 
     AttentionInterface.register(_ATTENTION, _attention)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=_ATTENTION)
-    if _routed_share(model.config.get_text_config()) < 1:
+    if any(expert_count(name, module) for name, module in model.named_modules()):
         # The other implementations loop over experts that were chosen, or copy their weights.
         model.set_experts_implementation("grouped_mm")
     return model
@@ -116,20 +116,3 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     output: torch.Tensor = _SavedByAttention.apply(query, key, value)
     return output, None
-
-
-def _active(model: Any) -> int:
-    """Return the parameters of all layers that a token is multiplied with."""
-    share = _routed_share(model.config.get_text_config())
-    counts = (
-        p.numel() * (share if ".experts." in name else 1)
-        for name, p in model.model.layers.named_parameters()
-        if p.ndim > 1
-    )
-    return round(float(sum(counts)))
-
-
-def _routed_share(config: Any) -> float:
-    """Return the share of the experts of a layer that a token is routed to; 1 without experts."""
-    count = next((n for name in _EXPERTS if (n := getattr(config, name, None))), 0)
-    return float(config.num_experts_per_tok) / count if count else 1.0

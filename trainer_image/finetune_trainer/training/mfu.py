@@ -9,12 +9,12 @@ checkpointing recomputes does not count, so it lowers the MFU.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from finetune_trainer.data.prepared import Rows
+from finetune_trainer.model.experts import shape_of, weights_of_a_token
 
 # Dense bf16 FLOP/s from the vendors' data sheets (halved if they count sparsity), by a pattern for
 # the device name that torch reports. The first match counts. Other devices have no MFU.
@@ -42,8 +42,8 @@ class Utilisation:
     def __init__(self, model: Any, rows: Rows, devices: int, peak: float) -> None:
         """Take the sizes of a model of transformers."""
         self._rows, self._peak = rows, devices * peak
-        self._token = 6.0 * sum(_weights_of_a_token(model))
-        self._trained = 6.0 * math.prod(_shape(model.lm_head.weight))
+        self._token = 6.0 * sum(weights_of_a_token(model))
+        self._trained = 6.0 * math.prod(shape_of(model.lm_head.weight))
         # Two products of 2 FLOPs per element, three times with the backward pass, are 12 FLOPs for
         # a pair of tokens. Causal attention has half as many pairs as tokens squared.
         self._attention = {window: 6.0 * size for window, size in _attention_sizes(model).items()}
@@ -70,19 +70,6 @@ class Utilisation:
         return flops / (seconds * self._peak)
 
 
-def _weights_of_a_token(model: Any) -> Iterator[float]:
-    """Yield the number of weights of each matrix of the layers that a token is multiplied with."""
-    config = model.config
-    chosen = getattr(config, "num_experts_per_tok", None) or getattr(config, "top_k_experts", None)
-    for name, module in model.model.layers.named_modules():
-        experts = getattr(module, "num_experts", None) if name.endswith("experts") else None
-        share = chosen / experts if chosen and experts else 1.0
-        for key, parameter in module.named_parameters(recurse=False):
-            shape = _shape(parameter)
-            if len(shape) > 1 and not key.endswith("bias"):
-                yield share * math.prod(shape)
-
-
 def _attention_sizes(model: Any) -> Counter[int | None]:
     """Return the elements of all heads of all layers, by the window of the layers."""
     sizes: Counter[int | None] = Counter()
@@ -92,8 +79,3 @@ def _attention_sizes(model: Any) -> Counter[int | None]:
         if name.endswith("attn") and output is not None:
             sizes[getattr(module, "sliding_window", everywhere)] += output.in_features
     return sizes
-
-
-def _shape(parameter: Any) -> tuple[int, ...]:
-    """Return the shape of a parameter, also if ZeRO-3 has partitioned it."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
